@@ -1,0 +1,1 @@
+"""Transfer learning on images with Lightning. Start reading at src/run.py; README.md has the map."""

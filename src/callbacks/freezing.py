@@ -1,0 +1,133 @@
+"""What is trained in which epoch, and what stays as it was pretrained.
+
+The trainable blocks are a function of the epoch, nothing else: the schedule is fixed before the first step, nothing about it
+is stored, and a resumed run is in the right phase by itself. A frozen block takes no gradient and runs in eval mode, so
+its BatchNorm statistics stay too; Lightning's BackboneFinetuning lets them move.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Sequence
+
+import lightning as L
+from torch import nn
+
+from src.config import Freeze
+from src.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Phases = dict[int, list[str]]  # epoch -> blocks trained from then on, besides those of earlier phases
+
+
+def schedule(config: Freeze, blocks: Sequence[str], max_epochs: int) -> Phases:
+    """The phases of a config as names of modules of a TransferNetwork: head, backbone.layer4, ...
+
+    blocks: of the backbone, from the input on, as src/models/backbones.blocks lists them. A phase may name head, all,
+    last_8, a block (layer4), a part of one (layer4.1) or a pattern (layer*). Raises UserError for any other name.
+    """
+    if config.phases is not None:
+        words = config.phases
+    else:
+        words = _preset(config, blocks)
+    late = [epoch for epoch in words if epoch >= max_epochs]
+    if late:
+        log.warning(
+            f"Freezing: the phase of epoch {late[0]} is never reached, since trainer.max_epochs={max_epochs}; "
+            "set freeze.unfreeze_epoch or freeze.phases to unfreeze earlier."
+        )
+    return {epoch: [name for word in words[epoch] for name in _resolve(word, blocks)] for epoch in sorted(words)}
+
+
+def _preset(config: Freeze, blocks: Sequence[str]) -> Phases:
+    """head_only; full; last_n: the head, then the last n blocks with it; gradual: those blocks one epoch after another."""
+    last = f"last_{config.last_n}"
+    if config.preset == "head_only":
+        return {0: ["head"]}
+    if config.preset == "full":
+        return {0: ["all"]}
+    if config.preset == "last_n":
+        return {0: ["head", last]} if config.unfreeze_epoch == 0 else {0: ["head"], config.unfreeze_epoch: [last]}
+    assert config.preset == "gradual", config.preset
+    steps = {config.unfreeze_epoch + i: [block] for i, block in enumerate(reversed(blocks[-config.last_n :]))}
+    return {0: ["head"]} | steps | ({0: ["head", *steps[0]]} if 0 in steps else {})
+
+
+def _resolve(word: str, blocks: Sequence[str]) -> list[str]:
+    if word == "head":
+        return ["head"]
+    if word == "all":
+        return ["head", *(f"backbone.{block}" for block in blocks)]
+    if word.startswith("last_") and word[5:].isdigit():
+        return [f"backbone.{block}" for block in blocks[-int(word[5:]) :]]
+    found = fnmatch.filter(blocks, word) or [word] * any(word.startswith(block + ".") for block in blocks)
+    if not found:
+        raise UserError(
+            f"freeze.phases names {word!r}, which is no block of the backbone",
+            why=f"blocks, from the input on: {', '.join(blocks)}; also head, all, last_N, and patterns such as layer*",
+            fix=f"python -m src.train 'freeze.phases={{0:[head],2:[{blocks[-1]}]}}'",
+        )
+    return [f"backbone.{block}" for block in found]
+
+
+def trainable(phases: Phases, epoch: int) -> list[str]:
+    """The modules that learn in an epoch."""
+    return [name for start, names in phases.items() if start <= epoch for name in names]
+
+
+def apply(network: nn.Module, phases: Phases, epoch: int, batchnorm: str) -> bool:
+    """Puts a TransferNetwork into the state of an epoch; returns whether any parameter was frozen or unfrozen.
+
+    Modules that learn are in train mode, the others in eval mode. batchnorm='keep' leaves the BatchNorm layers of the
+    backbone in eval mode even where their weights learn, so that a picture's result does not depend on its batch.
+    """
+    names = trainable(phases, epoch)
+
+    def learns(name: str) -> bool:
+        return any(name == own or name.startswith(own + ".") for own in names)
+
+    changed = False
+    for name, parameter in network.named_parameters():
+        changed |= parameter.requires_grad != learns(name)
+        parameter.requires_grad_(learns(name))
+    for name, layer in network.named_modules():
+        keep = (
+            batchnorm == "keep" and name.startswith("backbone.") and isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        )
+        layer.training = learns(name) and not keep
+    return changed
+
+
+class FreezingSchedule(L.Callback):
+    """Applies the schedule at the start of every epoch, and when training starts in the middle of one.
+
+    momentum: of the backbone's BatchNorm. Weights that were trained for weeks come with 0.01 (TensorFlow's) or less; a
+    fine-tuning of a few hundred steps would end with statistics of neither the old pictures nor the new.
+    """
+
+    def __init__(self, phases: Phases, batchnorm: str, momentum: float = 0.1) -> None:
+        self.phases, self.batchnorm, self.momentum = phases, batchnorm, momentum
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for layer in pl_module.network.backbone.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.momentum = self.momentum
+        apply(pl_module.network, self.phases, trainer.current_epoch, self.batchnorm)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._apply(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._apply(trainer, pl_module)
+
+    def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        changed = apply(pl_module.network, self.phases, trainer.current_epoch, self.batchnorm)
+        if changed and trainer.current_epoch > 0:
+            names = trainable(self.phases, trainer.current_epoch)
+            log.info(f"unfrozen: {_shorten([name.removeprefix('backbone.') for name in names])} learn from here on")
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:3])}, ..., {names[-1]}"

@@ -1,0 +1,94 @@
+"""The self-contained model/: weights as safetensors and model.json with all that is needed to use them. No pickle.
+
+Written at the end of a run, read by evaluate, predict and whoever copied the folder elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from src.errors import ExitCode, UserError
+from src.preprocessing import Preprocessing
+from src.run_dir import sha256, write_atomically, write_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """model.json: what the weights are, how a picture becomes their input, what their outputs mean."""
+
+    architecture: dict[str, Any]
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    task: str
+    background: tuple[int, int, int]
+    max_megapixels: float
+    channels_last: bool
+    metrics: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "preprocessing": self.preprocessing.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelCard:
+        known = {name: values[name] for name in cls.__dataclass_fields__}
+        known["preprocessing"] = Preprocessing.from_dict(known["preprocessing"])
+        known["classes"], known["background"] = tuple(known["classes"]), tuple(known["background"])
+        return cls(**known)
+
+
+def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
+    """Writes model.safetensors, then model.json with its SHA-256: a model.json that exists belongs to whole weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    weights = folder / "model.safetensors"
+    write_atomically(weights, lambda file: file.write(save(tensors)))
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    write_json(
+        folder / "model.json", {"format": FORMAT, **card.to_dict(), "versions": versions, "sha256": sha256(weights)}
+    )
+
+
+def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    """The card and the weights of a model folder. Raises UserError for a folder that is none, or is damaged."""
+    file, weights = folder / "model.json", folder / "model.safetensors"
+    if not (file.is_file() and weights.is_file()):
+        missing = file.name if not file.is_file() else weights.name
+        raise UserError(
+            f"{folder} holds no model: {missing} is missing",
+            where=str(folder.absolute()),
+            why="a run writes its model/ when it ends; one that was interrupted has none yet",
+            fix="ls -d runs/*/model",
+            code=ExitCode.NO_INPUT,
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        card = ModelCard.from_dict(values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(file, f"{type(error).__name__}: {error}") from error
+    if values["format"] != FORMAT:
+        raise _damaged(file, f"it has format {values['format']}, this program reads format {FORMAT}")
+    if sha256(weights) != values["sha256"]:
+        raise _damaged(weights, "its SHA-256 is not the one in model.json")
+    return card, load_file(weights)
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path} is not what was written",
+        where=str(path.absolute()),
+        why=why,
+        fix="copy the folder again from the run that made it",
+        code=ExitCode.DATA,
+    )

@@ -1,0 +1,201 @@
+"""Decodes every picture in full before the first training step, in parallel, and remembers the result between runs.
+
+The data module calls `check_pictures` and decides by its own policy what becomes of the bad ones: it raises what
+`refuse_bad_pictures` returns, or leaves them out. A header check would be cheaper but misses truncated files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import PIL
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from src.data.reading import PictureError, ReadOptions, decode_picture, printable, read_bytes
+from src.errors import ExitCode, UserError
+
+MEMORY_VERSION = 1
+SHOWN = 8  # bad files on the screen; with them a UserError still fits its 15 lines
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One picture: digest of the file's bytes (blake2b, 32 hex digits), upright size in pixels, error or None.
+
+    The digest is empty if the bytes could not be read. The size is 0 x 0 if there is an error.
+    """
+
+    digest: str
+    width: int
+    height: int
+    error: str | None
+
+
+def check_pictures(
+    root: Path,
+    ids: Sequence[str],
+    options: ReadOptions,
+    memory: Path | None,
+    workers: int,
+    show_progress: bool,
+) -> dict[str, Checked]:
+    """Decodes the pictures that have changed since they were last checked. Never raises for a bad or missing picture.
+
+    ids: paths relative to root, or absolute. memory: a JSON file that keeps the results by id, size, modification time;
+    use one memory for one root. workers: threads (Pillow decodes outside of Python's lock).
+    Returns the results in the order of ids.
+    """
+    stamps = {name: _stamp(root / name) for name in ids}
+    entries = _load(memory, options) if memory else {}
+    known = {
+        name: Checked(*entries[name][2:])
+        for name, stamp in stamps.items()
+        if stamp is not None and name in entries and tuple(entries[name][:2]) == stamp
+    }
+    missing = [name for name in stamps if name not in known]
+    if missing:
+        with _progress(show_progress) as progress, ThreadPoolExecutor(max(1, workers)) as pool:
+            results = _in_order(pool, lambda name: _check(root / name, name, options), missing, 4 * max(1, workers))
+            try:
+                for name, (result, lasting) in zip(missing, progress.track(results, total=len(missing)), strict=True):
+                    known[name] = result
+                    stamp = stamps[name]
+                    if stamp is not None and lasting:
+                        entries[name] = [*stamp, result.digest, result.width, result.height, result.error]
+            finally:  # Ctrl-C too: what was checked until then need not be checked again
+                pool.shutdown(wait=False, cancel_futures=True)
+                if memory:
+                    _save(memory, options, entries)
+    return {name: known[name] for name in stamps}
+
+
+def refuse_bad_pictures(bad: Mapping[str, str], total: int, root: Path, list_file: Path | None) -> UserError:
+    """The error to raise when bad pictures are not to be skipped; names up to 8 of them, and all in list_file.
+
+    bad: id -> reason. total: how many pictures were checked. list_file: gets one 'id TAB reason' per line.
+    """
+    rows = [f"{_tail(printable(name), 70)}: {reason}"[:110] for name, reason in bad.items()]
+    shown = rows if len(rows) <= SHOWN else [*rows[:SHOWN], f"and {len(rows) - SHOWN} more"]
+    mend = f"delete or replace the {len(rows)} files"
+    if list_file and _write_list(list_file, bad):
+        mend += f"; they are listed in {list_file}"
+    return UserError(
+        f"{len(rows)} of {total} pictures cannot be read",
+        where="\n".join([_tail(str(root), 110), *shown]),
+        why="without data.on_bad_image=skip, training starts only if every picture can be decoded",
+        fix=["python -m src.train data.on_bad_image=skip  # and the rest of your command: trains without them", mend],
+        code=ExitCode.DATA,
+    )
+
+
+def same_bytes_across(checked: Mapping[str, Checked], split_of: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Groups of ids whose files are equal byte for byte and lie in more than one split; sorted.
+
+    split_of: id -> split; ids without a split and pictures with an error are left out.
+    """
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name, result in checked.items():
+        if result.error is None and name in split_of:
+            groups[result.digest].append(name)
+    return sorted(tuple(sorted(group)) for group in groups.values() if len({split_of[name] for name in group}) > 1)
+
+
+def _check(path: Path, name: str, options: ReadOptions) -> tuple[Checked, bool]:
+    """Reads the file once, for digest and decode. The second value: whether the result lasts until the file changes.
+
+    A file that may not be read, or a lack of memory, may be mended without a change of the file.
+    """
+    prefix = f"{printable(name)}: "
+    try:
+        data = read_bytes(path, name)
+    except PictureError as error:
+        return Checked("", 0, 0, str(error).removeprefix(prefix)), False
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    try:
+        image = decode_picture(data, name, options)
+    except PictureError as error:
+        lasting = not isinstance(error.__cause__, MemoryError)
+        return Checked(digest, 0, 0, str(error).removeprefix(prefix)), lasting
+    return Checked(digest, image.width, image.height, None), True
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Callable, items: Sequence[str], in_flight: int) -> Iterator:
+    """pool.map with at most in_flight items handed out, so that a million files do not pile up."""
+    waiting: deque[Future] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) >= in_flight:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _progress(show: bool) -> Progress:
+    columns = TextColumn("checking pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not show)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and modification time, None for what is not there."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _head(options: ReadOptions) -> dict[str, object]:
+    """What a memory must have been made with to count; another Pillow may read more or fewer files."""
+    made_with = {"max_megapixels": options.max_megapixels, "pillow": PIL.__version__}
+    return {"version": MEMORY_VERSION, "options": made_with}
+
+
+def _load(memory: Path, options: ReadOptions) -> dict[str, list]:
+    """id -> [size, mtime_ns, digest, width, height, error]; empty if the memory is absent, damaged or foreign."""
+    try:
+        stored = json.loads(memory.read_bytes())
+        entries = stored.pop("files")
+        usable = stored == _head(options) and all(type(row) is list and len(row) == 6 for row in entries.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return entries if usable else {}
+
+
+def _save(memory: Path, options: ReadOptions, entries: dict[str, list]) -> None:
+    """Replaces the memory in one step. Failing to is no reason to stop: the next run checks again."""
+    draft = memory.with_name(f".{memory.name}.{os.getpid()}.tmp")
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps({**_head(options), "files": entries}, separators=(",", ":")), encoding="utf-8")
+        draft.replace(memory)
+    except OSError as error:
+        log.warning("the checked pictures cannot be remembered: %s; the next run checks them again", error)
+        with suppress(OSError):
+            draft.unlink()
+
+
+def _write_list(list_file: Path, bad: Mapping[str, str]) -> bool:
+    try:
+        list_file.parent.mkdir(parents=True, exist_ok=True)
+        list_file.write_text("".join(f"{printable(name)}\t{bad[name]}\n" for name in bad), encoding="utf-8")
+    except OSError as error:
+        log.warning("the list of bad pictures cannot be written: %s", error)
+        return False
+    return True
+
+
+def _tail(text: str, length: int) -> str:
+    """The end of a long path, since that is where the file's name is."""
+    return text if len(text) <= length else "..." + text[3 - length :]

@@ -1,0 +1,62 @@
+"""Datasets and loaders: from the list of pictures to batches of bytes. Training, evaluate and predict share them."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from src import seeding
+from src.config import Data
+from src.data.pictures import Pictures
+from src.data.transforms import Transform, eval_transform
+from src.machine import cpu_cores
+from src.preprocessing import Preprocessing
+
+Item = tuple[torch.Tensor, int]
+
+
+class TrainDataset(Dataset[Item]):
+    """key (epoch, index) -> uint8 (3, S, S), label; the augmentation is f(seed, epoch, index)."""
+
+    def __init__(self, pictures: Pictures, transform: Transform, seed: int) -> None:
+        self.pictures, self.transform, self.seed = pictures, transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        epoch, index = key
+        with seeding.picture_randomness(self.seed, epoch, index):
+            return self.transform(self.pictures.read(index)), self.pictures.labels[index]
+
+
+class EvalDataset(Dataset[Item]):
+    """The i-th picture of a split -> uint8 (3, S, S), label."""
+
+    def __init__(self, pictures: Pictures, split: str, transform: Transform) -> None:
+        self.pictures, self.indices, self.transform = pictures, pictures.splits[split], transform
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Item:
+        index = self.indices[place]
+        return self.transform(self.pictures.read(index)), self.pictures.labels[index]
+
+
+def eval_loader(pictures: Pictures, split: str, preprocessing: Preprocessing, data: Data, workers: int) -> DataLoader:
+    """Batches (uint8 (B, 3, S, S), int64 (B,)) of a split in the order of the list; used by training and by evaluate."""
+    dataset = EvalDataset(pictures, split, eval_transform(preprocessing))
+    return DataLoader(
+        dataset,
+        batch_size=data.batch_size,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # starting an iterator draws a number: not from the global generator
+    )
+
+
+def num_workers(data: Data, pictures: Pictures, world: int = 1) -> int:
+    """Loader processes of this process: its share of data.num_workers, or of the cores."""
+    if data.num_workers is None:
+        total = 0 if pictures.in_memory else min(cpu_cores(), 16)
+    else:
+        total = data.num_workers
+    return -(-total // world)

@@ -1,0 +1,53 @@
+"""The DataModule: pictures to batches of bytes, in an order and with an augmentation that depend on nothing but numbers."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from src.config import Data
+from src.data.loading import TrainDataset, eval_loader, num_workers
+from src.data.pictures import Pictures
+from src.data.sampler import EpochSampler, batches_per_epoch
+from src.data.transforms import train_transform
+from src.preprocessing import Preprocessing
+
+
+class PictureData(L.LightningDataModule):
+    """Train and val loaders. Batches are (images uint8 (B, 3, S, S), labels int64 (B,))."""
+
+    def __init__(
+        self, data: Data, pictures: Pictures, preprocessing: Preprocessing, seed: int, limit_batches: int | None = None
+    ) -> None:
+        super().__init__()
+        self.config, self.pictures, self.preprocessing, self.seed = data, pictures, preprocessing, seed
+        batches = batches_per_epoch(len(pictures.splits["train"]), data.batch_size)
+        self.steps_per_epoch = min(batches, limit_batches or batches)
+
+    def train_dataloader(self) -> DataLoader:
+        """Called by Lightning after the loops were restored, so that the sampler can start where the run stopped."""
+        transform = train_transform(self.preprocessing, self.config.augment)
+        trainer = self.trainer
+        sampler = EpochSampler(
+            self.pictures.splits["train"],
+            self.config.batch_size,
+            self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world=trainer.world_size if trainer else 1,
+            start_epoch=trainer.current_epoch if trainer else 0,
+            start=trainer.fit_loop.epoch_loop.batch_progress.current.processed % self.steps_per_epoch if trainer else 0,
+        )
+        return DataLoader(
+            TrainDataset(self.pictures, transform, self.seed),
+            batch_sampler=sampler,
+            num_workers=self._workers(),
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return eval_loader(self.pictures, "val", self.preprocessing, self.config, self._workers())
+
+    def _workers(self) -> int:
+        return num_workers(self.config, self.pictures, self.trainer.world_size if self.trainer else 1)

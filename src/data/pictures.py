@@ -1,0 +1,54 @@
+"""The list of pictures that everything else works on: names, labels, splits, and how to read one.
+
+Made by `load_pictures` in src/data/sources.py, used by the DataModule, evaluate and the reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Labelled pictures in a fixed order.
+
+    classes: class names; a label is an index into them.
+    names: what identifies each picture: its path relative to the root, or set/index for pictures in memory.
+    labels: one class index per picture.
+    splits: which picture belongs to which split, as indices; a split may be empty.
+    read: index -> uint8 (3, H, W).
+    in_memory: reading is only a lookup, so loader processes would cost more than they give.
+    """
+
+    classes: tuple[str, ...]
+    names: list[str]
+    labels: list[int]
+    splits: dict[str, list[int]]
+    read: Callable[[int], torch.Tensor] = field(repr=False)
+    in_memory: bool = False
+
+    def counts(self, split: str) -> list[int]:
+        """How many pictures of each class a split has."""
+        counts = [0] * len(self.classes)
+        for index in self.splits[split]:
+            counts[self.labels[index]] += 1
+        return counts
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(path, label, split) of every picture, as split.csv has them."""
+        split_of = {index: split for split, members in self.splits.items() for index in members}
+        return [
+            (name, self.classes[label], split_of[index])
+            for index, (name, label) in enumerate(zip(self.names, self.labels, strict=True))
+            if index in split_of
+        ]
+
+    def in_order_of(self, classes: tuple[str, ...]) -> Pictures:
+        """The same pictures with the labels of a model's stored class list. KeyError for a class that is not in it."""
+        number = {name: index for index, name in enumerate(classes)}
+        return replace(self, classes=classes, labels=[number[self.classes[label]] for label in self.labels])

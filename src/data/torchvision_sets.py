@@ -1,0 +1,128 @@
+"""Public data sets that torchvision downloads, as a list of pictures: data=torchvision data.name=Flowers102."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision import datasets
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from src.config import Data
+from src.data import splits
+from src.data.pictures import Pictures
+from src.data.reading import to_rgb
+from src.errors import ExitCode, UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Known:
+    """How torchvision names a set's parts: {'train': keywords of the constructor, ...}."""
+
+    parts: dict[str, dict[str, Any]]
+
+
+_BY_TRAIN = Known({"train": {"train": True}, "test": {"train": False}})
+_BY_SPLIT = Known({"train": {"split": "train"}, "test": {"split": "test"}})
+_THREE = Known({"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}})
+SETS = {
+    "CIFAR10": _BY_TRAIN,
+    "CIFAR100": _BY_TRAIN,
+    "MNIST": _BY_TRAIN,
+    "FashionMNIST": _BY_TRAIN,
+    "Flowers102": _THREE,
+    "FGVCAircraft": _THREE,
+    "DTD": _THREE,
+    "PCAM": _THREE,
+    "OxfordIIITPet": Known({"train": {"split": "trainval"}, "test": {"split": "test"}}),
+    "Food101": _BY_SPLIT,
+    "STL10": _BY_SPLIT,
+    "SVHN": _BY_SPLIT,
+    "GTSRB": _BY_SPLIT,
+    "StanfordCars": _BY_SPLIT,
+    "EuroSAT": Known({"train": {}}),
+}
+
+
+def load_torchvision(data: Data, seed: int) -> Pictures:
+    """Downloads the set if it is not there, joins its parts, and splits what it does not split itself. Raises UserError."""
+    known = SETS.get(data.name or "")
+    if known is None:
+        close = difflib.get_close_matches((data.name or "").lower(), [name.lower() for name in SETS], n=1, cutoff=0.4)
+        guess = next((name for name in SETS if close and name.lower() == close[0]), "CIFAR10")
+        raise UserError(
+            f"data.name={data.name} is not a set that is known here; did you mean {guess}?",
+            where="src/data/torchvision_sets.py",
+            why=f"known are {', '.join(SETS)}",
+            fix=f"python -m src.train data=torchvision data.name={guess}",
+        )
+    parts = {split: _open(data.name, Path(data.root or "data"), keywords) for split, keywords in known.parts.items()}
+    labels: list[int] = []
+    where_from: list[tuple[Any, int]] = []
+    given: list[str] = []
+    for split, part in parts.items():
+        labels += _labels(part)
+        where_from += [(part, index) for index in range(len(part))]
+        given += [split] * len(part)
+    classes = _classes(parts["train"], labels)
+    names = [f"{data.name}/{split}/{index:06d}" for split, part in parts.items() for index in range(len(part))]
+    found = splits.choose_split(
+        names, [classes[label] for label in labels], given if len(parts) > 1 else None, data, seed
+    )
+    splits.check_splits(classes, labels, found, f"data.name={data.name}")
+    background = tuple(data.background)
+    return Pictures(classes, names, labels, found, partial(_read, where_from, background))
+
+
+def _open(name: str, root: Path, keywords: dict[str, Any]) -> Any:
+    """The part of the set; downloaded where torchvision can."""
+    make: Callable[..., Any] = getattr(datasets, name)
+    try:
+        return make(root=str(root), download=True, **keywords)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{name} is not in {root} and could not be downloaded",
+            where=str(root.absolute()),
+            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}\n"
+            "without the network the set must be put there by hand",
+            fix=[
+                f"on a machine with network: python -c \"import torchvision; torchvision.datasets.{name}('{root}', download=True)\"",
+                f"then copy its folder {root}/ here and repeat the command",
+                "python -m src.train data=digits   # needs no network",
+            ],
+            code=ExitCode.UNAVAILABLE,
+        ) from error
+
+
+def _labels(part: Any) -> list[int]:
+    for attribute in ("targets", "labels", "_labels"):
+        values = getattr(part, attribute, None)
+        if values is not None:
+            return [int(value) for value in values]
+    samples = getattr(part, "_samples", None)  # (path, label) pairs
+    if samples is not None:
+        return [int(label) for _, label in samples]
+    return [int(part[index][1]) for index in range(len(part))]
+
+
+def _classes(part: Any, labels: list[int]) -> tuple[str, ...]:
+    names = getattr(part, "classes", None)
+    if names and len(names) > max(labels):
+        return tuple(re.sub(r"\s+", " ", str(name)) for name in names)
+    width = len(str(max(labels)))
+    return tuple(f"class {label:0{width}d}" for label in range(max(labels) + 1))
+
+
+def _read(where_from: list[tuple[Any, int]], background: tuple[int, int, int], index: int) -> torch.Tensor:
+    part, place = where_from[index]
+    picture, _ = part[place]
+    return pil_to_tensor(to_rgb(picture, background))

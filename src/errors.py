@@ -1,0 +1,127 @@
+"""What a user reads when something is wrong: UserError, the exit codes, and the one place that prints them.
+
+Every front door runs its work through `run_and_report`. A mistake a user can mend is a `UserError` and fills at most
+15 lines: what was found, where, why, and a command to paste. Its traceback goes to a file. A mistake of ours is any
+other exception; it is shown with its last frames and an exit code of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import textwrap
+import traceback
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from pathlib import Path
+
+MAX_LINES = 15
+
+
+class ExitCode(IntEnum):
+    """The exit codes of every command; docs/errors.md explains them. Numbers follow sysexits.h where one fits."""
+
+    OK = 0
+    CONFIG = 64  # the command line or a YAML file asks for something that does not exist or contradicts itself
+    DATA = 65  # the pictures or labels are not what the command needs
+    NO_INPUT = 66  # a file or folder that was named does not exist or cannot be read
+    UNAVAILABLE = 69  # this machine lacks it: a GPU, a package, the network
+    BUG = 70  # not the user's mistake: an unexpected exception
+    CANNOT_WRITE = 73  # the run folder cannot be written
+    BUSY = 75  # another process works in the same run folder
+    INTERRUPTED = 130  # Ctrl-C; repeat the command to continue
+    TERMINATED = 143  # SIGTERM; repeat the command to continue
+
+
+class UserError(Exception):
+    """A mistake that the user can mend.
+
+    found: what is wrong, in one line that names the culprit.
+    where: the file, folder or setting it was found in.
+    why: why that cannot work, or what usually causes it.
+    fix: commands to paste or things to do, one each.
+    """
+
+    def __init__(
+        self,
+        found: str,
+        *,
+        where: str = "",
+        why: str = "",
+        fix: str | Sequence[str] = (),
+        code: ExitCode = ExitCode.CONFIG,
+    ) -> None:
+        super().__init__(found)
+        self.found, self.where, self.why, self.code = found, where, why, code
+        self.fix = [fix] if isinstance(fix, str) else list(fix)
+
+    def render(self, trace_file: Path | None = None) -> str:
+        """The message as printed, at most MAX_LINES lines whatever was put into it."""
+        rows = [("ERROR", f"{self.found}  (exit code {self.code.value})"), ("where", self.where), ("why", self.why)]
+        rows += [("fix" if i == 0 else "or", fix) for i, fix in enumerate(self.fix)]
+        tail = [_row("trace", str(trace_file))] if trace_file else []
+        lines = [line for label, text in rows if text for line in _row(label, text).split("\n")]
+        room = MAX_LINES - len(tail)
+        if len(lines) > room:
+            lines = [*lines[: room - 1], "        ..."]
+        return "\n".join(lines + tail)
+
+
+def _row(label: str, text: str) -> str:
+    """'label   text', continued under the text. Commands are kept on one line so that they can be pasted."""
+    if label in ("fix", "or", "trace"):
+        return f"{label:<7} {text}"
+    wrapped = []
+    for line in text.split("\n"):
+        wrapped += textwrap.wrap(line, 110, break_long_words=False, break_on_hyphens=False) or [""]
+    return f"{label:<7} " + "\n        ".join(wrapped)
+
+
+def run_and_report(work: Callable[[], object], trace_dir: Callable[[], Path | None] = lambda: None) -> int:
+    """Runs a front door's work and returns its exit code; prints what went wrong, if anything did.
+
+    trace_dir: asked after a failure for the folder to keep the traceback in (the run folder, once it is open).
+    """
+    try:
+        work()
+        return ExitCode.OK
+    except UserError as error:
+        print(error.render(_write_trace(trace_dir())), file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print("\nInterrupted. Repeat the command with the same name= to continue.", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except Exception as error:
+        print(_unexpected(error, _write_trace(trace_dir())), file=sys.stderr)
+        return ExitCode.BUG
+
+
+def _unexpected(error: Exception, trace_file: Path | None) -> str:
+    """A programming error on one screen: what, the last frames, where the rest is."""
+    if os.environ.get("FULL_TRACE") == "1":
+        return traceback.format_exc()
+    frames = [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    message = (str(error).strip() or "(no message)").splitlines()[:4]
+    lines = _row("ERROR", f"unexpected {type(error).__name__}: " + "\n".join(message)).split("\n")[:7]
+    lines += [_row("at", frame) for frame in frames[-3:]]
+    lines.append(_row("why", "this is a defect of the program or of a library, not a setting that was refused"))
+    lines.append(_row("fix", "set FULL_TRACE=1 and repeat the command to see the whole traceback here"))
+    if trace_file:
+        lines.append(_row("trace", str(trace_file)))
+    return "\n".join(lines)
+
+
+def _write_trace(folder: Path | None) -> Path | None:
+    """Keeps the traceback of the exception being handled; a failure to do so must not hide the error itself."""
+    try:
+        if folder is not None and folder.is_dir():
+            path = folder / "error.log"
+        else:
+            handle, name = tempfile.mkstemp(prefix="train-error-", suffix=".log")
+            os.close(handle)
+            path = Path(name)
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        return path
+    except OSError:
+        return None

@@ -1,0 +1,136 @@
+"""Measures a network on a split: the numbers that train prints at its end and that evaluate prints again."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from src import config as configuration
+from src.checkpoints.model_folder import load_model
+from src.config import Config
+from src.data.loading import eval_loader, num_workers
+from src.data.pictures import Pictures
+from src.data.sources import load_pictures, load_unsplit
+from src.errors import ExitCode, UserError
+from src.logs import logging_to
+from src.machine import choose_device, cpu_cores
+from src.models.building import build_loss, rebuild
+from src.models.losses import ClassificationLoss, predicted_classes
+from src.models.metrics import SplitMetrics
+from src.models.network import TransferNetwork
+from src.reporting.tables import metrics_table, write_confusion
+from src.run_dir import read_run, write_json
+from src.strategies.precision import autocast, check_precision
+
+log = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def logits_of(
+    network: TransferNetwork, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device, precision: str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(logits float32 (B, outputs), labels (B,)) of batches (images uint8 (B, 3, S, S), labels (B,)), on the device."""
+    network.to(device).eval()
+    for images, labels in batches:
+        with autocast(precision, device):
+            logits = network(images.to(device, non_blocking=True))
+        yield logits.float(), labels.to(device)
+
+
+def evaluate(
+    network: TransferNetwork,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    loss: ClassificationLoss,
+    num_classes: int,
+    device: torch.device,
+    precision: str,
+) -> tuple[dict[str, float], torch.Tensor]:
+    """loss, acc, balanced_acc and macro_f1 over the batches, and the confusion matrix (C, C), rows are true classes."""
+    metrics, loss = SplitMetrics(num_classes).to(device), loss.to(device)
+    for logits, labels in logits_of(network, batches, device, precision):
+        metrics.update(loss(logits, labels), predicted_classes(logits, loss.task), labels)
+    return metrics.compute(), metrics.confusion.compute().cpu()
+
+
+def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path | None, accelerator: str) -> None:
+    """The work of src/evaluate.py. overrides: data.KEY=VALUE words that change the run's config. Raises UserError."""
+    with logging_to(None):
+        settings = configuration.read(OmegaConf.merge(read_run(run, "src.evaluate"), OmegaConf.from_dotlist(overrides)))
+        card, state = load_model(run / "model")
+        pictures = _with_classes_of(card.classes, _pictures_to_measure(settings, run, overrides), run)
+        split = _choose_split(split, pictures)
+        device = choose_device(accelerator)
+        check_precision(settings.precision.name, device)
+        torch.set_num_threads(settings.trainer.threads or cpu_cores())
+
+        workers = num_workers(settings.data, pictures)
+        batches = eval_loader(pictures, split, card.preprocessing, settings.data, workers)
+        loss = build_loss(settings, pictures)
+        values, confusion = evaluate(
+            rebuild(card, state), batches, loss, len(card.classes), device, settings.precision.name
+        )
+        metrics = {f"{split}/{name}": value for name, value in values.items()}
+        out = out or run
+        out.mkdir(parents=True, exist_ok=True)
+        number = len(pictures.splits[split])
+        write_json(
+            out / "evaluation.json", {"run": str(run), "changed": overrides, "pictures": number, "metrics": metrics}
+        )
+        write_confusion(out / "evaluation_confusion.csv", card.classes, confusion.tolist())
+        log.info(f"{run}: {number} {split} pictures, {len(card.classes)} classes")
+        log.info(metrics_table(metrics))
+        log.info(f"files     {out}/evaluation.json, {out}/evaluation_confusion.csv")
+
+
+def _pictures_to_measure(settings: Config, run: Path, overrides: list[str]) -> Pictures:
+    """The run's own pictures in its own split, or the other ones that an override names."""
+    memory = Path(settings.runs_dir) / ".checked"
+    data = settings.data
+    if data.source in ("image_folder", "table"):
+        if any(word.startswith(("data.root=", "data.table=")) for word in overrides):
+            data.class_weights = "none"  # they are made from the training pictures, which are not here
+            return load_unsplit(data, memory=memory, workers=cpu_cores())
+        data.split_file = data.split_file if _named(overrides, "data.split_file") else str(run / "split.csv")
+        data.on_bad_image = "skip"  # what the run left out is not in its split; what broke since then is said
+    return load_pictures(data, settings.seed, memory=memory, bad_list=None, workers=cpu_cores())
+
+
+def _named(overrides: list[str], key: str) -> bool:
+    return any(word.startswith(key + "=") for word in overrides)
+
+
+def _choose_split(split: str | None, pictures: Pictures) -> str:
+    sizes = {name: len(members) for name, members in pictures.splits.items()}
+    split = split or ("test" if sizes["test"] else "val")
+    if not sizes.get(split):
+        raise UserError(
+            f"there is no picture in the split {split}",
+            why=f"there are {', '.join(f'{size} in {name}' for name, size in sizes.items() if size)}",
+            fix=f"python -m src.evaluate run=... split={next(name for name, size in sizes.items() if size)}",
+            code=ExitCode.DATA if split in sizes else ExitCode.CONFIG,
+        )
+    return split
+
+
+def _with_classes_of(classes: tuple[str, ...], pictures: Pictures, run: Path) -> Pictures:
+    """The pictures with the model's class numbers; folders in another order change nothing, unknown ones are an error."""
+    unknown = [name for name in pictures.classes if name not in classes]
+    if not unknown:
+        return pictures.in_order_of(classes)
+    guesses = {name: difflib.get_close_matches(name, classes, n=1) for name in unknown}
+    shown = [f"{name}{f' (did it mean {guess[0]}?)' if guess else ''}" for name, guess in list(guesses.items())[:6]]
+    raise UserError(
+        f"{len(unknown)} classes of these pictures are unknown to the model: {', '.join(shown)}",
+        where=str(run / "model" / "model.json"),
+        why=f"the model knows {', '.join(classes[:12])}{', ...' if len(classes) > 12 else ''}",
+        fix=[
+            "rename the folders to the model's classes, or leave the unknown ones out",
+            f"python -m src.evaluate run={run}",
+        ],
+        code=ExitCode.DATA,
+    )

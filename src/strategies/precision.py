@@ -1,0 +1,54 @@
+"""fp32, fp16 and bf16: what they are called by Lightning, and where they are refused."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from src.errors import ExitCode, UserError
+
+LIGHTNING_NAMES = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def check_precision(name: str, device: torch.device) -> None:
+    """Raises UserError where the device cannot compute in this precision, or only by emulating it."""
+    if name == "fp16" and device.type == "cpu":
+        raise _refused(
+            name, device, "16-bit floats with loss scaling are for GPUs; CPUs have no fast arithmetic for them", "bf16"
+        )
+    if name == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+        raise _refused(
+            name, device, "this CPU has neither AVX512-BF16 nor AMX, so bf16 would be slower than fp32", "fp32"
+        )
+    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        kind = torch.cuda.get_device_name(device)
+        raise _refused(name, device, f"bfloat16 needs compute capability 8.0 (Ampere, 2020); this is a {kind}", "fp16")
+    if name == "fp16" and device.type == "mps":
+        raise _refused(name, device, "loss scaling is not available on mps", "bf16")
+
+
+def _refused(name: str, device: torch.device, why: str, instead: str) -> UserError:
+    return UserError(
+        f"precision={name} does not work on {device.type}",
+        why=why,
+        fix=f"python -m src.train precision={instead}",
+        code=ExitCode.UNAVAILABLE,
+    )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware; where that cannot be told (not Linux), it is not refused."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return platform.system() != "Linux"
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "avx_ne_convert"})
+
+
+def autocast(name: str, device: torch.device) -> AbstractContextManager:
+    """The arithmetic of a forward pass outside of Lightning: evaluate and predict."""
+    return nullcontext() if name == "fp32" else torch.autocast(device.type, dtype=DTYPES[name])

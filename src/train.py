@@ -1,0 +1,49 @@
+"""Trains: one command from pictures to a model folder.
+
+    python -m src.train                                         1,797 digits, offline, under a minute on a CPU
+    python -m src.train data=image_folder data.root=photos/     your own pictures: one folder per class
+    python -m src.train model.backbone=resnet50 name=pets       repeat it with the same name and it continues
+    python -m src.train -m optimizer.lr=1e-3,3e-3               a sweep: one run per value
+    python -m src.train --help                                  the groups and the keys
+
+What happens in a run: src/run.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from src import config
+from src.command_line import run_hydra
+from src.errors import run_and_report
+from src.run_dir import claim
+
+_current_run: list[Path] = []  # the folder of the job at hand, for the traceback of an error
+
+
+def train(composed: DictConfig) -> float:
+    """One job: the composed config to a finished run. Returns the metric that chose the best epoch."""
+    settings = config.read(composed)
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        path = Path(hydra.runtime.output_dir)
+    else:
+        path = claim(Path(settings.runs_dir), settings.name)
+    _current_run[:] = [path]
+
+    from src.run import run  # after the command line is known to be right: torch takes seconds to import
+
+    return run(settings, path)
+
+
+def main() -> int:
+    return run_and_report(lambda: run_hydra(train), lambda: _current_run[0] if _current_run else None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

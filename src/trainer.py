@@ -1,0 +1,128 @@
+"""Builds Lightning's Trainer from the config: device, precision, loggers, callbacks."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.utils import get_object
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from src.callbacks.freezing import FreezingSchedule, Phases
+from src.callbacks.progress import EpochBar, EpochLines, Throughput
+from src.checkpoints.writing import DurableCheckpointIO
+from src.config import METRICS, Checkpoint, Config
+from src.config import Logger as LoggerConfig
+from src.errors import ExitCode, UserError
+from src.reporting.metrics_csv import MetricsCsv
+from src.run_dir import RunFolder
+from src.strategies.precision import LIGHTNING_NAMES
+
+
+def build_trainer(config: Config, folder: RunFolder, device: torch.device, phases: Phases) -> L.Trainer:
+    """The Trainer of a run. Raises UserError for a logger that is not installed or a callback that is not allowed."""
+    settings = config.trainer
+    callbacks: list[L.Callback] = [
+        FreezingSchedule(phases, config.freeze.batchnorm, config.freeze.batchnorm_momentum),
+        Throughput(),
+        *_checkpoints(config.checkpoint, folder.checkpoints),
+        *[_own_callback(entry) for entry in config.callbacks.extra],
+    ]
+    if sys.stdout.isatty():
+        callbacks.append(EpochBar())
+    return L.Trainer(
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        precision=LIGHTNING_NAMES[config.precision.name],
+        max_epochs=settings.max_epochs,
+        max_steps=settings.max_steps,
+        max_time=settings.max_time,
+        limit_train_batches=settings.limit_batches,
+        limit_val_batches=settings.limit_batches,
+        gradient_clip_val=settings.gradient_clip,
+        callbacks=callbacks,
+        logger=[
+            MetricsCsv(folder.path / "metrics.csv"),
+            EpochLines(settings.max_epochs),
+            *_loggers(config.logger, folder.path),
+        ],
+        plugins=[DurableCheckpointIO()],
+        default_root_dir=folder.path,
+        use_distributed_sampler=False,  # src/data/sampler.py divides the batches
+        num_sanity_val_steps=0,  # the first validation comes soon enough, and this one would move random states
+        enable_model_summary=False,  # src/reporting/summary.py writes a better one
+        enable_progress_bar=sys.stdout.isatty(),
+        log_every_n_steps=10**9,  # everything is logged once per epoch
+    )
+
+
+def _checkpoints(config: Checkpoint, folder: Path) -> list[ModelCheckpoint]:
+    """best.ckpt: weights of the best epoch. last.ckpt: all that is needed to continue, from the last position saved."""
+    common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
+    best = ModelCheckpoint(
+        filename="best", monitor=config.monitor, mode=METRICS[config.monitor], save_weights_only=True, **common
+    )
+    last = [ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common)]
+    if config.every_n_steps is not None:
+        last.append(ModelCheckpoint(filename="last", every_n_train_steps=config.every_n_steps, **common))
+    return [best, *last]
+
+
+def _loggers(config: LoggerConfig, folder: Path) -> list[Logger]:
+    loggers: list[Logger] = []
+    if config.tensorboard:
+        loggers.append(TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False))
+    if config.wandb:
+        _need("wandb", "wandb")
+        loggers.append(WandbLogger(folder.name, folder, project=config.project, offline=config.offline))
+    if config.mlflow:
+        _need("mlflow", "mlflow")
+        uri = config.tracking_uri or f"sqlite:///{folder.parent.absolute()}/mlflow.db"
+        loggers.append(MLFlowLogger(config.project, run_name=folder.name, tracking_uri=uri))
+    return loggers
+
+
+def _need(package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"logger={extra} needs the package {package}, which is not installed",
+            why="it is an extra, so that those who do not use it need not install it",
+            fix=[f'pip install -e ".[{extra}]"', "python -m src.train logger=default"],
+            code=ExitCode.UNAVAILABLE,
+        )
+
+
+def _own_callback(entry: Any) -> L.Callback:
+    """{_target_: src.callbacks.mine.MyCallback, key: value}: a callback class of this project, called with the keys.
+
+    Nothing else is ever called: a _target_ such as torch.load would be code from a config file.
+    """
+    target = entry.get("_target_") if isinstance(entry, dict) else None
+    made = None
+    if isinstance(target, str) and target.startswith("src."):
+        try:
+            made = get_object(target)
+        except Exception as error:
+            raise _refused(entry, f"it cannot be imported: {error}") from error
+    if not (isinstance(made, type) and issubclass(made, L.Callback) and made.__module__.startswith("src.")):
+        raise _refused(entry, "a callback is a class below src. that inherits from lightning.Callback")
+    values = {key: value for key, value in entry.items() if key != "_target_"}
+    try:
+        return made(**values)
+    except TypeError as error:
+        raise _refused(entry, str(error)) from error
+
+
+def _refused(entry: Any, why: str) -> UserError:
+    return UserError(
+        f"callbacks.extra: {entry} is not allowed",
+        where="callbacks.extra",
+        why=why,
+        fix="python -m src.train 'callbacks.extra=[{_target_: src.callbacks.mine.MyCallback}]'",
+    )
