@@ -75,7 +75,6 @@ def check_pictures(
                     if stamp is not None and lasting:
                         entries[name] = [*stamp, result.digest, result.width, result.height, result.error]
             finally:  # Ctrl-C too: what was checked until then need not be checked again
-                pool.shutdown(wait=False, cancel_futures=True)
                 if memory:
                     _save(memory, options, entries)
     return {name: known[name] for name in stamps}
@@ -88,7 +87,7 @@ def refuse_bad_pictures(bad: Mapping[str, str], total: int, root: Path, list_fil
     """
     rows = [f"{_tail(printable(name), 70)}: {reason}"[:110] for name, reason in bad.items()]
     shown = rows if len(rows) <= SHOWN else [*rows[:SHOWN], f"and {len(rows) - SHOWN} more"]
-    mend = f"delete or replace the {len(rows)} files"
+    mend = "delete or replace the bad files"
     if list_file and _write_list(list_file, bad):
         mend += f"; they are listed in {list_file}"
     return UserError(

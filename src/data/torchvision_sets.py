@@ -95,7 +95,8 @@ def _open(name: str, root: Path, keywords: dict[str, Any]) -> Any:
             why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}\n"
             "without the network the set must be put there by hand",
             fix=[
-                f"on a machine with network: python -c \"import torchvision; torchvision.datasets.{name}('{root}', download=True)\"",
+                "where there is network: "
+                f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\"",
                 f"then copy its folder {root}/ here and repeat the command",
                 "python -m src.train data=digits   # needs no network",
             ],

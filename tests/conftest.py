@@ -1,0 +1,112 @@
+"""What the tests share: the real commands as a user types them, and small folders of pictures."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A run of seconds: drawn pictures, a small network with random weights.
+SMALL = (
+    "data=synthetic",
+    "data.num_pictures=60",
+    "data.batch_size=16",
+    "model.backbone=resnet18",
+    "model.weights=none",
+    "trainer.max_epochs=2",
+    "trainer.threads=1",
+    "logger=csv",
+)
+
+
+@dataclass
+class Done:
+    """What a command left: exit code, what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs `python -m src.NAME words...` in a new folder, as a user would: command('train', 'seed=1') -> Done."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *words: str, timeout: float = 300, **environment: str) -> Done:
+        done = subprocess.run(
+            [sys.executable, "-m", f"src.{name}", *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=command_environment() | environment,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+def command_environment() -> dict[str, str]:
+    """The environment of a user's shell: no leftovers of the test runner, messages unwrapped."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "FULL_TRACE"))}
+    return environment | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+
+
+def check_error(done: Done, code: int, *culprits: str) -> None:
+    """A user's mistake: its exit code, at most 15 lines, the culprits named, and suggested commands that parse."""
+    assert done.code == code, done.text
+    lines = done.err.strip().splitlines()
+    assert lines, "nothing was printed"
+    assert lines[0].startswith("ERROR"), done.err
+    assert len(lines) <= 15, done.err
+    for culprit in culprits:
+        assert culprit in done.err, f"{culprit!r} is not named in:\n{done.err}"
+    trace = next(line.split(maxsplit=1)[1] for line in lines if line.startswith("trace"))
+    assert "Traceback" in Path(trace).read_text() or "UserError" in Path(trace).read_text()
+    for line in lines:
+        if line.startswith(("fix ", "or ")) and "python -m src.train" in line:
+            words = shlex.split(line.partition("python -m src.train")[2], comments=True)
+            assert parses(words), f"the suggested command does not parse: {line}"
+
+
+def parses(words: list[str]) -> bool:
+    """Whether Hydra composes a config from the words and the schema takes it."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from src import config
+
+    config.register()
+    OmegaConf.register_new_resolver("sweep_name", lambda name: name or "sweep", replace=True)
+    words = [word for word in words if word not in ("-m", "--help")]
+    if "--cfg" in words:
+        return True
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        compose("train", overrides=words)
+    return True
+
+
+def write_pictures(root: Path, classes: dict[str, int], size: int = 40, seed: int = 0) -> Path:
+    """A folder per class with PNG files of that many pictures: noise on the class's own colour."""
+    for number, (name, count) in enumerate(classes.items()):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            rng = np.random.default_rng([seed, number, index])
+            pixels = rng.integers(0, 80, (size, size + 8, 3))
+            pixels[..., number % 3] += 40 + 130 * (number % 2 == 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{index:03d}.png")
+    return root

@@ -1,0 +1,183 @@
+"""What the command line answers: help, and mistakes that are found before torch is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from src import config
+from src.command_line import CONF
+from tests.conftest import ROOT, check_error, command_environment
+
+MISTAKES = [  # the words, and what the answer must name
+    (["data.batchsize=4"], "did you mean data.batch_size?"),
+    (["+data.batchsize=4"], "did you mean data.batch_size?"),
+    (["optimizer.learning_rate=3"], "did you mean optimizer.lr?"),
+    (["lr=3"], "did you mean optimizer.lr?"),
+    (["stratgy=single"], "did you mean strategy?"),
+    (["optimizer.lr=abc"], "'abc'"),
+    (["trainer.max_epochs=1.5"], "trainer.max_epochs"),
+    (["debug=maybe"], "debug"),
+    (["strategy=ddpp"], "strategy=ddpp"),
+    (["precision=fp8"], "fp16"),
+    (["data=imagefolder"], "did you mean data=image_folder?"),
+    (["freeze.phases={0:[head"], "cannot be read"),
+    (["nonsense"], "nonsense"),
+    (["model.head=foo"], "linear, mlp, append"),
+    (["data.on_bad_image=ignore"], "data.on_bad_image=ignore"),
+    (["data.batch_size=0"], "data.batch_size=0"),
+    (["data.batch_size=-8"], "data.batch_size=-8"),
+    (["optimizer.lr=-1"], "optimizer.lr=-1"),
+    (["data.val_fraction=0.5", "data.test_fraction=0.5"], "data.test_fraction=0.5"),
+    (["data.background=[0,0]"], "data.background=[0, 0]"),
+    (["data=image_folder"], "data.root is missing"),
+    (["data=table"], "data.table is missing"),
+    (["data=torchvision"], "data.name is missing"),
+    (["data.root=photos"], "data.root=photos has no effect with data=digits"),
+    (["data.name=CIFAR10"], "data.name=CIFAR10 has no effect"),
+    (["trainer.devices=2"], "trainer.devices=2"),
+    (["checkpoint.monitor=val/accuracy"], "val/macro_f1"),
+    (["freeze.phases={1:[head]}"], "epoch 0"),
+    (["freeze.phases=3"], "freeze.phases=3"),
+    (["model.task=binary", "model.label_smoothing=0.1"], "model.label_smoothing"),
+    (["model.head=append", "model.dropout=0.5"], "model.dropout=0.5"),
+    (["optimizer.momentum=0.9"], "optimizer.momentum=0.9"),
+    (["optimizer.schedule=onecycle", "optimizer.warmup_fraction=0"], "optimizer.warmup_fraction=0"),
+]
+
+
+@pytest.mark.parametrize(("words", "named"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_a_mistake_is_answered_in_one_screen(command, words, named):
+    done = command("train", *words)
+    check_error(done, 64, named)
+    assert "use +" not in done.text  # Hydra's advice, which silences a typo
+    assert done.out == ""
+
+
+def test_a_missing_folder_has_a_code_of_its_own(command):
+    check_error(command("train", "data=image_folder", "data.root=nowhere"), 66, "data.root=nowhere does not exist")
+
+
+def test_a_corrected_command_keeps_the_other_words(command):
+    done = command("train", "seed=7", "data.batchsize=4", "name=a b")
+    assert "python -m src.train seed=7 data.batch_size=4 'name=a b'" in done.err
+
+
+def test_mistakes_and_help_do_not_import_torch(command):
+    """torch takes seconds: who mistypes a word, or asks for help, must not wait for it."""
+    for words in (["data.batchsize=4"], ["model.head=foo"], ["--help"], ["--cfg", "job"]):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "src.train", *words],
+            capture_output=True,
+            text=True,
+            env=command_environment(),
+        )
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+        assert "hydra" in imported
+        assert not imported & {"torch", "lightning", "torchvision", "numpy"}
+
+
+def test_help_says_what_there_is(command):
+    done = command("train", "--help")
+    assert done.code == 0
+    assert max(len(line) for line in done.out.splitlines()) <= 100
+    assert len(done.out.splitlines()) < 45
+    for group in (folder for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra"):
+        line = next(line for line in done.out.splitlines() if line.strip().startswith(group.name + " "))
+        offered = {word.strip() for word in line.strip().removeprefix(group.name).split("  ")[0:] if word}
+        offered = {choice.strip() for part in offered for choice in part.split("|")}
+        assert {file.stem for file in group.glob("*.yaml")} <= offered, f"--help does not list all of {group.name}"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_the_other_commands_help_too(command, name):
+    done = command(name, "--help")
+    assert done.code == 0
+    assert f"python -m src.{name} run=runs/NAME" in done.out
+    assert command(name).code == 64
+
+
+def test_evaluate_and_predict_answer_typos(command):
+    check_error(command("evaluate", "rn=x"), 64, "did you mean run?")
+    check_error(command("evaluate", "run=x", "data.batchsize=3"), 64, "did you mean data.batch_size?")
+    check_error(command("evaluate", "split=test"), 64, "run= is missing")
+    check_error(command("evaluate", "run=x", "optimizer.lr=1"), 64, "optimizer.lr is not a setting of src.evaluate")
+    check_error(command("predict", "images=x"), 64, "either run= or model=")
+    check_error(command("predict", "run=a", "model=b", "images=x"), 64, "either run= or model=")
+    check_error(command("predict", "run=a"), 64, "images= is missing")
+
+
+def test_every_yaml_key_has_a_comment_and_every_choice_composes():
+    from tests.conftest import parses
+
+    needs = {"image_folder": ["data.root=."], "table": ["data.table=x.csv"], "torchvision": ["data.name=CIFAR10"]}
+    for file in CONF.glob("**/*.yaml"):
+        if "hydra" in file.parts:
+            continue
+        for line in file.read_text().splitlines():
+            is_key = ":" in line.partition("#")[0] and not line.lstrip().startswith(("#", "-"))
+            opens_group = line.rstrip().endswith(":") or line.startswith("hydra:")
+            in_recipe = file.parent.name == "experiment" or "{dir:" in line
+            assert not is_key or opens_group or in_recipe or " # " in line, f"{file}: {line} has no comment"
+        if file.parent != CONF:
+            assert parses([f"{file.parent.name}={file.stem}", *needs.get(file.stem, [])])
+
+
+def test_the_yaml_files_and_the_schema_agree(monkeypatch, tmp_path):
+    """Every knob of the schema stands in a YAML file, so that a reader of conf/ sees all there is."""
+    keys = set()
+    for file in CONF.glob("**/*.yaml"):
+        if "hydra" in file.parts:
+            continue
+        group = "" if file.parent == CONF or file.read_text().startswith("# @package _global_") else file.parent.name
+        loaded = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        loaded.pop("defaults", None)
+        loaded.pop("hydra", None)
+        nested = {group: loaded} if group else loaded
+        keys |= {f"{top}.{leaf}" if isinstance(value, dict) else top for top, value in nested.items() for leaf in (value if isinstance(value, dict) else [""])}
+    groups = {key.partition(".")[0] for key in config.known_keys() if "." in key}
+    missing = {key for key in config.known_keys() if key not in keys and key not in groups}
+    assert not missing, missing
+
+
+def test_a_warning_where_a_phase_is_never_reached(caplog):
+    from src.callbacks.freezing import schedule
+
+    schedule(config.Freeze(preset="last_n", unfreeze_epoch=5), ["a", "b"], max_epochs=3)
+    assert "never reached" in caplog.text
+
+
+def test_imports_go_down_only():
+    """The rooms and their order: design of the house in README.md."""
+    order = [
+        {"errors", "seeding", "preprocessing", "machine", "logs"},
+        {"config", "run_dir"},
+        {"checkpoints"},
+        {"data"},
+        {"models", "strategies"},
+        {"callbacks"},
+        {"reporting"},
+        {"trainer", "evaluation", "prediction"},
+        {"run"},
+        {"command_line", "train", "evaluate", "predict"},
+    ]
+    level = {room: number for number, rooms in enumerate(order) for room in rooms}
+    for file in (ROOT / "src").rglob("*.py"):
+        room = file.relative_to(ROOT / "src").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for line in file.read_text().splitlines():
+            words = line.split()
+            if len(words) < 2 or words[0] not in ("from", "import"):
+                continue
+            if words[1] == "src":
+                targets = [word.strip(",") for word in words[3:] if word not in ("import", "as", "configuration")]
+            elif words[1].startswith("src."):
+                targets = [words[1].split(".")[1]]
+            else:
+                continue
+            for target in targets:
+                assert level[target] <= level[room], f"{file.relative_to(ROOT)} imports src.{target}, which is above it"
