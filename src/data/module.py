@@ -28,15 +28,18 @@ class PictureData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Called by Lightning after the loops were restored, so that the sampler can start where the run stopped."""
         transform = train_transform(self.preprocessing, self.config.augment)
-        trainer = self.trainer
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
+        # Not trainer.current_epoch: after a save at the end of an epoch it is still that epoch, and loader processes
+        # fetch the first batches before Lightning calls set_epoch.
+        epoch, start = divmod(done, self.steps_per_epoch)
         sampler = EpochSampler(
             self.pictures.splits["train"],
             self.config.batch_size,
             self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
-            start_epoch=trainer.current_epoch if trainer else 0,
-            start=trainer.fit_loop.epoch_loop.batch_progress.current.processed % self.steps_per_epoch if trainer else 0,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world=self.trainer.world_size if self.trainer else 1,
+            start_epoch=epoch,
+            start=start,
         )
         return DataLoader(
             TrainDataset(self.pictures, transform, self.seed),

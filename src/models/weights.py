@@ -202,6 +202,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         mmap = zipfile.is_zipfile(path)  # files from before torch 1.6 are not
+        with path.open("rb") as file:
+            if not mmap and file.read(4) == b"PK\x03\x04":  # torch would say "[Errno 22] Invalid argument"
+                raise EOFError("it begins like a file of torch.save, but its end is missing")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except MemoryError:
         raise

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from src.models.backbones import (
     build_backbone,
     check_backbone_name,
     pretrained_preprocessing,
+    remove_classifier,
 )
 from src.models.efficientnet_lite import build_efficientnet_lite0
 from src.preprocessing import Preprocessing
@@ -76,6 +80,14 @@ def test_only_the_last_of_vggs_linear_layers_goes():
     assert [type(layer).__name__ for layer in backbone.classifier] == [
         "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Identity",
     ]  # fmt: skip
+
+
+def test_of_several_classifiers_the_last_goes():
+    with torch.device("meta"):
+        network = get_model("googlenet", aux_logits=True, init_weights=False)
+    remove_classifier(network)
+    assert isinstance(network.fc, torch.nn.Identity)
+    assert isinstance(network.aux1.fc2, torch.nn.Linear)
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
@@ -157,6 +169,12 @@ def test_preprocessing_refuses_values_that_cannot_be_meant(wrong):
     values = pretrained_preprocessing("efficientnet_lite0").to_dict() | wrong
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Preprocessing.from_dict(values)
+
+
+def test_preprocessing_needs_no_torch():
+    code = "import sys, src.preprocessing; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
 @needs_timm

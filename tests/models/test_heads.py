@@ -112,6 +112,16 @@ def test_an_error_outside_the_network_is_left_alone():
     assert explain_shape_mismatch(RuntimeError("shapes"), network, torch.randn(4, 3, 8, 8)) is None
 
 
+def test_an_error_between_layers_is_not_blamed_on_the_last_one():
+    def forward() -> torch.Tensor:
+        return network(torch.randn(4, 3, 8, 8)) + torch.ones(7)
+
+    network = Net(nn.Flatten())
+    failed = attempt(network, forward)
+    assert isinstance(failed.error, RuntimeError)
+    assert (failed.name, failed.layer) == ("", None)
+
+
 def test_looking_for_the_layer_leaves_the_network_as_it_was():
     network = Net(nn.Linear(5, 3)).train()
     network.backbone[1].eval()  # frozen, as freezing leaves it

@@ -102,8 +102,10 @@ def test_the_head_gets_the_features():
         assert torch.equal(network(pictures()), network.head(network.features(pictures())))
 
 
-def test_normalising_leaves_the_images_alone_and_follows_the_networks_type():
-    network = build_network(Architecture("squeezenet1_1", "linear", 3), IMAGENET).eval()
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_normalising_leaves_the_images_alone_and_follows_the_networks_type(channels_last):
+    architecture = Architecture("squeezenet1_1", "linear", 3)
+    network = build_network(architecture, IMAGENET, channels_last=channels_last).eval()
     images = pictures().float()
     before = images.clone()
     torch.testing.assert_close(network.normalise(images), as_torchvision_does(pictures(), IMAGENET))

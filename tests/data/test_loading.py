@@ -1,0 +1,117 @@
+"""Batches are a function of (seed, epoch, batch): not of workers, ranks, or where training was interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from src.config import Data
+from src.data.loading import TrainDataset, eval_loader
+from src.data.sampler import EpochSampler, batches_per_epoch
+from src.data.sources import load_pictures
+from src.data.transforms import eval_transform, train_transform
+from src.preprocessing import Preprocessing
+
+SQUARE = Preprocessing(24, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return load_pictures(Data(source="synthetic", num_pictures=45), 0, memory=tmp_path, bad_list=None, workers=1)
+
+
+def hashes(pictures, augment, workers, epochs=(0, 1), **sampler):
+    """SHA-256 of every batch of the epochs."""
+    batches = EpochSampler(pictures.splits["train"], 8, seed=5, **sampler)
+    loader = DataLoader(
+        TrainDataset(pictures, train_transform(SQUARE, augment), seed=5),
+        batch_sampler=batches,
+        num_workers=workers,
+        generator=torch.Generator(),
+    )
+    found = []
+    for epoch in epochs:
+        batches.set_epoch(epoch)
+        found += [hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest() for images, labels in loader]
+    return found
+
+
+@pytest.mark.parametrize("augment", ["light", "standard", "strong"])
+def test_batches_do_not_depend_on_the_number_of_workers(pictures, augment):
+    reference = hashes(pictures, augment, workers=0)
+    assert len(set(reference)) == len(reference), "two batches are the same"
+    torch.manual_seed(99)  # what the global generators were must not matter either
+    for workers in (1, 2):
+        assert hashes(pictures, augment, workers) == reference
+
+
+def test_an_epoch_goes_on_where_it_was_interrupted(pictures):
+    whole = hashes(pictures, "standard", 0, epochs=(0, 1, 2))
+    per_epoch = len(whole) // 3
+    rest = hashes(pictures, "standard", 0, epochs=(1, 2), start_epoch=1, start=2)
+    assert rest == whole[per_epoch + 2 :]
+
+
+def test_two_processes_see_the_pictures_of_one():
+    indices = list(range(100, 137))
+    one = list(EpochSampler(indices, 8, seed=1))
+    ranks = [list(EpochSampler(indices, 8, seed=1, rank=rank, world=2)) for rank in range(2)]
+    for batch, parts in zip(one, zip(*ranks, strict=True), strict=True):
+        assert sorted(batch) == sorted(parts[0] + parts[1])
+    assert sorted(index for batch in one for _, index in batch) == indices
+
+
+@pytest.mark.parametrize(("pictures_", "batch", "sizes"), [(17, 8, [8, 9]), (18, 8, [8, 8, 2]), (16, 8, [8, 8]), (1, 8, [1]), (3, 8, [3])])
+def test_no_batch_of_a_single_picture(pictures_, batch, sizes):
+    """BatchNorm cannot normalise one picture; nothing is left out for it."""
+    sampler = EpochSampler(range(pictures_), batch, seed=0)
+    assert [len(keys) for keys in sampler] == sizes
+    assert len(sampler) == batches_per_epoch(pictures_, batch) == len(sizes)
+
+
+def test_eval_batches_come_in_the_order_of_the_list(pictures):
+    loader = eval_loader(pictures, "val", SQUARE, Data(source="synthetic", batch_size=4), workers=0)
+    labels = torch.cat([labels for _, labels in loader])
+    assert labels.tolist() == [pictures.labels[index] for index in pictures.splits["val"]]
+
+
+def test_making_an_iterator_leaves_the_global_generator_alone(pictures):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    for _ in eval_loader(pictures, "val", SQUARE, Data(source="synthetic"), workers=0):
+        pass
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "standard", "strong"])
+@pytest.mark.parametrize("shape", [(3, 24, 60), (3, 90, 24), (3, 5, 5)])
+def test_every_picture_becomes_the_square(augment, shape):
+    picture = torch.randint(0, 256, shape, dtype=torch.uint8)
+    for transform in (train_transform(SQUARE, augment), eval_transform(SQUARE)):
+        square = transform(picture)
+        assert square.shape == (3, 24, 24)
+        assert square.dtype == torch.uint8
+
+
+def test_light_does_not_mirror():
+    """A mirrored digit is no digit."""
+    picture = torch.zeros(3, 24, 24, dtype=torch.uint8)
+    picture[:, :, :8] = 255
+    augmented = [train_transform(SQUARE, "light")(picture).float().mean((0, 1)) for _ in range(30)]
+    assert all(columns[:6].mean() > columns[-6:].mean() for columns in augmented)
+    mirrored = [train_transform(SQUARE, "standard")(picture).float().mean((0, 1)) for _ in range(30)]
+    assert any(columns[:6].mean() < columns[-6:].mean() for columns in mirrored)
+
+
+def test_the_digits_are_those_of_scikit_learn(tmp_path):
+    from sklearn.datasets import load_digits
+
+    pictures = load_pictures(Data(source="digits"), 0, memory=tmp_path, bad_list=None, workers=1)
+    assert len(pictures.names) == 1797
+    assert pictures.read(0).shape == (3, 8, 8)
+    assert pictures.read(17)[0].tolist() == (load_digits().images[17] * 255 / 16).round().astype(int).tolist()
+    assert {split: len(members) for split, members in pictures.splits.items()} == {"train": 1259, "val": 269, "test": 269}

@@ -1,0 +1,88 @@
+"""Splits: stratified, stable, given back by a file, and refused where they cannot be trained on."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from src.config import Data
+from src.data.splits import check_splits, choose_split, read_split_file, stratified_split
+from src.errors import UserError
+
+
+def members(labels, splits, split):
+    return Counter(labels[index] for index in splits[split])
+
+
+def test_every_class_gets_its_share():
+    labels = ["a"] * 100 + ["b"] * 20 + ["c"] * 3
+    splits = stratified_split(labels, 0, 0.15, 0.15)
+    assert members(labels, splits, "val") == {"a": 15, "b": 3, "c": 1}
+    assert members(labels, splits, "test") == {"a": 15, "b": 3, "c": 1}
+    assert sorted(sum(splits.values(), [])) == list(range(123))
+
+
+def test_the_split_follows_the_seed_and_another_class_does_not_move_it():
+    labels = ["a"] * 50 + ["b"] * 50
+    assert stratified_split(labels, 0, 0.2, 0.2) == stratified_split(labels, 0, 0.2, 0.2)
+    assert stratified_split(labels, 1, 0.2, 0.2) != stratified_split(labels, 0, 0.2, 0.2)
+    more = stratified_split([*labels, *["c"] * 50], 0, 0.2, 0.2)
+    assert [index for index in more["val"] if index < 100] == stratified_split(labels, 0, 0.2, 0.2)["val"]
+
+
+def test_no_test_split_where_none_is_asked_for():
+    assert stratified_split(["a"] * 10, 0, 0.2, 0.0)["test"] == []
+
+
+def test_a_split_file_is_followed(tmp_path, caplog):
+    file = tmp_path / "split.csv"
+    file.write_text("path,label,split\nx/1,x,val\nx/2,x,train\ngone,x,test\n")
+    found = choose_split(["x/1", "x/2", "x/3"], ["x"] * 3, None, Data(source="digits", split_file=str(file)), 0)
+    assert found == {"train": [1], "val": [0], "test": []}
+    assert "1 pictures are not in" in caplog.text
+    assert "not in the data (any more): gone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("path\nx/1\n", "no column split"),
+        ("path,split\n", "no rows"),
+        ("path,split\nx/1,holdout\n", "'holdout' is not a split"),
+        ("path,label,split\nx/1,y,val\n", "x/1 is of class x here and of class y"),
+        ("path,split\nother,val\n", "none of the 1 pictures"),
+    ],
+)
+def test_a_wrong_split_file_is_refused(tmp_path, text, named):
+    file = tmp_path / "split.csv"
+    file.write_text(text)
+    with pytest.raises(UserError, match=named.replace("(", r"\(")):
+        choose_split(["x/1"], ["x"], None, Data(source="digits", split_file=str(file)), 0)
+
+
+def test_words_for_splits(tmp_path):
+    file = tmp_path / "split.csv"
+    file.write_text("path,split\na,Train\nb,valid\nc,validation\nd,TEST\n")
+    assert [split for split, _ in read_split_file(file).values()] == ["train", "val", "val", "test"]
+
+
+def test_a_missing_val_split_is_dealt_from_train():
+    labels = ["a", "b"] * 20
+    found = choose_split([str(i) for i in range(40)], labels, ["train"] * 30 + ["test"] * 10, Data(source="digits"), 0)
+    assert found["test"] == list(range(30, 40))
+    assert members(labels, found, "val") == {"a": 2, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "splits", "named"),
+    [
+        (["a"], [0, 0], {"train": [0], "val": [1], "test": []}, "only one class: a"),
+        (["a", "b"], [0, 1, 0], {"train": [0, 1], "val": [2], "test": []}, "class b has no picture in the val split"),
+        (["a", "b", "c"], [0, 1, 2], {"train": [0], "val": [1], "test": []}, "classes b, c have no picture in the train"),
+        (["a", "b"], [0, 1] * 3, {"train": [0, 1], "val": [2, 3], "test": [4]}, "class b has no picture in the test"),
+    ],
+)
+def test_a_class_missing_from_a_split_is_named(classes, labels, splits, named):
+    with pytest.raises(UserError, match=named):
+        check_splits(classes, labels, splits, "photos")
