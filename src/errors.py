@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
 
+from src import logs
+
 MAX_LINES = 15
 
 
@@ -83,6 +85,7 @@ def run_and_report(work: Callable[[], object], trace_dir: Callable[[], Path | No
 
     trace_dir: asked after a failure for the folder to keep the traceback in (the run folder, once it is open).
     """
+    logs.to_screen()
     try:
         work()
         return ExitCode.OK

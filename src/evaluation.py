@@ -17,7 +17,6 @@ from src.data.loading import eval_loader, num_workers
 from src.data.pictures import Pictures
 from src.data.sources import load_pictures, load_unsplit
 from src.errors import ExitCode, UserError
-from src.logs import logging_to
 from src.machine import choose_device, cpu_cores
 from src.models.building import build_loss, rebuild
 from src.models.losses import ClassificationLoss, predicted_classes
@@ -59,32 +58,29 @@ def evaluate(
 
 def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path | None, accelerator: str) -> None:
     """The work of src/evaluate.py. overrides: data.KEY=VALUE words that change the run's config. Raises UserError."""
-    with logging_to(None):
-        settings = configuration.read(OmegaConf.merge(read_run(run, "src.evaluate"), OmegaConf.from_dotlist(overrides)))
-        card, state = load_model(run / "model")
-        pictures = _with_classes_of(card.classes, _pictures_to_measure(settings, run, overrides), run)
-        split = _choose_split(split, pictures)
-        device = choose_device(accelerator)
-        check_precision(settings.precision.name, device)
-        torch.set_num_threads(settings.trainer.threads or cpu_cores())
+    settings = configuration.read(OmegaConf.merge(read_run(run, "src.evaluate"), OmegaConf.from_dotlist(overrides)))
+    card, state = load_model(run / "model")
+    pictures = _with_classes_of(card.classes, _pictures_to_measure(settings, run, overrides), run)
+    split = _choose_split(split, pictures)
+    device = choose_device(accelerator)
+    check_precision(settings.precision.name, device)
+    torch.set_num_threads(settings.trainer.threads or cpu_cores())
 
-        workers = num_workers(settings.data, pictures)
-        batches = eval_loader(pictures, split, card.preprocessing, settings.data, workers)
-        loss = build_loss(settings, pictures)
-        values, confusion = evaluate(
-            rebuild(card, state), batches, loss, len(card.classes), device, settings.precision.name
-        )
-        metrics = {f"{split}/{name}": value for name, value in values.items()}
-        out = out or run
-        out.mkdir(parents=True, exist_ok=True)
-        number = len(pictures.splits[split])
-        write_json(
-            out / "evaluation.json", {"run": str(run), "changed": overrides, "pictures": number, "metrics": metrics}
-        )
-        write_confusion(out / "evaluation_confusion.csv", card.classes, confusion.tolist())
-        log.info(f"{run}: {number} {split} pictures, {len(card.classes)} classes")
-        log.info(metrics_table(metrics))
-        log.info(f"files     {out}/evaluation.json, {out}/evaluation_confusion.csv")
+    workers = num_workers(settings.data, pictures)
+    batches = eval_loader(pictures, split, card.preprocessing, settings.data, workers)
+    loss = build_loss(settings, pictures)
+    values, confusion = evaluate(
+        rebuild(card, state), batches, loss, len(card.classes), device, settings.precision.name
+    )
+    metrics = {f"{split}/{name}": value for name, value in values.items()}
+    out = out or run
+    out.mkdir(parents=True, exist_ok=True)
+    number = len(pictures.splits[split])
+    write_json(out / "evaluation.json", {"run": str(run), "changed": overrides, "pictures": number, "metrics": metrics})
+    write_confusion(out / "evaluation_confusion.csv", card.classes, confusion.tolist())
+    log.info(f"{run}: {number} {split} pictures, {len(card.classes)} classes")
+    log.info(metrics_table(metrics))
+    log.info(f"files     {out}/evaluation.json, {out}/evaluation_confusion.csv")
 
 
 def _pictures_to_measure(settings: Config, run: Path, overrides: list[str]) -> Pictures:

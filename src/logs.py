@@ -19,20 +19,21 @@ NOISE = (
 )
 
 
-@contextmanager
-def logging_to(file: Path | None) -> Iterator[None]:
-    """Inside, log messages are printed and kept in the file; the handlers are removed at the end (a sweep runs many jobs)."""
+def to_screen() -> None:
+    """Prints log messages, once for the whole command."""
     root = logging.getLogger()
-    before = root.level
-    handlers: list[logging.Handler] = [_console()]
-    if file is not None:
-        to_file = logging.FileHandler(file, encoding="utf-8")
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        handlers.append(to_file)
-    for handler in handlers:
-        root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    if not any(isinstance(handler, _Screen) for handler in root.handlers):
+        root.addHandler(_Screen())
+        root.setLevel(logging.INFO)
+
+
+@contextmanager
+def to_file(path: Path) -> Iterator[None]:
+    """Inside, log messages and Python warnings are kept in the file too; a sweep writes many, one after another."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    for name in ("lightning.pytorch", "lightning.fabric"):  # they print by themselves what they also hand on
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
@@ -43,22 +44,21 @@ def logging_to(file: Path | None) -> Iterator[None]:
         yield
     finally:
         logging.captureWarnings(False)
-        root.setLevel(before)
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
-def _console() -> logging.Handler:
-    """Our own messages as they are, other libraries' warnings with their name; Python warnings only in the file."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.addFilter(
-        lambda record: (
-            record.name.startswith("src") or (record.levelno >= logging.WARNING and record.name != "py.warnings")
-        )
-    )
-    handler.setFormatter(_Plain())
-    return handler
+class _Screen(logging.StreamHandler):
+    """Our own messages as they are, other libraries' warnings with their name; Python warnings only go to the file."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+        self.addFilter(_worth_showing)
+        self.setFormatter(_Plain())
+
+
+def _worth_showing(record: logging.LogRecord) -> bool:
+    return record.name.startswith("src") or (record.levelno >= logging.WARNING and record.name != "py.warnings")
 
 
 class _Plain(logging.Formatter):

@@ -17,7 +17,6 @@ from src.data.folders import list_pictures
 from src.data.reading import PictureError, ReadOptions, read_picture
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
-from src.logs import logging_to
 from src.machine import choose_device, cpu_cores
 from src.models.building import rebuild
 from src.models.losses import probabilities
@@ -31,48 +30,47 @@ SHOWN = 10
 
 def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: int | None, accelerator: str) -> None:
     """Writes out (CSV) and shows its first rows. Raises UserError for a model or pictures that are not there."""
-    with logging_to(None):
-        card, state = load_model(model)
-        if not images.exists():
-            raise UserError(
-                f"images={images} does not exist",
-                where=str(images.absolute()),
-                why="relative paths start from the folder the command is run in",
-                fix=f"ls {images.parent}",
-                code=ExitCode.NO_INPUT,
-            )
-        paths = list_pictures(images)
-        if not paths:
-            raise UserError(
-                f"no picture was found in {images}",
-                where=str(images.absolute()),
-                why="it and its sub-folders hold no file of a format that is read",
-                fix=f"find {images} -type f | head",
-                code=ExitCode.NO_INPUT,
-            )
-        device = choose_device(accelerator)
-        torch.set_num_threads(cpu_cores())
-        network = rebuild(card, state).to(device).eval()
-        workers = num_workers if num_workers is not None else (cpu_cores() if len(paths) > 200 else 0)
-        loader = DataLoader(_Files(paths, card), batch_size, num_workers=workers, collate_fn=_collate)
-        rows: list[list[str]] = []
-        with torch.inference_mode():
-            for images_, places, errors in track(loader, "predicting", transient=True, disable=not sys.stderr.isatty()):
-                shares = probabilities(network(images_.to(device)), card.task).cpu() if len(places) else []
-                rows += _rows(paths, card.classes, places, shares, errors)
-        rows.sort()
-        top = min(TOP, len(card.classes))
-        header = [
-            "path",
-            "class",
-            "probability",
-            *(f"{word}{i}" for i in range(1, top + 1) for word in ("class_", "probability_")),
-            "error",
-        ]
-        write_csv(out, header, rows)
-        bad = [row for row in rows if row[-1]]
-        _show(rows, top)
-        log.info(f"{len(rows)} pictures, {len(bad)} of them could not be read; all rows are in {out}")
+    card, state = load_model(model)
+    if not images.exists():
+        raise UserError(
+            f"images={images} does not exist",
+            where=str(images.absolute()),
+            why="relative paths start from the folder the command is run in",
+            fix=f"ls {images.parent}",
+            code=ExitCode.NO_INPUT,
+        )
+    paths = list_pictures(images)
+    if not paths:
+        raise UserError(
+            f"no picture was found in {images}",
+            where=str(images.absolute()),
+            why="it and its sub-folders hold no file of a format that is read",
+            fix=f"find {images} -type f | head",
+            code=ExitCode.NO_INPUT,
+        )
+    device = choose_device(accelerator)
+    torch.set_num_threads(cpu_cores())
+    network = rebuild(card, state).to(device).eval()
+    workers = num_workers if num_workers is not None else (cpu_cores() if len(paths) > 200 else 0)
+    loader = DataLoader(_Files(paths, card), batch_size, num_workers=workers, collate_fn=_collate)
+    rows: list[list[str]] = []
+    with torch.inference_mode():
+        for images_, places, errors in track(loader, "predicting", transient=True, disable=not sys.stderr.isatty()):
+            shares = probabilities(network(images_.to(device)), card.task).cpu() if len(places) else []
+            rows += _rows(paths, card.classes, places, shares, errors)
+    rows.sort()
+    top = min(TOP, len(card.classes))
+    header = [
+        "path",
+        "class",
+        "probability",
+        *(f"{word}{i}" for i in range(1, top + 1) for word in ("class_", "probability_")),
+        "error",
+    ]
+    write_csv(out, header, rows)
+    bad = [row for row in rows if row[-1]]
+    _show(rows, top)
+    log.info(f"{len(rows)} pictures, {len(bad)} of them could not be read; all rows are in {out}")
 
 
 class _Files(Dataset[tuple[int, torch.Tensor | str]]):

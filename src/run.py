@@ -12,7 +12,7 @@ import lightning as L
 import torch
 
 from src import config as configuration
-from src import seeding
+from src import logs, seeding
 from src.callbacks.freezing import Phases, schedule
 from src.callbacks.freezing import apply as freeze
 from src.callbacks.progress import Throughput
@@ -24,7 +24,6 @@ from src.data.module import PictureData
 from src.data.pictures import Pictures
 from src.data.sources import load_pictures
 from src.evaluation import evaluate
-from src.logs import logging_to
 from src.machine import choose_device, cpu_cores, peak_memory_mib
 from src.models.backbones import blocks
 from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
@@ -45,7 +44,7 @@ def run(config: Config, path: Path) -> float:
     if config.debug:
         config = configuration.quick(config)
     plain = configuration.plain(config)
-    with RunFolder.open(path, plain, config.resume) as folder, logging_to(path / "train.log"):
+    with RunFolder.open(path, plain, config.resume) as folder, logs.to_file(path / "train.log"):
         if (done := folder.result()) is not None:
             log.info(f"{path} is finished already; this is its result.")
             print_result(path, done)

@@ -11,6 +11,8 @@ What happens in a run: src/run.py.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from src.command_line import run_hydra
 from src.errors import run_and_report
 from src.run_dir import claim
 
+log = logging.getLogger("src.train")  # __name__ is __main__
 _current_run: list[Path] = []  # the folder of the job at hand, for the traceback of an error
 
 
@@ -31,7 +34,8 @@ def train(composed: DictConfig) -> float:
     settings = config.read(composed)
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        path = Path(hydra.runtime.output_dir)
+        path = Path(os.path.relpath(hydra.runtime.output_dir))
+        log.info(f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task)}")
     else:
         path = claim(Path(settings.runs_dir), settings.name)
     _current_run[:] = [path]

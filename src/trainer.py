@@ -10,13 +10,14 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.utils import get_object
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from src.callbacks.checkpoint_selection import build_checkpoints
 from src.callbacks.freezing import FreezingSchedule, Phases
+from src.callbacks.limits import StopAtMaxSteps
 from src.callbacks.progress import EpochBar, EpochLines, Throughput
 from src.checkpoints.writing import DurableCheckpointIO
-from src.config import METRICS, Checkpoint, Config
+from src.config import Config
 from src.config import Logger as LoggerConfig
 from src.errors import ExitCode, UserError
 from src.reporting.metrics_csv import MetricsCsv
@@ -30,9 +31,11 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, phase
     callbacks: list[L.Callback] = [
         FreezingSchedule(phases, config.freeze.batchnorm, config.freeze.batchnorm_momentum),
         Throughput(),
-        *_checkpoints(config.checkpoint, folder.checkpoints),
+        *build_checkpoints(config.checkpoint, folder.checkpoints),
         *[_own_callback(entry) for entry in config.callbacks.extra],
     ]
+    if settings.max_steps > 0:
+        callbacks.append(StopAtMaxSteps(settings.max_steps))
     if sys.stdout.isatty():
         callbacks.append(EpochBar())
     return L.Trainer(
@@ -60,18 +63,6 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, phase
         enable_progress_bar=sys.stdout.isatty(),
         log_every_n_steps=10**9,  # everything is logged once per epoch
     )
-
-
-def _checkpoints(config: Checkpoint, folder: Path) -> list[ModelCheckpoint]:
-    """best.ckpt: weights of the best epoch. last.ckpt: all that is needed to continue, from the last position saved."""
-    common: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "enable_version_counter": False}
-    best = ModelCheckpoint(
-        filename="best", monitor=config.monitor, mode=METRICS[config.monitor], save_weights_only=True, **common
-    )
-    last = [ModelCheckpoint(filename="last", every_n_epochs=1, save_on_train_epoch_end=True, **common)]
-    if config.every_n_steps is not None:
-        last.append(ModelCheckpoint(filename="last", every_n_train_steps=config.every_n_steps, **common))
-    return [best, *last]
 
 
 def _loggers(config: LoggerConfig, folder: Path) -> list[Logger]:

@@ -49,7 +49,9 @@ MISTAKES = [  # the words, and what the answer must name
 ]
 
 
-@pytest.mark.parametrize(("words", "named"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("words", "named"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_a_mistake_is_answered_in_one_screen(command, words, named):
     done = command("train", *words)
     check_error(done, 64, named)
@@ -75,7 +77,9 @@ def test_mistakes_and_help_do_not_import_torch(command):
             text=True,
             env=command_environment(),
         )
-        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+        imported = {
+            line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")
+        }
         assert "hydra" in imported
         assert not imported & {"torch", "lightning", "torchvision", "numpy"}
 
@@ -137,7 +141,11 @@ def test_the_yaml_files_and_the_schema_agree(monkeypatch, tmp_path):
         loaded.pop("defaults", None)
         loaded.pop("hydra", None)
         nested = {group: loaded} if group else loaded
-        keys |= {f"{top}.{leaf}" if isinstance(value, dict) else top for top, value in nested.items() for leaf in (value if isinstance(value, dict) else [""])}
+        keys |= {
+            f"{top}.{leaf}" if isinstance(value, dict) else top
+            for top, value in nested.items()
+            for leaf in (value if isinstance(value, dict) else [""])
+        }
     groups = {key.partition(".")[0] for key in config.known_keys() if "." in key}
     missing = {key for key in config.known_keys() if key not in keys and key not in groups}
     assert not missing, missing

@@ -45,7 +45,9 @@ def test_a_run_leaves_everything_about_it(command, tmp_path):
     ended = result(run)
     assert ended["state"] == "finished"
     assert (ended["epochs"], ended["steps"]) == (2, 6)
-    assert set(ended["metrics"]) == {f"{split}/{name}" for split in ("val", "test") for name in ("loss", "acc", "balanced_acc", "macro_f1")}
+    assert set(ended["metrics"]) == {
+        f"{split}/{name}" for split in ("val", "test") for name in ("loss", "acc", "balanced_acc", "macro_f1")
+    }
     rows = table(run / "metrics.csv")
     assert [(row["epoch"], row["step"]) for row in rows] == [("1", "3"), ("2", "6")]
     assert all(0 <= float(row["val/acc"]) <= 1 and float(row["train/loss"]) > 0 for row in rows)
@@ -125,7 +127,9 @@ def test_evaluate_and_predict_repeat_the_runs_numbers(command, tmp_path):
     moved = command("predict", "model=elsewhere/model", "images=photos", "out=by_model.csv", "batch_size=7")
     assert moved.code == 0, moved.text
     columns = ("path", "class", "class_1", "class_2", "class_3", "error")
-    rows = [[[row[name] for name in columns] for row in table(tmp_path / file)] for file in ("by_run.csv", "by_model.csv")]
+    rows = [
+        [[row[name] for name in columns] for row in table(tmp_path / file)] for file in ("by_run.csv", "by_model.csv")
+    ]
     assert rows[0] == rows[1]
 
     (photos / "banana").mkdir()
@@ -182,7 +186,10 @@ def test_a_killed_run_that_is_repeated_gives_the_undisturbed_result(command, tmp
     assert last[0].keys() == last[1].keys()
     assert all(last[0][name].equal(last[1][name]) for name in last[0])
     assert result(one)["metrics"] == result(other)["metrics"]
-    kept = [[(row["epoch"], row["step"], row["val/loss"], row["val/acc"]) for row in table(run / "metrics.csv")] for run in (one, other)]
+    kept = [
+        [(row["epoch"], row["step"], row["val/loss"], row["val/acc"]) for row in table(run / "metrics.csv")]
+        for run in (one, other)
+    ]
     assert kept[0] == kept[1]
     assert not list(other.rglob("*.tmp"))
 
@@ -229,7 +236,10 @@ def test_a_sweep_has_one_folder_with_one_run_per_job(command, tmp_path):
     done = command("train", "-m", *SMALL, "trainer.max_epochs=1", "optimizer.lr=0.001,0.01", "name=sweep")
     assert done.code == 0, done.text
     assert {result(tmp_path / "runs" / "sweep" / job)["state"] for job in ("0", "1")} == {"finished"}
-    rates = [yaml.safe_load((tmp_path / "runs" / "sweep" / job / "config.yaml").read_text())["optimizer"]["lr"] for job in ("0", "1")]
+    rates = [
+        yaml.safe_load((tmp_path / "runs" / "sweep" / job / "config.yaml").read_text())["optimizer"]["lr"]
+        for job in ("0", "1")
+    ]
     assert rates == [0.001, 0.01]
     assert sorted(path.name for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")) == ["sweep"]
     assert "optimizer.lr=0.01" in done.out
@@ -243,7 +253,9 @@ def test_a_folder_of_odd_and_broken_pictures(command, tmp_path):
     bad = write_corrupt_pictures(photos / "a")
     done = command("train", *FOLDER, "name=refused")
     check_error(done, 65, "3 of", *bad)
-    assert set(bad) <= {Path(line.split("\t")[0]).name for line in (tmp_path / "runs/refused/bad_pictures.txt").read_text().splitlines()}
+    assert set(bad) <= {
+        Path(line.split("\t")[0]).name for line in (tmp_path / "runs/refused/bad_pictures.txt").read_text().splitlines()
+    }
     done = command("train", *FOLDER, "name=skipped", "data.on_bad_image=skip")
     assert done.code == 0, done.text
     assert f"pictures  {24 + len(odd)} in 2 classes" in done.out
@@ -278,7 +290,9 @@ def test_choices_that_go_together_work(command, tmp_path, words):
     assert command("evaluate", "run=runs/x").code == 0
     again = json.loads((tmp_path / "runs" / "x" / "evaluation.json").read_text())["metrics"]
     assert again == {name: value for name, value in ended["metrics"].items() if name.startswith("test/")}
-    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "runs/x/model/model.safetensors").items()}
+    shapes = {
+        name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "runs/x/model/model.safetensors").items()
+    }
     if "model.head=append" in words:
         assert shapes["backbone.fc.weight"] == (1000, 512)
         assert shapes["head.weight"] == (3, 1000)

@@ -17,7 +17,10 @@ def test_keys_are_the_same_in_every_process():
     code = "from src import seeding; print(seeding.key(1, 'order', 2), seeding.epoch_order(3, 4, 5))"
     printed = {
         subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=command_environment() | {"PYTHONHASHSEED": str(salt)}
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=command_environment() | {"PYTHONHASHSEED": str(salt)},
         ).stdout
         for salt in (1, 2)
     }

@@ -35,7 +35,9 @@ def hashes(pictures, augment, workers, epochs=(0, 1), **sampler):
     found = []
     for epoch in epochs:
         batches.set_epoch(epoch)
-        found += [hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest() for images, labels in loader]
+        found += [
+            hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest() for images, labels in loader
+        ]
     return found
 
 
@@ -64,7 +66,9 @@ def test_two_processes_see_the_pictures_of_one():
     assert sorted(index for batch in one for _, index in batch) == indices
 
 
-@pytest.mark.parametrize(("pictures_", "batch", "sizes"), [(17, 8, [8, 9]), (18, 8, [8, 8, 2]), (16, 8, [8, 8]), (1, 8, [1]), (3, 8, [3])])
+@pytest.mark.parametrize(
+    ("pictures_", "batch", "sizes"), [(17, 8, [8, 9]), (18, 8, [8, 8, 2]), (16, 8, [8, 8]), (1, 8, [1]), (3, 8, [3])]
+)
 def test_no_batch_of_a_single_picture(pictures_, batch, sizes):
     """BatchNorm cannot normalise one picture; nothing is left out for it."""
     sampler = EpochSampler(range(pictures_), batch, seed=0)
@@ -114,4 +118,8 @@ def test_the_digits_are_those_of_scikit_learn(tmp_path):
     assert len(pictures.names) == 1797
     assert pictures.read(0).shape == (3, 8, 8)
     assert pictures.read(17)[0].tolist() == (load_digits().images[17] * 255 / 16).round().astype(int).tolist()
-    assert {split: len(members) for split, members in pictures.splits.items()} == {"train": 1259, "val": 269, "test": 269}
+    assert {split: len(members) for split, members in pictures.splits.items()} == {
+        "train": 1259,
+        "val": 269,
+        "test": 269,
+    }

@@ -20,7 +20,7 @@ def test_every_class_gets_its_share():
     splits = stratified_split(labels, 0, 0.15, 0.15)
     assert members(labels, splits, "val") == {"a": 15, "b": 3, "c": 1}
     assert members(labels, splits, "test") == {"a": 15, "b": 3, "c": 1}
-    assert sorted(sum(splits.values(), [])) == list(range(123))
+    assert sorted(index for members_ in splits.values() for index in members_) == list(range(123))
 
 
 def test_the_split_follows_the_seed_and_another_class_does_not_move_it():
@@ -79,7 +79,12 @@ def test_a_missing_val_split_is_dealt_from_train():
     [
         (["a"], [0, 0], {"train": [0], "val": [1], "test": []}, "only one class: a"),
         (["a", "b"], [0, 1, 0], {"train": [0, 1], "val": [2], "test": []}, "class b has no picture in the val split"),
-        (["a", "b", "c"], [0, 1, 2], {"train": [0], "val": [1], "test": []}, "classes b, c have no picture in the train"),
+        (
+            ["a", "b", "c"],
+            [0, 1, 2],
+            {"train": [0], "val": [1], "test": []},
+            "classes b, c have no picture in the train",
+        ),
         (["a", "b"], [0, 1] * 3, {"train": [0, 1], "val": [2, 3], "test": [4]}, "class b has no picture in the test"),
     ],
 )
