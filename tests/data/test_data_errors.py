@@ -1,0 +1,177 @@
+"""Data that cannot be trained on: the real command says what is wrong, by name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from src.config import Data
+from src.data.folders import list_image_folder, list_table
+from src.data.sources import load_pictures
+from src.errors import UserError
+from tests.conftest import check_error, write_pictures
+
+FOLDER = (
+    "data=image_folder",
+    "data.root=photos",
+    "model.backbone=resnet18",
+    "model.weights=none",
+    "data.image_size=32",
+)
+
+
+def parts(root: Path, **classes: dict[str, int]) -> None:
+    for seed, (part, counts) in enumerate(classes.items()):
+        write_pictures(root / part, counts, seed=seed)
+
+
+def one_class(root: Path) -> None:
+    write_pictures(root, {"cats": 5})
+
+
+def empty_class(root: Path) -> None:
+    write_pictures(root, {"cats": 5, "dogs": 5})
+    (root / "birds").mkdir()
+
+
+def missing_from_val(root: Path) -> None:
+    parts(root, train={"cats": 4, "dogs": 4}, val={"cats": 3})
+
+
+def too_few_to_split(root: Path) -> None:
+    write_pictures(root, {"cats": 9, "dogs": 1})
+
+
+def leak(root: Path) -> None:
+    parts(root, train={"cats": 4, "dogs": 4}, val={"cats": 3, "dogs": 3})
+    shutil.copy(root / "train/cats/001.png", root / "val/cats/copied.png")
+
+
+def no_pictures(root: Path) -> None:
+    (root / "cats").mkdir(parents=True)
+    (root / "cats" / "notes.txt").write_text("none here")
+
+
+CASES = [
+    (one_class, 65, ("only one class: cats",)),
+    (empty_class, 65, ("birds",)),
+    (missing_from_val, 65, ("dogs has no picture in the val split",)),
+    (too_few_to_split, 65, ("dogs has no picture in the val split",)),
+    (leak, 65, ("train/cats/001.png (train)", "val/cats/copied.png (val)")),
+    (no_pictures, 65, ("no picture was found in photos",)),
+]
+
+
+@pytest.mark.parametrize(("make", "code", "named"), CASES, ids=[case[0].__name__ for case in CASES])
+def test_a_folder_that_cannot_be_trained_on(command, tmp_path, make, code, named):
+    make(tmp_path / "photos")
+    check_error(command("train", *FOLDER), code, *named)
+
+
+def test_settings_that_the_data_contradicts(command, tmp_path):
+    write_pictures(tmp_path / "photos", {"cats": 5, "dogs": 5, "emus": 5})
+    check_error(
+        command("train", *FOLDER, "model.num_classes=4"),
+        65,
+        "model.num_classes=4, but the data has 3 classes",
+        "cats, dogs, emus",
+    )
+    check_error(command("train", *FOLDER, "model.task=binary"), 65, "model.task=binary, but the data has 3 classes")
+    check_error(command("train", *FOLDER, "freeze.phases={0:[head],1:[layer9]}"), 64, "'layer9'", "layer4")
+    check_error(command("train", *FOLDER, "model.backbone=resnet19"), 64, "resnet19", "resnet18")
+    check_error(
+        command("train", *FOLDER, "precision=fp16", "trainer.accelerator=cpu"),
+        69,
+        "precision=fp16 does not work on cpu",
+    )
+    check_error(command("train", *FOLDER, "callbacks.extra=[{_target_: torch.load}]"), 64, "torch.load")
+
+
+def test_a_set_that_cannot_be_downloaded(command):
+    done = command("train", "data=torchvision", "data.name=CIFAR10", "model.weights=none")
+    check_error(done, 69, "CIFAR10 is not in data and could not be downloaded")
+    check_error(command("train", "data=torchvision", "data.name=cifar11"), 64, "did you mean CIFAR1")
+
+
+def load(tmp_path: Path, **settings):
+    return load_pictures(Data(**settings), 0, memory=tmp_path / "memory", bad_list=None, workers=1)
+
+
+def test_sub_folders_train_val_and_test_are_used(tmp_path):
+    parts(tmp_path / "p", train={"b": 4, "a": 5}, valid={"a": 2, "b": 2}, test={"a": 1, "b": 2})
+    pictures = load(tmp_path, source="image_folder", root=str(tmp_path / "p"))
+    assert pictures.classes == ("a", "b")
+    assert {split: pictures.counts(split) for split in pictures.splits} == {
+        "train": [5, 4],
+        "val": [2, 2],
+        "test": [1, 2],
+    }
+
+
+def test_a_class_may_be_called_test(tmp_path):
+    write_pictures(tmp_path / "p", {"test": 6, "other": 6})
+    assert load(tmp_path, source="image_folder", root=str(tmp_path / "p")).classes == ("other", "test")
+
+
+def test_hidden_files_are_passed_over_others_are_counted_and_a_circle_of_links_ends(tmp_path, caplog):
+    root = write_pictures(tmp_path / "p", {"a": 4, "b": 4})
+    write_pictures(root, {".ipynb_checkpoints": 2})
+    shutil.copy(root / "a/000.png", root / "a/._000.png")
+    (root / "a" / "notes.txt").write_text("x")
+    (root / "b" / "drawing.psd").write_bytes(b"8BPS")
+    (root / "a" / "again").symlink_to(root / "a")
+    (root / "b" / "up").symlink_to(root / "b")
+    listing = list_image_folder(root)
+    assert listing.names == [f"{name}/{index:03d}.png" for name in "ab" for index in range(4)]
+    assert "2 files" in caplog.text
+    assert ".txt" in caplog.text
+    assert ".psd" in caplog.text
+
+
+def test_a_table_with_and_without_splits(tmp_path):
+    write_pictures(tmp_path / "p", {"a": 6, "b": 6})
+    rows = [f"{name}/{index:03d}.png,{name}" for name in "ab" for index in range(6)]
+    table = tmp_path / "p" / "labels.csv"
+    table.write_text("path,label\n" + "\n".join(rows) + "\n")
+    assert len(load(tmp_path, source="table", table=str(table)).splits["val"]) == 2
+    words = ["train", "train", "train", "val", "val", "test"] * 2
+    table.write_text(
+        "path,label,split\n" + "\n".join(f"{row},{word}" for row, word in zip(rows, words, strict=True)) + "\n"
+    )
+    pictures = load(tmp_path, source="table", table=str(table))
+    assert {split: len(members) for split, members in pictures.splits.items()} == {"train": 6, "val": 4, "test": 2}
+    elsewhere = tmp_path / "elsewhere.csv"
+    shutil.move(table, elsewhere)
+    assert len(load(tmp_path, source="table", table=str(elsewhere), root=str(tmp_path / "p")).names) == 12
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("file,label\nx,y\n", "no column path"),
+        ("path,label\na/000.png,a\nnowhere.png,a\n", "line 3: nowhere.png"),
+        ("path,label\na/000.png,a\na/000.png,b\n", "stand twice"),
+        ("path,label\na/000.png,\n", "line 2"),
+        ("path,label,split\na/000.png,a,holdout\n", "'holdout' is not a split"),
+    ],
+)
+def test_a_wrong_table_is_refused(tmp_path, text, named):
+    write_pictures(tmp_path / "p", {"a": 1})
+    table = tmp_path / "p" / "labels.csv"
+    table.write_text(text)
+    with pytest.raises(UserError) as error:
+        list_table(table, None)
+    assert named in error.value.render()
+
+
+def test_the_split_of_a_run_can_be_given_back(tmp_path):
+    root = write_pictures(tmp_path / "p", {"a": 10, "b": 10})
+    first = load(tmp_path, source="image_folder", root=str(root))
+    from src.run_dir import write_csv
+
+    write_csv(tmp_path / "split.csv", ("path", "label", "split"), first.rows())
+    write_pictures(root, {"a": 12, "b": 12})  # two new ones of each, which another split would mix in
+    again = load(tmp_path, source="image_folder", root=str(root), split_file=str(tmp_path / "split.csv"))
+    assert again.rows() == first.rows()

@@ -1,0 +1,115 @@
+"""Every command that README.md and docs/ show is run here, in one folder, in the order of the page.
+
+Two things differ from a user's terminal, so that it takes minutes on two cores and no network: every training but the
+first is made short (SHORT), and a command that needs pretrained weights or a set from the network may answer with the
+documented exit code 69.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, command_environment, write_pictures
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHORT = ["debug=true", "data.batch_size=4"]
+NEEDS_NETWORK = ("resnet50", "vgg19_append", "Flowers102")
+RUN_BY_CI = ("pip install -e . && python -m src.train", 'pip install -e ".[dev]" && pytest')
+NOT_RUN = (  # each with the reason
+    'pip install -e ".[dev]" && pre-commit install',  # would change the checkout's git hooks
+    "pre-commit run --all-files",  # fetches its hooks; .ci/run runs the same linter
+    'pip install -e ".[timm]"',  # part of the extra dev, which .ci/run installs
+)
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of the page's bash blocks and of its tables of commands."""
+    text = page.read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    in_tables = re.findall(r"^\| `(python -m [^`]+)` \|", text, re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines() if line.strip()] + in_tables
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What the page supposes: photos/, new_photos/, a picture, a table."""
+    folder = tmp_path_factory.mktemp("readme")
+    write_pictures(folder / "photos", {"cats": 10, "dogs": 10})
+    write_pictures(folder / "new_photos", {"": 3}, seed=1)
+    shutil.copy(folder / "photos/cats/000.png", folder / "cat.jpg")
+    rows = [f"photos/{name}/{index:03d}.png,{name}" for name in ("cats", "dogs") for index in range(10)]
+    (folder / "labels.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    return folder
+
+
+ALL = [(page.name, line) for page in PAGES for line in commands(page) if line not in RUN_BY_CI + NOT_RUN]
+
+
+@pytest.mark.parametrize(("page", "line"), ALL, ids=[f"{page}: {line}" for page, line in ALL])
+def test_the_command_works(folder, page, line):
+    words = shlex.split(line)
+    shortened = words[:3] == ["python", "-m", "src.train"] and not {"--help", "--cfg", "debug=true"} & set(words)
+    if shortened and len(words) > 3:
+        words += SHORT
+    if words[0] == "python":
+        words[0] = sys.executable
+    environment = command_environment() | {"TORCH_HOME": str(folder / "no_weights")}
+    if len(words) == 3:
+        del environment["OMP_NUM_THREADS"]  # the first run, whole
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600, env=environment)
+    if done.returncode == 69 and any(word in line for word in NEEDS_NETWORK):
+        assert "network" in done.stderr or "download" in done.stderr, done.stderr
+        return
+    assert done.returncode == 0, done.stdout + done.stderr
+    if words[1:] == ["-m", "src.train"]:
+        check_first_run(done.stdout + done.stderr)
+
+
+def check_first_run(printed: str) -> None:
+    """The first thing a new user sees: under 40 lines, an accuracy worth showing, and a next command."""
+    assert len(printed.splitlines()) < 40
+    assert "python -m src.predict run=" in printed
+    test = next(line for line in printed.splitlines() if line.startswith("test"))
+    assert float(test.split()[1]) >= 0.97
+
+
+def test_ci_runs_the_first_two_commands():
+    ci = (ROOT / ".ci" / "run").read_text()
+    shown = commands(PAGES[0])
+    for line in RUN_BY_CI:
+        assert line in shown
+        for part in line.split(" && "):
+            assert part.replace("pip install", "pip install --quiet") in ci
+    for line in NOT_RUN[:2]:
+        assert line in shown
+
+
+def test_the_map_of_the_house_is_true():
+    """Every file and folder that the README's map names exists, and every folder of src/ is on it."""
+    house = re.search(r"## The house\n\n```\n(.*?)```", PAGES[0].read_text(), re.DOTALL)[1]
+    for name in re.findall(r"^  ((?:\w+\.py )*\w+(?:\.py|/))", house, re.MULTILINE):
+        for part in name.split():
+            assert (ROOT / "src" / part).exists(), part
+    for path in (ROOT / "src").iterdir():
+        if path.is_dir() and path.name != "__pycache__":
+            assert f"  {path.name}/" in house, f"{path.name}/ is not on the map"
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_exit_codes_of_the_page_are_those_of_the_program():
+    from src.errors import ExitCode
+
+    page = (ROOT / "docs" / "errors.md").read_text()
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == [code.value for code in ExitCode]
