@@ -48,7 +48,7 @@ class Data:
     max_megapixels: float = 100.0  # larger pictures are refused by their header, before any memory is spent
     on_bad_image: str = choice("error", "skip", default="error")  # stop with a list of them, or train without them
     class_weights: str = choice("none", "balanced", default="none")  # balanced: rare classes count more in the loss
-    batch_size: int = 64  # pictures per optimizer step, over all devices
+    batch_size: int = 32  # pictures per optimizer step, over all devices
     num_workers: int | None = None  # loader processes, over all devices; null: one per core, 0 for pictures in memory
 
 
@@ -62,7 +62,7 @@ class Model:
     dropout: float = 0.0  # before the head's last layer
     task: str = choice("multiclass", "binary", default="multiclass")  # binary: two classes, one logit
     num_classes: int | None = None  # null: as many as the data has; a number that differs from the data is refused
-    label_smoothing: float = 0.0  # share of the target spread over the other classes (multiclass)
+    label_smoothing: float = 0.1  # share of the target spread evenly over the classes, while training
     channels_last: bool = True  # memory layout; faster on CPUs and on GPUs with tensor cores
 
 
@@ -70,7 +70,7 @@ class Model:
 class Optimizer:
     name: str = choice("adamw", "sgd")  # chosen by optimizer=NAME
     lr: float = MISSING  # learning rate of the head, for the whole (global) batch
-    backbone_lr_scale: float = 0.1  # the backbone learns with lr times this
+    backbone_lr_scale: float = 0.5  # the backbone learns with lr times this
     weight_decay: float = 0.01  # of weights; biases and norm layers are not decayed
     momentum: float | None = None  # of sgd
     schedule: str = choice("cosine", "onecycle", "constant", default="cosine")  # how lr changes over the steps
@@ -80,8 +80,8 @@ class Optimizer:
 @dataclass(kw_only=True)
 class Freeze:
     preset: str = choice("head_only", "last_n", "gradual", "full", default="last_n")  # see src/callbacks/freezing.py
-    unfreeze_epoch: int = 2  # epoch in which last_n and gradual begin to unfreeze the backbone
-    last_n: int = 8  # how many blocks, counted from the head, last_n and gradual unfreeze
+    unfreeze_epoch: int = 1  # epoch in which last_n and gradual begin to unfreeze the backbone
+    last_n: int = 12  # how many blocks, counted from the head, last_n and gradual unfreeze
     phases: Any = None  # {0: [head], 3: [layer4]}: blocks trained from an epoch on; replaces preset
     batchnorm: str = choice(
         "keep", "update", default="update"
@@ -311,12 +311,6 @@ def _check_data(data: Data) -> None:
 def _check_together(config: Config) -> None:
     """Settings that contradict each other."""
     model, optimizer, trainer = config.model, config.optimizer, config.trainer
-    if model.task == "binary" and model.label_smoothing > 0:
-        raise UserError(
-            "model.label_smoothing has no effect with model.task=binary",
-            why="the loss of a single logit (binary cross-entropy) has no label smoothing here",
-            fix="python -m src.train model.task=binary model.label_smoothing=0",
-        )
     if model.head == "append" and model.dropout > 0:
         raise UserError(
             f"model.dropout={model.dropout} has no effect with model.head=append",

@@ -50,7 +50,7 @@ def evaluate(
     precision: str,
 ) -> tuple[dict[str, float], torch.Tensor]:
     """loss, acc, balanced_acc and macro_f1 over the batches, and the confusion matrix (C, C), rows are true classes."""
-    metrics, loss = SplitMetrics(num_classes).to(device), loss.to(device)
+    metrics, loss = SplitMetrics(num_classes).to(device), loss.to(device).eval()
     for logits, labels in logits_of(network, batches, device, precision):
         metrics.update(loss(logits, labels), predicted_classes(logits, loss.task), labels)
     return metrics.compute(), metrics.confusion.compute().cpu()

@@ -42,7 +42,6 @@ MISTAKES = [  # the words, and what the answer must name
     (["checkpoint.monitor=val/accuracy"], "val/macro_f1"),
     (["freeze.phases={1:[head]}"], "epoch 0"),
     (["freeze.phases=3"], "freeze.phases=3"),
-    (["model.task=binary", "model.label_smoothing=0.1"], "model.label_smoothing"),
     (["model.head=append", "model.dropout=0.5"], "model.dropout=0.5"),
     (["optimizer.momentum=0.9"], "optimizer.momentum=0.9"),
     (["optimizer.schedule=onecycle", "optimizer.warmup_fraction=0"], "optimizer.warmup_fraction=0"),

@@ -10,6 +10,8 @@ class ClassificationLoss(torch.nn.Module):
     """Cross-entropy of (B, C) logits, or binary cross-entropy of (B, 1) logits; a mean over the batch.
 
     class_weights: one factor per class, or None. With them the mean is weighted, as in torch's cross_entropy.
+    label_smoothing: share of the target spread evenly over the classes (Szegedy et al., 2016), while training only: what
+    is measured is the plain loss.
     """
 
     def __init__(self, task: str, class_weights: list[float] | None = None, label_smoothing: float = 0.0) -> None:
@@ -19,11 +21,11 @@ class ClassificationLoss(torch.nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if self.task == "multiclass":
-            return F.cross_entropy(logits.float(), labels, self.class_weights, label_smoothing=self.label_smoothing)
-        weights = None if self.class_weights is None else self.class_weights[labels]
-        losses = F.binary_cross_entropy_with_logits(logits.float()[:, 0], labels.float(), weights, reduction="none")
-        return losses.sum() / (len(labels) if weights is None else weights.sum())
+        logits = logits.float()
+        if self.task == "binary":  # one logit z tells the two classes apart as the logits (0, z) do
+            logits = torch.cat([torch.zeros_like(logits), logits], 1)
+        smoothing = self.label_smoothing if self.training else 0.0
+        return F.cross_entropy(logits, labels, self.class_weights, label_smoothing=smoothing)
 
 
 def probabilities(logits: torch.Tensor, task: str) -> torch.Tensor:

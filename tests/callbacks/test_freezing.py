@@ -32,7 +32,10 @@ def test_presets():
     everything = ["head", *(f"backbone.{name}" for name in RESNET_BLOCKS)]
     assert phases(preset="head_only") == {0: ["head"]}
     assert phases(preset="full") == {0: everything}
-    assert phases(preset="last_n", last_n=2) == {0: ["head"], 2: ["backbone.layer3", "backbone.layer4"]}
+    assert phases(preset="last_n", last_n=2, unfreeze_epoch=2) == {
+        0: ["head"],
+        2: ["backbone.layer3", "backbone.layer4"],
+    }
     assert phases(preset="last_n", last_n=99, unfreeze_epoch=0) == {0: everything}
     assert phases(preset="gradual", last_n=2, unfreeze_epoch=3) == {
         0: ["head"],

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_old_checkpoint(tmp_path):
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         f"DurableCheckpointIO().save_checkpoint({{'w': torch.zeros(10**6), 'kill': Kill()}}, {str(path)!r})\n"
     )
-    environment = command_environment() | {"TMPDIR": "/dev/shm" if os.path.isdir("/dev/shm") else str(tmp_path)}
+    environment = command_environment() | {"TMPDIR": "/dev/shm" if Path("/dev/shm").is_dir() else str(tmp_path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == -9
     assert list(tmp_path.glob("*.tmp")), "it was not killed while it wrote"
     assert read_checkpoint(path) == {"step": 1}

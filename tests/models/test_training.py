@@ -36,14 +36,15 @@ def test_a_class_without_pictures_counts_in_no_mean():
     assert metrics.compute()["balanced_acc"] == metrics.compute()["macro_f1"] == 1.0
 
 
-def test_binary_loss_is_the_cross_entropy_of_two_logits():
-    """One logit z is the two logits (0, z)."""
+def test_the_binary_loss_is_torchs_own():
     torch.manual_seed(0)
     logits, labels = torch.randn(9, 1), torch.randint(0, 2, (9,))
+    expected = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
+    torch.testing.assert_close(ClassificationLoss("binary")(logits, labels), expected)
+    factors = torch.tensor([0.7, 2.0])[labels]
+    each = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float(), factors, reduction="none")
+    torch.testing.assert_close(ClassificationLoss("binary", [0.7, 2.0])(logits, labels), each.sum() / factors.sum())
     both = torch.cat([torch.zeros(9, 1), logits], 1)
-    for weights in (None, [0.7, 2.0]):
-        binary, multiclass = ClassificationLoss("binary", weights), ClassificationLoss("multiclass", weights)
-        torch.testing.assert_close(binary(logits, labels), multiclass(both, labels))
     torch.testing.assert_close(probabilities(logits, "binary"), both.softmax(1))
     assert predicted_classes(logits, "binary").tolist() == both.argmax(1).tolist()
 
@@ -57,12 +58,14 @@ def test_balanced_weights_are_those_of_scikit_learn():
     )
 
 
-def test_label_smoothing_and_weights_reach_the_loss():
+def test_label_smoothing_is_for_training_only():
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 1])
-    loss = ClassificationLoss("multiclass", [1.0, 2.0, 3.0], label_smoothing=0.1)(logits, labels)
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    loss = ClassificationLoss("multiclass", weights.tolist(), label_smoothing=0.1)
     torch.testing.assert_close(
-        loss, F.cross_entropy(logits, labels, torch.tensor([1.0, 2.0, 3.0]), label_smoothing=0.1)
+        loss.train()(logits, labels), F.cross_entropy(logits, labels, weights, label_smoothing=0.1)
     )
+    torch.testing.assert_close(loss.eval()(logits, labels), F.cross_entropy(logits, labels, weights))
 
 
 class Network(nn.Module):
