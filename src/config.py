@@ -1,23 +1,17 @@
-"""What can be chosen: one line and one comment per knob, their types, and the checks that need no torch.
+"""What can be chosen: one line and one comment per knob, and its type.
 
 conf/ holds the values, this file what they may be. Hydra composes the YAML files onto `Config`, so that an unknown key or
-a wrong type is refused by itself; `read` turns the result into plain dataclasses and refuses values that are no choice and
-settings that contradict each other. Everything here runs before torch is imported.
+a wrong type is refused by itself; src/config_checks.py turns the result into plain dataclasses and
+refuses what contradicts itself. All of it runs before torch is imported.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
-
-from src.errors import ExitCode, UserError
-
-log = logging.getLogger(__name__)
+from omegaconf import MISSING, OmegaConf
 
 # What a validation reports, and whether more of it is better.
 METRICS = {"val/acc": "max", "val/balanced_acc": "max", "val/macro_f1": "max", "val/loss": "min"}
@@ -157,19 +151,6 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
-def read(composed: DictConfig | dict) -> Config:
-    """The composed YAML as dataclasses, checked. Raises UserError."""
-    if isinstance(composed, DictConfig):  # plain first: Hydra's + opens the schema to keys that nothing reads
-        composed = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), composed))
-    assert isinstance(config, Config)
-    _check_choices(config, "")
-    _check_ranges(config)
-    _check_data(config.data)
-    _check_together(config)
-    return config
-
-
 def quick(config: Config) -> Config:
     """debug=true: three steps of every phase, one epoch each, so that a mistake anywhere shows in seconds."""
     phases = config.freeze.phases
@@ -199,163 +180,3 @@ def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
         if isinstance(group, type) and is_dataclass(group):
             keys += known_keys(group, f"{prefix}{knob.name}.")
     return keys
-
-
-def _check_choices(node: Any, prefix: str) -> None:
-    for knob in fields(node):
-        value, options = getattr(node, knob.name), knob.metadata.get("options")
-        if is_dataclass(value):
-            _check_choices(value, f"{prefix}{knob.name}.")
-        elif options and value not in options:
-            name = f"{prefix}{knob.name}"
-            raise UserError(
-                f"{name}={value} is not a choice",
-                why=f"{name} takes one of: {', '.join(options)}",
-                fix=f"python -m src.train {name}={options[0]}",
-            )
-
-
-def _check_ranges(config: Config) -> None:
-    """Numbers that cannot be meant, each with the range that can."""
-    data, model, optimizer, trainer = config.data, config.model, config.optimizer, config.trainer
-    at_least_one = {
-        "data.batch_size": data.batch_size,
-        "model.hidden": model.hidden,
-        "trainer.max_epochs": trainer.max_epochs,
-        "trainer.num_nodes": trainer.num_nodes,
-        "trainer.limit_batches": trainer.limit_batches,
-        "trainer.threads": trainer.threads,
-        "checkpoint.every_n_steps": config.checkpoint.every_n_steps,
-        "freeze.last_n": config.freeze.last_n,
-    }
-    for name, count in at_least_one.items():
-        if count is not None and count < 1:
-            raise out_of_range(name, count, "at least 1", 1)
-    ranges = [  # name, value, lowest, highest, an example
-        ("data.num_workers", data.num_workers, 0, 256, 2),
-        ("data.val_fraction", data.val_fraction, 0.01, 0.9, 0.15),
-        ("data.test_fraction", data.test_fraction, 0.0, 0.9, 0.15),
-        ("data.image_size", data.image_size, 16, 4096, 224),
-        ("data.crop_ratio", data.crop_ratio, 0.1, 1.0, 1.0),
-        ("data.max_megapixels", data.max_megapixels, 0.001, 10_000, 100),
-        ("model.dropout", model.dropout, 0.0, 0.95, 0.2),
-        ("model.min_match", model.min_match, 0.0, 1.0, 0.9),
-        ("model.label_smoothing", model.label_smoothing, 0.0, 0.9, 0.1),
-        ("optimizer.lr", optimizer.lr, 1e-12, 100.0, 0.001),
-        ("optimizer.backbone_lr_scale", optimizer.backbone_lr_scale, 0.0, 100.0, 0.1),
-        ("optimizer.weight_decay", optimizer.weight_decay, 0.0, 10.0, 0.01),
-        ("optimizer.warmup_fraction", optimizer.warmup_fraction, 0.0, 0.9, 0.05),
-        ("freeze.batchnorm_momentum", config.freeze.batchnorm_momentum, 0.0001, 1.0, 0.1),
-        ("freeze.unfreeze_epoch", config.freeze.unfreeze_epoch, 0, 10**6, 2),
-        ("seed", config.seed, 0, 2**63, 0),
-    ]
-    for name, number, lowest, highest, example in ranges:
-        if number is not None and not lowest <= number <= highest:
-            raise out_of_range(name, number, f"from {lowest} to {highest}", example)
-    if trainer.max_steps != -1 and trainer.max_steps < 1:
-        raise out_of_range("trainer.max_steps", trainer.max_steps, "at least 1, or -1 for no limit", 100)
-    if len(data.background) != 3 or not all(0 <= level <= 255 for level in data.background):
-        raise out_of_range("data.background", data.background, "three levels from 0 to 255", "[255,255,255]")
-
-
-def out_of_range(name: str, value: Any, allowed: str, example: Any) -> UserError:
-    """The error for a number that cannot be meant; the example parses as an override."""
-    return UserError(
-        f"{name}={value} is out of range", why=f"{name} is {allowed}", fix=f"python -m src.train {name}={example}"
-    )
-
-
-def _check_data(data: Data) -> None:
-    """Each source needs its own settings, and a setting that the source does not look at is a mistake."""
-    needs = {"image_folder": "root", "table": "table", "torchvision": "name"}
-    examples = {"root": "data.root=photos/", "table": "data.table=labels.csv", "name": "data.name=CIFAR10"}
-    used_by = {
-        "root": ("image_folder", "table", "torchvision"),
-        "table": ("table",),
-        "name": ("torchvision",),
-        "num_pictures": ("synthetic",),
-        "num_classes": ("synthetic",),
-    }
-    for name, sources in used_by.items():
-        if getattr(data, name) is not None and data.source not in sources:
-            raise UserError(
-                f"data.{name}={getattr(data, name)} has no effect with data={data.source}",
-                why=f"only data={' or data='.join(sources)} looks at data.{name}",
-                fix=f"python -m src.train data={sources[0]} data.{name}={getattr(data, name)}",
-            )
-    needed = needs.get(data.source)
-    if needed and getattr(data, needed) is None:
-        raise UserError(
-            f"data.{needed} is missing",
-            why=f"data={data.source} needs to know where the pictures are",
-            fix=f"python -m src.train data={data.source} {examples[needed]}",
-        )
-    for name in ("table", "split_file", "root"):
-        path = getattr(data, name)
-        if path is not None and data.source != "torchvision" and not Path(path).exists():
-            raise UserError(
-                f"data.{name}={path} does not exist",
-                where=str(Path(path).absolute()),
-                why="relative paths start from the folder the command is run in",
-                fix=f"ls {Path(path).parent}",
-                code=ExitCode.NO_INPUT,
-            )
-    if data.val_fraction + data.test_fraction > 0.9:
-        raise UserError(
-            f"data.val_fraction={data.val_fraction} and data.test_fraction={data.test_fraction} leave too little to train on",
-            why="together they may be at most 0.9",
-            fix="python -m src.train data.val_fraction=0.15 data.test_fraction=0.15",
-        )
-
-
-def _check_together(config: Config) -> None:
-    """Settings that contradict each other."""
-    model, optimizer, trainer = config.model, config.optimizer, config.trainer
-    if model.head == "append" and model.dropout > 0:
-        raise UserError(
-            f"model.dropout={model.dropout} has no effect with model.head=append",
-            why="append is one layer behind the kept classifier, which has its own dropout where it was trained with one",
-            fix="python -m src.train model.head=append model.dropout=0",
-        )
-    if (optimizer.name == "sgd") != (optimizer.momentum is not None):
-        raise UserError(
-            f"optimizer.momentum={optimizer.momentum} does not go with optimizer={optimizer.name}",
-            why="sgd needs a momentum, adamw has none of that name",
-            fix="python -m src.train optimizer=sgd optimizer.momentum=0.9",
-        )
-    if optimizer.schedule == "onecycle" and optimizer.warmup_fraction == 0:
-        raise UserError(
-            "optimizer.warmup_fraction=0 does not go with optimizer.schedule=onecycle",
-            why="one cycle is a rise and a fall: the rise needs steps",
-            fix="python -m src.train optimizer.schedule=onecycle optimizer.warmup_fraction=0.3",
-        )
-    if config.strategy.name == "single" and (trainer.devices != 1 or trainer.num_nodes != 1):
-        raise UserError(
-            f"strategy=single does not go with trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}",
-            why="strategy=single trains on one device of one machine",
-            fix="python -m src.train trainer.devices=1 trainer.num_nodes=1",
-        )
-    if config.checkpoint.monitor not in METRICS:
-        raise UserError(
-            f"checkpoint.monitor={config.checkpoint.monitor} is not a metric that is reported",
-            why=f"reported are: {', '.join(METRICS)}",
-            fix="python -m src.train checkpoint.monitor=val/balanced_acc",
-        )
-    phases = config.freeze.phases
-    if phases is not None and not (
-        isinstance(phases, dict)
-        and all(isinstance(epoch, int) and isinstance(blocks, list) and blocks for epoch, blocks in phases.items())
-    ):
-        raise UserError(
-            f"freeze.phases={phases} is not a schedule",
-            why="it says from which epoch on which blocks are trained: {epoch: [block, ...], ...}",
-            fix="python -m src.train 'freeze.phases={0:[head],2:[all]}'",
-        )
-    if phases is not None and 0 not in phases:
-        raise UserError(
-            f"freeze.phases={config.freeze.phases} says nothing of epoch 0",
-            why="the first phase says what is trained from the start; with nothing to train there is no gradient",
-            fix="python -m src.train 'freeze.phases={0:[head],2:[all]}'",
-        )
-    if model.head == "append" and model.weights == "none":
-        log.warning("model.head=append keeps the pretrained classifier, but model.weights=none leaves it random.")

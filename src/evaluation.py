@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import logging
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
+from rich.progress import track
 
-from src import config as configuration
+from src import config_checks
 from src.checkpoints.model_folder import load_model
 from src.config import Config
 from src.data.loading import eval_loader, num_workers
@@ -51,6 +53,7 @@ def evaluate(
 ) -> tuple[dict[str, float], torch.Tensor]:
     """loss, acc, balanced_acc and macro_f1 over the batches, and the confusion matrix (C, C), rows are true classes."""
     metrics, loss = SplitMetrics(num_classes).to(device), loss.to(device).eval()
+    batches = track(batches, "measuring", transient=True, disable=not sys.stdout.isatty())
     for logits, labels in logits_of(network, batches, device, precision):
         metrics.update(loss(logits, labels), predicted_classes(logits, loss.task), labels)
     return metrics.compute(), metrics.confusion.compute().cpu()
@@ -58,7 +61,7 @@ def evaluate(
 
 def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path | None, accelerator: str) -> None:
     """The work of src/evaluate.py. overrides: data.KEY=VALUE words that change the run's config. Raises UserError."""
-    settings = configuration.read(OmegaConf.merge(read_run(run, "src.evaluate"), OmegaConf.from_dotlist(overrides)))
+    settings = config_checks.read(OmegaConf.merge(read_run(run, "src.evaluate"), OmegaConf.from_dotlist(overrides)))
     card, state = load_model(run / "model")
     pictures = _with_classes_of(card.classes, _pictures_to_measure(settings, run, overrides), run)
     split = _choose_split(split, pictures)

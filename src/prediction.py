@@ -21,6 +21,7 @@ from src.machine import choose_device, cpu_cores
 from src.models.building import rebuild
 from src.models.losses import probabilities
 from src.run_dir import write_csv
+from src.strategies.precision import autocast, usable_precision
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: 
             code=ExitCode.NO_INPUT,
         )
     device = choose_device(accelerator)
+    precision = usable_precision(card.precision, device)
     torch.set_num_threads(cpu_cores())
     network = rebuild(card, state).to(device).eval()
     workers = num_workers if num_workers is not None else (cpu_cores() if len(paths) > 200 else 0)
@@ -56,7 +58,9 @@ def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: 
     rows: list[list[str]] = []
     with torch.inference_mode():
         for images_, places, errors in track(loader, "predicting", transient=True, disable=not sys.stderr.isatty()):
-            shares = probabilities(network(images_.to(device)), card.task).cpu() if len(places) else []
+            with autocast(precision, device):
+                logits = network(images_.to(device)) if places else torch.empty(0, 1)
+            shares = probabilities(logits, card.task).cpu()
             rows += _rows(paths, card.classes, places, shares, errors)
     rows.sort()
     top = min(TOP, len(card.classes))

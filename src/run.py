@@ -6,6 +6,7 @@ Called by src/train.py, once per job. The folder it leaves is described in READM
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -22,7 +23,9 @@ from src.config import Config
 from src.data.loading import eval_loader, num_workers
 from src.data.module import PictureData
 from src.data.pictures import Pictures
+from src.data.reading import PictureError
 from src.data.sources import load_pictures
+from src.errors import ExitCode, UserError
 from src.evaluation import evaluate
 from src.machine import choose_device, cpu_cores, peak_memory_mib
 from src.models.backbones import blocks
@@ -32,7 +35,7 @@ from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
 from src.reporting.summary import write_summary
 from src.reporting.tables import print_result, write_confusion
-from src.run_dir import RunFolder, write_csv
+from src.run_dir import RunFolder, shell_command, write_csv
 from src.strategies.precision import check_precision
 from src.trainer import build_trainer
 
@@ -91,14 +94,18 @@ def set_up_machine(config: Config) -> torch.device:
 
 def find_pictures(config: Config, folder: RunFolder) -> Pictures:
     """The pictures, checked and split; the split is kept in split.csv. A run that is continued keeps its split."""
+    split = folder.path / "split.csv"
+    data = config.data
+    if data.source in ("image_folder", "table") and folder.resume_point() is not None:
+        data = replace(data, split_file=str(split))
     pictures = load_pictures(
-        config.data,
+        data,
         config.seed,
         memory=Path(config.runs_dir) / ".checked",
         bad_list=folder.path / "bad_pictures.txt",
         workers=cpu_cores(),
     )
-    write_csv(folder.path / "split.csv", ("path", "label", "split"), pictures.rows())
+    write_csv(split, ("path", "label", "split"), pictures.rows())
     return pictures
 
 
@@ -142,6 +149,17 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
         trainer.fit(model, data, ckpt_path=start, weights_only=True)
     except SystemExit as error:  # how Lightning ends on Ctrl-C
         raise KeyboardInterrupt from error
+    except PictureError as error:  # was whole when it was checked
+        cause = (
+            str(error).strip().splitlines()[-1].rpartition("PictureError: ")[2]
+        )  # a loader process adds its traceback
+        raise UserError(
+            f"a picture broke while the run was under way: {cause}",
+            where=str(folder.path),
+            why="all pictures could be read before the first step; the file was changed since, or the disk fails",
+            fix=f"mend or delete the file, then repeat the command: {shell_command()}",
+            code=ExitCode.DATA,
+        ) from error
 
 
 def load_best(folder: RunFolder, model: L.LightningModule) -> int:
@@ -187,5 +205,6 @@ def model_card(
         background=tuple(config.data.background),
         max_megapixels=config.data.max_megapixels,
         channels_last=config.model.channels_last,
+        precision=config.precision.name,
         metrics=metrics,
     )

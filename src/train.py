@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from src import config
+from src import config_checks
 from src.command_line import run_hydra
 from src.errors import run_and_report
 from src.run_dir import claim
@@ -31,7 +31,7 @@ _current_run: list[Path] = []  # the folder of the job at hand, for the tracebac
 
 def train(composed: DictConfig) -> float:
     """One job: the composed config to a finished run. Returns the metric that chose the best epoch."""
-    settings = config.read(composed)
+    settings = config_checks.read(composed)
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         path = Path(os.path.relpath(hydra.runtime.output_dir))

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.errors import ExitCode, UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # A run of seconds: drawn pictures, a small network with random weights.
@@ -88,7 +90,7 @@ def parses(words: list[str]) -> bool:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from src import config
+    from src import config, config_checks
 
     config.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name: name or "sweep", replace=True)
@@ -96,7 +98,11 @@ def parses(words: list[str]) -> bool:
     if "--cfg" in words:
         return True
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        compose("train", overrides=words)
+        composed = compose("train", overrides=words)
+    try:
+        config_checks.read(composed)
+    except UserError as error:  # a path of the example need not exist
+        return error.code == ExitCode.NO_INPUT
     return True
 
 

@@ -26,6 +26,7 @@ MISTAKES = [  # the words, and what the answer must name
     (["data=imagefolder"], "did you mean data=image_folder?"),
     (["freeze.phases={0:[head"], "cannot be read"),
     (["nonsense"], "nonsense"),
+    (["trainer.max_time=90"], "DD:HH:MM:SS"),
     (["model.head=foo"], "linear, mlp, append"),
     (["data.on_bad_image=ignore"], "data.on_bad_image=ignore"),
     (["data.batch_size=0"], "data.batch_size=0"),
@@ -161,7 +162,7 @@ def test_imports_go_down_only():
     """The rooms and their order: design of the house in README.md."""
     order = [
         {"errors", "seeding", "preprocessing", "machine", "logs"},
-        {"config", "run_dir"},
+        {"config", "config_checks", "run_dir"},
         {"checkpoints"},
         {"data"},
         {"models", "strategies"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -298,3 +299,56 @@ def test_choices_that_go_together_work(command, tmp_path, words):
         assert shapes["head.weight"] == (3, 1000)
     if "model.task=binary" in words:
         assert shapes["head.weight"] == (1, 512)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_breaks_during_the_run_is_named(command, tmp_path, workers):
+    """The check remembers files by size and time: with both kept, the damage shows only when the picture is used."""
+    photos = folder_of_pictures(tmp_path)
+    words = (*FOLDER, f"data.num_workers={workers}", "trainer.max_epochs=1")
+    assert command("train", *words, "name=whole").code == 0
+    spoilt = photos / next(row["path"] for row in table(tmp_path / "runs/whole/split.csv") if row["split"] == "train")
+    times = spoilt.stat()
+    spoilt.write_bytes(bytes(times.st_size))
+    os.utime(spoilt, ns=(times.st_atime_ns, times.st_mtime_ns))
+    check_error(command("train", *words, "name=spoilt"), 65, str(spoilt.relative_to(tmp_path)), "broke while the run")
+
+
+def test_a_continued_run_keeps_its_split_and_classes(command, tmp_path):
+    """New pictures and a new class that arrive between two parts of a run do not change what it learns."""
+    photos = folder_of_pictures(tmp_path)
+    words = (*FOLDER, "name=fruit", "trainer.max_epochs=6")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", *words],
+        cwd=tmp_path,
+        env=command_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert wait_for_rows(tmp_path / "runs/fruit", 2, process)
+    process.kill()
+    process.wait()
+    split = (tmp_path / "runs/fruit/split.csv").read_text()
+    write_pictures(photos, {"apple": 25, "banana": 9}, seed=5)
+    done = command("train", *words)
+    assert done.code == 0, done.text
+    assert "14 pictures are not in" in done.out
+    assert (tmp_path / "runs/fruit/split.csv").read_text() == split
+    assert json.loads((tmp_path / "runs/fruit/model/model.json").read_text())["classes"] == ["apple", "pear", "plum"]
+
+
+def wait_for_rows(run: Path, rows: int, process: subprocess.Popen) -> bool:
+    """Waits until metrics.csv has the rows and their position is saved; False if the run ended before."""
+    while process.poll() is None:
+        file = run / "metrics.csv"
+        if file.exists() and len(file.read_text().splitlines()) > rows:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_a_run_that_is_out_of_time_has_a_result(command, tmp_path):
+    done = command("train", *SMALL, "trainer.max_epochs=1000", "trainer.max_time=00:00:00:03", "name=short")
+    assert done.code == 0, done.text
+    assert result(tmp_path / "runs/short")["epochs"] < 1000
+    assert len(table(tmp_path / "runs/short/metrics.csv")) == result(tmp_path / "runs/short")["epochs"]

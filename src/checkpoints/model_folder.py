@@ -35,6 +35,7 @@ class ModelCard:
     background: tuple[int, int, int]
     max_megapixels: float
     channels_last: bool
+    precision: str
     metrics: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:

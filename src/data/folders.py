@@ -29,6 +29,11 @@ class Listing:
     labels: list[str] = field(default_factory=list)  # class names
     splits: list[str] | None = None  # train, val or test of each picture, where the data says so
 
+    def only(self, indices: list[int]) -> Listing:
+        """The listing of these pictures alone."""
+        splits = None if self.splits is None else [self.splits[index] for index in indices]
+        return Listing(self.root, [self.names[i] for i in indices], [self.labels[i] for i in indices], splits)
+
 
 def list_image_folder(root: Path) -> Listing:
     """The pictures below root: root/CLASS/..., or root/train/CLASS/..., root/val/CLASS/... and root/test/CLASS/....

@@ -40,6 +40,8 @@ def load_pictures(data: Data, seed: int, *, memory: Path, bad_list: Path | None,
         return load_torchvision(data, seed)
     listing, checked = _checked_files(data, memory, bad_list, workers)
     found = splits.choose_split(listing.names, listing.labels, listing.splits, data, seed)
+    if data.split_file:  # pictures that it does not list are left out, and a class that only they have
+        listing, found = _only_listed(listing, found)
     pictures = _from_files(listing, found, data)
     where = str(data.table or listing.root)
     splits.check_splits(pictures.classes, pictures.labels, found, where)
@@ -74,8 +76,13 @@ def _checked_files(
         workers,
         show_progress=sys.stderr.isatty(),
     )
-    _apply_policy(listing, checked, data, bad_list)
-    return listing, checked
+    return _apply_policy(listing, checked, data, bad_list), checked
+
+
+def _only_listed(listing: folders.Listing, found: dict[str, list[int]]) -> tuple[folders.Listing, dict[str, list[int]]]:
+    kept = sorted(index for members in found.values() for index in members)
+    place = {index: new for new, index in enumerate(kept)}
+    return listing.only(kept), {split: [place[index] for index in members] for split, members in found.items()}
 
 
 def _from_files(listing: folders.Listing, found: dict[str, list[int]], data: Data) -> Pictures:
@@ -95,20 +102,20 @@ def _memory_name(root: Path) -> str:
     return blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
 
 
-def _apply_policy(listing: folders.Listing, checked: dict[str, Checked], data: Data, bad_list: Path | None) -> None:
-    """Stops with every bad file named, or leaves them out of the listing: data.on_bad_image."""
+def _apply_policy(
+    listing: folders.Listing, checked: dict[str, Checked], data: Data, bad_list: Path | None
+) -> folders.Listing:
+    """Stops with every bad file named, or leaves them out: data.on_bad_image."""
     bad = {name: entry.error for name, entry in checked.items() if entry.error}
     if not bad:
-        return
+        return listing
     error = refuse_bad_pictures(bad, len(listing.names), listing.root, bad_list)
     if data.on_bad_image == "error":
         raise error
-    log.warning(
-        f"{len(bad)} of {len(listing.names)} pictures cannot be read and were left out: {', '.join(list(bad)[:3])} ..."
-    )
-    keep = [index for index, name in enumerate(listing.names) if name not in bad]
-    listing.names = [listing.names[index] for index in keep]
-    gone = sorted(set(listing.labels) - {listing.labels[index] for index in keep})
+    shown = ", ".join(list(bad)[:3]) + (", ..." if len(bad) > 3 else "")
+    log.warning(f"{len(bad)} of {len(listing.names)} pictures cannot be read and were left out: {shown}")
+    good = listing.only([index for index, name in enumerate(listing.names) if name not in bad])
+    gone = sorted(set(listing.labels) - set(good.labels))
     if gone:
         raise UserError(
             f"class {gone[0]} has no picture left that can be read",
@@ -117,9 +124,7 @@ def _apply_policy(listing: folders.Listing, checked: dict[str, Checked], data: D
             fix=f"ls -l {listing.root / gone[0]}",
             code=ExitCode.DATA,
         )
-    listing.labels = [listing.labels[index] for index in keep]
-    if listing.splits is not None:
-        listing.splits = [listing.splits[index] for index in keep]
+    return good
 
 
 def _refuse_leaks(names: list[str], checked: dict[str, Checked], found: dict[str, list[int]], where: str) -> None:

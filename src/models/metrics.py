@@ -35,7 +35,7 @@ class SplitMetrics(torch.nn.Module):
 
 def rates(confusion: torch.Tensor) -> dict[str, float]:
     """confusion: counts (C, C), rows are true classes. A class without a picture counts in no mean."""
-    counts = confusion.double()
+    counts = confusion.cpu().double()  # Apple GPUs have no double
     correct, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
     present = true > 0
     recall = correct[present] / true[present]

@@ -31,6 +31,15 @@ def check_precision(name: str, device: torch.device) -> None:
         raise _refused(name, device, "loss scaling is not available on mps", "bf16")
 
 
+def usable_precision(name: str, device: torch.device) -> str:
+    """The precision a model was trained in, or fp32 where this device does not have it: to predict, either will do."""
+    try:
+        check_precision(name, device)
+        return name
+    except UserError:
+        return "fp32"
+
+
 def _refused(name: str, device: torch.device, why: str, instead: str) -> UserError:
     return UserError(
         f"precision={name} does not work on {device.type}",

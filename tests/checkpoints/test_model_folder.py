@@ -25,6 +25,7 @@ CARD = ModelCard(
     background=(1, 2, 3),
     max_megapixels=10.0,
     channels_last=True,
+    precision="fp32",
     metrics={"val/acc": 0.5},
 )
 
