@@ -64,7 +64,7 @@ class Model:
 class Optimizer:
     name: str = choice("adamw", "sgd")  # chosen by optimizer=NAME
     lr: float = MISSING  # learning rate of the head, for the whole (global) batch
-    backbone_lr_scale: float = 0.5  # the backbone learns with lr times this
+    backbone_lr_scale: float = 0.3  # the backbone learns with lr times this
     weight_decay: float = 0.01  # of weights; biases and norm layers are not decayed
     momentum: float | None = None  # of sgd
     schedule: str = choice("cosine", "onecycle", "constant", default="cosine")  # how lr changes over the steps
