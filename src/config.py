@@ -99,7 +99,7 @@ class Trainer:
     max_time: str | None = None  # DD:HH:MM:SS after which to stop; null: no limit
     limit_batches: int | None = None  # use only so many batches of each split per epoch; null: all
     gradient_clip: float | None = None  # largest norm of the gradient; null: not clipped
-    threads: int | None = None  # CPU threads of the whole job; null: all cores
+    threads: int | None = None  # CPU threads of the whole job; null: all cores, or OMP_NUM_THREADS
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,7 @@ from src.data.loading import eval_loader, num_workers
 from src.data.pictures import Pictures
 from src.data.sources import load_pictures, load_unsplit
 from src.errors import ExitCode, UserError
-from src.machine import choose_device, cpu_cores
+from src.machine import choose_device, cpu_cores, set_threads
 from src.models.building import build_loss, rebuild
 from src.models.losses import ClassificationLoss, predicted_classes
 from src.models.metrics import SplitMetrics
@@ -67,7 +67,7 @@ def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path |
     split = _choose_split(split, pictures)
     device = choose_device(accelerator)
     check_precision(settings.precision.name, device)
-    torch.set_num_threads(settings.trainer.threads or cpu_cores())
+    set_threads(settings.trainer.threads)
 
     workers = num_workers(settings.data, pictures)
     batches = eval_loader(pictures, split, card.preprocessing, settings.data, workers)

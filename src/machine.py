@@ -31,6 +31,15 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def set_threads(threads: int | None) -> None:
+    """CPU threads of torch; None leaves its default, all cores or OMP_NUM_THREADS.
+
+    More threads than free cores are not a little but many times slower: they wait for each other at every layer.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def peak_memory_mib(device: torch.device) -> int | None:
     """The most memory used so far: on a GPU what torch allocated there, else what the process had resident."""
     if device.type == "cuda":

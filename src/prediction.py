@@ -51,7 +51,6 @@ def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: 
         )
     device = choose_device(accelerator)
     precision = usable_precision(card.precision, device)
-    torch.set_num_threads(cpu_cores())
     network = rebuild(card, state).to(device).eval()
     workers = num_workers if num_workers is not None else (cpu_cores() if len(paths) > 200 else 0)
     loader = DataLoader(_Files(paths, card), batch_size, num_workers=workers, collate_fn=_collate)

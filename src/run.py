@@ -27,7 +27,7 @@ from src.data.reading import PictureError
 from src.data.sources import load_pictures
 from src.errors import ExitCode, UserError
 from src.evaluation import evaluate
-from src.machine import choose_device, cpu_cores, peak_memory_mib
+from src.machine import choose_device, cpu_cores, peak_memory_mib, set_threads
 from src.models.backbones import blocks
 from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
 from src.models.classifier import build_classifier
@@ -87,7 +87,7 @@ def set_up_machine(config: Config) -> torch.device:
     """Chooses the device, checks that it can compute in the precision, and sets the CPU threads."""
     device = choose_device(config.trainer.accelerator)
     check_precision(config.precision.name, device)
-    torch.set_num_threads(config.trainer.threads or cpu_cores())
+    set_threads(config.trainer.threads)
     seeding.seed_everything(config.seed)
     return device
 

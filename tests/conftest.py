@@ -101,8 +101,8 @@ def parses(words: list[str]) -> bool:
         composed = compose("train", overrides=words)
     try:
         config_checks.read(composed)
-    except UserError as error:  # a path of the example need not exist
-        return error.code == ExitCode.NO_INPUT
+    except UserError as error:  # a path of the example need not exist, and a corrected word may not be the only mistake
+        return error.code == ExitCode.NO_INPUT or error.found.endswith("is missing")
     return True
 
 

@@ -59,7 +59,7 @@ def test_a_damaged_folder_is_refused(folder, spoil, named):
     spoil(folder)
     with pytest.raises(UserError) as error:
         load_model(folder)
-    assert named in error.value.render()
+    assert named in error.value.found + error.value.why
 
 
 def flip_last_bit(path):

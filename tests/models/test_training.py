@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ def test_balanced_weights_are_those_of_scikit_learn():
 
     labels = [0] * 30 + [1] * 5 + [2]
     assert balanced_weights([30, 5, 1]) == pytest.approx(
-        compute_class_weight("balanced", classes=[0, 1, 2], y=labels).tolist()
+        compute_class_weight("balanced", classes=np.array([0, 1, 2]), y=labels).tolist()
     )
 
 

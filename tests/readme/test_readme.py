@@ -18,6 +18,9 @@ import pytest
 
 from tests.conftest import ROOT, command_environment, write_pictures
 
+# One worker runs the whole page: later commands use what earlier ones made.
+pytestmark = pytest.mark.xdist_group("readme")
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORT = ["debug=true", "data.batch_size=4"]
 NEEDS_NETWORK = ("resnet50", "vgg19_append", "Flowers102")
@@ -61,8 +64,6 @@ def test_the_command_works(folder, page, line):
     if words[0] == "python":
         words[0] = sys.executable
     environment = command_environment() | {"TORCH_HOME": str(folder / "no_weights")}
-    if len(words) == 3:
-        del environment["OMP_NUM_THREADS"]  # the first run, whole
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600, env=environment)
     if done.returncode == 69 and any(word in line for word in NEEDS_NETWORK):
         assert "network" in done.stderr or "download" in done.stderr, done.stderr
