@@ -14,8 +14,8 @@ import torch
 
 from src import config as configuration
 from src import logs, seeding
-from src.callbacks.freezing import Phases, schedule
 from src.callbacks.freezing import apply as freeze
+from src.callbacks.freezing import schedule
 from src.callbacks.progress import Throughput
 from src.checkpoints.model_folder import ModelCard, save_model
 from src.checkpoints.writing import read_checkpoint
@@ -58,11 +58,12 @@ def run(config: Config, path: Path) -> float:
         pictures = find_pictures(config, folder)
         network, weights = build_pretrained(config.model, pictures.classes, preprocessing, config.seed)
         phases = schedule(config.freeze, blocks(network.backbone), config.trainer.max_epochs)
+        freeze(network, phases, 0, config.freeze.batchnorm)  # later epochs: FreezingSchedule
         data = PictureData(config.data, pictures, preprocessing, config.seed, config.trainer.limit_batches)
         steps = total_steps(config, data)
         model = build_classifier(config, network, pictures, steps, hparams=plain)
         trainer = build_trainer(config, folder, device, phases)
-        introduce(config, folder, pictures, network, weights, preprocessing, phases, steps, device)
+        introduce(config, folder, pictures, network, weights, preprocessing, steps, device)
 
         fit(trainer, model, data, folder)
 
@@ -122,12 +123,10 @@ def introduce(
     network: TransferNetwork,
     weights: str,
     preprocessing: Preprocessing,
-    phases: Phases,
     steps: int,
     device: torch.device,
 ) -> None:
     """Says what is about to happen, and writes the model's summary."""
-    freeze(network, phases, 0, config.freeze.batchnorm)
     counts = ", ".join(f"{len(members)} {split}" for split, members in pictures.splits.items())
     log.info(f"run       {folder.path}")
     log.info(f"pictures  {len(pictures.names)} in {len(pictures.classes)} classes: {counts}")
@@ -150,9 +149,8 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
     except SystemExit as error:  # how Lightning ends on Ctrl-C
         raise KeyboardInterrupt from error
     except PictureError as error:  # was whole when it was checked
-        cause = (
-            str(error).strip().splitlines()[-1].rpartition("PictureError: ")[2]
-        )  # a loader process adds its traceback
+        # A loader process puts its traceback before the message.
+        cause = str(error).strip().splitlines()[-1].rpartition("PictureError: ")[2]
         raise UserError(
             f"a picture broke while the run was under way: {cause}",
             where=str(folder.path),

@@ -8,12 +8,8 @@ not only when it is downloaded: caches are shared, copied and cut short. No file
 from __future__ import annotations
 
 import hashlib
-import http.client
 import pickle
 import re
-import socket
-import sys
-import urllib.error
 import zipfile
 from collections import Counter
 from dataclasses import dataclass
@@ -22,15 +18,13 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-import torchvision
-from filelock import FileLock
 from torch import Tensor, nn
 
 from src.errors import ExitCode, UserError
 from src.models import efficientnet_lite
 from src.models.backbones import TIMM_PREFIX, check_backbone_name, is_timm
+from src.models.hub import default_file
 
-TIMEOUT_SECONDS = 30  # without an answer from the network; urlopen alone would wait for ever
 _WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights beside other things
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's classifiers for training from scratch
 
@@ -58,7 +52,7 @@ def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classi
     check_backbone_name(name)
     if weights == "none":
         return "random weights (model.weights=none)"
-    path, expected = _default_file(name) if weights == "default" else (_local_file(weights), "")
+    path, expected = default_file(name) if weights == "default" else (_local_file(weights), "")
     sha256 = _check_sha256(path, expected, name)
     tensors = _through_timm(name, path) if weights == "default" and is_timm(name) else read_tensors(path)
     removed = [f"{path}." for path, layer in backbone.named_modules() if path and isinstance(layer, nn.Identity)]
@@ -78,94 +72,6 @@ def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classi
 def _local_file(weights: str) -> Path:
     path = Path(weights).expanduser()
     return path / "model.safetensors" if path.is_dir() else path
-
-
-def _default_file(name: str) -> tuple[Path, str]:
-    """The file of the default weights, downloaded if it must be, and the SHA-256 (or its beginning) it must have."""
-    if name == efficientnet_lite.NAME:
-        return efficientnet_lite.weights_file(), efficientnet_lite.WEIGHTS_SHA256
-    if is_timm(name):
-        return _timm_file(name)
-    url = torchvision.models.get_model_weights(name).DEFAULT.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    expected = re.search(r"-([0-9a-f]{8,64})\.", path.name)[1]  # resnet18-f37072fd.pth
-    if not path.exists():
-        _download(url, path, expected, name)
-    return path, expected
-
-
-def _download(url: str, path: Path, expected: str, name: str) -> None:
-    """To path, whole and with the expected hash or not at all. Of several processes one downloads, the others wait."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT_SECONDS)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                torch.hub.download_url_to_file(url, str(path), expected, progress=sys.stderr.isatty())
-    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
-        raise _unavailable(name, path.name, path.parent, f"curl -L -o {path} {url}", error) from error
-    except OSError as error:
-        raise UserError(
-            f"cannot write the weights of {name} to {path.parent}: {error.strerror or error}",
-            where=str(path),
-            why="pretrained weights are kept in torch's cache folder; the variable TORCH_HOME moves it",
-            fix="export TORCH_HOME=/a/folder/with/room",
-            code=ExitCode.CANNOT_WRITE,
-        ) from error
-    except RuntimeError as error:  # download_url_to_file: invalid hash value (expected "...", got "...")
-        raise UserError(
-            f"the download of {path.name} is not what {name}'s authors published: {error}",
-            where=url,
-            why="the connection was cut, or something between here and there (a proxy, a log-in page) answered",
-            fix=["repeat the command", "python -m src.train model.backbone=efficientnet_lite0"],
-            code=ExitCode.DATA,
-        ) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-
-
-def _timm_file(name: str) -> tuple[Path, str]:
-    """From the Hugging Face cache, which names each blob by its SHA-256; downloaded only if it is not there."""
-    import huggingface_hub
-    import timm
-
-    cfg = timm.get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
-    if not cfg.hf_hub_id:
-        raise UserError(
-            f"{name} has no pretrained weights on the Hugging Face hub",
-            where=f"model.backbone={name} model.weights=default",
-            why="timm defines the network only",
-            fix=f"python -m src.train model.backbone={name} model.weights=none",
-        )
-    repository, _, revision = cfg.hf_hub_id.partition("@")
-    source = {"repo_id": repository, "filename": "model.safetensors", "revision": revision or None}
-    try:
-        try:
-            path = Path(huggingface_hub.hf_hub_download(**source, local_files_only=True))
-        except huggingface_hub.errors.LocalEntryNotFoundError:
-            path = Path(huggingface_hub.hf_hub_download(**source))
-    except Exception as error:  # offline, no such file, no access: the hub has a dozen classes for it
-        folder = Path(huggingface_hub.constants.HF_HUB_CACHE)
-        copy = f"hf download {repository} model.safetensors --cache-dir {folder}"
-        raise _unavailable(name, f"{repository}/model.safetensors", folder, copy, error) from error
-    blob = path.resolve().name  # a file without links (Windows) or without LFS is not named so and cannot be checked
-    return path, blob if re.fullmatch(r"[0-9a-f]{64}", blob) else ""
-
-
-def _unavailable(name: str, file: str, folder: Path, command: str, error: Exception) -> UserError:
-    return UserError(
-        f"cannot download {file}, the pretrained weights of {name}",
-        where=f"not in {folder}",
-        why=f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:200]}",
-        fix=[
-            "python -m src.train model.backbone=efficientnet_lite0   (its weights come with the installation)",
-            f"python -m src.train model.backbone={name} model.weights=PATH   (a file you have)",
-            f"python -m src.train model.backbone={name} model.weights=none   (from scratch)",
-            f"{command}   (where there is a network; then copy it to that folder)",
-        ],
-        code=ExitCode.UNAVAILABLE,
-    )
 
 
 def _check_sha256(path: Path, expected: str, name: str) -> str:
