@@ -223,6 +223,7 @@ def test_ctrl_c_ends_with_130_and_the_run_continues(command, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
     )
     assert wait_for_save(tmp_path / "runs" / "stopped", after_epoch=1, process=process)
     process.send_signal(signal.SIGINT)

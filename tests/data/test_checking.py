@@ -161,6 +161,7 @@ def test_ctrl_c_keeps_what_was_checked(tmp_path, monkeypatch):
     names = write_pictures(tmp_path, 40)
     memory = tmp_path / "memory.json"
     decode = checking.decode_picture
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 
     def interrupted(data, name, options):
         if name == names[20]:
@@ -172,6 +173,7 @@ def test_ctrl_c_keeps_what_was_checked(tmp_path, monkeypatch):
         patch.setattr(checking, "decode_picture", interrupted)
         with pytest.raises(KeyboardInterrupt):
             check(tmp_path, names, memory)
+    signal.signal(signal.SIGINT, before)
     kept = json.loads(memory.read_text())["files"]
     assert 10 <= len(kept) <= 21
     assert all(result.error is None for result in check(tmp_path, names, memory).values())
