@@ -60,7 +60,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, phase
         use_distributed_sampler=False,  # src/data/sampler.py divides the batches
         num_sanity_val_steps=0,  # the first validation comes soon enough, and this one would move random states
         enable_model_summary=False,  # src/reporting/summary.py writes a better one
-        enable_progress_bar=sys.stdout.isatty(),
+        enable_progress_bar=False,  # src/callbacks/progress.py has one
         log_every_n_steps=10**9,  # everything is logged once per epoch
     )
 

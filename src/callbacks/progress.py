@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +47,40 @@ def _numbers(split: str, metrics: dict[str, float]) -> str:
     return f"{split} loss {metrics[f'{split}/loss']:.4f} acc {metrics[f'{split}/acc']:.4f}"
 
 
-class EpochBar(RichProgressBar):
-    """Lightning's bar, gone when the epoch ends: the epoch's line stays."""
+class EpochBar(L.Callback):
+    """A bar of the epoch's batches, gone when the epoch ends: its line stays. Lightning's own bars leave theirs behind."""
 
     def __init__(self) -> None:
-        super().__init__(leave=False)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        text = TextColumn("{task.description}")
+        self._bar = Progress(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True)
+        self._bar.start()
+        self._show(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} training", trainer.num_training_batches)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._show(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} validating", sum(trainer.num_val_batches))
+
+    def _show(self, text: str, batches: float) -> None:
+        if self._bar is not None:
+            self._task = self._bar.add_task(text, total=batches)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        self.on_train_batch_end()
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def on_exception(self, *args: Any) -> None:
+        self.on_train_epoch_end()
 
 
 class Throughput(L.Callback):
