@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from src.config import Data
@@ -175,3 +177,32 @@ def test_the_split_of_a_run_can_be_given_back(tmp_path):
     write_pictures(root, {"a": 12, "b": 12})  # two new ones of each, which another split would mix in
     again = load(tmp_path, source="image_folder", root=str(root), split_file=str(tmp_path / "split.csv"))
     assert again.rows() == first.rows()
+
+
+def write_mnist(root: Path, counts: dict[str, int]) -> None:
+    """Files in MNIST's own format (idx: magic number, sizes, bytes), where torchvision looks for them."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, count in counts.items():
+        digits = (np.arange(count) % 10).astype(np.uint8)
+        pixels = np.repeat(digits, 28 * 28) * 20
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + digits.tobytes())
+
+
+def test_a_torchvision_set_that_is_there_is_used_without_a_network(command, tmp_path):
+    write_mnist(tmp_path / "sets", {"train": 80, "t10k": 30})
+    words = ("data=torchvision", "data.name=MNIST", "data.root=sets", *FOLDER[2:], "debug=true", "logger=csv", "name=x")
+    done = command("train", *words)
+    assert done.code == 0, done.text
+    assert "pictures  110 in 10 classes: 70 train, 10 val, 30 test" in done.out
+    assert command("evaluate", "run=runs/x").code == 0
+
+
+def test_the_pictures_of_a_torchvision_set_come_out_right(tmp_path):
+    write_mnist(tmp_path / "sets", {"train": 80, "t10k": 30})
+    pictures = load(tmp_path, source="torchvision", name="MNIST", root=str(tmp_path / "sets"))
+    place = pictures.names.index("MNIST/test/000003")
+    assert pictures.read(place).shape == (3, 28, 28)
+    assert pictures.read(place).unique().tolist() == [60]
+    assert pictures.classes[pictures.labels[place]].startswith("3")
