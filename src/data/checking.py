@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from src.data.reading import PictureError, ReadOptions, decode_picture, printable, read_bytes
 from src.errors import ExitCode, UserError
+from src.run_dir import write_text
 
 MEMORY_VERSION = 1
 SHOWN = 8  # bad files on the screen; with them a UserError still fits its 15 lines
@@ -174,15 +173,11 @@ def _load(memory: Path, options: ReadOptions) -> dict[str, list]:
 
 def _save(memory: Path, options: ReadOptions, entries: dict[str, list]) -> None:
     """Replaces the memory in one step. Failing to is no reason to stop: the next run checks again."""
-    draft = memory.with_name(f".{memory.name}.{os.getpid()}.tmp")
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps({**_head(options), "files": entries}, separators=(",", ":")), encoding="utf-8")
-        draft.replace(memory)
+        write_text(memory, json.dumps({**_head(options), "files": entries}, separators=(",", ":")))
     except OSError as error:
         log.warning("the checked pictures cannot be remembered: %s; the next run checks them again", error)
-        with suppress(OSError):
-            draft.unlink()
 
 
 def _write_list(list_file: Path, bad: Mapping[str, str]) -> bool:
