@@ -39,6 +39,12 @@ def run_hydra(task: Callable[[DictConfig], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     OmegaConf.register_new_resolver("sweep_name", lambda name: name or new_name(), use_cache=True, replace=True)
     failures: list[Exception] = []
+    if any(word.startswith("hydra.run.dir=") for word in sys.argv):
+        raise UserError(
+            "hydra.run.dir has no effect here",
+            why="the folder of a run is runs_dir/name",
+            fix="python -m src.train runs_dir=runs name=NAME",
+        )
 
     @functools.wraps(task)
     def job(composed: DictConfig) -> Any:
@@ -61,10 +67,11 @@ def translate(error: Exception) -> UserError:
     """Hydra's or OmegaConf's complaint, as what was found and what to type instead."""
     text = str(error) if not error.__cause__ else f"{error}\n{error.__cause__}"
     if isinstance(error, OverrideParseException):
+        has_value = "=" in str(error.override)
         return UserError(
             f"{error.override!r} cannot be read",
             why="a setting is key=value; quote values with spaces, brackets or braces for the shell",
-            fix="python -m src.train 'freeze.phases={0:[head],2:[all]}'",
+            fix="python -m src.train 'freeze.phases={0:[head],2:[all]}'" if has_value else "python -m src.train --help",
         )
     if isinstance(error, MissingConfigException):
         return _unknown_choice(text)
@@ -79,10 +86,11 @@ def translate(error: Exception) -> UserError:
     if found := re.search(r"Key '([^']+)' (?:is )?not in '?(\w+)'?.*?full_key: ([\w.]+)", text, re.DOTALL):
         return _unknown_key(found[3])
     if found := re.search(r"full_key: ([\w.\[\]]+)", text):
+        key = found[1].partition("[")[0]
         return UserError(
-            f"{found[1]}: {text.splitlines()[-1] if 'Value' not in text else _line_with(text, 'Value')}",
+            f"{key}: {_line_with(text, 'Value')}",
             why="the type of every setting is declared in src/config.py",
-            fix=f"python -m src.train --cfg job | grep -A3 {found[1].split('.')[-1]}",
+            fix=_corrected(key, key, _default(key)),
         )
     return UserError(
         text.strip().splitlines()[0], why=" ".join(text.strip().splitlines()[1:3]), fix="python -m src.train --help"
@@ -90,7 +98,15 @@ def translate(error: Exception) -> UserError:
 
 
 def _line_with(text: str, word: str) -> str:
-    return next(line.strip() for line in text.splitlines() if word in line)
+    lines = text.strip().splitlines()
+    return next((line.strip() for line in lines if word in line), lines[-1])
+
+
+def _default(key: str) -> str:
+    """What a setting is when nothing is said of it, as it would be typed."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        value = OmegaConf.select(hydra.compose("train"), key)
+    return {None: "null", True: "true", False: "false"}.get(value, str(value).replace(" ", ""))
 
 
 def _unknown_key(key: str) -> UserError:

@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
     """The exit codes of every command; docs/errors.md explains them. Numbers follow sysexits.h where one fits."""
 
     OK = 0
+    USAGE = 2  # an option that does not exist, such as --hlp
     CONFIG = 64  # the command line or a YAML file asks for something that does not exist or contradicts itself
     DATA = 65  # the pictures or labels are not what the command needs
     NO_INPUT = 66  # a file or folder that was named does not exist or cannot be read

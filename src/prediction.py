@@ -73,7 +73,7 @@ def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: 
     write_csv(out, header, rows)
     bad = [row for row in rows if row[-1]]
     _show(rows, top)
-    log.info(f"{len(rows)} pictures, {len(bad)} of them could not be read; all rows are in {out}")
+    log.info(f"{out} has all {len(rows)} rows; {len(bad)} of them are files that could not be read")
 
 
 class _Files(Dataset[tuple[int, torch.Tensor | str]]):

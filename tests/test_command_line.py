@@ -26,6 +26,7 @@ MISTAKES = [  # the words, and what the answer must name
     (["data=imagefolder"], "did you mean data=image_folder?"),
     (["freeze.phases={0:[head"], "cannot be read"),
     (["nonsense"], "nonsense"),
+    (["hydra.run.dir=elsewhere"], "hydra.run.dir"),
     (["trainer.max_time=90"], "DD:HH:MM:SS"),
     (["model.head=foo"], "linear, mlp, append"),
     (["data.on_bad_image=ignore"], "data.on_bad_image=ignore"),
@@ -61,6 +62,11 @@ def test_a_mistake_is_answered_in_one_screen(command, words, named):
 
 def test_a_missing_folder_has_a_code_of_its_own(command):
     check_error(command("train", "data=image_folder", "data.root=nowhere"), 66, "data.root=nowhere does not exist")
+
+
+def test_a_wrong_value_is_answered_with_the_one_that_stands_there(command):
+    assert "python -m src.train optimizer.lr=0.003 seed=1" in command("train", "optimizer.lr=abc", "seed=1").err
+    assert "python -m src.train debug=false" in command("train", "debug=maybe").err
 
 
 def test_a_corrected_command_keeps_the_other_words(command):
