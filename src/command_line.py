@@ -34,6 +34,13 @@ Words = TypeVar("Words")
 
 def run_hydra(task: Callable[[DictConfig], Any]) -> None:
     """Composes conf/train.yaml with the command line and calls the task, once per job of a multirun. Raises UserError."""
+    if not CONF.is_dir():
+        raise UserError(
+            "the folder conf/ is missing",
+            where=str(CONF),
+            why="it lies beside src/ in the checkout; an installation without -e copies only src/",
+            fix="pip install -e .",
+        )
     config.register()
     # Hydra prints errors itself, at length; with this variable it raises them and we say what is to be done.
     os.environ["HYDRA_FULL_ERROR"] = "1"

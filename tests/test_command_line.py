@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -58,6 +59,11 @@ def test_a_mistake_is_answered_in_one_screen(command, words, named):
     check_error(done, 64, named)
     assert "use +" not in done.text  # Hydra's advice, which silences a typo
     assert done.out == ""
+
+
+def test_an_installation_without_conf_says_so(command, tmp_path):
+    (tmp_path / "src").symlink_to(shutil.copytree(ROOT / "src", tmp_path / "installed" / "src"))
+    check_error(command("train", PYTHONPATH=str(tmp_path / "installed")), 64, "conf/ is missing", "pip install -e .")
 
 
 def test_a_missing_folder_has_a_code_of_its_own(command):
