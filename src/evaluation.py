@@ -91,7 +91,7 @@ def _pictures_to_measure(settings: Config, run: Path, overrides: list[str]) -> P
     memory = Path(settings.runs_dir) / ".checked"
     data = settings.data
     if data.source in ("image_folder", "table"):
-        if any(word.startswith(("data.root=", "data.table=")) for word in overrides):
+        if _named(overrides, "data.root", "data.table"):
             data.class_weights = "none"  # they are made from the training pictures, which are not here
             return load_unsplit(data, memory=memory, workers=cpu_cores())
         data.split_file = data.split_file if _named(overrides, "data.split_file") else str(run / "split.csv")
@@ -99,8 +99,8 @@ def _pictures_to_measure(settings: Config, run: Path, overrides: list[str]) -> P
     return load_pictures(data, settings.seed, memory=memory, bad_list=None, workers=cpu_cores())
 
 
-def _named(overrides: list[str], key: str) -> bool:
-    return any(word.startswith(key + "=") for word in overrides)
+def _named(overrides: list[str], *keys: str) -> bool:
+    return any(word.partition("=")[0] in keys for word in overrides)
 
 
 def _choose_split(split: str | None, pictures: Pictures) -> str:

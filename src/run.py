@@ -57,7 +57,8 @@ def run(config: Config, path: Path) -> float:
         preprocessing = choose_preprocessing(config.model, config.data)
         pictures = find_pictures(config, folder)
         network, weights = build_pretrained(config.model, pictures.classes, preprocessing, config.seed)
-        phases = schedule(config.freeze, blocks(network.backbone), config.trainer.max_epochs)
+        parameters = [name for name, _ in network.backbone.named_parameters()]
+        phases = schedule(config.freeze, blocks(network.backbone), config.trainer.max_epochs, parameters)
         freeze(network, phases, 0, config.freeze.batchnorm)  # later epochs: FreezingSchedule
         data = PictureData(config.data, pictures, preprocessing, config.seed, config.trainer.limit_batches)
         steps = total_steps(config, data)

@@ -22,10 +22,11 @@ log = logging.getLogger(__name__)
 Phases = dict[int, list[str]]  # epoch -> blocks trained from then on, besides those of earlier phases
 
 
-def schedule(config: Freeze, blocks: Sequence[str], max_epochs: int) -> Phases:
+def schedule(config: Freeze, blocks: Sequence[str], max_epochs: int, parameters: Sequence[str] = ()) -> Phases:
     """The phases of a config as names of modules of a TransferNetwork: head, backbone.layer4, ...
 
-    blocks: of the backbone, from the input on, as src/models/backbones.blocks lists them. A phase may name head, all,
+    blocks: of the backbone, from the input on, as src/models/backbones.blocks lists them; parameters: names of all of the
+    backbone's parameters, for phases that name a part of a block. A phase may name head, all,
     last_8, a block (layer4), a part of one (layer4.1) or a pattern (layer*). Raises UserError for any other name.
     """
     if config.phases is not None:
@@ -38,7 +39,9 @@ def schedule(config: Freeze, blocks: Sequence[str], max_epochs: int) -> Phases:
             f"Freezing: the phase of epoch {late[0]} is never reached, since trainer.max_epochs={max_epochs}; "
             "set freeze.unfreeze_epoch or freeze.phases to unfreeze earlier."
         )
-    return {epoch: [name for word in words[epoch] for name in _resolve(word, blocks)] for epoch in sorted(words)}
+    return {
+        epoch: [name for word in words[epoch] for name in _resolve(word, blocks, parameters)] for epoch in sorted(words)
+    }
 
 
 def _preset(config: Freeze, blocks: Sequence[str]) -> Phases:
@@ -55,14 +58,14 @@ def _preset(config: Freeze, blocks: Sequence[str]) -> Phases:
     return {0: ["head"]} | steps | ({0: ["head", *steps[0]]} if 0 in steps else {})
 
 
-def _resolve(word: str, blocks: Sequence[str]) -> list[str]:
+def _resolve(word: str, blocks: Sequence[str], parameters: Sequence[str]) -> list[str]:
     if word == "head":
         return ["head"]
     if word == "all":
         return ["head", *(f"backbone.{block}" for block in blocks)]
     if word.startswith("last_") and word[5:].isdigit():
         return [f"backbone.{block}" for block in blocks[-int(word[5:]) :]]
-    found = fnmatch.filter(blocks, word) or [word] * any(word.startswith(block + ".") for block in blocks)
+    found = fnmatch.filter(blocks, word) or [word] * any(name.startswith(word + ".") for name in parameters)
     if not found:
         raise UserError(
             f"freeze.phases names {word!r}, which is no block of the backbone",

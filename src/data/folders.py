@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from src.data.reading import EXTENSIONS
-from src.data.splits import known_split, read_csv
+from src.data.splits import SPLIT_WORDS, known_split, read_csv
 from src.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
-
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 @dataclass
@@ -49,7 +47,7 @@ def list_image_folder(root: Path) -> Listing:
             code=ExitCode.NO_INPUT,
         )
     top = _sub_folders(root)
-    parts = {name: SPLIT_FOLDERS[name.lower()] for name in top if name.lower() in SPLIT_FOLDERS}
+    parts = {name: SPLIT_WORDS[name.lower()] for name in top if name.lower() in SPLIT_WORDS}
     has_parts = "train" in parts.values() and len(parts) > 1 and all(_sub_folders(root / name) for name in parts)
     listing = Listing(root, splits=[] if has_parts else None)
     skipped: Counter[str] = Counter()

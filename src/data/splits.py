@@ -19,6 +19,9 @@ from src.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
 
+# What folders and CSV files call the splits.
+SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
 
 def choose_split(
     names: list[str], labels: list[str], given: Sequence[str] | None, data: Data, seed: int
@@ -138,9 +141,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 def known_split(word: str, path: Path, line: int) -> str:
     """train, val or test of a word that means one of them. Raises UserError."""
-    split = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}.get(
-        word.strip().lower()
-    )
+    split = SPLIT_WORDS.get(word.strip().lower())
     if split is None:
         raise UserError(
             f"{word!r} is not a split",

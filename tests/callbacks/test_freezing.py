@@ -25,7 +25,7 @@ def network():
 
 
 def phases(max_epochs=100, names=RESNET_BLOCKS, **settings):
-    return schedule(Freeze(**settings), names, max_epochs)
+    return schedule(Freeze(**settings), names, max_epochs, ["layer4.0.conv1.weight", "layer4.1.conv1.weight"])
 
 
 def test_presets():
@@ -54,6 +54,8 @@ def test_phases_name_blocks_parts_and_patterns():
     with pytest.raises(UserError) as error:
         phases(phases={0: ["head"], 1: ["layer5"]})
     assert "conv1, bn1, layer1" in error.value.render()
+    with pytest.raises(UserError, match=r"layer4\.7"):  # a part that is not there would train nothing
+        phases(phases={0: ["head"], 1: ["layer4.7"]})
 
 
 def test_the_trainable_set_is_a_function_of_the_epoch(network):
