@@ -42,7 +42,7 @@ class Data:
     max_megapixels: float = 100.0  # larger pictures are refused by their header, before any memory is spent
     on_bad_image: str = choice("error", "skip", default="error")  # stop with a list of them, or train without them
     class_weights: str = choice("none", "balanced", default="none")  # balanced: rare classes count more in the loss
-    batch_size: int = 32  # pictures per optimizer step, over all devices
+    batch_size: Any = 32  # pictures per optimizer step, over all devices; auto: the largest that fits
     num_workers: int | None = None  # loader processes, over all devices; null: one per core, 0 for pictures in memory
 
 
@@ -67,13 +67,14 @@ class Optimizer:
     backbone_lr_scale: float = 0.3  # the backbone learns with lr times this
     weight_decay: float = 0.01  # of weights; biases and norm layers are not decayed
     momentum: float | None = None  # of sgd
-    schedule: str = choice("cosine", "onecycle", "constant", default="cosine")  # how lr changes over the steps
-    warmup_fraction: float = 0.05  # share of the steps in which lr rises from 0 (cosine and constant)
+    schedule: str = choice("cosine", "onecycle", "plateau", "constant", default="cosine")  # how lr changes over time
+    warmup_fraction: float = 0.05  # share of the steps in which lr rises to its value
 
 
 @dataclass(kw_only=True)
 class Freeze:
     preset: str = choice("head_only", "last_n", "gradual", "full", default="last_n")  # see src/callbacks/freezing.py
+    lr_decay: float | None = None  # a block learns with lr times this per block between it and the head; null: all alike
     unfreeze_epoch: int = 1  # epoch in which last_n and gradual begin to unfreeze the backbone
     last_n: int = 12  # how many blocks, counted from the head, last_n and gradual unfreeze
     phases: Any = None  # {0: [head], 3: [layer4]}: blocks trained from an epoch on; replaces preset
@@ -86,7 +87,27 @@ class Freeze:
 @dataclass(kw_only=True)
 class Checkpoint:
     monitor: str = "val/acc"  # the metric that chooses the best epoch
+    select: str = choice(
+        "best", "last", "average_top_k", "ema", default="best"
+    )  # which weights model/ gets; the averaged ones only if they are better than the best epoch's
+    top_k: int | None = None  # how many of the best epochs' weights are kept; null: 1, or 3 for average_top_k
+    ema_decay: float | None = None  # share of the average that a step keeps (select=ema); null: 0.99
     every_n_steps: int | None = None  # also save the position every n steps; null: at the end of every epoch only
+    every_n_minutes: float | None = None  # also save the position every n minutes
+    background: bool = True  # write while training goes on; false: the step waits for the disk
+
+
+@dataclass(kw_only=True)
+class Memory:
+    log: bool = True  # memory.csv, a row per step, and the epoch's numbers in metrics.csv
+    detect_growth: bool = True  # say so once when every step keeps some memory, and where
+    history: bool = False  # on a GPU: record where each allocation came from, for the snapshot saved on out-of-memory
+
+
+@dataclass(kw_only=True)
+class Oom:
+    policy: str = choice("split", "stop", default="split")  # out of memory: repeat the batch in parts, or stop
+    grow_after: int = 200  # clean steps after which larger parts are tried again
 
 
 @dataclass(kw_only=True)
@@ -142,6 +163,8 @@ class Config:
     trainer: Trainer = field(default_factory=Trainer)
     freeze: Freeze = field(default_factory=Freeze)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    memory: Memory = field(default_factory=Memory)
+    oom: Oom = field(default_factory=Oom)
     callbacks: Callbacks = field(default_factory=Callbacks)
     logger: Logger = field(default_factory=Logger)
 

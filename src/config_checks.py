@@ -50,13 +50,14 @@ def _check_ranges(config: Config) -> None:
     """Numbers that cannot be meant, each with the range that can."""
     data, model, optimizer, trainer = config.data, config.model, config.optimizer, config.trainer
     at_least_one = {
-        "data.batch_size": data.batch_size,
         "model.hidden": model.hidden,
         "trainer.max_epochs": trainer.max_epochs,
         "trainer.num_nodes": trainer.num_nodes,
         "trainer.limit_batches": trainer.limit_batches,
         "trainer.threads": trainer.threads,
         "checkpoint.every_n_steps": config.checkpoint.every_n_steps,
+        "checkpoint.top_k": config.checkpoint.top_k,
+        "oom.grow_after": config.oom.grow_after,
         "freeze.last_n": config.freeze.last_n,
     }
     for name, count in at_least_one.items():
@@ -77,9 +78,14 @@ def _check_ranges(config: Config) -> None:
         ("optimizer.weight_decay", optimizer.weight_decay, 0.0, 10.0, 0.01),
         ("optimizer.warmup_fraction", optimizer.warmup_fraction, 0.0, 0.9, 0.05),
         ("freeze.batchnorm_momentum", config.freeze.batchnorm_momentum, 0.0001, 1.0, 0.1),
+        ("freeze.lr_decay", config.freeze.lr_decay, 0.01, 1.0, 0.8),
+        ("checkpoint.ema_decay", config.checkpoint.ema_decay, 0.0, 0.99999, 0.99),
+        ("checkpoint.every_n_minutes", config.checkpoint.every_n_minutes, 0.01, 10_000, 10),
         ("freeze.unfreeze_epoch", config.freeze.unfreeze_epoch, 0, 10**6, 2),
         ("seed", config.seed, 0, 2**63, 0),
     ]
+    if data.batch_size != "auto" and not (type(data.batch_size) is int and data.batch_size >= 1):
+        raise out_of_range("data.batch_size", data.batch_size, "a whole number from 1, or auto", 32)
     for name, number, lowest, highest, example in ranges:
         if number is not None and not lowest <= number <= highest:
             raise out_of_range(name, number, f"from {lowest} to {highest}", example)

@@ -31,7 +31,10 @@ class ExitCode(IntEnum):
     NO_INPUT = 66  # a file or folder that was named does not exist or cannot be read
     UNAVAILABLE = 69  # this machine lacks it: a GPU, a package, the network
     BUG = 70  # not the user's mistake: an unexpected exception
+    OUT_OF_MEMORY = 71  # not even one picture at a time fits
+    GPU_FAULT = 72  # the GPU stopped in a way that cannot be repeated: a device-side assert, an illegal address
     CANNOT_WRITE = 73  # the run folder cannot be written
+    DAMAGED = 74  # every checkpoint that could be read from is damaged
     BUSY = 75  # another process works in the same run folder
     INTERRUPTED = 130  # Ctrl-C; repeat the command to continue
     TERMINATED = 143  # SIGTERM; repeat the command to continue

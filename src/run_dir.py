@@ -30,7 +30,10 @@ from src.errors import ExitCode, UserError
 log = logging.getLogger(__name__)
 
 # Settings that may change when a run is continued: they say where and how, not what is computed.
-FREE_TO_CHANGE = ("name", "runs_dir", "resume", "data.num_workers", "logger", "trainer.threads", "trainer.accelerator")
+FREE_TO_CHANGE = (
+    *("name", "runs_dir", "resume", "data.num_workers", "logger", "trainer.threads", "trainer.accelerator"),
+    *("checkpoint.every_n_steps", "checkpoint.every_n_minutes", "checkpoint.background", "memory", "oom"),
+)
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow", "timm", "ray")
 
 

@@ -51,18 +51,23 @@ class Classifier(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seeding.seed_step(self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        return self._step(batch, self.train_metrics)
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """loss: mean over the batch; predicted: classes (B,). A batch that does not fit is run in parts, each part through
+        here (src/callbacks/out_of_memory.py), so nothing is counted before on_train_batch_end."""
+        loss, predicted = self._step(batch)
+        return {"loss": loss, "predicted": predicted}
+
+    def on_train_batch_end(self, outputs: dict[str, torch.Tensor], batch: Batch, batch_idx: int) -> None:
+        self.train_metrics.update(outputs["loss"], outputs["predicted"], batch[1])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, self.val_metrics)
+        loss, predicted = self._step(batch)
+        self.val_metrics.update(loss, predicted, batch[1])
 
-    def _step(self, batch: Batch, metrics: SplitMetrics) -> torch.Tensor:
+    def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = batch
         logits = self(images)
-        loss = self.loss(logits, labels)
-        metrics.update(loss.detach(), predicted_classes(logits.detach(), self.loss.task), labels)
-        return loss
+        return self.loss(logits, labels), predicted_classes(logits.detach(), self.loss.task)
 
     def on_train_epoch_end(self) -> None:
         rates = {group["name"]: group["lr"] for group in self.optimizers().param_groups if "/" not in group["name"]}
