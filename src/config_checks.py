@@ -182,6 +182,19 @@ def _check_together(config: Config) -> None:
             why=f"reported are: {', '.join(METRICS)}",
             fix="python -m src.train checkpoint.monitor=val/balanced_acc",
         )
+    checkpoint = config.checkpoint
+    if checkpoint.ema_decay is not None and checkpoint.select != "ema":
+        raise UserError(
+            f"checkpoint.ema_decay={checkpoint.ema_decay} has no effect with checkpoint.select={checkpoint.select}",
+            why="only checkpoint.select=ema takes a moving average of the weights",
+            fix=f"python -m src.train checkpoint.select=ema checkpoint.ema_decay={checkpoint.ema_decay}",
+        )
+    if checkpoint.select == "average_top_k" and checkpoint.top_k == 1:
+        raise UserError(
+            "checkpoint.select=average_top_k does not go with checkpoint.top_k=1",
+            why="an average needs the weights of two epochs at least",
+            fix="python -m src.train checkpoint.select=average_top_k checkpoint.top_k=3",
+        )
     phases = config.freeze.phases
     if phases is not None and not (
         isinstance(phases, dict)

@@ -7,18 +7,24 @@ other exception; it is shown with its last frames and an exit code of its own.
 
 from __future__ import annotations
 
+import errno
 import os
+import shlex
+import signal
 import sys
 import tempfile
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
+from types import FrameType
 
 from src import logs
 
 MAX_LINES = 15
+NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk, a quota; Windows has no quota error
 
 
 class ExitCode(IntEnum):
@@ -38,6 +44,10 @@ class ExitCode(IntEnum):
     BUSY = 75  # another process works in the same run folder
     INTERRUPTED = 130  # Ctrl-C; repeat the command to continue
     TERMINATED = 143  # SIGTERM; repeat the command to continue
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception: nothing but the front door answers it."""
 
 
 class UserError(Exception):
@@ -90,18 +100,40 @@ def run_and_report(work: Callable[[], object], trace_dir: Callable[[], Path | No
     trace_dir: asked after a failure for the folder to keep the traceback in (the run folder, once it is open).
     """
     logs.to_screen()
+    if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         work()
         return ExitCode.OK
-    except UserError as error:
-        print(error.render(_write_trace(trace_dir())), file=sys.stderr)
-        return error.code
     except KeyboardInterrupt:
         print("\nInterrupted. Repeat the command with the same name= to continue.", file=sys.stderr)
         return ExitCode.INTERRUPTED
+    except Terminated:
+        print("\nEnded by SIGTERM. Repeat the command with the same name= to continue.", file=sys.stderr)
+        return ExitCode.TERMINATED
     except Exception as error:
-        print(_unexpected(error, _write_trace(trace_dir())), file=sys.stderr)
+        trace = _write_trace(trace_dir())
+        known = _disk_full(error, trace_dir()) if isinstance(error, OSError) and error.errno in NO_ROOM else error
+        if isinstance(known, UserError):
+            print(known.render(trace), file=sys.stderr)
+            return known.code
+        print(_unexpected(error, trace), file=sys.stderr)
         return ExitCode.BUG
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _disk_full(error: OSError, folder: Path | None) -> UserError:
+    path = Path(error.filename or folder or ".")  # a write that fails does not know its file
+    return UserError(
+        f"the disk is full: {error.strerror}",
+        where=str(path.absolute()),
+        why="results, logs and checkpoints need room; what was written before is whole",
+        fix=[f"df -h {shlex.quote(str(path.parent))}", "make room, then repeat the command with the same name="],
+        code=ExitCode.CANNOT_WRITE,
+    )
 
 
 def _unexpected(error: Exception, trace_file: Path | None) -> str:

@@ -24,6 +24,7 @@ from src.models.building import build_loss, rebuild
 from src.models.losses import ClassificationLoss, predicted_classes
 from src.models.metrics import SplitMetrics
 from src.models.network import TransferNetwork
+from src.preprocessing import Preprocessing
 from src.reporting.tables import metrics_table, write_confusion
 from src.run_dir import read_run, write_json
 from src.strategies.precision import autocast, check_precision
@@ -59,6 +60,20 @@ def evaluate(
     return metrics.compute(), metrics.confusion.compute().cpu()
 
 
+def measure_split(
+    config: Config,
+    network: TransferNetwork,
+    pictures: Pictures,
+    split: str,
+    preprocessing: Preprocessing,
+    device: torch.device,
+) -> tuple[dict[str, float], torch.Tensor]:
+    """What `evaluate` returns, for a split of a run's pictures."""
+    loader = eval_loader(pictures, split, preprocessing, config.data, num_workers(config.data, pictures))
+    loss = build_loss(config, pictures)
+    return evaluate(network, loader, loss, len(pictures.classes), device, config.precision.name)
+
+
 def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path | None, accelerator: str) -> None:
     """The work of src/evaluate.py. overrides: data.KEY=VALUE words that change the run's config. Raises UserError."""
     settings = config_checks.read(OmegaConf.merge(read_run(run, "src.evaluate"), OmegaConf.from_dotlist(overrides)))
@@ -69,12 +84,7 @@ def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path |
     check_precision(settings.precision.name, device)
     set_threads(settings.trainer.threads)
 
-    workers = num_workers(settings.data, pictures)
-    batches = eval_loader(pictures, split, card.preprocessing, settings.data, workers)
-    loss = build_loss(settings, pictures)
-    values, confusion = evaluate(
-        rebuild(card, state), batches, loss, len(card.classes), device, settings.precision.name
-    )
+    values, confusion = measure_split(settings, rebuild(card, state), pictures, split, card.preprocessing, device)
     metrics = {f"{split}/{name}": value for name, value in values.items()}
     out = out or run
     out.mkdir(parents=True, exist_ok=True)

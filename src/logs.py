@@ -30,7 +30,7 @@ def to_screen() -> None:
 @contextmanager
 def to_file(path: Path) -> Iterator[None]:
     """Inside, log messages and Python warnings are kept in the file too; a sweep writes many, one after another."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _File(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     for name in ("lightning.pytorch", "lightning.fabric"):  # they print by themselves what they also hand on
@@ -46,6 +46,11 @@ def to_file(path: Path) -> Iterator[None]:
         logging.captureWarnings(False)
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk must not fill the screen with a traceback per message."""
 
 
 class _Screen(logging.StreamHandler):

@@ -18,24 +18,24 @@ from src.callbacks.freezing import apply as freeze
 from src.callbacks.freezing import schedule
 from src.callbacks.progress import Throughput
 from src.checkpoints.model_folder import ModelCard, save_model
-from src.checkpoints.writing import read_checkpoint
+from src.checkpoints.reading import newest_position
 from src.config import Config
-from src.data.loading import eval_loader, num_workers
 from src.data.module import PictureData
 from src.data.pictures import Pictures
 from src.data.reading import PictureError
 from src.data.sources import load_pictures
 from src.errors import ExitCode, UserError
-from src.evaluation import evaluate
+from src.evaluation import measure_split
 from src.machine import choose_device, cpu_cores, peak_memory_mib, set_threads
 from src.models.backbones import blocks
-from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
+from src.models.building import architecture_of, build_pretrained, choose_preprocessing
 from src.models.classifier import build_classifier
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
 from src.reporting.summary import write_summary
 from src.reporting.tables import print_result, write_confusion
 from src.run_dir import RunFolder, shell_command, write_csv
+from src.selection import choose_weights
 from src.strategies.precision import check_precision
 from src.trainer import build_trainer
 
@@ -55,7 +55,8 @@ def run(config: Config, path: Path) -> float:
 
         device = set_up_machine(config)
         preprocessing = choose_preprocessing(config.model, config.data)
-        pictures = find_pictures(config, folder)
+        start = newest_position(folder.checkpoints)
+        pictures = find_pictures(config, folder, start)
         network, weights = build_pretrained(config.model, pictures.classes, preprocessing, config.seed)
         parameters = [name for name, _ in network.backbone.named_parameters()]
         phases = schedule(config.freeze, blocks(network.backbone), config.trainer.max_epochs, parameters)
@@ -66,15 +67,16 @@ def run(config: Config, path: Path) -> float:
         trainer = build_trainer(config, folder, device, phases)
         introduce(config, folder, pictures, network, weights, preprocessing, steps, device)
 
-        fit(trainer, model, data, folder)
+        fit(trainer, model, data, folder, start)
 
-        best_epoch = load_best(folder, model)
+        best_epoch, chosen = choose_weights(config, folder.checkpoints, trainer, data, phases, device)
         metrics = measure(config, folder, network, pictures, preprocessing, device)
         save_model(folder.model, network.state_dict(), model_card(config, pictures, preprocessing, metrics))
         result = folder.finish(
             metrics=metrics,
             best_checkpoint="checkpoints/best.ckpt",
             best_epoch=best_epoch,
+            weights=chosen,
             epochs=trainer.current_epoch,
             steps=trainer.global_step,
             images_per_second=next(c for c in trainer.callbacks if isinstance(c, Throughput)).images_per_second,
@@ -94,11 +96,11 @@ def set_up_machine(config: Config) -> torch.device:
     return device
 
 
-def find_pictures(config: Config, folder: RunFolder) -> Pictures:
+def find_pictures(config: Config, folder: RunFolder, start: Path | None) -> Pictures:
     """The pictures, checked and split; the split is kept in split.csv. A run that is continued keeps its split."""
     split = folder.path / "split.csv"
     data = config.data
-    if data.source in ("image_folder", "table") and folder.resume_point() is not None:
+    if data.source in ("image_folder", "table") and start is not None:
         data = replace(data, split_file=str(split))
     pictures = load_pictures(
         data,
@@ -140,9 +142,8 @@ def introduce(
     log.info("")
 
 
-def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder: RunFolder) -> None:
-    """Trains to the end, from the last position saved if there is one. Ctrl-C arrives as KeyboardInterrupt."""
-    start = folder.resume_point()
+def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder: RunFolder, start: Path | None) -> None:
+    """Trains to the end, from the position in `start` if there is one. Ctrl-C arrives as KeyboardInterrupt."""
     if start is not None:
         log.info(f"continuing from {start}")
     try:
@@ -161,13 +162,6 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
         ) from error
 
 
-def load_best(folder: RunFolder, model: L.LightningModule) -> int:
-    """Puts the weights of the best epoch into the model; returns the epoch, counted from 1."""
-    best = read_checkpoint(folder.checkpoints / "best.ckpt")
-    model.load_state_dict(best["state_dict"])
-    return best["epoch"] + 1
-
-
 def measure(
     config: Config,
     folder: RunFolder,
@@ -180,9 +174,7 @@ def measure(
     metrics: dict[str, float] = {}
     for split in ("val", "test"):
         if pictures.splits[split]:
-            loader = eval_loader(pictures, split, preprocessing, config.data, num_workers(config.data, pictures))
-            loss = build_loss(config, pictures)
-            values, confusion = evaluate(network, loader, loss, len(pictures.classes), device, config.precision.name)
+            values, confusion = measure_split(config, network, pictures, split, preprocessing, device)
             metrics |= {f"{split}/{name}": value for name, value in values.items()}
             write_confusion(folder.path / "confusion.csv", pictures.classes, confusion.tolist())
     if not pictures.splits["test"]:

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import yaml
 from filelock import FileLock, Timeout
 
-from src.errors import ExitCode, UserError
+from src.errors import ExitCode, Terminated, UserError
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class RunFolder:
             try:
                 yield folder
             except BaseException as error:
-                stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+                stopped = isinstance(error, KeyboardInterrupt | SystemExit | Terminated)
                 folder._note(
                     {"state": "interrupted" if stopped else "failed", "error": f"{type(error).__name__}: {error}"}
                 )
@@ -124,11 +124,6 @@ class RunFolder:
         path = self.path / "result.json"
         result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return result if result.get("state") == "finished" else None
-
-    def resume_point(self) -> Path | None:
-        """The checkpoint of the last position that was saved, or None at the start."""
-        path = self.checkpoints / "last.ckpt"
-        return path if path.exists() else None
 
     def finish(self, **result: Any) -> dict[str, Any]:
         """Writes result.json: the end of the run, for programs."""
@@ -240,10 +235,11 @@ def _git_state() -> dict[str, Any] | None:
         return None
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep_old_as: Path | None = None) -> None:
     """Writes beside the target, syncs, then renames: a reader or a crash finds the old file or the new one, whole.
 
-    The temporary file is in the target's folder, since a rename is atomic on one file system only.
+    The temporary file is in the target's folder, since a rename is atomic on one file system only. keep_old_as: the name
+    that the old file gets; a crash between the two renames leaves the old file under that name and the new one not yet.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -251,6 +247,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep_old_as is not None and path.exists():
+            path.replace(keep_old_as)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -12,12 +12,14 @@ import torch
 from hydra.utils import get_object
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from src.callbacks.checkpoint_selection import build_checkpoints
+from src.callbacks.averaging import WeightAverage
+from src.callbacks.checkpoint_selection import BestCheckpoint
 from src.callbacks.freezing import FreezingSchedule, Phases
 from src.callbacks.limits import StopAtMaxSteps
+from src.callbacks.position import PositionCheckpoint, StopOnSignal
 from src.callbacks.progress import EpochBar, EpochLines, Throughput
 from src.checkpoints.writing import DurableCheckpointIO
-from src.config import Config
+from src.config import Checkpoint, Config
 from src.config import Logger as LoggerConfig
 from src.errors import ExitCode, UserError
 from src.reporting.metrics_csv import MetricsCsv
@@ -31,7 +33,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, phase
     callbacks: list[L.Callback] = [
         FreezingSchedule(phases, config.freeze.batchnorm, config.freeze.batchnorm_momentum),
         Throughput(),
-        *build_checkpoints(config.checkpoint, folder.checkpoints),
+        *_checkpoints(config.checkpoint, folder.checkpoints),
         *[_own_callback(entry) for entry in config.callbacks.extra],
     ]
     if settings.max_steps > 0:
@@ -55,7 +57,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, phase
             EpochLines(settings.max_epochs),
             *_loggers(config.logger, folder.path),
         ],
-        plugins=[DurableCheckpointIO()],
+        plugins=[DurableCheckpointIO(config.checkpoint.background)],
         default_root_dir=folder.path,
         use_distributed_sampler=False,  # src/data/sampler.py divides the batches
         num_sanity_val_steps=0,  # the first validation comes soon enough, and this one would move random states
@@ -63,6 +65,16 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, phase
         enable_progress_bar=False,  # src/callbacks/progress.py has one
         log_every_n_steps=10**9,  # everything is logged once per epoch
     )
+
+
+def _checkpoints(config: Checkpoint, folder: Path) -> list[L.Callback]:
+    """What is kept of the weights, and of the position."""
+    top_k = config.top_k or (3 if config.select == "average_top_k" else 1)
+    position = PositionCheckpoint(folder, config.every_n_steps, config.every_n_minutes)
+    callbacks: list[L.Callback] = [BestCheckpoint(folder, config.monitor, top_k), position, StopOnSignal(position)]
+    if config.select == "ema":
+        callbacks.append(WeightAverage(0.99 if config.ema_decay is None else config.ema_decay))
+    return callbacks
 
 
 def _loggers(config: LoggerConfig, folder: Path) -> list[Logger]:

@@ -173,16 +173,17 @@ def test_a_warning_where_a_phase_is_never_reached(caplog):
 def test_imports_go_down_only():
     """The rooms and their order: design of the house in README.md."""
     order = [
-        {"errors", "seeding", "preprocessing", "machine", "logs"},
+        {"errors", "seeding", "preprocessing", "machine", "logs", "memory", "device_memory", "out_of_memory"},
         {"config", "config_checks", "run_dir"},
         {"checkpoints"},
         {"data"},
         {"models", "strategies"},
         {"callbacks"},
         {"reporting"},
-        {"trainer", "evaluation", "prediction"},
+        {"trainer", "evaluation", "prediction", "batch_size", "batch_size_search"},
+        {"selection", "exporting"},
         {"run"},
-        {"command_line", "train", "evaluate", "predict"},
+        {"command_line", "train", "evaluate", "predict", "export"},
     ]
     level = {room: number for number, rooms in enumerate(order) for room in rooms}
     for file in (ROOT / "src").rglob("*.py"):

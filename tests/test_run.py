@@ -17,6 +17,7 @@ import yaml
 from filelock import FileLock
 from safetensors.torch import load_file
 
+from src.checkpoints.reading import read_checkpoint
 from src.run_dir import sha256
 from tests.conftest import SMALL, check_error, command_environment, write_pictures
 from tests.data.odd_pictures import write_corrupt_pictures, write_odd_pictures
@@ -160,6 +161,7 @@ def test_a_killed_run_that_is_repeated_gives_the_undisturbed_result(command, tmp
         "trainer.max_epochs=4",
         "freeze.unfreeze_epoch=1",
         "checkpoint.every_n_steps=1",
+        "checkpoint.select=ema",
         "logger.tensorboard=false",
         f"data.num_workers={workers}",
     )
@@ -183,9 +185,10 @@ def test_a_killed_run_that_is_repeated_gives_the_undisturbed_result(command, tmp
     assert "continuing from" in done.out
     one, other = runs / "undisturbed", runs / "killed"
     assert sha256(one / "model" / "model.safetensors") == sha256(other / "model" / "model.safetensors")
-    last = [state_of(run / "checkpoints" / "last.ckpt") for run in (one, other)]
-    assert last[0].keys() == last[1].keys()
-    assert all(last[0][name].equal(last[1][name]) for name in last[0])
+    last = [read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (one, other)]
+    for states in ([saved["state_dict"] for saved in last], [moving_average(saved) for saved in last]):
+        assert states[0].keys() == states[1].keys()
+        assert all(states[0][name].equal(states[1][name]) for name in states[0])
     assert result(one)["metrics"] == result(other)["metrics"]
     kept = [
         [(row["epoch"], row["step"], row["val/loss"], row["val/acc"]) for row in table(run / "metrics.csv")]
@@ -200,7 +203,10 @@ def wait_for_save(run: Path, after_epoch: int, process: subprocess.Popen) -> boo
     rows, last, seen = run / "metrics.csv", run / "checkpoints" / "last.ckpt", None
     while process.poll() is None:
         if rows.exists() and len(rows.read_text().splitlines()) > after_epoch and last.exists():
-            stamp = last.stat().st_mtime_ns
+            try:
+                stamp = last.stat().st_mtime_ns
+            except FileNotFoundError:  # between the two renames of a save
+                continue
             if seen is not None and stamp != seen:
                 return True
             seen = stamp
@@ -208,10 +214,57 @@ def wait_for_save(run: Path, after_epoch: int, process: subprocess.Popen) -> boo
     return False
 
 
-def state_of(checkpoint: Path) -> dict:
-    from src.checkpoints.writing import read_checkpoint
+def moving_average(checkpoint: dict) -> dict:
+    return checkpoint["callbacks"]["WeightAverage"]["average"]
 
-    return read_checkpoint(checkpoint)["state_dict"]
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(command, tmp_path):
+    """Stopped in mid-run, then its newest file spoiled: the same result; then all spoiled: no start from nothing."""
+    words = (*SMALL, "trainer.max_epochs=3", "logger.tensorboard=false")
+    undisturbed, spoiled = tmp_path / "runs" / "undisturbed", tmp_path / "runs" / "spoiled"
+    assert command("train", *words, "name=undisturbed").code == 0
+    shutil.copytree(undisturbed, spoiled)
+    (spoiled / "result.json").unlink()
+    shutil.rmtree(spoiled / "model")
+    last, previous = spoiled / "checkpoints" / "last.ckpt", spoiled / "checkpoints" / "previous.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 4
+    last.write_bytes(content)
+    done = command("train", *words, "name=spoiled")
+    assert done.code == 0, done.text
+    assert "last.ckpt is damaged" in done.out
+    assert "continuing from runs/spoiled/checkpoints/previous.ckpt" in done.out
+    one, other = undisturbed / "model" / "model.safetensors", spoiled / "model" / "model.safetensors"
+    assert sha256(one) == sha256(other)
+
+    (spoiled / "result.json").unlink()
+    for path in (last, previous):
+        path.write_bytes(path.read_bytes()[:1000])
+    done = command("train", *words, "name=spoiled")
+    check_error(done, 74, "no checkpoint of this run can be read", "last.ckpt", "previous.ckpt")
+
+
+def test_sigterm_ends_with_143_and_the_position(command, tmp_path):
+    """To the whole process group, loader processes included, as schedulers send it."""
+    words = (*SMALL, "trainer.max_epochs=30", "name=stopped", "data.num_workers=2")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", *words],
+        cwd=tmp_path,
+        env=command_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    rows = tmp_path / "runs" / "stopped" / "metrics.csv"
+    while process.poll() is None and not rows.exists():
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, out + err
+    assert "stopped at step" in out
+    assert "Repeat the command" in err
+    assert result(tmp_path / "runs" / "stopped")["state"] == "interrupted"
 
 
 def test_ctrl_c_ends_with_130_and_the_run_continues(command, tmp_path):

@@ -1,69 +1,97 @@
-"""Which checkpoints a run keeps: best.ckpt, the weights of the best epoch, and last.ckpt, the position to continue from."""
+"""Which epochs are the best, and their files: best.ckpt, and epoch-0007.ckpt for each of the best k where k is more than 1."""
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from src.config import METRICS, Checkpoint
+from src.checkpoints.checksum import damage
+from src.checkpoints.reading import read_checkpoint
+from src.config import METRICS
+
+log = logging.getLogger(__name__)
+
+BEST = "best.ckpt"
+
+
+class Score(NamedTuple):
+    """How good a validation was: scores compare as tuples, the greater the better."""
+
+    metric: float  # the monitored metric, its sign turned where less is better
+    loss: float  # minus val/loss
+    earliness: int  # minus the epoch
+
+    @classmethod
+    def of(cls, metrics: dict[str, Any], monitor: str, epoch: int = 0) -> Score:
+        """metrics: what a validation reported. A value that is not a number is the worst there is."""
+        sign = 1 if METRICS[monitor] == "max" else -1
+        return cls(_comparable(sign * metrics[monitor]), _comparable(-metrics["val/loss"]), -epoch)
+
+    @property
+    def epoch(self) -> int:
+        return -self.earliness
+
+
+def _comparable(value: Any) -> float:
+    return -math.inf if math.isnan(value) else float(value)
 
 
 class BestCheckpoint(CheckpointCallback):
-    """Saves the weights after a validation that is better than all before.
+    """Keeps the weights of the best top_k epochs.
 
     Among epochs that are equally good the one with the lower val/loss wins, then the earlier one: on small validation
     sets many epochs reach the same accuracy, and the first of them is rarely the best. Lightning's ModelCheckpoint has no
     second criterion.
     """
 
-    def __init__(self, path: Path, monitor: str) -> None:
-        self.path, self.monitor = path, monitor
-        self.best: tuple[float, float] | None = None  # (the metric, turned so that more is better; minus the loss)
+    def __init__(self, folder: Path, monitor: str, top_k: int = 1) -> None:
+        self.folder, self.monitor, self.top_k = folder, monitor, top_k
+        self.kept: list[Score] = []  # the best first
+        self._kept_before: list[Score] = []  # when best.ckpt was written last
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        sign = 1 if METRICS[self.monitor] == "max" else -1
-        score = _rank(sign * trainer.callback_metrics[self.monitor]), _rank(-trainer.callback_metrics["val/loss"])
-        if self.best is None or score > self.best:
-            self.best = score
-            trainer.save_checkpoint(self.path, weights_only=True)
+        if self.folder / BEST in trainer.strategy.checkpoint_io.failed:
+            self.kept = self._kept_before
+        score = Score.of(trainer.callback_metrics, self.monitor, trainer.current_epoch)
+        ranking = sorted([*self.kept, score], reverse=True)
+        kept_before, self.kept, dropped = self.kept, ranking[: self.top_k], ranking[self.top_k :]
+        if score is self.kept[0]:
+            self._kept_before = kept_before
+            trainer.save_checkpoint(self.folder / BEST, weights_only=True)
+        if self.top_k > 1 and score in self.kept:
+            trainer.save_checkpoint(epoch_file(self.folder, score.epoch), weights_only=True)
+        if self.top_k > 1 and dropped and dropped[0] is not score:
+            trainer.strategy.remove_checkpoint(epoch_file(self.folder, dropped[0].epoch))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A continued run has its ranking from the last position. The best file may be newer, since it is written first;
+        where it is missing, damaged or older, that epoch can be chosen no more."""
+        if self.kept and (why := _unusable(self.folder / BEST, self.kept[0].epoch)):
+            log.warning(f"{self.folder / BEST} {why}: the best epoch is chosen among those from here on.")
+            self.kept = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"kept": [list(score) for score in self.kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"] and tuple(state_dict["best"])
+        self.kept = [Score(*score) for score in state_dict["kept"]]
 
 
-def _rank(value: Any) -> float:
-    """A number that compares: a loss that is not a number is the worst there is."""
-    return -math.inf if math.isnan(value) else float(value)
+def epoch_file(folder: Path, epoch: int) -> Path:
+    """Where the weights of an epoch are kept; epochs are counted from 1 for people, so also in the name."""
+    return folder / f"epoch-{epoch + 1:04d}.ckpt"
 
 
-class PositionCheckpoint(ModelCheckpoint):
-    """Saves every n steps, but not after the last step of an epoch: a run that continues from there would skip the
-    validation of that epoch, and with it perhaps the best one. The save at the end of the epoch follows at once."""
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not trainer.is_last_batch:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-
-def build_checkpoints(config: Checkpoint, folder: Path) -> list[L.Callback]:
-    """The callbacks that write best.ckpt and last.ckpt into the folder."""
-    common: dict[str, Any] = {"dirpath": folder, "filename": "last", "enable_version_counter": False}
-    callbacks: list[L.Callback] = [
-        BestCheckpoint(folder / "best.ckpt", config.monitor),
-        ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=True, **common),
-    ]
-    if config.every_n_steps is not None:
-        callbacks.append(PositionCheckpoint(every_n_train_steps=config.every_n_steps, **common))
-    return callbacks
+def _unusable(path: Path, epoch: int) -> str | None:
+    if not path.exists():
+        return "is missing"
+    if damage(path):
+        return "is damaged"
+    return "could not be written when it was due" if read_checkpoint(path)["epoch"] < epoch else None

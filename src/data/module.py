@@ -7,10 +7,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from src.config import Data
-from src.data.loading import TrainDataset, eval_loader, num_workers
+from src.data.loading import TrainDataset, eval_loader, num_workers, outlive_signals
 from src.data.pictures import Pictures
 from src.data.sampler import EpochSampler, batches_per_epoch
-from src.data.transforms import train_transform
+from src.data.transforms import Transform, eval_transform, train_transform
 from src.preprocessing import Preprocessing
 
 
@@ -27,7 +27,6 @@ class PictureData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Called by Lightning after the loops were restored, so that the sampler can start where the run stopped."""
-        transform = train_transform(self.preprocessing, self.config.augment)
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
         # Not trainer.current_epoch: after a save at the end of an epoch it is still that epoch, and loader processes
         # fetch the first batches before Lightning calls set_epoch.
@@ -41,13 +40,22 @@ class PictureData(L.LightningDataModule):
             start_epoch=epoch,
             start=start,
         )
+        return self._train_loader(train_transform(self.preprocessing, self.config.augment), sampler)
+
+    def _train_loader(self, transform: Transform, sampler: EpochSampler) -> DataLoader:
         return DataLoader(
             TrainDataset(self.pictures, transform, self.seed),
             batch_sampler=sampler,
             num_workers=self._workers(),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
+            worker_init_fn=outlive_signals,
         )
+
+    def statistics_loader(self) -> DataLoader:
+        """The training pictures once, shuffled and not augmented, for BatchNorm statistics."""
+        sampler = EpochSampler(self.pictures.splits["train"], self.config.batch_size, self.seed)
+        return self._train_loader(eval_transform(self.preprocessing), sampler)
 
     def val_dataloader(self) -> DataLoader:
         return eval_loader(self.pictures, "val", self.preprocessing, self.config, self._workers())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.run_dir import write_csv
+
+log = logging.getLogger(__name__)
 
 FIRST_COLUMNS = ("epoch", "step", "train/loss", "train/acc", "val/loss", "val/acc")
 
@@ -57,7 +60,10 @@ class MetricsCsv(Logger):
             name for name in names if name not in FIRST_COLUMNS
         ]
         rows = [self.rows[step] for step in sorted(self.rows)]
-        write_csv(self.path, columns, [[row.get(name, "") for name in columns] for row in rows])
+        try:
+            write_csv(self.path, columns, [[row.get(name, "") for name in columns] for row in rows])
+        except OSError as error:  # nothing is lost: the next write has all rows
+            log.warning(f"{self.path} could not be written: {error.strerror}. Training goes on.")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

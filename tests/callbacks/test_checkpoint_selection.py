@@ -1,4 +1,4 @@
-"""The best epoch: by the metric, then by the loss, then the earlier one."""
+"""The best epochs: by the metric, then by the loss, then the earlier one; and their files."""
 
 from __future__ import annotations
 
@@ -8,30 +8,56 @@ import pytest
 import torch
 
 from src.callbacks.checkpoint_selection import BestCheckpoint
+from src.checkpoints.checksum import save_with_checksum
 
 NAN = float("nan")
 
 
-def chosen(tmp_path, monitor, epochs, restart_after=None):
-    """The epoch whose checkpoint is kept, of (metric, loss) per epoch; a restart goes through the callback's state."""
-    kept = []
-    callback = BestCheckpoint(tmp_path / "best.ckpt", monitor)
+class FakeTrainer(SimpleNamespace):
+    """Writes {"epoch": ...} where a Trainer writes the weights."""
+
+    def __init__(self, monitor, epoch, metric, loss, full_disk=()):
+        super().__init__(
+            sanity_checking=False,
+            state=SimpleNamespace(fn="fit"),
+            current_epoch=epoch,
+            callback_metrics={"val/loss": torch.tensor(loss), monitor: torch.tensor(metric)},
+            strategy=SimpleNamespace(
+                remove_checkpoint=lambda path: path.unlink(missing_ok=True),
+                checkpoint_io=SimpleNamespace(failed=set(full_disk)),
+            ),
+        )
+
+    def save_checkpoint(self, path, weights_only):
+        assert weights_only
+        if path not in self.strategy.checkpoint_io.failed:
+            write(self.current_epoch, path)
+
+
+def write(epoch, path):
+    with path.open("wb") as file:
+        save_with_checksum({"epoch": epoch}, file)
+
+
+def files(folder) -> dict[str, int]:
+    """Which epoch is in which file."""
+    return {path.name: torch.load(path)["epoch"] for path in sorted(folder.iterdir())}
+
+
+def train(folder, epochs, monitor="val/acc", top_k=1, restart_after=None) -> dict[str, int]:
+    """The files after epochs of (metric, loss); a restart goes through the callback's state."""
+    callback = BestCheckpoint(folder, monitor, top_k)
     for epoch, (metric, loss) in enumerate(epochs):
         if epoch == restart_after:
             state = callback.state_dict()
-            callback = BestCheckpoint(tmp_path / "best.ckpt", monitor)
+            callback = BestCheckpoint(folder, monitor, top_k)
             callback.load_state_dict(state)
-        metrics = {"val/loss": torch.tensor(loss), monitor: torch.tensor(metric)}
-        trainer = SimpleNamespace(
-            sanity_checking=False,
-            state=SimpleNamespace(fn="fit"),
-            callback_metrics=metrics,
-            save_checkpoint=lambda path, weights_only, epoch=epoch: kept.append(epoch),
-        )
-        callback.on_validation_end(trainer, None)
-    return kept[-1]
+            callback.on_train_start(None, None)
+        callback.on_validation_end(FakeTrainer(monitor, epoch, metric, loss), None)
+    return files(folder)
 
 
+@pytest.mark.parametrize("restart_after", [None, 1, 2])
 @pytest.mark.parametrize(
     ("monitor", "epochs", "best"),
     [
@@ -42,6 +68,64 @@ def chosen(tmp_path, monitor, epochs, restart_after=None):
         ("val/acc", [(NAN, NAN), (0.1, 3.0), (NAN, 0.0)], 1),
     ],
 )
-def test_the_best_epoch(tmp_path, monitor, epochs, best):
-    assert chosen(tmp_path, monitor, epochs) == best
-    assert chosen(tmp_path, monitor, epochs, restart_after=1) == best
+def test_the_best_epoch(tmp_path, monitor, epochs, best, restart_after):
+    assert train(tmp_path, epochs, monitor, restart_after=restart_after) == {"best.ckpt": best}
+
+
+@pytest.mark.parametrize("restart_after", [None, 1, 3])
+def test_the_best_k_epochs_have_files_and_the_others_have_none(tmp_path, restart_after):
+    epochs = [(0.1, 1), (0.5, 1), (0.3, 1), (0.4, 1), (0.2, 1)]
+    assert train(tmp_path, epochs, top_k=3, restart_after=restart_after) == {
+        "best.ckpt": 1,
+        "epoch-0002.ckpt": 1,
+        "epoch-0003.ckpt": 2,
+        "epoch-0004.ckpt": 3,
+    }
+
+
+def test_an_epoch_that_is_trained_again_leaves_the_same_files(tmp_path):
+    """The best files are written before the position: after a kill between the two the epoch comes again."""
+    callback = BestCheckpoint(tmp_path, "val/acc", 2)
+    epochs = [(0.1, 1), (0.5, 1), (0.7, 1)]
+    for epoch, values in enumerate(epochs[:2]):
+        callback.on_validation_end(FakeTrainer("val/acc", epoch, *values), None)
+    state = callback.state_dict()
+    for _ in range(2):
+        callback = BestCheckpoint(tmp_path, "val/acc", 2)
+        callback.load_state_dict(state)
+        callback.on_train_start(None, None)
+        callback.on_validation_end(FakeTrainer("val/acc", 2, *epochs[2]), None)
+        assert files(tmp_path) == {"best.ckpt": 2, "epoch-0002.ckpt": 1, "epoch-0003.ckpt": 2}
+
+
+@pytest.mark.parametrize("what", ["missing", "damaged", "older"])
+def test_a_best_file_that_is_lost_is_said_and_chosen_anew(tmp_path, caplog, what):
+    callback = BestCheckpoint(tmp_path, "val/acc")
+    callback.on_validation_end(FakeTrainer("val/acc", 5, 0.9, 1.0), None)
+    best = tmp_path / "best.ckpt"
+    if what == "missing":
+        best.unlink()
+    elif what == "damaged":
+        best.write_bytes(best.read_bytes()[:-9])
+    else:
+        write(3, best)
+    callback.on_train_start(None, None)
+    assert "best.ckpt" in caplog.text
+    callback.on_validation_end(FakeTrainer("val/acc", 6, 0.2, 1.0), None)
+    assert files(tmp_path) == {"best.ckpt": 6}
+
+
+def test_what_a_full_disk_did_not_take_is_not_the_best(tmp_path):
+    """Epoch 1 is better than 0 but was not written; 2 is better than 0, which is what the file holds; 3 is not."""
+    callback = BestCheckpoint(tmp_path, "val/acc")
+    full = {tmp_path / "best.ckpt"}
+    callback.on_validation_end(FakeTrainer("val/acc", 0, 0.5, 1.0), None)
+    callback.on_validation_end(FakeTrainer("val/acc", 1, 0.9, 1.0, full), None)
+    callback.on_validation_end(FakeTrainer("val/acc", 2, 0.7, 1.0, full), None)
+    assert files(tmp_path) == {"best.ckpt": 0}
+    trainer = FakeTrainer("val/acc", 3, 0.6, 1.0, full)
+    trainer.save_checkpoint = lambda path, weights_only: write(3, path)  # there is room again
+    callback.on_validation_end(trainer, None)
+    assert files(tmp_path) == {"best.ckpt": 3}
+    callback.on_validation_end(FakeTrainer("val/acc", 4, 0.55, 1.0), None)
+    assert files(tmp_path) == {"best.ckpt": 3}

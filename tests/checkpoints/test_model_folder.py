@@ -1,21 +1,15 @@
-"""The model folder is whole or refused, and holds no code; checkpoints are written beside themselves."""
+"""The model folder is whole or refused."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from src.checkpoints.model_folder import ModelCard, load_model, save_model
-from src.checkpoints.writing import DurableCheckpointIO, read_checkpoint
 from src.errors import UserError
 from src.preprocessing import Preprocessing
-from tests.conftest import command_environment
 
 CARD = ModelCard(
     architecture={"backbone": "resnet18", "head": "linear", "outputs": 2, "hidden": 512, "dropout": 0.0},
@@ -66,41 +60,3 @@ def flip_last_bit(path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-
-
-def test_a_checkpoint_that_holds_code_is_not_run(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return os.system, (f"touch {tmp_path}/ran",)
-
-    torch.save({"state_dict": Payload()}, tmp_path / "x.ckpt")
-    with pytest.raises(Exception, match="Weights only"):
-        read_checkpoint(tmp_path / "x.ckpt")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_kill_in_the_middle_of_writing_leaves_the_old_checkpoint(tmp_path):
-    """Killed while it writes, with the temp folder on another file system where there is one: the old file is whole."""
-    path = tmp_path / "last.ckpt"
-    DurableCheckpointIO().save_checkpoint({"step": 1}, path)
-    code = (
-        "import os, signal, torch\n"
-        "from src.checkpoints.writing import DurableCheckpointIO\n"
-        "class Kill:\n"
-        "    def __reduce__(self):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"DurableCheckpointIO().save_checkpoint({{'w': torch.zeros(10**6), 'kill': Kill()}}, {str(path)!r})\n"
-    )
-    environment = command_environment() | {"TMPDIR": "/dev/shm" if Path("/dev/shm").is_dir() else str(tmp_path)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == -9
-    assert list(tmp_path.glob("*.tmp")), "it was not killed while it wrote"
-    assert read_checkpoint(path) == {"step": 1}
-
-
-def test_a_failed_write_leaves_the_old_checkpoint_and_no_leftovers(tmp_path):
-    path = tmp_path / "last.ckpt"
-    DurableCheckpointIO().save_checkpoint({"step": 1}, path)
-    with pytest.raises(Exception, match=r"pickle|local object"):
-        DurableCheckpointIO().save_checkpoint({"step": lambda: 2}, path)
-    assert read_checkpoint(path) == {"step": 1}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]

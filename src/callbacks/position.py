@@ -1,0 +1,106 @@
+"""The position in training: saved so that a run that ends in any way goes on from there, and saved when it is told to end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
+
+from src.checkpoints.writing import LAST
+from src.errors import Terminated
+
+log = logging.getLogger(__name__)
+
+
+class PositionCheckpoint(CheckpointCallback):
+    """Saves last.ckpt at the end of every epoch, and every n steps or minutes where that is asked for.
+
+    Lightning's own `save_last` is a copy of the last checkpoint that was chosen for another reason, not of the last step.
+
+    Not saved after the last step of an epoch, before its validation: a run that continues from there would skip that
+    validation, and with it perhaps the best epoch. The save at the end of the epoch follows.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int | None = None, every_n_minutes: float | None = None) -> None:
+        self.path = folder / LAST
+        self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch and self._is_due(trainer.global_step):
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_at = time.monotonic()
+
+    def _is_due(self, step: int) -> bool:
+        if self.every_n_steps is not None and step % self.every_n_steps == 0:
+            return True
+        return self.every_n_minutes is not None and time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
+
+
+class StopOnSignal(CheckpointCallback):
+    """On SIGTERM or Ctrl-C training ends after the step at hand, with its position saved. A second Ctrl-C ends at once.
+
+    A signal that comes during validation waits for its end: the steps of that epoch would be lost otherwise. Lightning's
+    own handlers save nothing. A CheckpointCallback, since those come after all others in a hook: what the others keep
+    (an average of the weights) has this step in it then.
+    """
+
+    def __init__(self, position: PositionCheckpoint) -> None:
+        self.position = position
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = number
+        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+        log.info(f"{signal.Signals(number).name}: stopping as soon as the position can be saved{again}")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.received is not None and not trainer.is_last_batch:
+            self.position.save(trainer)
+            self._stop(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.received is not None:  # the epoch before ended with a save
+            self._stop(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore()
+        if self.received is not None:
+            self._stop(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _stop(self, trainer: L.Trainer) -> None:
+        log.info(f"stopped at step {trainer.global_step}; the position is in {self.position.path}")
+        raise Terminated if self.received == signal.SIGTERM else KeyboardInterrupt
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

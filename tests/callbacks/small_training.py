@@ -1,0 +1,120 @@
+"""A training of milliseconds with everything real but its size: the project's network, pictures, LightningModule and
+freezing, on a backbone of three blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torch import nn
+
+from src.callbacks.freezing import FreezingSchedule, Phases, schedule
+from src.config import Data, Freeze, Optimizer
+from src.data.module import PictureData
+from src.data.pictures import Pictures
+from src.models.backbones import blocks
+from src.models.classifier import Classifier
+from src.models.losses import ClassificationLoss
+from src.models.network import TransferNetwork
+from src.preprocessing import Preprocessing
+
+SQUARE = Preprocessing(8, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLASSES, WIDTH = 3, 8
+
+
+def block(inputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, WIDTH, 3, padding=1), nn.BatchNorm2d(WIDTH), nn.ReLU())
+
+
+class Backbone(nn.Module):
+    """(B, 3, 8, 8) -> (B, 8). The dropout is in no block, as in most networks' classifiers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.layer1, self.layer2 = block(3), block(WIDTH), block(WIDTH)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.layer2(self.layer1(self.stem(images))).mean((2, 3)))
+
+
+def network() -> TransferNetwork:
+    """The same weights at every call."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return TransferNetwork(Backbone(), nn.Linear(WIDTH, CLASSES), SQUARE)
+
+
+def pictures() -> Pictures:
+    """20 to train on, 10 to validate on, whose mean brightness tells the class."""
+    labels = [index % CLASSES for index in range(30)]
+    noise = torch.randint(0, 100, (30, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pixels = noise + 50 * torch.tensor(labels, dtype=torch.uint8)[:, None, None, None]
+    splits = {"train": list(range(20)), "val": list(range(20, 30)), "test": []}
+    names = [str(index) for index in range(30)]
+    return Pictures(("a", "b", "c"), names, labels, splits, lambda index: pixels[index], in_memory=True)
+
+
+def data() -> PictureData:
+    """Four steps per epoch."""
+    return PictureData(Data(augment="none", batch_size=5, num_workers=0), pictures(), SQUARE, seed=0)
+
+
+def classifier(
+    epochs: int = 5, lr_decay: float | None = None, monitor: str = "val/acc", **optimizer: Any
+) -> Classifier:
+    config = Optimizer(**{"name": "adamw", "lr": 0.01} | optimizer)
+    loss = ClassificationLoss("multiclass")
+    total = {"num_classes": CLASSES, "total_steps": 4 * epochs, "seed": 0, "hparams": {}}
+    return Classifier(network(), loss, config, lr_decay=lr_decay, monitor=monitor, **total)
+
+
+def phases(epochs: int = 5, **freeze: Any) -> Phases:
+    """The schedule for freeze.* of the config."""
+    return schedule(Freeze(**freeze), blocks(Backbone()), epochs, [name for name, _ in Backbone().named_parameters()])
+
+
+def fit(
+    model: L.LightningModule, epochs: int, *callbacks: L.Callback, resume: Any = None, **settings: Any
+) -> L.Trainer:
+    """Trains on the CPU and returns the trainer."""
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+    trainer.fit(model, data(), ckpt_path=resume, weights_only=True if resume else None)
+    return trainer
+
+
+def freezing(epochs: int = 5, **freeze: Any) -> FreezingSchedule:
+    return FreezingSchedule(phases(epochs, **freeze), "update")
+
+
+class Stock(L.LightningModule):
+    """The same network as Lightning's BackboneFinetuning wants it: the backbone at the top, only the head in the optimizer."""
+
+    backbone = property(lambda self: self.network.backbone)
+
+    def __init__(self, scheduler: Any = None) -> None:
+        super().__init__()
+        self.network, self.scheduler = network(), scheduler
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.network(batch[0])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.network.head.parameters(), lr=0.1)
+        return [optimizer], [self.scheduler(optimizer)] if self.scheduler else []

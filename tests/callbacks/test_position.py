@@ -1,0 +1,94 @@
+"""The position is saved when it is asked for, is the last step's, and a signal ends training with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import lightning as L
+import pytest
+
+from src.callbacks import position as module
+from src.callbacks.averaging import WeightAverage
+from src.callbacks.position import PositionCheckpoint, StopOnSignal
+from src.checkpoints.reading import read_checkpoint
+from src.checkpoints.writing import DurableCheckpointIO
+from src.errors import Terminated
+from tests.callbacks.small_training import classifier, fit, freezing
+
+
+class At(L.Callback):
+    """Does something at the end of a training step (counted from 1), or of the first validation batch after it."""
+
+    def __init__(self, step, work, validation=False):
+        self.step, self.work, self.validation = step, work, validation
+
+    def on_train_batch_end(self, trainer, *arguments):
+        if not self.validation and trainer.global_step == self.step:
+            self.work()
+
+    def on_validation_batch_end(self, trainer, *arguments):
+        if self.validation and trainer.global_step == self.step:
+            self.validation = False  # the other batches are not to do it again
+            self.work()
+
+
+def saved_steps(monkeypatch, folder, epochs=2, **when):
+    """The steps after which last.ckpt was written."""
+    steps = []
+    position = PositionCheckpoint(folder, **when)
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", lambda trainer, path: steps.append(trainer.global_step))
+    fit(classifier(), epochs, position)
+    return steps
+
+
+def test_without_more_words_every_epoch_is_saved(monkeypatch, tmp_path):
+    assert saved_steps(monkeypatch, tmp_path) == [4, 8]
+
+
+def test_every_n_steps_but_not_between_an_epoch_and_its_validation(monkeypatch, tmp_path):
+    assert saved_steps(monkeypatch, tmp_path, every_n_steps=2) == [2, 4, 6, 8]
+
+
+def test_every_n_minutes(monkeypatch, tmp_path):
+    """A clock that goes on by 20 seconds at every look."""
+    seconds = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(seconds))
+    assert saved_steps(monkeypatch, tmp_path, every_n_minutes=1) == [3, 4, 7, 8]
+
+
+def train(folder, *callbacks, resume=None, average=True):
+    """Five epochs of four steps; returns (weights, average) as lists of tensors."""
+    position = PositionCheckpoint(folder)
+    model, mean = classifier(), WeightAverage(0.9)
+    extra = [*callbacks, freezing(preset="gradual"), mean, position, StopOnSignal(position)]
+    fit(model, 5, *extra, resume=resume, plugins=[DurableCheckpointIO()])
+    return [*model.state_dict().values(), *mean.weights().values()]
+
+
+@pytest.mark.parametrize(
+    ("step", "validation", "saved"),
+    [(1, False, 1), (6, False, 6), (8, False, 8), (8, True, 8), (20, True, 20)],
+    ids=["first step", "amid an epoch", "last step of an epoch", "in validation", "in the last validation"],
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_training_with_the_position_and_it_goes_on_exactly(tmp_path, number, step, validation, saved):
+    undisturbed = train(tmp_path / "undisturbed")
+    before = [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
+    kill = At(step, lambda: os.kill(os.getpid(), number), validation)
+    with pytest.raises(Terminated if number == signal.SIGTERM else (KeyboardInterrupt, SystemExit)):
+        train(tmp_path, kill)
+    assert [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)] == before
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == saved
+    continued = train(tmp_path, resume=tmp_path / "last.ckpt")
+    assert all(one.equal(other) for one, other in zip(undisturbed, continued, strict=True))
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(tmp_path, At(3, twice))
+    assert not (tmp_path / "last.ckpt").exists()
