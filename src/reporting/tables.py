@@ -30,7 +30,8 @@ def print_result(path: Path, result: Mapping[str, Any]) -> None:
         f"best epoch {result['best_epoch']} of {result['epochs']}, {result['steps']} steps, {result['wall_seconds']:.1f} s"
     )
     log.info("")
-    log.info(f"files     {path}/: result.json, metrics.csv, confusion.csv, train.log, checkpoints/, model/")
+    log.info(f"look at   {path}/report.html")
+    log.info(f"files     {path}/: result.json, metrics.csv, confusion.csv, memory.csv, train.log, checkpoints/, model/")
     log.info(f"next      python -m src.predict run={path} images=FOLDER_OR_FILE")
     log.info(f"          python -m src.evaluate run={path}")
 

@@ -1,0 +1,288 @@
+"""report.html: a run on one page, to be opened from disk, sent by mail or printed. Nothing in it comes from elsewhere.
+
+Made by run.py at the end of a run, from the files in the run's folder alone, so it can be made again at any time:
+
+    python -c "from pathlib import Path; from src.reporting.report import write_report; write_report(Path('runs/NAME'))"
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from src.reporting import plots
+from src.reporting.tables import COLUMNS
+from src.run_dir import write_text
+
+Phases = Mapping[int, Sequence[str]]  # epoch, counted from 0 -> modules trained from then on, besides the earlier ones
+
+WORST = 10  # how many confusions are listed where the matrix is too large to be read
+PHASES_OF_A_STEP = ("forward", "backward", "optimizer")  # as the columns of memory.csv name them
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>%(title)s</title>
+<style>
+:root { color-scheme: light dark; --page: #ffffff; --ink: #222222; --faint: #666666; --rule: #dddddd; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --page: #1b1b1b; --ink: #dddddd; --faint: #9a9a9a; --rule: #3c3c3c; }
+}
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; background: var(--page); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; margin: 0; }
+h2 { font-size: 1.1rem; margin: 2.5rem 0 0.5rem; }
+p { margin: 0.5rem 0; }
+table { border-collapse: collapse; }
+th, td { padding: 0.2rem 1.2rem 0.2rem 0; border-bottom: 1px solid var(--rule); text-align: left; font-weight: normal; }
+th { color: var(--faint); }
+.number { text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+figure { margin: 0.5rem 0; break-inside: avoid; }
+figure svg { background: #ffffff; }
+figure svg text { font-family: system-ui, sans-serif !important; }
+.shrinking { display: flex; flex-wrap: wrap; gap: 0.5rem; }
+.shrinking svg { max-width: 100%%; height: auto; }
+.scrolling { overflow-x: auto; }
+figcaption, .faint { color: var(--faint); font-size: 0.9rem; }
+pre { font: 0.85rem/1.5 ui-monospace, monospace; white-space: pre-wrap; margin: 0.5rem 0; }
+figcaption { max-width: 45rem; }
+@media print {
+  .shrinking svg { max-width: 48%%; }
+  .scrolling svg { max-width: 100%%; height: auto; }
+}
+</style>
+</head>
+<body>
+%(body)s
+</body>
+</html>
+"""
+
+
+def write_report(folder: Path, phases: Phases | None = None) -> Path:
+    """Writes report.html into a run's folder and returns its path.
+
+    folder: with config.yaml; what else is missing (an unfinished run, memory.log=false) is left out of the page.
+    phases: of the freezing schedule, to be marked in the learning curves.
+    """
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    result, environment = _read_json(folder / "result.json"), _read_json(folder / "environment.json")
+    metrics = _read_columns(folder / "metrics.csv")
+    epochs, steps = metrics.get("epoch", []), metrics.get("step", [])
+    changes = {epoch: names for epoch, names in (phases or {}).items() if 0 < epoch < max(epochs, default=0)}
+    parts = [
+        _headline(folder, config, result, environment),
+        _metrics(result),
+        _learning_curves(metrics, result, changes),
+        _learning_rates(metrics),
+        _confusion(folder / "confusion.csv", result),
+        _memory(folder / "memory.csv", [step for epoch, step in zip(epochs, steps, strict=True) if epoch in changes]),
+        _settings(config, environment),
+        _next(folder, result),
+    ]
+    path = folder / "report.html"
+    write_text(path, page(folder.absolute().name, parts))
+    return path
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """A whole HTML page. title: plain text; parts: HTML, '' for those that have nothing to show."""
+    return PAGE % {"title": escape(title), "body": "\n".join(part for part in parts if part)}
+
+
+def section(title: str, *parts: str) -> str:
+    """A heading and the HTML below it."""
+    return "\n".join(["<section>", f"<h2>{escape(title)}</h2>", *parts, "</section>"])
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
+    """A table; numbers stand to the right, fractions with four digits, as on the screen."""
+    rows = list(rows)
+    kinds = ["text" if isinstance(value, str) else "number" for value in rows[0]]
+
+    def line(tag: str, values: Sequence[str | float]) -> str:
+        texts = [escape(f"{value:.4f}" if isinstance(value, float) else str(value)) for value in values]
+        cells = [f'<{tag} class="{kind}">{text}</{tag}>' for kind, text in zip(kinds, texts, strict=True)]
+        return f"<tr>{''.join(cells)}</tr>"
+
+    html = [line("th", header), *(line("td", row) for row in rows)]
+    return "\n".join(["<table>", *html, "</table>"])
+
+
+def figure(svgs: Sequence[str], caption: str = "", kind: str = "shrinking") -> str:
+    """Plots with a caption in plain text below them.
+
+    kind: what happens on a phone. shrinking: they get smaller and stand below each other; scrolling: one that is full
+    of small text keeps its size.
+    """
+    note = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return "\n".join(["<figure>", f'<div class="{kind}">', *svgs, "</div>", note, "</figure>"])
+
+
+def _headline(folder: Path, config: dict[str, Any], result: dict[str, Any], environment: dict[str, Any]) -> str:
+    data = config["data"]
+    source = " ".join(str(value) for value in (data["source"], data["name"] or data["root"] or data["table"]) if value)
+    facts = [f"{config['model']['backbone']} on {source}", *_pictures(folder / "split.csv")]
+    if "device" in result:
+        facts.append(f"{result['device']}, {config['precision']['name']}")
+    if "epochs" in result:
+        facts.append(f"best epoch {result['best_epoch']} of {result['epochs']}, {result['steps']} steps")
+        facts.append(f"{result['wall_seconds']:.1f} s")
+    if "started" in environment:
+        facts.append(environment["started"].replace("T", " ").replace("+00:00", " UTC"))
+    lines = [f"<h1>{escape(folder.absolute().name)}</h1>", f'<p class="faint">{escape("; ".join(facts))}</p>']
+    if result.get("state", "finished") != "finished":
+        lines.append(f"<p>This run is not finished: {escape(result.get('error', result['state']))}</p>")
+    return "\n".join(lines)
+
+
+def _pictures(file: Path) -> list[str]:
+    """['1,797 pictures in 10 classes (1,259 train, 269 val, 269 test)'], or nothing without the file."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as lines:
+        _, *rows = csv.reader(lines)  # path, label, split
+    sizes = Counter(split for _, _, split in rows)
+    counts = ", ".join(f"{sizes[split]:,} {split}" for split in ("train", "val", "test") if sizes[split])
+    return [f"{len(rows):,} pictures in {len({label for _, label, _ in rows})} classes ({counts})"]
+
+
+def _metrics(result: dict[str, Any]) -> str:
+    metrics = result.get("metrics", {})
+    if not metrics:
+        return ""
+    splits = dict.fromkeys(name.partition("/")[0] for name in metrics)
+    rows = [[split, *(metrics[f"{split}/{name}"] for name in COLUMNS)] for split in splits]
+    return section("Result", table(["", *COLUMNS.values()], rows))
+
+
+def _learning_curves(metrics: dict[str, list[float]], result: dict[str, Any], changes: Phases) -> str:
+    if not metrics:
+        return ""
+    epochs, best = metrics["epoch"], result.get("best_epoch")
+    svgs = []
+    for name in ("loss", "acc"):
+        columns = {split: metrics[f"{split}/{name}"] for split in ("train", "val") if f"{split}/{name}" in metrics}
+        lines = {split: (epochs, values) for split, values in columns.items()}
+        circle = (best, columns["val"][epochs.index(best)]) if best in epochs else None
+        plot = plots.line_plot(lines, "epoch", COLUMNS[name], changes=[epoch + 0.5 for epoch in changes], best=circle)
+        svgs.append(plots.to_svg(plot, f"{COLUMNS[name]} of train and val over the epochs"))
+    caption = (
+        "Train is measured while an epoch goes on, with augmentation, dropout and label smoothing where they are set; "
+        "val at its end, without."
+    )
+    if best in epochs:
+        caption += f" Circle: the best epoch, {best}."
+    if changes:
+        caption += f" Dotted lines, where more learns: {_described(changes)}."
+    return section("Learning curves", figure(svgs, caption))
+
+
+def _described(changes: Phases) -> str:
+    """'layer4 from epoch 3 on; ...', with epochs as the plots count them, from 1."""
+    texts = []
+    for epoch, names in changes.items():
+        short = [name.removeprefix("backbone.") for name in names]
+        which = ", ".join(short) if len(short) <= 3 else f"{short[0]} to {short[-1]} ({len(short)} blocks)"
+        texts.append(f"{which} from epoch {epoch + 1} on")
+    return "; ".join(texts)
+
+
+def _learning_rates(metrics: dict[str, list[float]]) -> str:
+    lines = {
+        name.removeprefix("lr/"): (metrics["epoch"], rates) for name, rates in metrics.items() if name.startswith("lr/")
+    }
+    if not lines:
+        return ""
+    svg = plots.to_svg(plots.line_plot(lines, "epoch", "learning rate"), "learning rates over the epochs")
+    return section("Learning rates", figure([svg], "At the end of each epoch."))
+
+
+def _confusion(file: Path, result: dict[str, Any]) -> str:
+    if not file.exists():
+        return ""
+    with file.open(encoding="utf-8", newline="") as lines:
+        (_, *classes), *rows = csv.reader(lines)
+    matrix = np.array([row[1:] for row in rows], dtype=np.int64)
+    split = "test" if "test/acc" in result.get("metrics", {}) else "val"
+    wrong = int(matrix.sum() - matrix.trace())
+    svg = plots.to_svg(plots.heat_map(matrix, classes, "predicted class", "true class"), "confusion matrix")
+    parts = [
+        f"<p>{wrong:,} of {matrix.sum():,} {split} pictures were taken for another class.</p>",
+        figure([svg], "The darker, the larger the share of the true class's pictures.", kind="scrolling"),
+    ]
+    if len(classes) > plots.NUMBERED_CLASSES and wrong:
+        parts.append(_worst_confusions(matrix, classes))
+    return section("Confusion matrix", *parts)
+
+
+def _worst_confusions(matrix: np.ndarray, classes: Sequence[str]) -> str:
+    mistakes = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:WORST]
+    pairs = [divmod(int(place), len(classes)) for place in order]
+    rows = [
+        (classes[true], classes[taken], int(mistakes[true, taken]), int(matrix[true].sum()))
+        for true, taken in pairs
+        if mistakes[true, taken]
+    ]
+    return table(("true class", "predicted", "pictures", "of"), rows)
+
+
+def _memory(file: Path, changes: Sequence[float]) -> str:
+    """changes: the steps after which more learns, and so more memory is needed."""
+    memory = _read_columns(file)
+    lines = {
+        name.removesuffix("_mib").replace("_", " "): plots.thinned(memory["step"], values)
+        for name, values in memory.items()
+        if name.endswith("_mib") and not np.isnan(values).all()
+    }
+    by_phase = {name: line for name, line in lines.items() if any(phase in name for phase in PHASES_OF_A_STEP)}
+    whole = {name: line for name, line in lines.items() if name not in by_phase}
+    svgs = [
+        plots.to_svg(plots.line_plot(some, "step", "memory in MiB", changes=changes), label)
+        for some, label in ((whole, "memory over the steps"), (by_phase, "memory in the phases of each step"))
+        if some
+    ]
+    return section("Memory", figure(svgs)) if svgs else ""
+
+
+def _settings(config: dict[str, Any], environment: dict[str, Any]) -> str:
+    command = f"<pre>{escape(environment['command'])}</pre>" if "command" in environment else ""
+    everything = escape(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    return section("Settings", command, f"<details><summary>all settings</summary><pre>{everything}</pre></details>")
+
+
+def _next(folder: Path, result: dict[str, Any]) -> str:
+    if result.get("state") != "finished":
+        return ""
+    run, model = shlex.quote(folder.as_posix()), shlex.quote((folder / "model").as_posix())
+    commands = [
+        f"python -m src.predict run={run} images=FOLDER_OR_FILE",
+        f"python -m src.predict model={model} images=FOLDER_OR_FILE",
+        f"python -m src.evaluate run={run}",
+    ]
+    return section("Use the model", f"<pre>{escape(chr(10).join(commands))}</pre>")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _read_columns(path: Path) -> dict[str, list[float]]:
+    """The columns of a CSV file of numbers, an empty cell as nan; {} without the file."""
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    return {name: [float(row[place] or "nan") for row in rows] for place, name in enumerate(header)}
