@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from rich.progress import track
 
 from src import config_checks
+from src.batch_size_search import chosen_batch_size
 from src.checkpoints.model_folder import load_model
 from src.config import Config
 from src.data.loading import eval_loader, num_workers
@@ -24,6 +25,7 @@ from src.models.building import build_loss, rebuild
 from src.models.losses import ClassificationLoss, predicted_classes
 from src.models.metrics import SplitMetrics
 from src.models.network import TransferNetwork
+from src.out_of_memory import InParts
 from src.preprocessing import Preprocessing
 from src.reporting.tables import metrics_table, write_confusion
 from src.run_dir import read_run, write_json
@@ -38,9 +40,10 @@ def logits_of(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(logits float32 (B, outputs), labels (B,)) of batches (images uint8 (B, 3, S, S), labels (B,)), on the device."""
     network.to(device).eval()
+    forward = InParts(network)
     for images, labels in batches:
         with autocast(precision, device):
-            logits = network(images.to(device, non_blocking=True))
+            logits = forward(images.to(device, non_blocking=True))
         yield logits.float(), labels.to(device)
 
 
@@ -77,6 +80,8 @@ def measure_split(
 def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path | None, accelerator: str) -> None:
     """The work of src/evaluate.py. overrides: data.KEY=VALUE words that change the run's config. Raises UserError."""
     settings = config_checks.read(OmegaConf.merge(read_run(run, "src.evaluate"), OmegaConf.from_dotlist(overrides)))
+    if settings.data.batch_size == "auto":
+        settings.data.batch_size = chosen_batch_size(run) or 32  # changes no number
     card, state = load_model(run / "model")
     pictures = _with_classes_of(card.classes, _pictures_to_measure(settings, run, overrides), run)
     split = _choose_split(split, pictures)

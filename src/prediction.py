@@ -20,6 +20,7 @@ from src.errors import ExitCode, UserError
 from src.machine import choose_device, cpu_cores
 from src.models.building import rebuild
 from src.models.losses import probabilities
+from src.out_of_memory import InParts
 from src.run_dir import write_csv
 from src.strategies.precision import autocast, usable_precision
 
@@ -51,14 +52,14 @@ def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: 
         )
     device = choose_device(accelerator)
     precision = usable_precision(card.precision, device)
-    network = rebuild(card, state).to(device).eval()
+    forward = InParts(rebuild(card, state).to(device).eval())
     workers = num_workers if num_workers is not None else (cpu_cores() if len(paths) > 200 else 0)
     loader = DataLoader(_Files(paths, card), batch_size, num_workers=workers, collate_fn=_collate)
     rows: list[list[str]] = []
     with torch.inference_mode():
         for images_, places, errors in track(loader, "predicting", transient=True, disable=not sys.stderr.isatty()):
             with autocast(precision, device):
-                logits = network(images_.to(device)) if places else torch.empty(0, 1)
+                logits = forward(images_.to(device)) if places else torch.empty(0, 1)
             shares = probabilities(logits, card.task).cpu()
             rows += _rows(paths, card.classes, places, shares, errors)
     rows.sort()

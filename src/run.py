@@ -14,8 +14,11 @@ import torch
 
 from src import config as configuration
 from src import logs, seeding
+from src.batch_size import find_batch_size
+from src.batch_size_search import chosen_batch_size
+from src.callbacks.freezing import Phases, schedule
 from src.callbacks.freezing import apply as freeze
-from src.callbacks.freezing import schedule
+from src.callbacks.gpu_memory import MemoryLog
 from src.callbacks.progress import Throughput
 from src.checkpoints.model_folder import ModelCard, save_model
 from src.checkpoints.reading import newest_position
@@ -28,16 +31,17 @@ from src.errors import ExitCode, UserError
 from src.evaluation import measure_split
 from src.machine import choose_device, cpu_cores, peak_memory_mib, set_threads
 from src.models.backbones import blocks
-from src.models.building import architecture_of, build_pretrained, choose_preprocessing
+from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
 from src.models.classifier import build_classifier
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
+from src.reporting.report import write_report
 from src.reporting.summary import write_summary
 from src.reporting.tables import print_result, write_confusion
 from src.run_dir import RunFolder, shell_command, write_csv
 from src.selection import choose_weights
 from src.strategies.precision import check_precision
-from src.trainer import build_trainer
+from src.trainer import build_trainer, find_callback
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,7 @@ def run(config: Config, path: Path) -> float:
         parameters = [name for name, _ in network.backbone.named_parameters()]
         phases = schedule(config.freeze, blocks(network.backbone), config.trainer.max_epochs, parameters)
         freeze(network, phases, 0, config.freeze.batchnorm)  # later epochs: FreezingSchedule
+        config = settle_batch_size(config, folder, network, pictures, preprocessing, phases, device)
         data = PictureData(config.data, pictures, preprocessing, config.seed, config.trainer.limit_batches)
         steps = total_steps(config, data)
         model = build_classifier(config, network, pictures, steps, hparams=plain)
@@ -79,10 +84,11 @@ def run(config: Config, path: Path) -> float:
             weights=chosen,
             epochs=trainer.current_epoch,
             steps=trainer.global_step,
-            images_per_second=next(c for c in trainer.callbacks if isinstance(c, Throughput)).images_per_second,
-            peak_memory_mib=peak_memory_mib(device),
+            images_per_second=find_callback(trainer, Throughput).images_per_second,
+            peak_memory_mib=peak_of(trainer, device),
             device=str(device),
         )
+        report(folder, phases)
         print_result(path, result)
         return metrics[config.checkpoint.monitor]
 
@@ -111,6 +117,25 @@ def find_pictures(config: Config, folder: RunFolder, start: Path | None) -> Pict
     )
     write_csv(split, ("path", "label", "split"), pictures.rows())
     return pictures
+
+
+def settle_batch_size(
+    config: Config,
+    folder: RunFolder,
+    network: TransferNetwork,
+    pictures: Pictures,
+    preprocessing: Preprocessing,
+    phases: Phases,
+    device: torch.device,
+) -> Config:
+    """data.batch_size=auto becomes a number: the one that the run found when it began, or one that is found now."""
+    if config.data.batch_size != "auto":
+        return config
+    size = chosen_batch_size(folder.path)
+    if size is None:
+        loss, count = build_loss(config, pictures), len(pictures.splits["train"])
+        size = find_batch_size(config, network, loss, phases, device, count, preprocessing.image_size, folder.path)
+    return replace(config, data=replace(config.data, batch_size=size))
 
 
 def total_steps(config: Config, data: PictureData) -> int:
@@ -162,6 +187,13 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
         ) from error
 
 
+def peak_of(trainer: L.Trainer, device: torch.device) -> int | None:
+    """MiB. The log of a GPU's memory resets torch's own peak in every phase of a step, and keeps the run's itself."""
+    memory = find_callback(trainer, MemoryLog)
+    logged = memory.peak_mib if memory else None
+    return peak_memory_mib(device) if logged is None else logged
+
+
 def measure(
     config: Config,
     folder: RunFolder,
@@ -182,6 +214,14 @@ def measure(
             "There is no test split, so the numbers are those of val, which chose the best epoch: a little too good."
         )
     return metrics
+
+
+def report(folder: RunFolder, phases: Phases) -> None:
+    """Writes report.html. The run is finished by now: a page that cannot be made must not turn it into a failed one."""
+    try:
+        write_report(folder.path, phases)
+    except Exception:
+        log.warning("report.html could not be written; train.log says why. The run itself is complete.", exc_info=True)
 
 
 def model_card(

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import lightning as L
 import torch
@@ -24,11 +23,11 @@ from src.errors import ExitCode, UserError
 from src.evaluation import measure_split
 from src.models.network import TransferNetwork
 from src.strategies.precision import autocast
+from src.trainer import find_callback
 
 log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
-Kind = TypeVar("Kind", bound=L.Callback)
 
 
 def choose_weights(
@@ -40,7 +39,7 @@ def choose_weights(
     it is measured on val, and it is taken only if it beats the best epoch there. Raises UserError (DAMAGED).
     """
     network, select = trainer.lightning_module.network, config.checkpoint.select
-    ranking = [score.epoch for score in _callback(trainer, BestCheckpoint).kept]
+    ranking = [score.epoch for score in find_callback(trainer, BestCheckpoint).kept]
     epoch, best = best_weights(folder, ranking)
     if select == "last":
         return epoch, "the last step"
@@ -49,7 +48,7 @@ def choose_weights(
         return epoch, f"epoch {epoch}"
 
     if select == "ema":
-        name, average = "the moving average", network.state_dict() | _callback(trainer, WeightAverage).weights()
+        name, average = "the moving average", network.state_dict() | find_callback(trainer, WeightAverage).weights()
     else:
         name, average = average_of_epochs(folder, ranking, best)
     network.load_state_dict(average)
@@ -136,7 +135,3 @@ def recompute_batchnorm(
 def _network(state: State) -> State:
     """The part of a LightningModule's state_dict that is the network's."""
     return {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
-
-
-def _callback(trainer: L.Trainer, kind: type[Kind]) -> Kind:
-    return next(callback for callback in trainer.callbacks if isinstance(callback, kind))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -15,16 +15,21 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from src.callbacks.averaging import WeightAverage
 from src.callbacks.checkpoint_selection import BestCheckpoint
 from src.callbacks.freezing import FreezingSchedule, Phases
+from src.callbacks.gpu_memory import MemoryLog
 from src.callbacks.limits import StopAtMaxSteps
+from src.callbacks.memory_growth import MemoryGrowth
+from src.callbacks.out_of_memory import OutOfMemory
 from src.callbacks.position import PositionCheckpoint, StopOnSignal
 from src.callbacks.progress import EpochBar, EpochLines, Throughput
 from src.checkpoints.writing import DurableCheckpointIO
-from src.config import Checkpoint, Config
+from src.config import Checkpoint, Config, Memory
 from src.config import Logger as LoggerConfig
 from src.errors import ExitCode, UserError
 from src.reporting.metrics_csv import MetricsCsv
 from src.run_dir import RunFolder
 from src.strategies.precision import LIGHTNING_NAMES
+
+Kind = TypeVar("Kind", bound=L.Callback)
 
 
 def build_trainer(config: Config, folder: RunFolder, device: torch.device, phases: Phases) -> L.Trainer:
@@ -33,6 +38,8 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, phase
     callbacks: list[L.Callback] = [
         FreezingSchedule(phases, config.freeze.batchnorm, config.freeze.batchnorm_momentum),
         Throughput(),
+        OutOfMemory(config.oom.policy, config.oom.grow_after, config.memory.history),
+        *_memory_watchers(config.memory, folder.path / "memory.csv", phases),
         *_checkpoints(config.checkpoint, folder.checkpoints),
         *[_own_callback(entry) for entry in config.callbacks.extra],
     ]
@@ -65,6 +72,20 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, phase
         enable_progress_bar=False,  # src/callbacks/progress.py has one
         log_every_n_steps=10**9,  # everything is logged once per epoch
     )
+
+
+def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind | None:
+    """The trainer's callback of that class, if it has one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+
+
+def _memory_watchers(config: Memory, path: Path, phases: Phases) -> list[L.Callback]:
+    callbacks: list[L.Callback] = []
+    if config.log:
+        callbacks.append(MemoryLog(path, everything_trains_from=max(phases)))
+    if config.detect_growth:
+        callbacks.append(MemoryGrowth())
+    return callbacks
 
 
 def _checkpoints(config: Checkpoint, folder: Path) -> list[L.Callback]:

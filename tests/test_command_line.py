@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -190,14 +191,11 @@ def test_imports_go_down_only():
         room = file.relative_to(ROOT / "src").parts[0].removesuffix(".py")
         if room == "__init__":
             continue
-        for line in file.read_text().splitlines():
-            words = line.split()
-            if len(words) < 2 or words[0] not in ("from", "import"):
-                continue
-            if words[1] == "src":
-                targets = [word.strip(",") for word in words[3:] if word not in ("import", "as", "configuration")]
-            elif words[1].startswith("src."):
-                targets = [words[1].split(".")[1]]
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "src":
+                targets = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("src."):
+                targets = [node.module.split(".")[1]]
             else:
                 continue
             for target in targets:

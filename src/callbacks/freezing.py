@@ -2,17 +2,20 @@
 
 The trainable blocks are a function of the epoch, nothing else: the schedule is fixed before the first step, nothing about it
 is stored, and a resumed run is in the right phase by itself. A frozen block takes no gradient and runs in eval mode, so
-its BatchNorm statistics stay too; Lightning's BackboneFinetuning lets them move.
+its BatchNorm statistics stay too. Why not Lightning's BackboneFinetuning: docs/freezing.md has a table of its defects.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import logging
+import re
 from collections.abc import Sequence
 
 import lightning as L
+import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from src.config import Freeze
 from src.errors import UserError
@@ -26,8 +29,8 @@ def schedule(config: Freeze, blocks: Sequence[str], max_epochs: int, parameters:
     """The phases of a config as names of modules of a TransferNetwork: head, backbone.layer4, ...
 
     blocks: of the backbone, from the input on, as src/models/backbones.blocks lists them; parameters: names of all of the
-    backbone's parameters, for phases that name a part of a block. A phase may name head, all,
-    last_8, a block (layer4), a part of one (layer4.1) or a pattern (layer*). Raises UserError for any other name.
+    backbone's parameters, for phases that name a part of a block. A phase may name head, all, last_8, a block (layer4 or
+    backbone.layer4), a part of one (layer4.1) or a pattern (layer*). Raises UserError for any other name.
     """
     if config.phases is not None:
         words = config.phases
@@ -36,26 +39,28 @@ def schedule(config: Freeze, blocks: Sequence[str], max_epochs: int, parameters:
     late = [epoch for epoch in words if epoch >= max_epochs]
     if late:
         log.warning(
-            f"Freezing: the phase of epoch {late[0]} is never reached, since trainer.max_epochs={max_epochs}; "
+            f"Freezing: the phase of epoch {min(late)} is never reached, since trainer.max_epochs={max_epochs}; "
             "set freeze.unfreeze_epoch or freeze.phases to unfreeze earlier."
         )
     return {
-        epoch: [name for word in words[epoch] for name in _resolve(word, blocks, parameters)] for epoch in sorted(words)
+        epoch: [
+            name for word in words[epoch] for name in _resolve(str(word).removeprefix("backbone."), blocks, parameters)
+        ]
+        for epoch in sorted(words)
     }
 
 
 def _preset(config: Freeze, blocks: Sequence[str]) -> Phases:
     """head_only; full; last_n: the head, then the last n blocks with it; gradual: those blocks one epoch after another."""
-    last = f"last_{config.last_n}"
-    if config.preset == "head_only":
-        return {0: ["head"]}
     if config.preset == "full":
         return {0: ["all"]}
+    phases, start = {0: ["head"]}, config.unfreeze_epoch
     if config.preset == "last_n":
-        return {0: ["head", last]} if config.unfreeze_epoch == 0 else {0: ["head"], config.unfreeze_epoch: [last]}
-    assert config.preset == "gradual", config.preset
-    steps = {config.unfreeze_epoch + i: [block] for i, block in enumerate(reversed(blocks[-config.last_n :]))}
-    return {0: ["head"]} | steps | ({0: ["head", *steps[0]]} if 0 in steps else {})
+        phases.setdefault(start, []).append(f"last_{config.last_n}")
+    if config.preset == "gradual":
+        for epoch, block in enumerate(reversed(blocks[-config.last_n :]), start):
+            phases.setdefault(epoch, []).append(block)
+    return phases
 
 
 def _resolve(word: str, blocks: Sequence[str], parameters: Sequence[str]) -> list[str]:
@@ -63,8 +68,8 @@ def _resolve(word: str, blocks: Sequence[str], parameters: Sequence[str]) -> lis
         return ["head"]
     if word == "all":
         return ["head", *(f"backbone.{block}" for block in blocks)]
-    if word.startswith("last_") and word[5:].isdigit():
-        return [f"backbone.{block}" for block in blocks[-int(word[5:]) :]]
+    if last := re.fullmatch(r"last_([1-9]\d*)", word):
+        return [f"backbone.{block}" for block in blocks[-int(last[1]) :]]
     found = fnmatch.filter(blocks, word) or [word] * any(name.startswith(word + ".") for name in parameters)
     if not found:
         raise UserError(
@@ -76,15 +81,18 @@ def _resolve(word: str, blocks: Sequence[str], parameters: Sequence[str]) -> lis
 
 
 def trainable(phases: Phases, epoch: int) -> list[str]:
-    """The modules that learn in an epoch."""
-    return [name for start, names in phases.items() if start <= epoch for name in names]
+    """The modules that learn in an epoch, in the order in which they began to."""
+    return list(dict.fromkeys(name for start, names in phases.items() if start <= epoch for name in names))
 
 
 def apply(network: nn.Module, phases: Phases, epoch: int, batchnorm: str) -> bool:
     """Puts a TransferNetwork into the state of an epoch; returns whether any parameter was frozen or unfrozen.
 
-    Modules that learn are in train mode, the others in eval mode. batchnorm='keep' leaves the BatchNorm layers of the
-    backbone in eval mode even where their weights learn, so that a picture's result does not depend on its batch.
+    What learns is in train mode, the rest in eval mode. A layer without weights, such as dropout, learns with the block it
+    is in, or else with the layer before it: what leaves a frozen prefix never changes. Dropout behind the backbone's last
+    layer belonged to the classifier that was removed and stays off: before the head, model.dropout decides.
+    batchnorm='keep' leaves the BatchNorm layers of the backbone in eval mode even where their weights learn, so that a
+    picture's result does not depend on its batch.
     """
     names = trainable(phases, epoch)
 
@@ -95,12 +103,21 @@ def apply(network: nn.Module, phases: Phases, epoch: int, batchnorm: str) -> boo
     for name, parameter in network.named_parameters():
         changed |= parameter.requires_grad != learns(name)
         parameter.requires_grad_(learns(name))
+    last = [layer for layer in network.backbone.modules() if _own_weights(layer)][-1]
+    before = False  # whether the layer before learns
     for name, layer in network.named_modules():
+        if own := _own_weights(layer):
+            before = own[0].requires_grad and layer is not last
+        inside = [parameter.requires_grad for parameter in layer.parameters()]
         keep = (
             batchnorm == "keep" and name.startswith("backbone.") and isinstance(layer, nn.modules.batchnorm._BatchNorm)
         )
-        layer.training = learns(name) and not keep
+        layer.training = (learns(name) or (any(inside) if inside else before)) and not keep
     return changed
+
+
+def _own_weights(layer: nn.Module) -> list[nn.Parameter]:
+    return list(layer.parameters(recurse=False))
 
 
 class FreezingSchedule(L.Callback):
@@ -126,10 +143,23 @@ class FreezingSchedule(L.Callback):
         self._apply(trainer, pl_module)
 
     def _apply(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        changed = apply(pl_module.network, self.phases, trainer.current_epoch, self.batchnorm)
-        if changed and trainer.current_epoch > 0:
-            names = trainable(self.phases, trainer.current_epoch)
-            log.info(f"unfrozen: {_shorten([name.removeprefix('backbone.') for name in names])} learn from here on")
+        if not apply(pl_module.network, self.phases, trainer.current_epoch, self.batchnorm):
+            return
+        if trainer.is_global_zero:
+            names = [name.removeprefix("backbone.") for name in trainable(self.phases, trainer.current_epoch)]
+            log.info(f"from here on these learn: {_shorten(names)}")
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            _wrap_again(trainer, pl_module)
+        if pl_module.device.type == "cuda":
+            # Other activations are kept from here on: cached memory in pieces of the old sizes would only be in the way.
+            torch.cuda.empty_cache()
+
+
+def _wrap_again(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """A new DistributedDataParallel, which looks once, when it is made, at which parameters need their gradients averaged:
+    those unfrozen later would go their own way on every rank (Lightning issue 20340)."""
+    trainer.strategy.model = pl_module  # the old wrapper goes first, and its hooks on the parameters with it
+    trainer.strategy.configure_ddp()
 
 
 def _shorten(names: Sequence[str]) -> str:

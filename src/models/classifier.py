@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from src import seeding
 from src.config import Config, Optimizer
@@ -14,7 +15,7 @@ from src.models.building import build_loss
 from src.models.losses import ClassificationLoss, predicted_classes
 from src.models.metrics import SplitMetrics
 from src.models.network import TransferNetwork
-from src.models.optimizers import build_optimizer, build_schedule
+from src.models.optimizers import build_optimizer, build_plateau, build_schedule
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images uint8 (B, 3, S, S), labels int64 (B,)
 
@@ -24,7 +25,8 @@ class Classifier(L.LightningModule):
 
     hparams: plain values that go into every checkpoint (the run's config, its classes), so that checkpoints load with
     weights_only=True. total_steps: of the whole run, for the schedule; given, not asked of the trainer, because asking
-    makes the loaders too early to resume exactly (Lightning issue 20550).
+    makes the loaders too early to resume exactly (Lightning issue 20550). lr_decay: see optimizers.parameter_groups.
+    monitor: the metric that schedule=plateau waits for.
     """
 
     def __init__(
@@ -37,10 +39,14 @@ class Classifier(L.LightningModule):
         total_steps: int,
         seed: int,
         hparams: dict[str, Any],
+        lr_decay: float | None = None,
+        monitor: str = "val/acc",
     ) -> None:
         super().__init__()
         self.network, self.loss = network, loss
         self.optimizer_config, self.total_steps, self.seed = optimizer, total_steps, seed
+        self.lr_decay, self.monitor = lr_decay, monitor
+        self.plateau: ReduceLROnPlateau | None = None
         self.train_metrics, self.val_metrics = SplitMetrics(num_classes), SplitMetrics(num_classes)
         self.save_hyperparameters(hparams, logger=False)
 
@@ -70,21 +76,37 @@ class Classifier(L.LightningModule):
         return self.loss(logits, labels), predicted_classes(logits.detach(), self.loss.task)
 
     def on_train_epoch_end(self) -> None:
-        rates = {group["name"]: group["lr"] for group in self.optimizers().param_groups if "/" not in group["name"]}
         self._log_epoch("train", self.train_metrics)
-        self.log_dict({f"lr/{name}": lr for name, lr in rates.items()})
+        rates = {group["name"].removesuffix("/no_decay"): group["lr"] for group in self.optimizers().param_groups}
+        parts = list(rates)
+        ends = (parts[0], parts[-2], parts[-1])  # of the backbone the first and the last: the others lie between
+        self.log_dict({f"lr/{part}": rates[part] for part in ends})
 
     def on_validation_epoch_end(self) -> None:
-        self._log_epoch("val", self.val_metrics)
+        values = self._log_epoch("val", self.val_metrics)
+        if self.plateau is not None:
+            self.plateau.step(values[self.monitor.removeprefix("val/")])
 
-    def _log_epoch(self, split: str, metrics: SplitMetrics) -> None:
-        self.log_dict({f"{split}/{name}": value for name, value in metrics.compute().items()})
+    def _log_epoch(self, split: str, metrics: SplitMetrics) -> dict[str, float]:
+        values = metrics.compute()
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()})
         metrics.reset()
+        return values
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = build_optimizer(self.network, self.optimizer_config)
+    def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
+        optimizer = build_optimizer(self.network, self.optimizer_config, self.lr_decay)
         schedule = build_schedule(optimizer, self.optimizer_config, self.total_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedules: list[dict[str, Any]] = [{"scheduler": schedule, "interval": "step"}]
+        if self.optimizer_config.schedule == "plateau":
+            self.plateau = build_plateau(optimizer, self.monitor)
+            schedules.append({"scheduler": self.plateau, "monitor": self.monitor})  # so that Lightning saves its state
+        return [optimizer], schedules
+
+    def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
+        """Lightning would step the plateau after it saved the epoch, and a continued run would miss that step: it is
+        stepped in on_validation_epoch_end, which comes before."""
+        if scheduler is not self.plateau:
+            scheduler.step()
 
 
 def build_classifier(
@@ -99,4 +121,6 @@ def build_classifier(
         total_steps=total_steps,
         seed=config.seed,
         hparams=hparams,
+        lr_decay=config.freeze.lr_decay,
+        monitor=config.checkpoint.monitor,
     )

@@ -9,36 +9,57 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
 
+from src.config import METRICS
 from src.config import Optimizer as OptimizerConfig
+from src.models.backbones import blocks
+
+# In a run of ten to thirty epochs there is time for two or three such steps; a single bad epoch says nothing.
+PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 2
 
 
-def parameter_groups(network: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Four groups: backbone and head, each with and without weight decay. Biases and norms (1-d) are not decayed."""
+def parameter_groups(
+    network: nn.Module, config: OptimizerConfig, lr_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """The backbone and the head, each with and without weight decay. Biases and norms (1-d) are not decayed.
+
+    lr_decay: null, or a group per block of the backbone ('backbone.layer4'), each of which learns with lr_decay times
+    the lr of the block after it, so that the general features near the input change least ("discriminative
+    fine-tuning", Howard and Ruder, 2018, https://arxiv.org/abs/1801.06146).
+    """
+    lr = config.lr * config.backbone_lr_scale
+    if lr_decay is None:
+        rates = {"backbone": lr}
+    else:
+        names = blocks(network.backbone)
+        rates = {f"backbone.{name}": lr * lr_decay ** (len(names) - 1 - i) for i, name in enumerate(names)}
     groups: list[dict[str, Any]] = []
-    for part, lr in (("backbone", config.lr * config.backbone_lr_scale), ("head", config.lr)):
-        parameters = list(getattr(network, part).parameters())
+    for part, rate in (rates | {"head": config.lr}).items():
+        own = [p for name, p in network.named_parameters() if name == part or name.startswith(part + ".")]
         for name, members, decay in (
-            (part, [p for p in parameters if p.ndim > 1], config.weight_decay),
-            (f"{part}/no_decay", [p for p in parameters if p.ndim <= 1], 0.0),
+            (part, [p for p in own if p.ndim > 1], config.weight_decay),
+            (f"{part}/no_decay", [p for p in own if p.ndim <= 1], 0.0),
         ):
             if members:
-                groups.append({"params": members, "lr": lr, "weight_decay": decay, "name": name})
+                groups.append({"params": members, "lr": rate, "weight_decay": decay, "name": name})
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters())), "a parameter in no group"
     return groups
 
 
-def build_optimizer(network: nn.Module, config: OptimizerConfig) -> Optimizer:
+def build_optimizer(network: nn.Module, config: OptimizerConfig, lr_decay: float | None = None) -> Optimizer:
     """AdamW skips parameters without a gradient, and so does SGD: the frozen ones stay as they are."""
-    groups = parameter_groups(network, config)
+    groups = parameter_groups(network, config, lr_decay)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum or 0.0, nesterov=bool(config.momentum))
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
 def build_schedule(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> LRScheduler:
-    """A factor on every group's lr as a function of the step alone, so that a resumed run goes on exactly."""
+    """What changes every group's lr after each step. Of plateau, only the warm-up: build_plateau does the rest."""
     warmup = round(config.warmup_fraction * total_steps)
+    if config.schedule == "plateau":  # a factor on the lr as it is, where LambdaLR would undo what the plateau did
+        return LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
 
     def factor(step: int) -> float:
         rise = min(1.0, (step + 1) / (warmup + 1))
@@ -53,3 +74,8 @@ def build_schedule(optimizer: Optimizer, config: OptimizerConfig, total_steps: i
         return rise * fall
 
     return LambdaLR(optimizer, factor)
+
+
+def build_plateau(optimizer: Optimizer, metric: str) -> ReduceLROnPlateau:
+    """Every group's lr times 0.3 after three validations in a row that were not better than the best before them."""
+    return ReduceLROnPlateau(optimizer, METRICS[metric], PLATEAU_FACTOR, PLATEAU_PATIENCE, eps=0.0)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-from src.callbacks.freezing import apply, schedule, trainable
+from src.callbacks.freezing import FreezingSchedule, apply, schedule, trainable
 from src.config import Freeze
 from src.errors import UserError
 from src.models.backbones import blocks
 from src.models.network import Architecture, build_network
 from src.preprocessing import Preprocessing
+from tests.callbacks import small_training
+from tests.callbacks.small_training import classifier, fit, freezing
 
 SMALL = Preprocessing(32, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 RESNET_BLOCKS = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]
@@ -45,17 +54,29 @@ def test_presets():
     assert phases(preset="gradual", last_n=1, unfreeze_epoch=0) == {0: ["head", "backbone.layer4"]}
 
 
+def test_a_phase_that_never_comes_is_said(caplog):
+    phases(max_epochs=4, preset="gradual", last_n=3, unfreeze_epoch=1)
+    assert not caplog.messages
+    phases(max_epochs=3, preset="gradual", last_n=3, unfreeze_epoch=1)
+    assert "the phase of epoch 3 is never reached" in caplog.text
+
+
 def test_phases_name_blocks_parts_and_patterns():
-    given = {4: ["all"], 0: ["head"], 1: ["layer4.1"], 2: ["layer[34]"], 3: ["last_3"]}
-    assert list(phases(phases=given)) == [0, 1, 2, 3, 4]
+    given = {4: ["all"], 0: ["head"], 1: ["layer4.1"], 2: ["layer[34]"], 3: ["last_3"], 5: ["backbone.layer1"]}
+    assert list(phases(phases=given)) == [0, 1, 2, 3, 4, 5]
     assert phases(phases=given)[1] == ["backbone.layer4.1"]
     assert phases(phases=given)[2] == ["backbone.layer3", "backbone.layer4"]
     assert phases(phases=given)[3] == ["backbone.layer2", "backbone.layer3", "backbone.layer4"]
+    assert phases(phases=given)[5] == ["backbone.layer1"]
     with pytest.raises(UserError) as error:
         phases(phases={0: ["head"], 1: ["layer5"]})
     assert "conv1, bn1, layer1" in error.value.render()
-    with pytest.raises(UserError, match=r"layer4\.7"):  # a part that is not there would train nothing
-        phases(phases={0: ["head"], 1: ["layer4.7"]})
+
+
+@pytest.mark.parametrize("word", ["layer4.7", "last_0", "last_", "layer", 4])
+def test_a_name_that_trains_nothing_is_refused(word):
+    with pytest.raises(UserError, match=f"'{word}'"):
+        phases(phases={0: ["head"], 1: [word]})
 
 
 def test_the_trainable_set_is_a_function_of_the_epoch(network):
@@ -75,18 +96,86 @@ def step(network, optimizer):
     optimizer.step()
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_only_the_named_blocks_change(network, epoch):
-    """Weights and BatchNorm statistics of what is frozen are the same to the bit after training steps."""
-    plan = phases(preset="last_n", last_n=1, unfreeze_epoch=1)
-    apply(network, plan, epoch, "update")
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.1)
-    for _ in range(2):
-        step(network, optimizer)
-    changed = {name for name, value in network.state_dict().items() if not value.equal(before[name])}
-    learns = ("head.", "backbone.layer4.") if epoch else ("head.",)
-    assert changed == {name for name in before if name.startswith(learns)}
+class Recorder(L.Callback):
+    """What changed in each epoch, and what the backbone made of the same pictures after each step, in train mode."""
+
+    def __init__(self) -> None:
+        self.changed: list[set[str]] = []
+        self.features: list[torch.Tensor] = []
+        self._before: dict[str, torch.Tensor] = {}
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self._before = {name: value.clone() for name, value in pl_module.network.state_dict().items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.features.append(pl_module.network.features(torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        after = pl_module.network.state_dict()
+        self.changed.append({name for name, value in after.items() if not value.equal(self._before[name])})
+
+
+@pytest.mark.parametrize(
+    ("settings", "learns"),
+    [
+        ({"preset": "head_only"}, ["head", "head", "head"]),
+        ({"preset": "last_n", "last_n": 1}, ["head", "head layer2", "head layer2"]),
+        ({"preset": "gradual", "last_n": 2}, ["head", "head layer2", "head layer2 layer1"]),
+        ({"preset": "full"}, ["head stem layer1 layer2"] * 3),
+        ({"phases": {0: ["head"], 2: ["layer1.1"]}}, ["head", "head", "head layer1.1"]),
+    ],
+    ids=["head_only", "last_n", "gradual", "full", "phases"],
+)
+def test_exactly_the_named_blocks_change_in_each_phase(settings, learns):
+    """All of their weights and BatchNorm statistics do; everything else stays the same to the bit."""
+    recorder = Recorder()
+    model = classifier(3)
+    fit(model, 3, freezing(3, **settings), recorder)
+    names = list(model.network.state_dict())
+    for changed, words in zip(recorder.changed, learns, strict=True):
+        own = tuple("head." if word == "head" else f"backbone.{word}." for word in words.split())
+        assert changed == {name for name in names if name.startswith(own)}
+
+
+def test_frozen_features_are_the_same_to_the_bit_in_every_step():
+    recorder = Recorder()
+    fit(classifier(), 3, freezing(preset="last_n", unfreeze_epoch=2), recorder)
+    frozen, last = recorder.features[:8], recorder.features[-1]
+    assert all(features.equal(frozen[0]) for features in frozen)
+    assert not last.equal(frozen[0])
+
+
+class SaveAll(Checkpoint):
+    """In the middle and at the end of every epoch, where Lightning's ModelCheckpoint saves too."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == 1:
+            trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}-middle.ckpt")
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}-end.ckpt")
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle", "plateau", "constant"])
+def test_a_continued_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, schedule):
+    """Continued from everywhere around two changes of phase, and around the epochs in which the plateau lowers lr."""
+
+    def train(resume=None):
+        # With so small an lr no prediction changes: the plateau's third bad epoch is epoch 3, and again epoch 5 or 6.
+        model = classifier(6, schedule=schedule, lr=1e-5, lr_decay=0.5, warmup_fraction=0.5)
+        callbacks = [freezing(6, preset="gradual", last_n=2, unfreeze_epoch=2)] + [SaveAll(tmp_path)] * (not resume)
+        trainer = fit(model, 6, *callbacks, resume=resume)
+        return model.state_dict(), [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+    weights, rates = train()
+    for place in ("0-end", "1-middle", "1-end", "2-middle", "2-end", "3-end", "4-middle"):
+        again, rates_again = train(resume=tmp_path / f"{place}.ckpt")
+        assert rates_again == rates, place
+        assert all(tensor.equal(again[name]) for name, tensor in weights.items()), place
 
 
 def test_frozen_blocks_run_in_eval_mode_and_keep_no_activations(network):
@@ -129,12 +218,26 @@ def test_the_append_heads_backbone_keeps_its_classifier_frozen():
     assert [name for name, p in network.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
 
 
-def test_the_callback_sets_the_momentum_of_batchnorm():
-    from types import SimpleNamespace
+def test_a_layer_without_weights_goes_with_the_layer_before_it():
+    """Dropout is on where the block before it learns, and off behind the backbone's last one: model.dropout is for that."""
+    network, stem, layer1, layer2 = small_training.network(), *(small_training.block(width) for width in (3, 8, 8))
+    layers = {"first": nn.Dropout(), "stem": stem, "layer1": layer1, "between": nn.Dropout(), "layer2": layer2}
+    network.backbone = nn.Sequential(OrderedDict(layers, last=nn.Dropout()))
+    network.backbone.position = nn.Parameter(torch.zeros(1))  # frozen, before everything: a ViT's position embedding
+    network.head = nn.Sequential(nn.Dropout(0.5), network.head)
 
-    from src.callbacks.freezing import FreezingSchedule
+    def on(**settings) -> set[str]:
+        apply(network, small_training.phases(**settings), 0, "update")
+        return {name for name, layer in network.named_modules() if isinstance(layer, nn.Dropout) and layer.training}
 
-    network = build_network(Architecture("resnet18", "linear", 3), SMALL)
+    assert on(preset="head_only") == {"head.0"}
+    assert on(phases={0: ["head", "layer2"]}) == {"head.0"}
+    assert on(phases={0: ["head", "layer1"]}) == {"head.0", "backbone.between"}
+    assert on(preset="full") == {"head.0", "backbone.between"}
+    assert on(phases={0: ["layer1", "layer2"]}) == {"backbone.between"}
+
+
+def test_the_callback_sets_the_momentum_of_batchnorm(network):
     for layer in network.backbone.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 0.01
@@ -142,3 +245,20 @@ def test_the_callback_sets_the_momentum_of_batchnorm():
     callback.setup(SimpleNamespace(current_epoch=0), SimpleNamespace(network=network), "fit")
     assert network.backbone.bn1.momentum == 0.1
     assert not network.backbone.conv1.weight.requires_grad
+
+
+def test_a_change_of_phase_is_said_once(caplog):
+    with caplog.at_level(logging.INFO, logger="src"):
+        fit(classifier(), 4, freezing(preset="gradual", last_n=2, unfreeze_epoch=1))
+    said = [message for message in caplog.messages if "learn" in message]
+    assert said == ["from here on these learn: head, layer2", "from here on these learn: head, layer2, layer1"]
+
+
+def test_a_change_of_phase_empties_the_gpus_cache(network, monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    callback = FreezingSchedule({0: ["head"], 1: ["backbone.layer4"]}, "update")
+    for epoch, device, count in ((0, "cuda", 1), (0, "cuda", 1), (1, "cuda", 2), (0, "cpu", 2)):
+        trainer = SimpleNamespace(current_epoch=epoch, is_global_zero=True, strategy=SimpleNamespace(model=network))
+        callback.on_train_epoch_start(trainer, SimpleNamespace(network=network, device=torch.device(device)))
+        assert len(emptied) == count

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import nn
 
-from src.config import Optimizer
+from src.config import Config, Optimizer
+from src.models.classifier import build_classifier
 from src.models.losses import ClassificationLoss, balanced_weights, predicted_classes, probabilities
 from src.models.metrics import SplitMetrics
-from src.models.optimizers import build_optimizer, build_schedule
+from src.models.optimizers import build_optimizer, build_plateau, build_schedule, parameter_groups
+from tests.callbacks.small_training import classifier, fit, freezing, network, pictures
 
 
 def test_metrics_are_those_of_scikit_learn():
@@ -90,7 +92,58 @@ def test_every_parameter_is_in_one_group_from_the_start_frozen_or_not():
     }
 
 
-@pytest.mark.parametrize("name", ["cosine", "onecycle", "constant"])
+def test_with_lr_decay_every_block_has_groups_of_its_own():
+    network = Network()
+    network.backbone.token = nn.Parameter(torch.zeros(1, 1, 4))  # bare, such as a ViT's class_token
+    config = Optimizer(name="adamw", lr=0.01, backbone_lr_scale=0.1, weight_decay=0.05)
+    groups = parameter_groups(network, config, lr_decay=0.5)
+    found = {group["name"]: (group["lr"], group["weight_decay"], len(group["params"])) for group in groups}
+    assert found == {
+        "backbone.token": (0.00025, 0.05, 1),
+        "backbone.0": (0.0005, 0.05, 1),
+        "backbone.0/no_decay": (0.0005, 0.0, 1),
+        "backbone.1/no_decay": (0.001, 0.0, 2),
+        "head": (0.01, 0.05, 1),
+        "head/no_decay": (0.01, 0.0, 1),
+    }
+    alike = parameter_groups(network, config, lr_decay=1.0)
+    assert {group["lr"] for group in alike} == {0.001, 0.01}
+
+
+def test_blocks_whose_names_begin_alike_are_kept_apart():
+    network = nn.Module()
+    network.backbone, network.head = nn.Module(), nn.Linear(2, 2)
+    network.backbone.layer1, network.backbone.layer10 = nn.Linear(2, 2, bias=False), nn.Linear(3, 3, bias=False)
+    groups = parameter_groups(network, Optimizer(name="adamw", lr=0.01), lr_decay=0.5)
+    found = {group["name"]: [tuple(p.shape) for p in group["params"]] for group in groups}
+    assert found["backbone.layer1"] == [(2, 2)]
+    assert found["backbone.layer10"] == [(3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("lr_decay", "rates"),
+    [
+        (None, {"head": 0.01, "backbone": 0.003}),
+        (0.5, {"head": 0.01, "backbone.stem": 0.00075, "backbone.layer2": 0.003}),
+    ],
+)
+def test_the_learning_rates_of_both_ends_are_logged(lr_decay, rates):
+    model = classifier(1, lr_decay=lr_decay, schedule="constant", warmup_fraction=0.0)
+    logged = fit(model, 1, freezing(1, preset="full")).callback_metrics
+    found = {name: float(value) for name, value in logged.items() if name.startswith("lr/")}
+    assert found == pytest.approx({f"lr/{name}": lr for name, lr in rates.items()})
+
+
+def test_the_config_decides_on_lr_decay_and_on_what_the_plateau_waits_for():
+    config = Config(optimizer=Optimizer(name="adamw", lr=0.01, schedule="plateau"))
+    config.model.task, config.freeze.lr_decay, config.checkpoint.monitor = "multiclass", 0.5, "val/loss"
+    model = build_classifier(config, network(), pictures(), total_steps=10, hparams={})
+    (optimizer,), _ = model.configure_optimizers()
+    assert "backbone.layer1" in {group["name"] for group in optimizer.param_groups}
+    assert (model.monitor, model.plateau.mode) == ("val/loss", "min")
+
+
+@pytest.mark.parametrize("name", ["cosine", "onecycle", "constant", "plateau"])
 def test_schedules(name):
     config = Optimizer(name="adamw", lr=1.0, backbone_lr_scale=0.1, schedule=name, warmup_fraction=0.2)
     optimizer = build_optimizer(Network(), config)
@@ -104,6 +157,47 @@ def test_schedules(name):
     assert rates.index(max(rates)) == 10
     assert rates[:11] == sorted(rates[:11])
     assert rates[0] > 0
-    assert rates[-1] == pytest.approx({"cosine": 0.0, "onecycle": 0.0, "constant": 1.0}[name], abs=0.01)
+    assert rates[-1] == pytest.approx({"cosine": 0.0, "onecycle": 0.0}.get(name, 1.0), abs=0.01)
     if name == "cosine":
         assert rates[30] == pytest.approx((1 + math.cos(math.pi * 20 / 40)) / 2)
+
+
+@pytest.mark.parametrize(("metric", "better"), [("val/acc", 1), ("val/loss", -1)])
+def test_the_plateau_lowers_every_rate_after_three_epochs_that_are_not_better(metric, better):
+    config = Optimizer(
+        name="adamw", lr=1e-3, backbone_lr_scale=1e-6
+    )  # rates as small as those of the first of many blocks
+    optimizer = build_optimizer(Network(), config)
+    plateau = build_plateau(optimizer, metric)
+    factors = []
+    for value in (1, 2, 3, 3, 3, 4, 2, 3, 4, 4, 3, 3):  # three epochs after the 4, and three more
+        plateau.step(10 + better * value)
+        factors.append(optimizer.param_groups[-1]["lr"] / 1e-3)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(factors[-1] * 1e-9)
+    assert factors == pytest.approx([1.0] * 8 + [0.3] * 3 + [0.09])
+
+
+def test_the_plateau_and_its_warm_up_multiply():
+    config = Optimizer(name="adamw", lr=1.0, schedule="plateau", warmup_fraction=0.5)
+    optimizer = build_optimizer(Network(), config)
+    warm_up, plateau = build_schedule(optimizer, config, total_steps=8), build_plateau(optimizer, "val/acc")
+    rates = []
+    for step in range(8):
+        rates.append(optimizer.param_groups[-1]["lr"])
+        optimizer.step()
+        warm_up.step()
+        if step in (0, 1, 2, 3):
+            plateau.step(0.5)
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.3, 0.3, 0.3, 0.3])
+
+
+@pytest.mark.parametrize(("monitor", "lr"), [("val/acc", 0.01 * 0.3**2), ("val/macro_f1", 0.01), ("val/loss", 0.01)])
+def test_the_plateau_waits_for_the_monitored_metric(monitor, lr, monkeypatch):
+    """Seven epochs: the loss falls, the accuracy stays."""
+    model = classifier(7, schedule="plateau", monitor=monitor, warmup_fraction=0.0)
+    numbers = iter(range(100))
+    monkeypatch.setattr(
+        model.val_metrics, "compute", lambda: {"loss": 9 - (n := next(numbers)), "acc": 0.5, "macro_f1": n}
+    )
+    trainer = fit(model, 7, freezing(7, preset="gradual", last_n=2))
+    assert trainer.optimizers[0].param_groups[-1]["lr"] == pytest.approx(lr)

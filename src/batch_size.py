@@ -1,0 +1,157 @@
+"""data.batch_size=auto: finds the largest batch that fits, by running real training steps before the run begins.
+
+run.py calls `find_batch_size` where a run has not chosen yet. The steps are done on copies, so that afterwards nothing
+is different: not the weights, not the BatchNorm statistics, not the random state. How one size follows from another is
+in src/batch_size_search.py, how memory is read in src/device_memory.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from src import seeding
+from src.batch_size_search import Measured, largest_fitting, remember, search, smallest_as_fast
+from src.callbacks.freezing import Phases
+from src.callbacks.freezing import apply as freeze
+from src.config import Config
+from src.device_memory import MIB, DeviceMemory, memory_of
+from src.errors import ExitCode, UserError
+from src.models.losses import ClassificationLoss
+from src.models.network import TransferNetwork
+from src.models.optimizers import build_optimizer
+from src.out_of_memory import free, is_out_of_memory
+from src.strategies.precision import autocast
+
+log = logging.getLogger(__name__)
+
+MARGIN = 0.9  # share of the memory that may be used; the rest is for fragments, loader processes and other programs
+STEPS_PER_EPOCH = 10  # at least: with fewer and larger ones, too few are left to learn by
+TIMED_STEPS, TIMED_SECONDS = 3, 2.0  # after a first one; whichever is reached first ends the timing of a size
+
+
+def find_batch_size(
+    config: Config,
+    network: TransferNetwork,
+    loss: ClassificationLoss,
+    phases: Phases,
+    device: torch.device,
+    num_train_pictures: int,
+    image_size: int,
+    folder: Path,
+    *,
+    devices: int = 1,
+) -> int:
+    """The batch size over all devices. Prints what was tried, and keeps it in batch_size.json of the run's folder.
+
+    It is the largest whose steps stay within 90 % of the memory that others leave, in the phase of the freezing schedule
+    that trains most, and that leaves an epoch 10 steps. devices: each takes an equal share of a batch; one is measured.
+    Raises UserError if not even one picture fits, or where memory cannot be measured.
+    """
+    memory = memory_of(device)
+    largest = max(2, num_train_pictures // STEPS_PER_EPOCH // devices)
+
+    def measure(size: int) -> Measured | None:
+        found = None
+        try:
+            found = measure_steps(config, network, loss, phases, device, memory, size, image_size)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        free()  # not in the except block, where the traceback still holds the tensors
+        return found
+
+    log.info(f"data.batch_size=auto looks for the largest batch that fits in {memory.name}")
+    measure(2)  # libraries load and set up what they need: that must not pass for memory or time of the first pictures
+    usable_mib = memory.usable() // MIB
+    allowed_mib = int(MARGIN * usable_mib)
+    trials = search(measure, allowed_mib, largest, extrapolate=device.type == "cpu")
+    memory.reset_peak()  # the peak that the run reports at its end shall be its own
+    best = largest_fitting(trials)
+    if best is None:
+        where = f"{memory.name}: {usable_mib} MiB are not used by other programs, {allowed_mib} of them are allowed"
+        raise _nothing_fits(trials[-1].peak_mib, where)
+    remember(folder, best.batch_size * devices, trials)
+
+    if all(trial.fits for trial in trials):
+        why = (
+            f"a tenth of {num_train_pictures} training pictures: an epoch keeps {STEPS_PER_EPOCH} steps; more would fit"
+        )
+    else:
+        why = f"the largest that fits in {MARGIN * 100:.0f} % of {usable_mib} MiB"
+    shares = "" if devices == 1 else f", {best.batch_size} on each device"
+    log.info(f"data.batch_size=auto: {best.batch_size * devices}{shares} ({why})")
+    log.info(f"optimizer.lr={config.optimizer.lr:g} stays as it is; a larger batch usually wants a larger one")
+    enough = smallest_as_fast(trials)
+    if enough < best.batch_size:
+        log.info(f"{enough} pictures at a time are about as fast")
+    return best.batch_size * devices
+
+
+def measure_steps(
+    config: Config,
+    network: TransferNetwork,
+    loss: ClassificationLoss,
+    phases: Phases,
+    device: torch.device,
+    memory: DeviceMemory,
+    size: int,
+    image_size: int,
+) -> Measured:
+    """A few training steps of `size` random pictures, as the run will do them, on copies of network and loss."""
+    network, loss = copy.deepcopy(network).to(device), copy.deepcopy(loss).to(device).train()
+    freeze(network, phases, config.trainer.max_epochs - 1, config.freeze.batchnorm)
+    optimizer = build_optimizer(network, config.optimizer, config.freeze.lr_decay)
+    # Scaling starts at 1, not at 65536: a first step that overflows would be passed over, and its memory not be seen.
+    scaler = torch.amp.GradScaler(device.type, init_scale=1.0, enabled=config.precision.name == "fp16")
+    shape = (size, 3, image_size, image_size)
+    images = torch.randint(256, shape, generator=seeding.generator("batch size"), dtype=torch.uint8).to(device)
+    labels = torch.zeros(size, dtype=torch.int64, device=device)
+
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # makes the optimizer's states, which are held from the second step of a run on
+    fixed = memory.held()
+
+    def step() -> float:
+        """One step; its seconds."""
+        start = time.perf_counter()
+        with autocast(config.precision.name, device):
+            value = loss(network(images), labels)
+        optimizer.zero_grad()  # after the forward pass, as in Lightning's loop: it holds the gradients of the last step
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    memory.reset_peak()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws
+        seconds = [step()]
+        while len(seconds) <= TIMED_STEPS and sum(seconds) < TIMED_SECONDS:
+            seconds.append(step())
+    warm = seconds[1:] or seconds  # a step of seconds is not slower for being the first
+    return Measured(fixed // MIB, memory.peak() // MIB, size / statistics.median(warm))
+
+
+def _nothing_fits(peak_mib: int | None, where: str) -> UserError:
+    """The error where a single picture is too much. peak_mib: what it needs, None where memory ran out before."""
+    needs = "a step with it runs out of memory" if peak_mib is None else f"a step with it needs about {peak_mib} MiB"
+    return UserError(
+        f"data.batch_size=auto: not even one picture fits; {needs}",
+        where=where,
+        why="the network with its gradients and optimizer states, or the activations of one picture, are too large",
+        fix=[
+            "python -m src.train data.batch_size=auto data.image_size=112",
+            "python -m src.train data.batch_size=auto freeze.preset=head_only",
+            "python -m src.train data.batch_size=auto model.backbone=resnet18",
+        ],
+        code=ExitCode.OUT_OF_MEMORY,
+    )

@@ -1,0 +1,234 @@
+"""memory.csv: how much memory every training step used, and in which phase; per epoch the largest values in metrics.csv.
+
+On an NVIDIA GPU the peaks of the forward pass, the backward pass and the optimizer; elsewhere what was alive at their
+ends. docs/memory.md says how to read it. src/callbacks/memory_growth.py looks for memory that is never given back.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from src.device_memory import MIB
+from src.memory import Allocator, Driver, live_bytes, read_allocator, resident_bytes
+from src.run_dir import write_text
+
+log = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 200  # rows that wait in memory: what a kill can cost
+ENOUGH, TARGET = 0.60, 0.85  # of a GPU's memory: from where on no larger batch is suggested, and what it may fill
+FEWEST_STEPS = 10  # that an epoch must keep for a larger batch to be worth it
+
+
+class _CudaMeter:
+    """Measures a step on an NVIDIA GPU. Its peaks need the allocator's peak reset at every phase."""
+
+    columns = (
+        *("allocated_mib", "live_allocations", "reserved_mib", "peak_mib"),
+        *("forward_peak_mib", "backward_peak_mib", "optimizer_peak_mib"),
+        *("device_used_mib", "device_utilisation_percent", "other_processes_mib"),
+    )
+    logged = (
+        *("allocated_mib", "reserved_mib", "peak_mib", "forward_peak_mib", "backward_peak_mib", "optimizer_peak_mib"),
+        "device_utilisation_percent",
+    )
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.driver, self.highest = device, Driver(device), 0
+
+    def begin(self) -> dict[str, float]:
+        """Called before the forward pass."""
+        allocator = self._read()
+        return {"allocated_mib": allocator.allocated / MIB, "live_allocations": allocator.allocations}
+
+    def end_of(self, phase: str) -> dict[str, float]:
+        allocator = self._read()
+        peak = allocator.peak / MIB
+        return {f"{phase}_peak_mib": peak, "peak_mib": peak, "reserved_mib": allocator.reserved / MIB}
+
+    def end(self) -> dict[str, float]:
+        """Called after the step."""
+        reading = self.driver.read()
+        return {
+            "device_used_mib": _mib(reading.used),
+            "device_utilisation_percent": math.nan if reading.utilisation is None else reading.utilisation,
+            "other_processes_mib": _mib(reading.other_processes),
+        }
+
+    def _read(self) -> Allocator:
+        allocator = read_allocator(self.device)
+        self.highest = max(self.highest, allocator.peak)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return allocator
+
+
+class _LiveMeter:
+    """Measures a step on a CPU or an Apple GPU, where nobody keeps peaks: what is alive at the end of each phase."""
+
+    columns = (
+        *("live_mib", "rss_mib"),
+        *("live_after_forward_mib", "live_after_backward_mib", "live_after_optimizer_mib"),
+    )
+    logged = ("live_mib", "rss_mib", "live_after_forward_mib")
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def begin(self) -> dict[str, float]:
+        return {"live_mib": _mib(live_bytes(self.device)), "rss_mib": _mib(resident_bytes())}
+
+    def end_of(self, phase: str) -> dict[str, float]:
+        return {f"live_after_{phase}_mib": _mib(live_bytes(self.device))}
+
+    def end(self) -> dict[str, float]:
+        return {}
+
+
+class MemoryLog(L.Callback):
+    """Writes memory.csv while a run trains, and logs memory/... once per epoch, the largest value of each kind.
+
+    everything_trains_from: the epoch from which on nothing is frozen that will be trained later. A batch size is suggested
+    at its end and not before, since frozen blocks need little memory.
+    """
+
+    def __init__(self, path: Path, everything_trains_from: int = 0) -> None:
+        self.path, self.everything_trains_from = path, everything_trains_from
+        self._meter: _CudaMeter | _LiveMeter | None = None
+        self._columns: list[str] = []
+        self._rows = np.empty((0, 0))  # made before the epoch, or the log itself would look like growth
+        self._filled = self._written = self._batch_size = 0
+
+    @property
+    def peak_mib(self) -> int | None:
+        """The most that the run allocated on its GPU; None elsewhere. torch no longer knows it: see _CudaMeter."""
+        if not isinstance(self._meter, _CudaMeter):
+            return None
+        return max(self._meter.highest, read_allocator(self._meter.device).peak) // MIB
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        device = trainer.strategy.root_device
+        self._meter = _CudaMeter(device) if device.type == "cuda" else _LiveMeter(device)
+        self._columns = ["step", "epoch", *self._meter.columns]
+        if trainer.is_global_zero:
+            self._columns = continue_csv(self.path, self._columns, trainer.global_step)
+        self._begin_epoch(trainer)  # a run that continues in the middle of an epoch has no start of the epoch
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin_epoch(trainer)
+
+    def _begin_epoch(self, trainer: L.Trainer) -> None:
+        self._rows = np.full((trainer.num_training_batches, len(self._columns)), np.nan)
+        self._filled = self._written = self._batch_size = 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._note(self._meter.begin())
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        self._note(self._meter.end_of("forward"))
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._note(self._meter.end_of("backward"))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._note(self._meter.end_of("optimizer") | self._meter.end())
+        self._note({"step": trainer.global_step, "epoch": trainer.current_epoch + 1})
+        self._batch_size = max(self._batch_size, len(batch[1]) * trainer.world_size)
+        self._filled += 1
+        if self._filled - self._written == ROWS_AT_ONCE:
+            self._write()
+
+    def _note(self, values: dict[str, float]) -> None:
+        """Into the row of this step. A batch that runs in parts has each phase several times: the largest value stays."""
+        row = self._rows[self._filled]
+        for name, value in values.items():
+            place = self._columns.index(name)
+            row[place] = np.fmax(row[place], value)
+
+    @rank_zero_only
+    def _write(self) -> None:
+        rows = self._rows[self._written : self._filled]
+        lines = [
+            ",".join("" if math.isnan(value) else f"{value:.10g}" for value in row) + "\n" for row in rows.round(3)
+        ]
+        with self.path.open("ab") as file:  # all lines in one piece: none is left half written
+            file.write("".join(lines).encode())
+        self._written = self._filled
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write()
+        epoch = self._rows[: self._filled]
+        values = {name: epoch[:, self._columns.index(name)] for name in self._meter.logged}
+        values = {name: column[~np.isnan(column)] for name, column in values.items()}
+        pl_module.log_dict(
+            {
+                f"memory/{name}": column.mean() if name.endswith("_percent") else column.max()
+                for name, column in values.items()
+                if column.size
+            },
+            rank_zero_only=True,
+        )
+        if isinstance(self._meter, _CudaMeter) and trainer.current_epoch == self.everything_trains_from:
+            self._suggest(values["allocated_mib"].max(), values["peak_mib"].max(), trainer.num_training_batches)
+
+    @rank_zero_only
+    def _suggest(self, fixed_mib: float, peak_mib: float, steps: int) -> None:
+        """A larger batch, if most of the GPU lies idle. What other processes use is not ours to take."""
+        free_mib = torch.cuda.mem_get_info(self._meter.device)[0] / MIB
+        total_mib = free_mib + read_allocator(self._meter.device).reserved / MIB
+        larger = batch_size_to_try(self._batch_size, fixed_mib, peak_mib, total_mib)
+        if larger is not None and steps * self._batch_size >= FEWEST_STEPS * larger:
+            log.info(
+                f"memory    a step needs {peak_mib:.0f} of the {total_mib:.0f} MiB it could have; "
+                f"data.batch_size={larger} would need about {TARGET:.0%} of them or less"
+            )
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self._filled > self._written:
+            self._write()
+
+
+def continue_csv(path: Path, columns: list[str], steps_done: int) -> list[str]:
+    """Makes the file ready for the rows that follow step `steps_done`: later ones are dropped, they come again.
+
+    Returns the file's columns. A run continued on another kind of device has columns that the first part lacks, and cells
+    that stay empty.
+    """
+    header: list[str] = []
+    kept: list[str] = []
+    if path.exists():
+        text = path.read_text(encoding="utf-8")
+        first, *lines = text[: text.rfind("\n") + 1].splitlines()  # a power cut can leave half a line
+        header = first.split(",")
+        kept = [line for line in lines if int(line.partition(",")[0]) <= steps_done]
+    new = [name for name in columns if name not in header]
+    rows = [",".join(header + new), *(line + "," * len(new) for line in kept)]
+    write_text(path, "\n".join(rows) + "\n")
+    return header + new
+
+
+def batch_size_to_try(batch: int, fixed_mib: float, peak_mib: float, total_mib: float) -> int | None:
+    """The power of two up to which the batch can grow before a step fills 85 % of the memory; None if it is large enough.
+
+    fixed_mib: allocated before the step (weights, their gradients, the optimizer's state); what comes on top of it in the
+    step grows with the batch. None where 60 % or more are in use already, and where the next power of two does not fit.
+    """
+    if peak_mib >= ENOUGH * total_mib:
+        return None
+    per_picture = (peak_mib - fixed_mib) / batch
+    fits = 2 ** math.floor(math.log2((TARGET * total_mib - fixed_mib) / per_picture))
+    return fits if fits > batch else None
+
+
+def _mib(used: int | None) -> float:
+    return math.nan if used is None else used / MIB

@@ -1,0 +1,116 @@
+"""Two processes train with DDP, and one of them or both run out of memory: test_out_of_memory_ddp.py starts this file.
+
+Writes to the file it is given, for each of the two, {scenario: what came of it}.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import TensorDataset
+
+from src.callbacks.out_of_memory import OutOfMemory
+from src.errors import UserError
+from tests.callbacks.little_memory import Small, fit, noise
+
+LIMIT = 4
+
+# name: (the ranks that fail, "forward" or "backward", in which batches, further settings)
+SCENARIOS: dict[str, tuple[tuple[int, ...], str, range, dict[str, Any]]] = {
+    "fits": ((), "backward", range(0), {}),
+    "without the callback": ((), "backward", range(0), {"guarded": False}),
+    "first forward, rank 1": ((1,), "forward", range(100), {}),
+    "first backward, rank 1": ((1,), "backward", range(100), {}),
+    "later forward, rank 0": ((0,), "forward", range(3, 100), {}),
+    "later backward, rank 1": ((1,), "backward", range(3, 100), {}),
+    "both": ((0, 1), "backward", range(2, 100), {}),
+    "fits again": ((1,), "backward", range(2, 3), {"grow_after": 2}),
+    "BatchNorm": ((1,), "forward", range(1, 2), {"grow_after": 2, "batchnorm": True}),
+    "accumulating, fits": ((), "backward", range(0), {"accumulate": 2}),
+    "accumulating, first of a window": ((1,), "forward", range(2, 100), {"accumulate": 2}),
+    "accumulating, second of a window": ((1,), "backward", range(3, 100), {"accumulate": 2}),
+}
+
+
+def rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+class Watched(Small):
+    """Notes which way each batch went, and BatchNorm's mean before the first attempt at it."""
+
+    def __init__(self, *words: Any, **settings: Any) -> None:
+        super().__init__(*words, **settings)
+        self.ways: list[str] = []
+        self.means: dict[int, list[float]] = {}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        self.means.setdefault(self.trainer.fit_loop.total_batch_idx, self.norm.running_mean.tolist())
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self.ways.append("DDP" if isinstance(self.trainer.strategy.model, DistributedDataParallel) else "parts")
+
+
+def train(fits: Callable[[int, int], bool], where: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """One scenario in this process, with pictures of its own; the last batch of rank 1 is smaller by one."""
+    model = Watched(fits, where, batchnorm=settings.get("batchnorm", False))
+    pictures, labels = noise(seed=rank()).tensors
+    callbacks = [OutOfMemory("split", settings.get("grow_after", 10**9))] if settings.get("guarded", True) else []
+    trainer = fit(
+        model,
+        *callbacks,
+        data=TensorDataset(pictures[rank() :], labels[rank() :]),
+        max_epochs=2,
+        devices=2,
+        # With several buckets, of which some are sent before the backward pass fails.
+        strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=20), bucket_cap_mb=1e-4),
+        accumulate_grad_batches=settings.get("accumulate", 1),
+    )
+    return {
+        "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).tolist(),
+        "steps": trainer.global_step,
+        "attempts": model.attempts,
+        "ways": model.ways,
+        "means": model.means,
+    }
+
+
+def refused() -> dict[str, Any]:
+    """Not even one picture fits in the memory of rank 1."""
+    try:
+        train(lambda pictures, batch: rank() == 0, "forward", {})
+    except UserError as error:
+        return {"code": error.code, "text": error.render()}
+    return {}
+
+
+def main(found: Path) -> None:
+    gc.freeze()  # else the libraries' objects are searched for garbage after every failure
+    mine = {}
+    for name, (ranks, where, batches, settings) in SCENARIOS.items():
+        fails = batches if rank() in ranks else range(0)
+        mine[name] = train(
+            lambda pictures, batch, fails=fails: pictures <= LIMIT or batch not in fails, where, settings
+        )
+    mine["one picture"] = refused()
+    every: list[Any] = [None, None]
+    torch.distributed.all_gather_object(every, mine)
+    if rank() == 0:
+        found.write_text(json.dumps(every))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,57 @@
+"""data.batch_size=auto where memory really runs out: pytest -m gpu."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from src.batch_size import find_batch_size
+from src.config import Config, Optimizer, Precision
+from src.models.losses import ClassificationLoss
+from src.models.network import Architecture, build_network
+from src.preprocessing import Preprocessing
+from tests.conftest import SMALL
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture
+def small_gpu():
+    """torch may use 2 GiB of the device and gets real out-of-memory errors beyond."""
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction(2 * 2**30 / total)
+    yield torch.device("cuda")
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_the_largest_batch_of_a_gpu(small_gpu, tmp_path, precision):
+    """The peak grows with the batch, larger ones run out of memory, and afterwards nothing is different."""
+    network = build_network(
+        Architecture("resnet18", "linear", 3), Preprocessing(128, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    )
+    config = Config(optimizer=Optimizer(name="adamw", lr=0.001), precision=Precision(name=precision))
+    loss, phases = ClassificationLoss("multiclass"), {0: ["head", "backbone"]}
+    before, random_state = torch.cuda.memory_allocated(), torch.cuda.get_rng_state()
+
+    size = find_batch_size(config, network, loss, phases, small_gpu, 10**6, 128, tmp_path)
+
+    tried = json.loads((tmp_path / "batch_size.json").read_text())["tried"]
+    peaks = [row["peak_mib"] for row in sorted(tried, key=lambda row: row["batch_size"]) if row["fits"]]
+    assert size >= 16
+    assert peaks[-1] > 2 * peaks[0]
+    assert any(row["verdict"] == "out of memory" and row["batch_size"] <= 2 * size for row in tried)
+    assert torch.cuda.memory_allocated() - before < 64 * 2**20  # what cuBLAS and cuDNN keep to work in
+    assert torch.cuda.get_rng_state().equal(random_state)
+    assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
+
+
+def test_a_run_that_finds_its_batch(command, tmp_path):
+    words = (*SMALL, "data.batch_size=auto", "data.num_pictures=400", "trainer.accelerator=gpu", "name=auto")
+    done = command("train", *words, "trainer.max_epochs=1")
+    assert done.code == 0, done.text
+    chosen = json.loads((tmp_path / "runs/auto/batch_size.json").read_text())["batch_size"]
+    assert f"data.batch_size=auto: {chosen} (" in done.out
+    assert json.loads((tmp_path / "runs/auto/result.json").read_text())["steps"] >= 10
