@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import lightning as L
@@ -21,6 +22,7 @@ from src.callbacks.freezing import apply as freeze
 from src.callbacks.gpu_memory import MemoryLog
 from src.callbacks.progress import Throughput
 from src.checkpoints.model_folder import ModelCard, save_model
+from src.checkpoints.model_readme import model_readme
 from src.checkpoints.reading import newest_position
 from src.config import Config
 from src.data.module import PictureData
@@ -38,7 +40,7 @@ from src.preprocessing import Preprocessing
 from src.reporting.report import write_report
 from src.reporting.summary import write_summary
 from src.reporting.tables import print_result, write_confusion
-from src.run_dir import RunFolder, shell_command, write_csv
+from src.run_dir import RunFolder, shell_command, write_csv, write_text
 from src.selection import choose_weights
 from src.strategies.precision import check_precision
 from src.trainer import build_trainer, find_callback
@@ -76,7 +78,12 @@ def run(config: Config, path: Path) -> float:
 
         best_epoch, chosen = choose_weights(config, folder.checkpoints, trainer, data, phases, device)
         metrics = measure(config, folder, network, pictures, preprocessing, device)
-        save_model(folder.model, network.state_dict(), model_card(config, pictures, preprocessing, metrics))
+        card = model_card(config, pictures, preprocessing, metrics)
+        save_model(folder.model, network.state_dict(), card)
+        counts = {split: len(members) for split, members in pictures.splits.items()}
+        about = {"name": path.name, "pictures": counts, "weights": weights, "chosen": chosen}
+        readme = model_readme(card, config, **about, epochs=trainer.current_epoch, day=date.today())
+        write_text(folder.model / "README.md", readme)
         result = folder.finish(
             metrics=metrics,
             best_checkpoint="checkpoints/best.ckpt",

@@ -53,7 +53,6 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, phase
         num_nodes=settings.num_nodes,
         precision=LIGHTNING_NAMES[config.precision.name],
         max_epochs=settings.max_epochs,
-        max_steps=settings.max_steps,
         max_time=settings.max_time,
         limit_train_batches=settings.limit_batches,
         limit_val_batches=settings.limit_batches,

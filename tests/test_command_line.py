@@ -109,7 +109,7 @@ def test_help_says_what_there_is(command):
         assert {file.stem for file in group.glob("*.yaml")} <= offered, f"--help does not list all of {group.name}"
 
 
-@pytest.mark.parametrize("name", ["evaluate", "predict"])
+@pytest.mark.parametrize("name", ["evaluate", "predict", "export"])
 def test_the_other_commands_help_too(command, name):
     done = command(name, "--help")
     assert done.code == 0

@@ -40,6 +40,7 @@ def test_a_run_leaves_everything_about_it(command, tmp_path):
     assert {
         "config.yaml", "environment.json", "split.csv", "metrics.csv", "confusion.csv", "train.log", "result.json",
         "model_summary.txt", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "model/model.safetensors", "model/model.json",
+        "model/README.md", "report.html", "memory.csv", "checkpoints/previous.ckpt",
     } <= left  # fmt: skip
     assert list(run.glob("tensorboard/events*"))
     assert not [name for name in left if name.endswith((".tmp", ".pkl", ".pt"))]

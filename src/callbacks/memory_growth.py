@@ -128,7 +128,7 @@ class MemoryGrowth(L.Callback):
         loop.steps += 1
         loop.warm_up -= 1
         due = loop.steps <= EVERY_STEP or loop.steps % THEN_EVERY == 0
-        if not due or loop.warm_up >= 0 or loop.suspects or not loop.rises:
+        if not due or loop.warm_up >= 0 or not loop.rises:
             return
         _drop_garbage()
         for kind, rises in loop.rises.items():

@@ -130,10 +130,6 @@ class RepeatingOptimization(_AutomaticOptimization):
     def _step(self) -> int:
         return self.trainer.global_step + 1
 
-    @property
-    def _accumulating(self) -> bool:
-        return self.trainer.fit_loop._should_accumulate()
-
     def _make_closure(self, kwargs: OrderedDict[str, Any], optimizer: Optimizer, batch_idx: int) -> Closure:
         if self.policy == "stop":
             return super()._make_closure(kwargs, optimizer, batch_idx)
@@ -206,8 +202,8 @@ class RepeatingOptimization(_AutomaticOptimization):
             logs.append(calls)
             del result
         self._doing = "exchange of gradients"
-        average_later = self.agreement is not None and self.parts.size is not None and not self._accumulating
-        gradients = self.agreement.gradients() if average_later else None
+        in_parts = self.agreement is not None and self.parts.size is not None
+        gradients = self.agreement.gradients() if in_parts else None
         return _Fitted(joined_result(outputs, shares, sizes), logs, gradients)
 
     def _shrink(self, failed: int, failure: Exhausted | None) -> None:

@@ -36,7 +36,7 @@ class PositionCheckpoint(CheckpointCallback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_last_batch and self._is_due(trainer.global_step):
+        if not _is_epochs_end(trainer) and self._is_due(trainer.global_step):
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -80,7 +80,7 @@ class StopOnSignal(CheckpointCallback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.received is not None and not trainer.is_last_batch:
+        if self.received is not None and not _is_epochs_end(trainer):
             self.position.save(trainer)
             self._stop(trainer)
 
@@ -104,3 +104,8 @@ class StopOnSignal(CheckpointCallback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _is_epochs_end(trainer: L.Trainer) -> bool:
+    """Whether the validation comes next: after the last batch, or after the last step that trainer.max_steps allows."""
+    return trainer.is_last_batch or trainer.should_stop

@@ -239,7 +239,7 @@ class CollectsUntilTheEnd(Collects):
 
     def on_validation_epoch_end(self):
         super().on_validation_epoch_end()
-        self.outputs.clear()
+        del self.outputs[:-1]
 
 
 class CollectsUntilTheStart(Collects):
@@ -392,18 +392,20 @@ def test_after_many_steps_only_some_are_looked_at(monkeypatch):
 
 @pytest.mark.parametrize("leaking", ["cuda", "cpu"])
 def test_on_a_gpu_both_kinds_of_memory_are_watched(monkeypatch, caplog, leaking):
-    """`total_loss += loss` keeps nodes of graphs in RAM and no memory of the GPU."""
+    """`total_loss += loss` keeps nodes of graphs in RAM and no memory of the GPU. There, batches of two sizes alternate."""
     step = 0
 
     def level(kind: torch.device) -> int:
-        return 10**6 + 1000 * step * (kind.type == leaking)
+        return 10**6 + 1000 * step * (kind.type == leaking) + 1500 * (step % 2) * (kind.type == "cuda")
 
-    statistics = {"reserved_bytes": {"all": {"current": 0}}}
-    allocator = lambda: {  # noqa: E731
-        "allocated_bytes": {"all": {"current": level(torch.device("cuda")), "peak": 0}},
-        "allocation": {"all": {"current": 100 + step * (leaking == "cuda")}},
-    }
-    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: statistics | allocator())
+    def statistics(device: torch.device) -> dict:
+        return {
+            "allocated_bytes": {"all": {"current": level(device), "peak": 0}},
+            "reserved_bytes": {"all": {"current": 0}},
+            "allocation": {"all": {"current": 100 + step * (leaking == "cuda")}},
+        }
+
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", statistics)
     monkeypatch.setattr(memory_growth, "live_bytes", level)
     monkeypatch.setattr(memory_growth, "available_bytes", lambda kind: 10**6 if kind.type == leaking else 0)
     trainer = SimpleNamespace(
@@ -420,7 +422,7 @@ def test_on_a_gpu_both_kinds_of_memory_are_watched(monkeypatch, caplog, leaking)
     (warning,) = warnings(caplog)
     place = {"cuda": "the GPU", "cpu": "RAM"}[leaking]
     assert warning.startswith(f"Memory grows: every training step keeps 1000 B more in {place}.")
-    assert "about 1,000 more" in warning
+    assert "lasts for about 1,000 more" in warning
 
 
 def test_a_platform_that_cannot_tell_is_not_watched(monkeypatch, caplog):

@@ -1,0 +1,78 @@
+"""From a run to one file that is known to work: the work of src/export.py."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from src.errors import ExitCode, UserError
+from src.exporting.formats import WHOLE, Format
+from src.exporting.pictures import pictures_below, pictures_of_run
+from src.exporting.verification import TOLERANCE, verify
+from src.exporting.writers import WRITERS, LoadedModel
+from src.run_dir import read_run, shell_command, write_atomically
+
+log = logging.getLogger(__name__)
+
+
+def export_run(run: Path, form: Format, out: Path, images: Path | None) -> None:
+    """Writes the file of the format and model.json to `out`, verified. images: a folder or file; None: the run's own.
+
+    Raises UserError, and then leaves `out` as it was.
+    """
+    config = read_run(run, f"src.export format={form.name}")
+    model = LoadedModel.read(run / "model")
+    pictures = pictures_below(images, model.card) if images else pictures_of_run(run, config, model.card)
+    with torch.inference_mode():
+        expected = model.network(pictures).numpy()
+
+    _make(out)
+    with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out) as name:
+        draft = Path(name)
+        shutil.copyfile(run / "model" / "model.json", draft / "model.json")
+        WRITERS[form.name](model, draft / form.file)
+        difference = verify(form, draft, pictures.numpy(), expected)
+        names = sorted(file.name for file in draft.iterdir())
+        for file in names:
+            _copy(draft / file, out / file)
+    _report(form, [out / file for file in names if file != "model.json"], model, len(pictures), difference)
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder {out} cannot be made: {error.strerror}",
+            where=str(out.absolute()),
+            why="the export goes there",
+            fix=f"{shell_command()} out=another/folder",
+            code=ExitCode.CANNOT_WRITE,
+        ) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as content:
+        write_atomically(target, lambda file: shutil.copyfileobj(content, file))
+
+
+def _report(form: Format, files: list[Path], model: LoadedModel, count: int, difference: float) -> None:
+    """What was written, how far it can be trusted, and how to use it."""
+    out, size = files[0].parent, model.card.preprocessing.image_size
+    project = "with this project" if form.needs_project else "without this project"
+    for file in files:
+        log.info(f"export    {file}: {file.stat().st_size / 2**20:.1f} MiB")
+    log.info(f"          {form.about}")
+    log.info(f"beside    {out / 'model.json'}: classes, preprocessing, architecture")
+    log.info(f"verified  on {count} pictures, in a fresh process {project}: largest difference {difference:.1e},")
+    log.info(f"          relative to the largest output; {TOLERANCE:.0e} is allowed")
+    if form is WHOLE:
+        log.warning(
+            f"{form.file} is not for sharing: loading it runs the code in it, and needs this source tree with its class paths."
+        )
+    log.info(f"load it   in {out}, with images as numpy uint8 (B, 3, {size}, {size}):")
+    log.info(f"\n{form.load}{form.call}".rstrip())

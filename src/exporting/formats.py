@@ -1,0 +1,139 @@
+"""The five formats: the file that each one writes, and the Python that gets from the file to logits.
+
+src/export.py checks its words with this, so torch is not imported here. The code is printed at the end of an export, and
+verification.py runs the very same lines.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.errors import ExitCode, UserError
+
+
+@dataclass(frozen=True)
+class Format:
+    """load and call are Python, to be run in the export folder.
+
+    load: needs nothing, and defines what call uses.
+    call: from images, numpy uint8 (B, 3, S, S), to logits, numpy float32 (B, outputs).
+    """
+
+    name: str
+    file: str
+    about: str  # one line
+    load: str
+    call: str
+    needs_project: bool  # whether load imports src/
+    packages: tuple[str, ...] = ()  # of the extra of the same name in pyproject.toml
+
+
+_CALL = """\
+with torch.inference_mode():
+    logits = network(torch.from_numpy(images)).numpy()
+"""
+
+STATE_DICT = Format(
+    name="state_dict",
+    file="model_state_dict.pt",
+    about="the weights; load with weights_only=True, which runs no code, into this project's network",
+    load="""\
+import json
+from pathlib import Path
+
+import torch
+
+from src.checkpoints.model_folder import ModelCard
+from src.models.building import rebuild
+
+card = ModelCard.from_dict(json.loads(Path("model.json").read_text(encoding="utf-8")))
+network = rebuild(card, torch.load("model_state_dict.pt", weights_only=True)).eval()
+""",
+    call=_CALL,
+    needs_project=True,
+)
+
+WHOLE = Format(
+    name="whole",
+    file="model_whole.pt",
+    about="the pickled network; needs weights_only=False, which runs any code that is in the file",
+    load="""\
+import torch
+
+network = torch.load("model_whole.pt", weights_only=False)
+""",
+    call=_CALL,
+    needs_project=True,
+)
+
+SAFETENSORS = Format(
+    name="safetensors",
+    file="model.safetensors",
+    about="the weights, in a file that cannot hold code; with model.json a folder for src.predict model=",
+    load="""\
+from pathlib import Path
+
+import torch
+
+from src.checkpoints.model_folder import load_model
+from src.models.building import rebuild
+
+card, state = load_model(Path("."))
+network = rebuild(card, state).eval()
+""",
+    call=_CALL,
+    needs_project=True,
+)
+
+TORCH_EXPORT = Format(
+    name="torch_export",
+    file="model.pt2",
+    about="the computation and the weights, as a graph; needs torch, but not this project",
+    load="""\
+import torch
+
+network = torch.export.load("model.pt2").module()
+""",
+    call=_CALL,
+    needs_project=False,
+)
+
+ONNX = Format(
+    name="onnx",
+    file="model.onnx",
+    about="the computation and the weights, for many programs; needs onnxruntime, not torch nor this project",
+    load="""\
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+""",
+    call='logits = session.run(["logits"], {"images": images})[0]\n',
+    needs_project=False,
+    packages=("onnx", "onnxscript", "onnxruntime"),
+)
+
+FORMATS = {form.name: form for form in (STATE_DICT, WHOLE, SAFETENSORS, TORCH_EXPORT, ONNX)}
+
+
+def choose_format(name: str | None, run: Path) -> Format:
+    """The format of that name, whose packages are installed. Raises UserError."""
+    if name not in FORMATS:
+        close = difflib.get_close_matches(name or "", FORMATS, n=1) or [SAFETENSORS.name]
+        raise UserError(
+            f"format={name} is not a format" if name else "format= is missing",
+            why="\n".join(f"{form.name}: {form.about}" for form in FORMATS.values()),
+            fix=f"python -m src.export run={run} format={close[0]}",
+        )
+    form = FORMATS[name]
+    missing = [package for package in form.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UserError(
+            f"format={name} needs {', '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not installed",
+            why=f"{', '.join(form.packages)} are an extra of this project",
+            fix=[f'pip install -e ".[{name}]"', f"python -m src.export run={run} format={TORCH_EXPORT.name}"],
+            code=ExitCode.UNAVAILABLE,
+        )
+    return form

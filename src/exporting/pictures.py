@@ -1,0 +1,90 @@
+"""A few real pictures to compare outputs on: held-out ones of the run, or those that the user names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from src import config_checks
+from src.checkpoints.model_folder import ModelCard
+from src.config import Config
+from src.data.folders import list_pictures
+from src.data.reading import PictureError, ReadOptions, read_picture
+from src.data.sources import load_pictures
+from src.data.splits import read_split_file
+from src.data.transforms import eval_transform
+from src.errors import ExitCode, UserError
+from src.machine import cpu_cores
+from src.run_dir import shell_command
+
+MOST = 16
+
+Name = TypeVar("Name")
+
+
+def pictures_of_run(run: Path, config: dict[str, Any], card: ModelCard) -> Tensor:
+    """Up to MOST pictures of the test split, or of val where there is no test: uint8 (N, 3, S, S). Raises UserError.
+
+    config: the run's config.yaml.
+    """
+    try:
+        read = _reader(config_checks.read(config), card)
+        split_of = read_split_file(run / "split.csv")
+        held_out = [[name for name, (split, _) in split_of.items() if split == wanted] for wanted in ("test", "val")]
+        return _read(held_out[0] or held_out[1], read, card)
+    except (PictureError, UserError) as error:
+        raise UserError(
+            f"the run's pictures cannot be read any more: {error}",
+            where=f"{run}: config.yaml and split.csv say where they were",
+            why="an export is compared on pictures; they were moved, or the command is given in another folder",
+            fix=f"{shell_command()} images=FOLDER_OR_FILE",
+            code=ExitCode.NO_INPUT,
+        ) from error
+
+
+def pictures_below(images: Path, card: ModelCard) -> Tensor:
+    """Up to MOST pictures of a folder and its sub-folders, or the one file: uint8 (N, 3, S, S). Raises UserError."""
+    files = list_pictures(images) if images.exists() else []
+    if not files:
+        raise UserError(
+            f"images={images} {'holds no picture' if images.exists() else 'does not exist'}",
+            where=str(images.absolute()),
+            why="an export is compared on pictures",
+            fix=f"ls {images.parent}",
+            code=ExitCode.NO_INPUT,
+        )
+    options = _options(card)
+    try:
+        return _read(files, lambda file: read_picture(file, options), card)
+    except PictureError as error:
+        raise UserError(
+            str(error), where=f"images={images}", fix="remove it, or name other pictures", code=ExitCode.DATA
+        ) from error
+
+
+def _reader(config: Config, card: ModelCard) -> Callable[[str], Tensor]:
+    """A name of split.csv -> uint8 (3, H, W). Only the pictures that are asked for are opened."""
+    data = config.data
+    if data.source in ("image_folder", "table"):
+        root, options = Path(data.root) if data.root else Path(data.table or "").parent, _options(card)
+        return lambda name: read_picture(root / name, options)
+    pictures = load_pictures(
+        data, config.seed, memory=Path(config.runs_dir) / ".checked", bad_list=None, workers=cpu_cores()
+    )
+    index = {name: index for index, name in enumerate(pictures.names)}
+    return lambda name: pictures.read(index[name])
+
+
+def _read(names: Sequence[Name], read: Callable[[Name], Tensor], card: ModelCard) -> Tensor:
+    """Pictures from all over the list, since it is sorted by class, as the network sees them."""
+    count = min(MOST, len(names))
+    transform = eval_transform(card.preprocessing)
+    return torch.stack([transform(read(names[place * len(names) // count])) for place in range(count)])
+
+
+def _options(card: ModelCard) -> ReadOptions:
+    return ReadOptions(card.background, card.max_megapixels)

@@ -1,0 +1,91 @@
+"""Loads an export in a fresh process, as whoever gets the file will, and compares its outputs with the network's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from src.errors import ExitCode, UserError
+from src.exporting.formats import Format
+from src.run_dir import shell_command
+
+# float32 sums in another order differ by 1e-6 or so; a wrong weight, layer or normalisation by far more.
+TOLERANCE = 1e-4
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+# All pictures at once, then the first alone: an export that only takes the number of pictures it was made with fails.
+_SCRIPT = """\
+import sys
+
+import numpy
+
+{guard}
+{load}
+pictures = numpy.load(sys.argv[1])
+outputs = []
+for images in (pictures, pictures[:1]):
+{call}
+    outputs.append(logits)
+numpy.save(sys.argv[2], numpy.concatenate(outputs))
+"""
+_WITHOUT_PROJECT = 'sys.modules["src"] = None  # any import of the project is an error'
+
+
+def verify(form: Format, folder: Path, images: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference between the outputs of the export in `folder` and the network's, relative to the largest.
+
+    images: uint8 (B, 3, S, S); expected: the network's logits, float32 (B, outputs). Where all of them are below 1 the
+    difference is absolute: it is what a probability changes by. Raises UserError if the export cannot be loaded or
+    differs by more than TOLERANCE.
+    """
+    found = _outputs_in_fresh_process(form, folder, images)
+    expected = np.concatenate([expected, expected[:1]])
+    if found.shape != expected.shape:
+        raise _refused(form, f"its outputs have the shape {found.shape} instead of {expected.shape}")
+    difference = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+    if not difference <= TOLERANCE:  # not a number, too
+        raise _refused(
+            form, f"its outputs differ by {difference:.1e}, relative to the largest; {TOLERANCE:.0e} is allowed"
+        )
+    return difference
+
+
+def _outputs_in_fresh_process(form: Format, folder: Path, images: np.ndarray) -> np.ndarray:
+    script = _SCRIPT.format(
+        guard="" if form.needs_project else _WITHOUT_PROJECT, load=form.load, call=textwrap.indent(form.call, " " * 4)
+    )
+    environment = dict(os.environ)
+    if form.needs_project:
+        environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
+    with tempfile.TemporaryDirectory() as name:
+        given, found = Path(name) / "images.npy", Path(name) / "logits.npy"
+        np.save(given, images)
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(given), str(found)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1]
+            raise _refused(form, f"a fresh process cannot use it: {last[:300]}")
+        return np.load(found)
+
+
+def _refused(form: Format, why: str) -> UserError:
+    other = "torch_export" if form.name == "safetensors" else "safetensors"
+    return UserError(
+        f"{form.file} does not give what the network gives, and was not kept",
+        why=why,
+        fix=shell_command().replace(f"format={form.name}", f"format={other}"),
+        code=ExitCode.BUG,  # of torch, onnxruntime or this project; still, another format may do
+    )

@@ -1,0 +1,83 @@
+"""From a model folder to the file of each format."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from src.checkpoints.model_folder import ModelCard, load_model
+from src.exporting.formats import ONNX, SAFETENSORS, STATE_DICT, TORCH_EXPORT, WHOLE
+from src.models.building import rebuild
+from src.models.network import TransferNetwork
+
+_ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model folder and what is in it; the network is on the CPU, in eval mode."""
+
+    folder: Path
+    card: ModelCard
+    network: TransferNetwork
+
+    @classmethod
+    def read(cls, folder: Path) -> LoadedModel:
+        """Raises UserError, as load_model does."""
+        card, state = load_model(folder)
+        return cls(folder, card, rebuild(card, state).eval())
+
+
+def _write_state_dict(model: LoadedModel, path: Path) -> None:
+    torch.save(model.network.state_dict(), path)
+
+
+def _write_whole(model: LoadedModel, path: Path) -> None:
+    torch.save(model.network, path)
+
+
+def _write_safetensors(model: LoadedModel, path: Path) -> None:
+    shutil.copyfile(model.folder / "model.safetensors", path)  # the bytes whose SHA-256 model.json has
+
+
+def _write_torch_export(model: LoadedModel, path: Path) -> None:
+    program = torch.export.export(model.network, _example(model), dynamic_shapes=_ANY_BATCH)
+    with warnings.catch_warnings():
+        # It is said of every channels_last weight. The bytes and the strides are written, so nothing is lost.
+        warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+        torch.export.save(program, path)
+
+
+def _write_onnx(model: LoadedModel, path: Path) -> None:
+    """One file; above 1.5 GiB of weights the exporter puts them beside it, since protobuf ends at 2 GiB."""
+    torch.onnx.export(
+        model.network,
+        _example(model),
+        path,
+        dynamo=True,
+        dynamic_shapes=_ANY_BATCH,
+        input_names=["images"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
+
+
+def _example(model: LoadedModel) -> tuple[torch.Tensor]:
+    """Two pictures: a batch of one would be taken for a number that never changes."""
+    size = model.card.preprocessing.image_size
+    return (torch.zeros(2, 3, size, size, dtype=torch.uint8),)
+
+
+WRITERS: dict[str, Callable[[LoadedModel, Path], None]] = {
+    STATE_DICT.name: _write_state_dict,
+    WHOLE.name: _write_whole,
+    SAFETENSORS.name: _write_safetensors,
+    TORCH_EXPORT.name: _write_torch_export,
+    ONNX.name: _write_onnx,
+}
