@@ -102,6 +102,7 @@ class MemoryLog(L.Callback):
         self.path, self.everything_trains_from = path, everything_trains_from
         self._meter: _CudaMeter | _LiveMeter | None = None
         self._columns: list[str] = []
+        self._step: dict[str, float] = {}
         self._rows = np.empty((0, 0))  # made before the epoch, or the log itself would look like growth
         self._filled = self._written = self._batch_size = 0
 
@@ -124,13 +125,13 @@ class MemoryLog(L.Callback):
         self._begin_epoch(trainer)
 
     def _begin_epoch(self, trainer: L.Trainer) -> None:
-        self._rows = np.full((trainer.num_training_batches, len(self._columns)), np.nan)
+        self._rows = np.empty((trainer.num_training_batches, len(self._columns)))
         self._filled = self._written = self._batch_size = 0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._note(self._meter.begin())
+        self._step = self._meter.begin()
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
         self._note(self._meter.end_of("forward"))
@@ -142,18 +143,17 @@ class MemoryLog(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._note(self._meter.end_of("optimizer") | self._meter.end())
-        self._note({"step": trainer.global_step, "epoch": trainer.current_epoch + 1})
+        self._step |= {"step": trainer.global_step, "epoch": trainer.current_epoch + 1}
+        self._rows[self._filled] = [self._step.get(name, math.nan) for name in self._columns]
         self._batch_size = max(self._batch_size, len(batch[1]) * trainer.world_size)
         self._filled += 1
         if self._filled - self._written == ROWS_AT_ONCE:
             self._write()
 
     def _note(self, values: dict[str, float]) -> None:
-        """Into the row of this step. A batch that runs in parts has each phase several times: the largest value stays."""
-        row = self._rows[self._filled]
+        """About this step. A batch that runs in parts has each phase several times: the largest value stays."""
         for name, value in values.items():
-            place = self._columns.index(name)
-            row[place] = np.fmax(row[place], value)
+            self._step[name] = max(value, self._step.get(name, value))
 
     @rank_zero_only
     def _write(self) -> None:

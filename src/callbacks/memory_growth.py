@@ -151,8 +151,9 @@ def _judge(loop: Loop, kind: torch.device, trainer: L.Trainer, steps_left: int) 
         return
     available = available_bytes(kind)
     lasts = None if available is None else int(available / speed)
-    warning = describe(loop.unit, kind, speed, lasts, grown, before)
-    if not grown or any(holder.operations for holder in grown.values()) or (lasts is not None and lasts < steps_left):
+    graphs = {name: holder for name, holder in grown.items() if holder.operations}
+    warning = describe(loop.unit, kind, speed, lasts, graphs or grown, before)
+    if graphs or not grown or (lasts is not None and lasts < steps_left):
         _warn(loop, warning)
     else:
         loop.suspects, loop.warning = grown, warning
@@ -213,16 +214,16 @@ def describe(
     ranked = sorted(grown.items(), key=lambda item: (item[1].operations, item[1].bytes), reverse=True)
     for name, holder in ranked[:SHOWN]:
         earlier = f" (earlier: {_content(before[name])})" if name in before else ""
-        lines.append(f"  {name}: {_content(holder)}{earlier}")
+        lines.append(f"  - {name}: {_content(holder)}{earlier}")
     if not grown:
         lines.append("No attribute of the model, the callbacks or the data holds it: look at globals and closures.")
     if not grown or ranked[0][1].operations:
         lines.append("A graph keeps all that it was made from. Keep numbers: loss.item(), or tensors: loss.detach().")
-        lines.append("Compute what nothing is trained by in `with torch.no_grad():`.")
+        lines.append("Put what is only looked at, such as a validation of your own, into `with torch.no_grad():`.")
     if not grown or not ranked[0][1].operations:
         lines.append("Empty what you collect when the epoch is over (outputs.clear(), del), or keep only sums of it.")
     lines.append("More: docs/memory.md, Growing memory")
-    return "\n".join(lines)
+    return "\n  ".join(lines)
 
 
 def _content(holder: Holder) -> str:

@@ -15,7 +15,6 @@ communicate by themselves, such as SyncBatchNorm, cannot be repeated in this way
 
 from __future__ import annotations
 
-import gc
 import weakref
 
 import torch
@@ -39,10 +38,8 @@ class Agreement:
         model = self.strategy.model
         if in_parts:
             if isinstance(model, DistributedDataParallel):
-                model._remove_autograd_hooks()
+                model._remove_autograd_hooks()  # they would send, if something else refers to the wrapper
                 self.strategy.model = self.strategy.lightning_module
-                del model
-                gc.collect()  # the wrapper refers to itself; only now its buckets are free
             self._share_buffers()
             return
         if not isinstance(model, DistributedDataParallel):

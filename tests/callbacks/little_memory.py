@@ -55,6 +55,7 @@ class Small(L.LightningModule):
         self.attempts: list[tuple[int, int]] = []  # (batch, pictures) of every call of training_step
         self.outputs: list[dict[str, Tensor]] = []  # what on_train_batch_end got
         self.activations: list[weakref.ref[Tensor]] = []
+        self.hooks: list[str | None] = []  # what Lightning takes self.log to be called in, after each optimizer_step
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.norm(self.convolution(images))
@@ -77,6 +78,10 @@ class Small(L.LightningModule):
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Any, batch_idx: int) -> None:
         self.outputs.append(outputs)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.hooks.append(self._current_fx_name)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=0.01)

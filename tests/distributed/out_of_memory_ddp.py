@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -33,7 +34,7 @@ SCENARIOS: dict[str, tuple[tuple[int, ...], str, range, dict[str, Any]]] = {
     "first forward, rank 1": ((1,), "forward", range(100), {}),
     "first backward, rank 1": ((1,), "backward", range(100), {}),
     "later forward, rank 0": ((0,), "forward", range(3, 100), {}),
-    "later backward, rank 1": ((1,), "backward", range(3, 100), {}),
+    "later backward, rank 1": ((1,), "backward", range(3, 100), {"hold": True}),
     "both": ((0, 1), "backward", range(2, 100), {}),
     "fits again": ((1,), "backward", range(2, 3), {"grow_after": 2}),
     "BatchNorm": ((1,), "forward", range(1, 2), {"grow_after": 2, "batchnorm": True}),
@@ -54,19 +55,29 @@ class Watched(Small):
         super().__init__(*words, **settings)
         self.ways: list[str] = []
         self.means: dict[int, list[float]] = {}
+        self.wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
+        self.left_over = 0  # wrappers that there were at the end of a batch in parts
+        self.hold, self.held = False, []  # whether someone else refers to the wrapper
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            self.wrappers.add(self.trainer.strategy.model)
+            self.held += [self.trainer.strategy.model] * self.hold
         self.means.setdefault(self.trainer.fit_loop.total_batch_idx, self.norm.running_mean.tolist())
         return super().training_step(batch, batch_idx)
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
-        self.ways.append("DDP" if isinstance(self.trainer.strategy.model, DistributedDataParallel) else "parts")
+        wrapped = isinstance(self.trainer.strategy.model, DistributedDataParallel)
+        self.ways.append("DDP" if wrapped else "parts")
+        if not wrapped:
+            self.left_over = max(self.left_over, len(self.wrappers))
 
 
 def train(fits: Callable[[int, int], bool], where: str, settings: dict[str, Any]) -> dict[str, Any]:
     """One scenario in this process, with pictures of its own; the last batch of rank 1 is smaller by one."""
     model = Watched(fits, where, batchnorm=settings.get("batchnorm", False))
+    model.hold = settings.get("hold", False)
     pictures, labels = noise(seed=rank()).tensors
     callbacks = [OutOfMemory("split", settings.get("grow_after", 10**9))] if settings.get("guarded", True) else []
     trainer = fit(
@@ -85,6 +96,7 @@ def train(fits: Callable[[int, int], bool], where: str, settings: dict[str, Any]
         "attempts": model.attempts,
         "ways": model.ways,
         "means": model.means,
+        "left over": model.left_over,
     }
 
 
@@ -99,6 +111,7 @@ def refused() -> dict[str, Any]:
 
 def main(found: Path) -> None:
     gc.freeze()  # else the libraries' objects are searched for garbage after every failure
+    gc.disable()  # nothing but what the callback does may free a wrapper
     mine = {}
     for name, (ranks, where, batches, settings) in SCENARIOS.items():
         fails = batches if rank() in ranks else range(0)

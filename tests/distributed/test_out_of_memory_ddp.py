@@ -56,6 +56,12 @@ def test_whole_batches_go_the_way_of_ddp(found, name):
         assert of_rank[name]["ways"] == (before + in_parts)[:BATCHES]
 
 
+def test_the_wrapper_and_its_buckets_do_not_take_memory_while_batches_are_in_parts(found):
+    """Nor do its hooks send anything, even if something else still refers to it ("later backward")."""
+    assert [of_rank["first backward, rank 1"]["left over"] for of_rank in found] == [0, 0]
+    assert [of_rank["later backward, rank 1"]["left over"] for of_rank in found] == [1, 1]
+
+
 def test_all_ranks_make_the_same_attempts(found):
     """Also the one that did not fail; the last batch of an epoch is smaller by one picture on rank 1."""
     ours, theirs = (
