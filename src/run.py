@@ -36,6 +36,7 @@ from src.models.backbones import blocks
 from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
 from src.models.classifier import build_classifier
 from src.models.network import TransferNetwork
+from src.out_of_memory import gpu_faults_explained
 from src.preprocessing import Preprocessing
 from src.reporting.report import write_report
 from src.reporting.summary import write_summary
@@ -179,7 +180,8 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
     if start is not None:
         log.info(f"continuing from {start}")
     try:
-        trainer.fit(model, data, ckpt_path=start, weights_only=True)
+        with gpu_faults_explained():
+            trainer.fit(model, data, ckpt_path=start, weights_only=True)
     except SystemExit as error:  # how Lightning ends on Ctrl-C
         raise KeyboardInterrupt from error
     except PictureError as error:  # was whole when it was checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -16,6 +17,7 @@ from src.models.losses import ClassificationLoss, predicted_classes
 from src.models.metrics import SplitMetrics
 from src.models.network import TransferNetwork
 from src.models.optimizers import build_optimizer, build_plateau, build_schedule
+from src.out_of_memory import InParts
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images uint8 (B, 3, S, S), labels int64 (B,)
 
@@ -48,6 +50,7 @@ class Classifier(L.LightningModule):
         self.lr_decay, self.monitor = lr_decay, monitor
         self.plateau: ReduceLROnPlateau | None = None
         self.train_metrics, self.val_metrics = SplitMetrics(num_classes), SplitMetrics(num_classes)
+        self._in_parts = InParts(self)  # for validation: in eval mode a batch in parts gives the same
         self.save_hyperparameters(hparams, logger=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -60,19 +63,23 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
         """loss: mean over the batch; predicted: classes (B,). A batch that does not fit is run in parts, each part through
         here (src/callbacks/out_of_memory.py), so nothing is counted before on_train_batch_end."""
-        loss, predicted = self._step(batch)
+        loss, predicted = self._step(batch, self)
         return {"loss": loss, "predicted": predicted}
+
+    def loss_weight(self, batch: Batch) -> torch.Tensor | int:
+        """How much a part of a batch counts in its loss, for src/callbacks/out_of_memory.py."""
+        return self.loss.weight(batch[1])
 
     def on_train_batch_end(self, outputs: dict[str, torch.Tensor], batch: Batch, batch_idx: int) -> None:
         self.train_metrics.update(outputs["loss"], outputs["predicted"], batch[1])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        loss, predicted = self._step(batch)
+        loss, predicted = self._step(batch, self._in_parts)
         self.val_metrics.update(loss, predicted, batch[1])
 
-    def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, batch: Batch, forward: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = batch
-        logits = self(images)
+        logits = forward(images)
         return self.loss(logits, labels), predicted_classes(logits.detach(), self.loss.task)
 
     def on_train_epoch_end(self) -> None:

@@ -27,6 +27,10 @@ class ClassificationLoss(torch.nn.Module):
         smoothing = self.label_smoothing if self.training else 0.0
         return F.cross_entropy(logits, labels, self.class_weights, label_smoothing=smoothing)
 
+    def weight(self, labels: torch.Tensor) -> torch.Tensor | int:
+        """What the mean over these labels is divided by: their number, or the sum of their classes' weights."""
+        return len(labels) if self.class_weights is None else self.class_weights[labels].sum()
+
 
 def probabilities(logits: torch.Tensor, task: str) -> torch.Tensor:
     """(B, C) probabilities of (B, C) logits, or (B, 2) of a single logit: that of class 1 second."""
