@@ -74,7 +74,9 @@ class Optimizer:
 @dataclass(kw_only=True)
 class Freeze:
     preset: str = choice("head_only", "last_n", "gradual", "full", default="last_n")  # see src/callbacks/freezing.py
-    lr_decay: float | None = None  # a block learns with lr times this per block between it and the head; null: all alike
+    lr_decay: float | None = (
+        None  # a block learns with lr times this per block between it and the head; null: all alike
+    )
     unfreeze_epoch: int = 1  # epoch in which last_n and gradual begin to unfreeze the backbone
     last_n: int = 12  # how many blocks, counted from the head, last_n and gradual unfreeze
     phases: Any = None  # {0: [head], 3: [layer4]}: blocks trained from an epoch on; replaces preset

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import METRICS, Config, Data
+from src.config import METRICS, Config, Data, Oom
 from src.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
@@ -195,7 +195,19 @@ def _check_together(config: Config) -> None:
             why="an average needs the weights of two epochs at least",
             fix="python -m src.train checkpoint.select=average_top_k checkpoint.top_k=3",
         )
+    if config.oom.policy == "stop" and config.oom.grow_after != Oom().grow_after:
+        raise UserError(
+            f"oom.grow_after={config.oom.grow_after} has no effect with oom.policy=stop",
+            why="only parts of a batch can grow back, and oom.policy=stop makes none",
+            fix=f"python -m src.train oom.policy=split oom.grow_after={config.oom.grow_after}",
+        )
     phases = config.freeze.phases
+    if config.freeze.lr_decay is not None and phases is None and config.freeze.preset == "head_only":
+        raise UserError(
+            f"freeze.lr_decay={config.freeze.lr_decay} has no effect with freeze.preset=head_only",
+            why="it is about the backbone's blocks, and none of them is trained",
+            fix=f"python -m src.train freeze.preset=full freeze.lr_decay={config.freeze.lr_decay}",
+        )
     if phases is not None and not (
         isinstance(phases, dict)
         and all(isinstance(epoch, int) and isinstance(blocks, list) and blocks for epoch, blocks in phases.items())

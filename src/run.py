@@ -79,12 +79,7 @@ def run(config: Config, path: Path) -> float:
 
         best_epoch, chosen = choose_weights(config, folder.checkpoints, trainer, data, phases, device)
         metrics = measure(config, folder, network, pictures, preprocessing, device)
-        card = model_card(config, pictures, preprocessing, metrics)
-        save_model(folder.model, network.state_dict(), card)
-        counts = {split: len(members) for split, members in pictures.splits.items()}
-        about = {"name": path.name, "pictures": counts, "weights": weights, "chosen": chosen}
-        readme = model_readme(card, config, **about, epochs=trainer.current_epoch, day=date.today())
-        write_text(folder.model / "README.md", readme)
+        package(config, folder, network, pictures, preprocessing, metrics, weights, chosen, trainer.current_epoch)
         result = folder.finish(
             metrics=metrics,
             best_checkpoint="checkpoints/best.ckpt",
@@ -106,6 +101,8 @@ def set_up_machine(config: Config) -> torch.device:
     device = choose_device(config.trainer.accelerator)
     check_precision(config.precision.name, device)
     set_threads(config.trainer.threads)
+    if config.memory.history and device.type != "cuda":
+        log.warning(f"memory.history=true has no effect on {device.type}: it is about an NVIDIA GPU's allocations.")
     seeding.seed_everything(config.seed)
     return device
 
@@ -233,11 +230,19 @@ def report(folder: RunFolder, phases: Phases) -> None:
         log.warning("report.html could not be written; train.log says why. The run itself is complete.", exc_info=True)
 
 
-def model_card(
-    config: Config, pictures: Pictures, preprocessing: Preprocessing, metrics: dict[str, float]
-) -> ModelCard:
-    """What model/ must hold beside the weights."""
-    return ModelCard(
+def package(
+    config: Config,
+    folder: RunFolder,
+    network: TransferNetwork,
+    pictures: Pictures,
+    preprocessing: Preprocessing,
+    metrics: dict[str, float],
+    weights: str,
+    chosen: str,
+    epochs: int,
+) -> None:
+    """Writes model/: all that is needed to use the network, and a README for whoever gets the folder."""
+    card = ModelCard(
         architecture=architecture_of(config.model, pictures.classes).to_dict(),
         preprocessing=preprocessing,
         classes=pictures.classes,
@@ -248,3 +253,15 @@ def model_card(
         precision=config.precision.name,
         metrics=metrics,
     )
+    save_model(folder.model, network.state_dict(), card)
+    readme = model_readme(
+        card,
+        config,
+        name=folder.path.name,
+        pictures={split: len(members) for split, members in pictures.splits.items()},
+        weights=weights,
+        chosen=chosen,
+        epochs=epochs,
+        day=date.today(),
+    )
+    write_text(folder.model / "README.md", readme)

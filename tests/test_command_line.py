@@ -49,6 +49,16 @@ MISTAKES = [  # the words, and what the answer must name
     (["model.head=append", "model.dropout=0.5"], "model.dropout=0.5"),
     (["optimizer.momentum=0.9"], "optimizer.momentum=0.9"),
     (["optimizer.schedule=onecycle", "optimizer.warmup_fraction=0"], "optimizer.warmup_fraction=0"),
+    (["data.batch_size=large"], "data.batch_size is a whole number from 1, or auto"),
+    (["data.batch_size=2.5"], "data.batch_size=2.5"),
+    (["checkpoint.select=swa"], "best, last, average_top_k, ema"),
+    (["checkpoint.ema_decay=0.9"], "checkpoint.ema_decay=0.9 has no effect with checkpoint.select=best"),
+    (["checkpoint.select=average_top_k", "checkpoint.top_k=1"], "checkpoint.top_k=1"),
+    (["checkpoint.every_n_minutes=0"], "checkpoint.every_n_minutes=0"),
+    (["oom.policy=retry"], "split, stop"),
+    (["oom.policy=stop", "oom.grow_after=5"], "oom.grow_after=5 has no effect"),
+    (["freeze.preset=head_only", "freeze.lr_decay=0.8"], "freeze.lr_decay=0.8 has no effect"),
+    (["freeze.lr_decay=2"], "freeze.lr_decay=2"),
 ]
 
 

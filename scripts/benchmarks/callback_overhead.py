@@ -44,7 +44,7 @@ from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
 
-STEPS, BATCH = 150, 4
+BATCH = 4
 
 
 class StepTimes(L.Callback):
@@ -78,9 +78,9 @@ def variants(folder: Path) -> dict[str, Callable[[], list[L.Callback]]]:
     return {"none": list, **single, "all that are on by default": lambda: [build() for build in default]}
 
 
-def pictures(size: int) -> Pictures:
+def pictures(size: int, steps: int) -> Pictures:
     pixels = torch.zeros(3, size, size, dtype=torch.uint8)
-    count = STEPS * BATCH
+    count = steps * BATCH
     splits = {"train": list(range(count)), "val": [0, 1], "test": []}
     names = [str(index) for index in range(count)]
     labels = [index % 2 for index in range(count)]
@@ -94,7 +94,7 @@ def small_backbone() -> tuple[nn.Module, int]:
     return nn.Sequential(block(3), block(8), block(8), nn.AdaptiveAvgPool2d(1)), 8
 
 
-def step_time(build: Callable[[], tuple[nn.Module, int]], size: int, callbacks: list[L.Callback]) -> float:
+def step_time(build: Callable[[], tuple[nn.Module, int]], size: int, steps: int, callbacks: list[L.Callback]) -> float:
     """Median microseconds per step of an epoch."""
     preprocessing = Preprocessing(size, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
     backbone, features = build()
@@ -103,11 +103,13 @@ def step_time(build: Callable[[], tuple[nn.Module, int]], size: int, callbacks: 
         ClassificationLoss("multiclass"),
         Optimizer(name="adamw", lr=1e-3),
         num_classes=2,
-        total_steps=STEPS,
+        total_steps=steps,
         seed=0,
         hparams={},
     )
-    data = PictureData(Data(augment="none", batch_size=BATCH, num_workers=0), pictures(size), preprocessing, seed=0)
+    data = PictureData(
+        Data(augment="none", batch_size=BATCH, num_workers=0), pictures(size, steps), preprocessing, seed=0
+    )
     times = StepTimes()
     trainer = L.Trainer(
         accelerator="cpu",
@@ -133,15 +135,15 @@ def main() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     networks = {
-        "small network": (small_backbone, 8),
-        "ResNet18": (lambda: build_backbone("resnet18", keep_classifier=False, image_size=32), 32),
+        "small network": (small_backbone, 8, 150),
+        "ResNet18": (lambda: build_backbone("resnet18", keep_classifier=False, image_size=32), 32, 50),
     }
     with tempfile.TemporaryDirectory() as folder:
-        for title, (build, size) in networks.items():
+        for title, (build, size, steps) in networks.items():
             measured: dict[str, list[float]] = {}
             for _ in range(rounds + 1):
                 for name, callbacks in variants(Path(folder)).items():
-                    measured.setdefault(name, []).append(step_time(build, size, callbacks()))
+                    measured.setdefault(name, []).append(step_time(build, size, steps, callbacks()))
             base = measured.pop("none")[1:]
             print(f"{title}: a step without callbacks takes {statistics.median(base):.0f} us")
             for name, times in measured.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,13 @@ class MemoryLog(L.Callback):
         lines = [
             ",".join("" if math.isnan(value) else f"{value:.10g}" for value in row) + "\n" for row in rows.round(3)
         ]
-        with self.path.open("ab") as file:  # all lines in one piece: none is left half written
-            file.write("".join(lines).encode())
+        whole = self.path.stat().st_size
+        try:
+            with self.path.open("ab") as file:
+                file.write("".join(lines).encode())
+        except OSError as error:  # a full disk; what was written of these rows is taken away, and they are left out
+            os.truncate(self.path, whole)
+            log.warning(f"{self.path} could not be written: {error.strerror}. Training goes on without these rows.")
         self._written = self._filled
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -118,6 +119,22 @@ def test_a_run_that_continues_has_each_step_once(tmp_path, saved_after):
     assert [row["epoch"] for row in rows] == [str(i // 4 + 1) for i in range(12)]
     fit(tmp_path, 1)  # from the start again
     assert [row["step"] for row in table(tmp_path / "memory.csv")] == ["1", "2", "3", "4"]
+
+
+def test_a_full_disk_leaves_whole_rows_and_training(tmp_path, caplog):
+    """A real limit on the size of a file: write() fails half-way, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    memory, path = MemoryLog(tmp_path / "memory.csv"), tmp_path / "memory.csv"
+    memory._columns = continue_csv(path, ["step", "epoch"], 0)
+    memory._rows, memory._filled = np.ones((1000, 2)), 1000
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1001, before[1]))
+    try:
+        memory._write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "memory.csv could not be written: File too large" in caplog.text
+    assert path.read_text() == "step,epoch\n"
 
 
 def test_half_a_line_and_another_kind_of_device(tmp_path):
