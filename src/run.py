@@ -29,7 +29,7 @@ from src.data.module import PictureData
 from src.data.pictures import Pictures
 from src.data.reading import PictureError
 from src.data.sources import load_pictures
-from src.errors import ExitCode, UserError
+from src.errors import ExitCode, Terminated, UserError
 from src.evaluation import measure_split
 from src.machine import choose_device, cpu_cores, peak_memory_mib, set_threads
 from src.models.backbones import blocks
@@ -181,6 +181,10 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
             trainer.fit(model, data, ckpt_path=start, weights_only=True)
     except SystemExit as error:  # how Lightning ends on Ctrl-C
         raise KeyboardInterrupt from error
+    except RuntimeError as error:
+        if any("killed by signal: Terminated" in str(one) for one in (error, error.__cause__)):
+            raise Terminated from error  # a scheduler such as SLURM signals every process, and a loader ended first
+        raise
     except PictureError as error:  # was whole when it was checked
         # A loader process puts its traceback before the message.
         cause = str(error).strip().splitlines()[-1].rpartition("PictureError: ")[2]

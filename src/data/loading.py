@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import torch
@@ -51,18 +52,17 @@ def eval_loader(pictures: Pictures, split: str, preprocessing: Preprocessing, da
         batch_size=data.batch_size,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=outlive_signals,
+        worker_init_fn=leave_signals_to_the_trainer,
         generator=torch.Generator(),  # starting an iterator draws a number: not from the global generator
     )
 
 
-def outlive_signals(worker: int) -> None:
-    """In a loader process: signals to the whole group (Ctrl-C in a terminal, SIGTERM of a scheduler) are the trainer's to
-    answer. It finishes its step, for which it may need the next batch, and ends the workers. One that it cannot end goes
-    by itself a minute after SIGTERM."""
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """In a loader process: a group of its own, so that Ctrl-C in a terminal, or a kill of the trainer's group, does not
+    reach it. The trainer answers those: it finishes its step, for which it may need the next batch, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):  # not on Windows
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
 
 
 def num_workers(data: Data, pictures: Pictures, world: int = 1) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from src.config import Data
-from src.data.loading import TrainDataset, eval_loader, num_workers, outlive_signals
+from src.data.loading import TrainDataset, eval_loader, leave_signals_to_the_trainer, num_workers
 from src.data.pictures import Pictures
 from src.data.sampler import EpochSampler, batches_per_epoch
 from src.data.transforms import Transform, eval_transform, train_transform
@@ -49,7 +49,7 @@ class PictureData(L.LightningDataModule):
             num_workers=self._workers(),
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),
-            worker_init_fn=outlive_signals,
+            worker_init_fn=leave_signals_to_the_trainer,
         )
 
     def statistics_loader(self) -> DataLoader:

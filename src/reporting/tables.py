@@ -26,9 +26,9 @@ def print_result(path: Path, result: Mapping[str, Any]) -> None:
     """The end of a run: its numbers, where the files are, what to do next."""
     log.info("")
     log.info(metrics_table(result["metrics"]))
-    log.info(
-        f"best epoch {result['best_epoch']} of {result['epochs']}, {result['steps']} steps, {result['wall_seconds']:.1f} s"
-    )
+    best = f"epoch {result['best_epoch']}"
+    weights = f", weights of {result['weights']}" if result["weights"] != best else ""
+    log.info(f"best {best} of {result['epochs']}{weights}, {result['steps']} steps, {result['wall_seconds']:.1f} s")
     log.info("")
     log.info(f"look at   {path}/report.html")
     log.info(f"files     {path}/: result.json, metrics.csv, confusion.csv, memory.csv, train.log, checkpoints/, model/")
