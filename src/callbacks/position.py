@@ -66,9 +66,13 @@ class StopOnSignal(CheckpointCallback):
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+        if self._is_main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
+
+    def _is_main_thread(self) -> bool:
+        """No other thread may set handlers."""
+        return threading.current_thread() is threading.main_thread()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received == signal.SIGINT == number:
@@ -95,6 +99,10 @@ class StopOnSignal(CheckpointCallback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
+        if "DataLoader worker" in str(exception) and self._is_main_thread() and hasattr(signal, "SIGCHLD"):
+            # torch raises an error wherever the program is when a loader process dies. One is enough: a second, while the
+            # last checkpoint is being written, would end the process in the middle of it.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _stop(self, trainer: L.Trainer) -> None:
         log.info(f"stopped at step {trainer.global_step}; the position is in {self.position.path}")
