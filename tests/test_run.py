@@ -247,18 +247,24 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(command, tmp_p
     check_error(done, 74, "no checkpoint of this run can be read", "last.ckpt", "previous.ckpt")
 
 
-def test_sigterm_ends_with_143_and_the_position(command, tmp_path):
-    """To the whole process group, as a kill of a job does; loader processes are in groups of their own."""
-    words = (*SMALL, "trainer.max_epochs=30", "name=stopped", "data.num_workers=2")
-    process = subprocess.Popen(
+def start(folder: Path, *words: str) -> subprocess.Popen:
+    """A training that can be sent signals: the leader of its own process group."""
+    return subprocess.Popen(
         [sys.executable, "-m", "src.train", *words],
-        cwd=tmp_path,
+        cwd=folder,
         env=command_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
     )
+
+
+def test_sigterm_ends_with_143_and_the_position(command, tmp_path):
+    """To the whole process group, as a kill of a job does; loader processes are in groups of their own."""
+    words = (*SMALL, "trainer.max_epochs=30", "name=stopped", "data.num_workers=2")
+    process = start(tmp_path, *words)
     rows = tmp_path / "runs" / "stopped" / "metrics.csv"
     while process.poll() is None and not rows.exists():
         time.sleep(0.01)
@@ -290,15 +296,7 @@ def test_a_loader_that_sigterm_reached_first_ends_the_run_likewise(message, expe
 
 def test_ctrl_c_ends_with_130_and_the_run_continues(command, tmp_path):
     words = (*SMALL, "trainer.max_epochs=30", "name=stopped", "checkpoint.every_n_steps=1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "src.train", *words],
-        cwd=tmp_path,
-        env=command_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
-    )
+    process = start(tmp_path, *words)
     assert wait_for_save(tmp_path / "runs" / "stopped", after_epoch=1, process=process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
