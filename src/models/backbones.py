@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from src.errors import ExitCode, UserError
 from src.models import efficientnet_lite
 from src.models.heads import Attempt, attempt
+from src.models.model_parallel_resnet50 import ModelParallelResNet50
 from src.preprocessing import INTERPOLATIONS, Preprocessing
 
 TIMM_PREFIX = "timm/"
@@ -112,11 +113,13 @@ def pretrained_preprocessing(name: str) -> Preprocessing:
     return Preprocessing(size, ratio, interpolation, tuple(mean), tuple(std))
 
 
-def build_backbone(name: str, *, keep_classifier: bool, image_size: int) -> tuple[nn.Module, int]:
+def build_backbone(
+    name: str, *, keep_classifier: bool, image_size: int, split_at: Sequence[str] | None = None
+) -> tuple[nn.Module, int]:
     """The network with random weights, and the number of features it gives: (B, 3, S, S) -> (B, features).
 
     keep_classifier: with the ImageNet classifier, whose 1000 logits are then the features; without it, they are what
-    goes into its last layer.
+    goes into its last layer. split_at: the layers after which it is cut into stages (resnet50 only).
     Raises UserError for an unknown name and for an image_size that the network does not take.
     """
     check_backbone_name(name)
@@ -126,6 +129,9 @@ def build_backbone(name: str, *, keep_classifier: bool, image_size: int) -> tupl
     else:
         if name == efficientnet_lite.NAME:
             backbone = efficientnet_lite.build_efficientnet_lite0(image_size)
+        elif split_at is not None:
+            assert name == "resnet50", "config_checks.py refuses others"
+            backbone = ModelParallelResNet50(split_at=split_at)
         else:
             backbone = torchvision.models.get_model(name, weights=None, **_arguments(name))
         if not keep_classifier:

@@ -6,6 +6,7 @@ shipped. It knows nothing of Lightning.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from src.models.backbones import build_backbone
 from src.models.heads import build_head
+from src.models.model_parallel_resnet50 import ModelParallelResNet50, Stage
 from src.preprocessing import Preprocessing
 
 
@@ -74,17 +76,36 @@ class TransferNetwork(nn.Module):
         """(B, 3, H, W) uint8 -> logits (B, outputs)."""
         return self.head(self.features(images))
 
+    def stages(self) -> list[Stage]:
+        """Of a backbone that is split: modules that share these layers, and are the network one after another."""
+        assert isinstance(self.backbone, ModelParallelResNet50)
+        first, *middle, last = self.backbone.stage_layers()
+        return [Stage(first, before=self.normalise), *map(Stage, middle), Stage([*last, self.head])]
+
+    def place(self, devices: Sequence[torch.device]) -> None:
+        """Moves each stage of a backbone that is split to its device, the head to that of the last."""
+        for stage, device in zip(self.stages(), devices, strict=True):
+            stage.place(device)
+        self.mean.data, self.std.data = self.mean.data.to(devices[0]), self.std.data.to(devices[0])
+
 
 def build_network(
-    architecture: Architecture, preprocessing: Preprocessing, *, channels_last: bool = True
+    architecture: Architecture,
+    preprocessing: Preprocessing,
+    *,
+    channels_last: bool = True,
+    split_at: Sequence[str] | None = None,
 ) -> TransferNetwork:
     """The network with random weights, for pictures of preprocessing.image_size.
 
-    weights.load_pretrained(network.backbone, ...) or load_state_dict come next. Raises UserError for a name that does
-    not exist or a size that the backbone does not take.
+    weights.load_pretrained(network.backbone, ...) or load_state_dict come next. split_at: the layers after which a
+    ResNet50 is cut into stages. Raises UserError for a name that does not exist or a size that the backbone does not take.
     """
     backbone, features = build_backbone(
-        architecture.backbone, keep_classifier=architecture.keep_classifier, image_size=preprocessing.image_size
+        architecture.backbone,
+        keep_classifier=architecture.keep_classifier,
+        image_size=preprocessing.image_size,
+        split_at=split_at,
     )
     head = build_head(architecture.head, features, architecture.outputs, architecture.hidden, architecture.dropout)
     return TransferNetwork(backbone, head, preprocessing, channels_last=channels_last)

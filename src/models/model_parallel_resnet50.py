@@ -1,0 +1,127 @@
+"""A ResNet50 that is cut into stages, which can lie on different devices: model parallelism by hand, as in the lecture.
+
+The layers and their names are torchvision's, so that pretrained weights go in and come out, and what was trained in
+stages is a plain ResNet50 afterwards. Which devices the stages go to, and how several batches are under way in them at
+once: src/strategies/model_parallel.py (one process) and src/strategies/pipeline.py (one process per stage).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain, pairwise
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from src.errors import UserError
+
+# The layers in the order of the forward pass.
+UNITS = (
+    *("conv1", "bn1", "relu", "maxpool"),
+    *(f"layer{layer}.{block}" for layer, blocks in enumerate((3, 4, 6, 3), 1) for block in range(blocks)),
+    *("avgpool", "fc"),
+)
+CUTS = (*UNITS[3:-3], "layer1", "layer2", "layer3")  # after these it can be cut, so that every stage has weights
+
+
+class Stage(nn.Module):
+    """Some layers in a row, shared with the network that they belong to.
+
+    before: what is done to the input first, such as a network's normalisation.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], before: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.layers, self.before = nn.ModuleList(layers), before
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are. Every stage has some."""
+        return next(self.parameters()).device
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.before is not None:
+            x = self.before(x)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def place(self, device: torch.device) -> None:
+        """Moves weights and buffers one by one: Module.to fails on fake tensors, which the tests put on GPUs."""
+        for tensor in chain(self.parameters(), self.buffers()):
+            tensor.data = tensor.data.to(device)
+
+
+class ModelParallelResNet50(ResNet):
+    """torchvision's resnet50 in stages: float images (B, 3, H, W) on any device -> logits (B, num_classes) on the last.
+
+    split_at: the layers after which it is cut, such as ["layer2"] or ["layer1", "layer3.2"]: one more stage than cuts.
+    devices: one per stage; None: all on the CPU.
+    Raises UserError for a layer that does not exist, cuts out of order, and another number of devices than stages.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        devices: Sequence[str | torch.device] | None = None,
+        split_at: Sequence[str] = ("layer2",),
+    ) -> None:
+        super().__init__(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
+        self._bounds = stage_bounds(split_at)
+        if devices is not None:
+            self.place(devices)
+
+    def stage_layers(self) -> list[list[nn.Module]]:
+        """The layers of each stage."""
+        return [self._layers(start, stop) for start, stop in pairwise(self._bounds)]
+
+    def _layers(self, start: int, stop: int) -> list[nn.Module]:
+        layers = [self.get_submodule(name) for name in UNITS[start:stop]]
+        return layers if stop < len(UNITS) else [*layers[:-1], nn.Flatten(1), layers[-1]]
+
+    def stages(self) -> list[Stage]:
+        """Modules that share these layers; called one after another they are the network."""
+        return [Stage(layers) for layers in self.stage_layers()]
+
+    def place(self, devices: Sequence[str | torch.device]) -> None:
+        """Moves each stage to its device."""
+        stages = self.stages()
+        if len(devices) != len(stages):
+            raise UserError(
+                f"{len(stages)} stages do not fit {len(devices)} devices",
+                where=f"split_at has {len(stages) - 1} cuts",
+                why="every stage has a device of its own, and there is one stage more than cuts",
+                fix=f"python -m src.train model=model_parallel_resnet50 strategy=model_parallel trainer.devices={len(stages)}",
+            )
+        for stage, device in zip(stages, devices, strict=True):
+            stage.place(torch.device(device))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for stage in self.stages():
+            x = stage(x.to(stage.device))
+        return x
+
+
+def stage_bounds(split_at: Sequence[str]) -> list[int]:
+    """Where each stage begins in UNITS, and the end. Raises UserError."""
+    unknown = [name for name in split_at if name not in CUTS]
+    if unknown:
+        raise UserError(
+            f"a ResNet50 cannot be split after {unknown[0]!r}",
+            where=f"model.split_at=[{','.join(split_at)}]",
+            why=f"it can be split after: {', '.join(CUTS)}",
+            fix="python -m src.train model=model_parallel_resnet50 strategy=model_parallel 'model.split_at=[layer2]'",
+        )
+    ends = [
+        max(at for at, unit in enumerate(UNITS) if unit == name or unit.startswith(name + ".")) for name in split_at
+    ]
+    bounds = [0, *(end + 1 for end in ends), len(UNITS)]
+    if bounds != sorted(set(bounds)):
+        raise UserError(
+            f"model.split_at=[{','.join(split_at)}] is not in the order of the layers",
+            why="each cut comes after the one before it, and a stage has at least one layer with weights",
+            fix="python -m src.train model=model_parallel_resnet50 strategy=model_parallel 'model.split_at=[layer1,layer3]'",
+        )
+    return bounds
