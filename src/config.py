@@ -58,6 +58,9 @@ class Model:
     num_classes: int | None = None  # null: as many as the data has; a number that differs from the data is refused
     label_smoothing: float = 0.1  # share of the target spread evenly over the classes, while training
     channels_last: bool = True  # memory layout; faster on CPUs and on GPUs with tensor cores
+    split_at: Any = (
+        None  # of resnet50: the layers after which it is cut into stages; auto, auto_memory: chosen by measuring
+    )
 
 
 @dataclass(kw_only=True)
@@ -115,7 +118,7 @@ class Oom:
 @dataclass(kw_only=True)
 class Trainer:
     accelerator: str = choice("auto", "cpu", "gpu", "mps", default="auto")  # auto: a GPU where there is one
-    devices: Any = 1  # how many devices on each machine
+    devices: Any = 1  # how many devices on each machine, a list of them such as [0,2], or auto: all GPUs
     num_nodes: int = 1  # how many machines
     max_epochs: int = 10  # passes over the training pictures
     max_steps: int = -1  # optimizer steps after which to stop; -1: no limit
@@ -127,7 +130,12 @@ class Trainer:
 
 @dataclass(kw_only=True)
 class Strategy:
-    name: str = choice("single")  # chosen by strategy=NAME
+    name: str = choice("single", "dp", "ddp", "model_parallel", "pipeline")  # chosen by strategy=NAME
+    timeout_seconds: float | None = None  # of ddp and pipeline: how long a process waits for the others
+    port: int | None = None  # of ddp and pipeline: where the processes of this machine meet; null: a free one
+    sync_batchnorm: bool = False  # of ddp, on GPUs: BatchNorm statistics of the whole batch, not of a process's share
+    micro_batches: int | None = None  # of model_parallel and pipeline: parts of a batch that are under way at once
+    schedule: str | None = None  # of model_parallel and pipeline: 1f1b or gpipe, the order of the parts in a stage
 
 
 @dataclass(kw_only=True)

@@ -79,8 +79,14 @@ class Classifier(L.LightningModule):
 
     def _step(self, batch: Batch, forward: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = batch
-        logits = forward(images)
-        return self.loss(logits, labels), predicted_classes(logits.detach(), self.loss.task)
+        return self.compare(forward(images), labels)
+
+    def compare(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """logits (B, outputs) and labels (B,) -> the mean loss, and predicted classes (B,) on the device of the labels.
+
+        Of a network that is split over devices, the logits are on the last and the labels on the first."""
+        loss = self.loss(logits, labels.to(logits.device))
+        return loss, predicted_classes(logits.detach(), self.loss.task).to(labels.device)
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train", self.train_metrics)
@@ -99,6 +105,10 @@ class Classifier(L.LightningModule):
         self.log_dict({f"{split}/{name}": value for name, value in values.items()})
         metrics.reset()
         return values
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if not getattr(self.trainer.strategy, "runs_backward", False):  # see src/strategies/own_backward.py
+            optimizer.zero_grad()
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
         optimizer = build_optimizer(self.network, self.optimizer_config, self.lr_decay)
