@@ -204,6 +204,15 @@ def plain(config: Config) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)  # type: ignore[return-value]
 
 
+def device_count(trainer: Trainer) -> int:
+    """How many devices a machine uses: trainer.devices as a number."""
+    if trainer.devices == "auto":
+        import torch  # takes seconds
+
+        return max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "gpu") else 1
+    return len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
+
+
 def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
     """Every key a command line can set, such as data.batch_size; for suggesting the right one after a typo."""
     keys = []

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.config import METRICS, Config, Data, Oom
+from src.config_strategies import check_strategy
 from src.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def read(composed: DictConfig | dict) -> Config:
     _check_ranges(config)
     _check_data(config.data)
     _check_together(config)
+    check_strategy(config)
     return config
 
 
@@ -58,6 +60,7 @@ def _check_ranges(config: Config) -> None:
         "checkpoint.every_n_steps": config.checkpoint.every_n_steps,
         "checkpoint.top_k": config.checkpoint.top_k,
         "oom.grow_after": config.oom.grow_after,
+        "strategy.micro_batches": config.strategy.micro_batches,
         "freeze.last_n": config.freeze.last_n,
     }
     for name, count in at_least_one.items():
@@ -82,6 +85,8 @@ def _check_ranges(config: Config) -> None:
         ("checkpoint.ema_decay", config.checkpoint.ema_decay, 0.0, 0.99999, 0.99),
         ("checkpoint.every_n_minutes", config.checkpoint.every_n_minutes, 0.01, 10_000, 10),
         ("freeze.unfreeze_epoch", config.freeze.unfreeze_epoch, 0, 10**6, 2),
+        ("strategy.timeout_seconds", config.strategy.timeout_seconds, 1, 10**6, 120),
+        ("strategy.port", config.strategy.port, 1, 65535, 29500),
         ("seed", config.seed, 0, 2**63, 0),
     ]
     if data.batch_size != "auto" and not (type(data.batch_size) is int and data.batch_size >= 1):
@@ -151,7 +156,7 @@ def _check_data(data: Data) -> None:
 
 def _check_together(config: Config) -> None:
     """Settings that contradict each other."""
-    model, optimizer, trainer = config.model, config.optimizer, config.trainer
+    model, optimizer = config.model, config.optimizer
     if model.head == "append" and model.dropout > 0:
         raise UserError(
             f"model.dropout={model.dropout} has no effect with model.head=append",
@@ -169,12 +174,6 @@ def _check_together(config: Config) -> None:
             "optimizer.warmup_fraction=0 does not go with optimizer.schedule=onecycle",
             why="one cycle is a rise and a fall: the rise needs steps",
             fix="python -m src.train optimizer.schedule=onecycle optimizer.warmup_fraction=0.3",
-        )
-    if config.strategy.name == "single" and (trainer.devices != 1 or trainer.num_nodes != 1):
-        raise UserError(
-            f"strategy=single does not go with trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes}",
-            why="strategy=single trains on one device of one machine",
-            fix="python -m src.train trainer.devices=1 trainer.num_nodes=1",
         )
     if config.checkpoint.monitor not in METRICS:
         raise UserError(

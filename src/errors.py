@@ -41,7 +41,8 @@ class ExitCode(IntEnum):
     GPU_FAULT = 72  # the GPU stopped in a way that cannot be repeated: a device-side assert, an illegal address
     CANNOT_WRITE = 73  # the run folder cannot be written
     DAMAGED = 74  # every checkpoint that could be read from is damaged
-    BUSY = 75  # another process works in the same run folder
+    BUSY = 75  # another process works in the same run folder, or listens on the same port
+    PROCESS_LOST = 76  # one of the processes of a run died or no longer answered; repeat the command to continue
     INTERRUPTED = 130  # Ctrl-C; repeat the command to continue
     TERMINATED = 143  # SIGTERM; repeat the command to continue
 
@@ -84,6 +85,16 @@ class UserError(Exception):
         return "\n".join(lines + tail)
 
 
+class ErrorOfProcess(UserError):
+    """What another process of the same run printed about its end: shown as it is, with its exit code."""
+
+    def __init__(self, text: str, code: ExitCode) -> None:
+        super().__init__(text, code=code)
+
+    def render(self, trace_file: Path | None = None) -> str:
+        return "\n".join(self.found.splitlines()[-MAX_LINES:])
+
+
 def _row(label: str, text: str) -> str:
     """'label   text', continued under the text. Commands are kept on one line so that they can be pasted."""
     if label in ("fix", "or", "trace"):
@@ -112,7 +123,7 @@ def run_and_report(work: Callable[[], object], trace_dir: Callable[[], Path | No
         print("\nEnded by SIGTERM. Repeat the command with the same name= to continue.", file=sys.stderr)
         return ExitCode.TERMINATED
     except Exception as error:
-        trace = _write_trace(trace_dir())
+        trace = None if isinstance(error, ErrorOfProcess) else _write_trace(trace_dir())
         known = _disk_full(error, trace_dir()) if isinstance(error, OSError) and error.errno in NO_ROOM else error
         if isinstance(known, UserError):
             print(known.render(trace), file=sys.stderr)

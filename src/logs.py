@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,15 +16,18 @@ NOISE = (
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*Found .* module.* in eval mode at the start of training.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*`broadcast_buffers` is deprecated.*",  # what replaces it is not in torch 2.10
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
 
 
 def to_screen() -> None:
-    """Prints log messages, once for the whole command."""
+    """Prints log messages, once for the whole command: of several processes only the first prints more than errors."""
     root = logging.getLogger()
     if not any(isinstance(handler, _Screen) for handler in root.handlers):
-        root.addHandler(_Screen())
+        screen = _Screen()
+        screen.setLevel(logging.NOTSET if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+        root.addHandler(screen)
         root.setLevel(logging.INFO)
 
 

@@ -26,18 +26,56 @@ def choose_device(accelerator: str) -> torch.device:
     return torch.device({"gpu": "cuda", "mps": "mps", "cpu": "cpu"}[accelerator])
 
 
+def choose_devices(accelerator: str, devices: int | list[int] | str) -> list[torch.device]:
+    """The devices of this machine that a run uses: trainer.accelerator and trainer.devices. Raises UserError.
+
+    Of a CPU there can be any number, which all are the same one: for trying out what is meant for several GPUs.
+    """
+    kind = choose_device(accelerator).type
+    there = torch.cuda.device_count() if kind == "cuda" else 1
+    if devices == "auto":
+        devices = there
+    numbers = devices if isinstance(devices, list) else list(range(devices))
+    if kind == "cpu":
+        if accelerator == "auto" and len(numbers) > 1:
+            raise UserError(
+                f"trainer.devices={_typed(devices)}, but this machine has no GPU that torch can use",
+                why="one CPU is one device, however many cores it has; several can be tried out on it, slowly",
+                fix=["nvidia-smi", f"python -m src.train trainer.accelerator=cpu trainer.devices={_typed(devices)}"],
+                code=ExitCode.UNAVAILABLE,
+            )
+        return [torch.device("cpu")] * len(numbers)
+    if max(numbers) >= there:
+        raise UserError(
+            f"trainer.devices={_typed(devices)}, but this machine has {there} GPU{'s' if there > 1 else ''}",
+            where=", ".join(torch.cuda.get_device_name(number) for number in range(there)) if kind == "cuda" else kind,
+            why="devices are counted from 0; CUDA_VISIBLE_DEVICES, where it is set, hides the others",
+            fix=f"python -m src.train trainer.devices={there}",
+            code=ExitCode.UNAVAILABLE,
+        )
+    return [torch.device(kind, number) for number in numbers]
+
+
+def _typed(devices: int | list[int] | str) -> str:
+    """As it is typed: a list without spaces."""
+    return str(devices).replace(" ", "")
+
+
 def cpu_cores() -> int:
     """The cores this process may use, which on a shared machine are fewer than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_threads(threads: int | None) -> None:
-    """CPU threads of torch; None leaves its default, all cores or OMP_NUM_THREADS.
+def set_threads(threads: int | None, sharers: int = 1) -> None:
+    """CPU threads of torch; None leaves its default, all cores or OMP_NUM_THREADS. sharers: how many processes, or
+    replicas of dp, compute on this machine at once and get a part of the threads each.
 
     More threads than free cores are not a little but many times slower: they wait for each other at every layer.
     """
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(max(1, threads // sharers))
+    elif sharers > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cpu_cores() // sharers))
 
 
 def peak_memory_mib(device: torch.device) -> int | None:

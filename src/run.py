@@ -1,11 +1,13 @@
 """One run, from the config to its result. Read `run` first: it is all that happens.
 
-Called by src/train.py, once per job. The folder it leaves is described in README.md, 'A run's folder'.
+Called by src/train.py, once per job, or in each process of a job that has several (strategy=ddp, src/rank.py). The
+folder it leaves is described in README.md, 'A run's folder'.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -14,7 +16,7 @@ import lightning as L
 import torch
 
 from src import config as configuration
-from src import logs, seeding
+from src import seeding
 from src.batch_size import find_batch_size
 from src.batch_size_search import chosen_batch_size
 from src.callbacks.freezing import Phases, schedule
@@ -24,58 +26,72 @@ from src.callbacks.progress import Throughput
 from src.checkpoints.model_folder import ModelCard, save_model
 from src.checkpoints.model_readme import model_readme
 from src.checkpoints.reading import newest_position
-from src.config import Config
+from src.config import Config, device_count
 from src.data.module import PictureData
 from src.data.pictures import Pictures
 from src.data.reading import PictureError
 from src.data.sources import load_pictures
 from src.errors import ExitCode, Terminated, UserError
 from src.evaluation import measure_split
-from src.machine import choose_device, cpu_cores, peak_memory_mib, set_threads
+from src.machine import choose_devices, cpu_cores, peak_memory_mib, set_threads
 from src.models.backbones import blocks
 from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
 from src.models.classifier import build_classifier
 from src.models.network import TransferNetwork
 from src.out_of_memory import gpu_faults_explained
 from src.preprocessing import Preprocessing
+from src.reporting.introduction import introduce
 from src.reporting.report import write_report
-from src.reporting.summary import write_summary
 from src.reporting.tables import print_result, write_confusion
 from src.run_dir import RunFolder, shell_command, write_csv, write_text
 from src.selection import choose_weights
 from src.strategies.precision import check_precision
+from src.strategies.ranks import Ranks, joined, leave
+from src.strategies.shared_folder import open_folder
 from src.trainer import build_trainer, find_callback
 
 log = logging.getLogger(__name__)
 
 
 def run(config: Config, path: Path) -> float:
-    """Trains, evaluates and packages; returns the metric that chose the best epoch. Raises UserError."""
+    """Trains, evaluates and packages; returns the metric that chose the best epoch. Raises UserError.
+
+    Of several processes all train, and only the first writes, evaluates and packages; the others return nan.
+    """
     if config.debug:
         config = configuration.quick(config)
     plain = configuration.plain(config)
-    with RunFolder.open(path, plain, config.resume) as folder, logs.to_file(path / "train.log"):
-        if (done := folder.result()) is not None:
-            log.info(f"{path} is finished already; this is its result.")
-            print_result(path, done)
+    with joined(config) as ranks, open_folder(ranks, path, plain, config.resume) as folder:
+        if (done := ranks.told_by_first(folder.result)) is not None:
+            log.info(f"{folder.path} is finished already; this is its result.")
+            if ranks.is_first:
+                print_result(folder.path, done)
             return done["metrics"][config.checkpoint.monitor]
 
-        device = set_up_machine(config)
+        devices = set_up_machine(config, ranks)
+        device = devices[ranks.local_rank]
         preprocessing = choose_preprocessing(config.model, config.data)
-        start = newest_position(folder.checkpoints)
-        pictures = find_pictures(config, folder, start)
-        network, weights = build_pretrained(config.model, pictures.classes, preprocessing, config.seed)
+        start = ranks.after_first(lambda: newest_position(folder.checkpoints))
+        pictures = ranks.after_first(lambda: find_pictures(config, folder, start, ranks))
+        ranks.check_same("pictures", {"pictures": len(pictures.names), "names, labels, splits": pictures.digest()})
+        network, weights = ranks.after_first(
+            lambda: build_pretrained(config.model, pictures.classes, preprocessing, config.seed)
+        )
         parameters = [name for name, _ in network.backbone.named_parameters()]
         phases = schedule(config.freeze, blocks(network.backbone), config.trainer.max_epochs, parameters)
         freeze(network, phases, 0, config.freeze.batchnorm)  # later epochs: FreezingSchedule
-        config = settle_batch_size(config, folder, network, pictures, preprocessing, phases, device)
+        config = settle_batch_size(config, folder, network, pictures, preprocessing, phases, device, ranks)
         data = PictureData(config.data, pictures, preprocessing, config.seed, config.trainer.limit_batches)
         steps = total_steps(config, data)
         model = build_classifier(config, network, pictures, steps, hparams=plain)
-        trainer = build_trainer(config, folder, device, phases)
-        introduce(config, folder, pictures, network, weights, preprocessing, steps, device)
+        trainer = build_trainer(config, folder, devices, phases)
+        if ranks.is_first:
+            introduce(config, folder, pictures, network, weights, preprocessing, steps, devices)
 
         fit(trainer, model, data, folder, start)
+        leave()
+        if not ranks.is_first:
+            return math.nan
 
         best_epoch, chosen = choose_weights(config, folder.checkpoints, trainer, data, phases, device)
         metrics = measure(config, folder, network, pictures, preprocessing, device)
@@ -92,22 +108,28 @@ def run(config: Config, path: Path) -> float:
             device=str(device),
         )
         report(folder, phases)
-        print_result(path, result)
+        print_result(folder.path, result)
         return metrics[config.checkpoint.monitor]
 
 
-def set_up_machine(config: Config) -> torch.device:
-    """Chooses the device, checks that it can compute in the precision, and sets the CPU threads."""
-    device = choose_device(config.trainer.accelerator)
+def set_up_machine(config: Config, ranks: Ranks) -> list[torch.device]:
+    """Chooses the devices, checks that they can compute in the precision, and sets the CPU threads.
+
+    Returns those of this machine; of several processes each has the one of its local rank.
+    """
+    devices = choose_devices(config.trainer.accelerator, config.trainer.devices)
+    device = devices[ranks.local_rank]
     check_precision(config.precision.name, device)
-    set_threads(config.trainer.threads)
+    set_threads(config.trainer.threads, sharers=len(devices) if device.type == "cpu" else ranks.local_world)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if config.memory.history and device.type != "cuda":
         log.warning(f"memory.history=true has no effect on {device.type}: it is about an NVIDIA GPU's allocations.")
     seeding.seed_everything(config.seed)
-    return device
+    return devices
 
 
-def find_pictures(config: Config, folder: RunFolder, start: Path | None) -> Pictures:
+def find_pictures(config: Config, folder: RunFolder, start: Path | None, ranks: Ranks) -> Pictures:
     """The pictures, checked and split; the split is kept in split.csv. A run that is continued keeps its split."""
     split = folder.path / "split.csv"
     data = config.data
@@ -117,10 +139,11 @@ def find_pictures(config: Config, folder: RunFolder, start: Path | None) -> Pict
         data,
         config.seed,
         memory=Path(config.runs_dir) / ".checked",
-        bad_list=folder.path / "bad_pictures.txt",
+        bad_list=folder.path / "bad_pictures.txt" if ranks.is_first else None,
         workers=cpu_cores(),
     )
-    write_csv(split, ("path", "label", "split"), pictures.rows())
+    if ranks.is_first:
+        write_csv(split, ("path", "label", "split"), pictures.rows())
     return pictures
 
 
@@ -132,14 +155,19 @@ def settle_batch_size(
     preprocessing: Preprocessing,
     phases: Phases,
     device: torch.device,
+    ranks: Ranks,
 ) -> Config:
     """data.batch_size=auto becomes a number: the one that the run found when it began, or one that is found now."""
     if config.data.batch_size != "auto":
         return config
-    size = chosen_batch_size(folder.path)
-    if size is None:
+
+    def find() -> int:
         loss, count = build_loss(config, pictures), len(pictures.splits["train"])
-        size = find_batch_size(config, network, loss, phases, device, count, preprocessing.image_size, folder.path)
+        shares = device_count(config.trainer) * config.trainer.num_nodes
+        size = preprocessing.image_size
+        return find_batch_size(config, network, loss, phases, device, count, size, folder.path, devices=shares)
+
+    size = ranks.told_by_first(lambda: chosen_batch_size(folder.path) or find())
     return replace(config, data=replace(config.data, batch_size=size))
 
 
@@ -147,29 +175,6 @@ def total_steps(config: Config, data: PictureData) -> int:
     """Optimizer steps of the whole run, which the schedule spans."""
     steps = config.trainer.max_epochs * data.steps_per_epoch
     return min(steps, config.trainer.max_steps) if config.trainer.max_steps > 0 else steps
-
-
-def introduce(
-    config: Config,
-    folder: RunFolder,
-    pictures: Pictures,
-    network: TransferNetwork,
-    weights: str,
-    preprocessing: Preprocessing,
-    steps: int,
-    device: torch.device,
-) -> None:
-    """Says what is about to happen, and writes the model's summary."""
-    counts = ", ".join(f"{len(members)} {split}" for split, members in pictures.splits.items())
-    log.info(f"run       {folder.path}")
-    log.info(f"pictures  {len(pictures.names)} in {len(pictures.classes)} classes: {counts}")
-    log.info(f"backbone  {config.model.backbone}: {weights}")
-    log.info(f"model     {write_summary(folder.path / 'model_summary.txt', network, preprocessing.image_size)}")
-    threads = f" with {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    log.info(
-        f"training  {steps} steps of {config.data.batch_size} pictures on {device.type}{threads}, {config.precision.name}"
-    )
-    log.info("")
 
 
 def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder: RunFolder, start: Path | None) -> None:

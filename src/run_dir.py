@@ -68,12 +68,18 @@ class RunFolder:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, config: dict[str, Any], resume: str = "auto") -> Iterator[RunFolder]:
-        """Makes or takes up the folder. config: the run's whole config as plain values.
+    def open(
+        cls, path: Path, config: dict[str, Any], resume: str = "auto", *, writes: bool = True
+    ) -> Iterator[RunFolder]:
+        """Makes or takes up the folder. config: the run's whole config as plain values. writes: False in the processes of a
+        run that only look at the folder which the first process has.
 
         Raises UserError if another process writes there, if it holds a run of another config, or if it exists and
         resume is 'never'. Whatever ends the block is noted in result.json (state finished, interrupted or failed).
         """
+        if not writes:
+            yield cls(path, config)
+            return
         _make(path)
         lock = FileLock(path / ".lock")
         try:
@@ -216,9 +222,11 @@ def environment() -> dict[str, Any]:
 
 
 def shell_command() -> str:
-    """The command line as it can be pasted again."""
+    """The command line as it can be pasted again; of a process that it started, that of the command."""
     import shlex
 
+    if "TRAIN_COMMAND" in os.environ:
+        return os.environ["TRAIN_COMMAND"]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     start = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
     return shlex.join(start + sys.argv[1:])

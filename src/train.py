@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from src import config_checks
 from src.command_line import run_hydra
 from src.errors import run_and_report
-from src.run_dir import claim
+from src.strategies import launching
 
 log = logging.getLogger("src.train")  # __name__ is __main__
 _current_run: list[Path] = []  # the folder of the job at hand, for the traceback of an error
@@ -33,12 +33,15 @@ def train(composed: DictConfig) -> float:
     """One job: the composed config to a finished run. Returns the metric that chose the best epoch."""
     settings = config_checks.read(composed)
     hydra = HydraConfig.get()
+    launching.check_launched(settings, multirun=hydra.mode == RunMode.MULTIRUN)
     if hydra.mode == RunMode.MULTIRUN:
         path = Path(os.path.relpath(hydra.runtime.output_dir))
         log.info(f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task)}")
     else:
-        path = claim(Path(settings.runs_dir), settings.name)
+        path = launching.claim_path(settings)
     _current_run[:] = [path]
+    if (processes := launching.processes_to_start(settings)) > 1:
+        return launching.run_in_processes(settings, path, processes)
 
     from src.run import run  # after the command line is known to be right: torch takes seconds to import
 

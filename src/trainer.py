@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,31 +29,37 @@ from src.config import Logger as LoggerConfig
 from src.errors import ExitCode, UserError
 from src.reporting.metrics_csv import MetricsCsv
 from src.run_dir import RunFolder
-from src.strategies.precision import LIGHTNING_NAMES
+from src.strategies.building import build_precision, build_strategy, can_repeat_steps
 
 Kind = TypeVar("Kind", bound=L.Callback)
 
 
-def build_trainer(config: Config, folder: RunFolder, device: torch.device, phases: Phases) -> L.Trainer:
-    """The Trainer of a run. Raises UserError for a logger that is not installed or a callback that is not allowed."""
-    settings = config.trainer
+def build_trainer(config: Config, folder: RunFolder, devices: Sequence[torch.device], phases: Phases) -> L.Trainer:
+    """The Trainer of a run. devices: those of this machine that it uses.
+
+    Raises UserError for a logger that is not installed or a callback that is not allowed.
+    """
+    settings, kind = config.trainer, devices[0].type
     callbacks: list[L.Callback] = [
         FreezingSchedule(phases, config.freeze.batchnorm, config.freeze.batchnorm_momentum),
         Throughput(),
-        OutOfMemory(config.oom.policy, config.oom.grow_after, config.memory.history),
+        OutOfMemory(
+            config.oom.policy if can_repeat_steps(config) else "stop", config.oom.grow_after, config.memory.history
+        ),
         *_memory_watchers(config.memory, folder.path / "memory.csv", phases),
         *_checkpoints(config.checkpoint, folder.checkpoints),
         *[_own_callback(entry) for entry in config.callbacks.extra],
     ]
     if settings.max_steps > 0:
         callbacks.append(StopAtMaxSteps(settings.max_steps))
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and os.environ.get("RANK", "0") == "0":
         callbacks.append(EpochBar())
     return L.Trainer(
-        accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=settings.devices,
+        accelerator={"cuda": "gpu"}.get(kind, kind),
+        devices=[device.index for device in devices] if kind == "cuda" else len(devices),
         num_nodes=settings.num_nodes,
-        precision=LIGHTNING_NAMES[config.precision.name],
+        strategy=build_strategy(config, devices),
+        sync_batchnorm=config.strategy.sync_batchnorm,
         max_epochs=settings.max_epochs,
         max_time=settings.max_time,
         limit_train_batches=settings.limit_batches,
@@ -63,7 +71,10 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, phase
             EpochLines(settings.max_epochs),
             *_loggers(config.logger, folder.path),
         ],
-        plugins=[DurableCheckpointIO(config.checkpoint.background)],
+        plugins=[
+            DurableCheckpointIO(config.checkpoint.background),
+            build_precision(config, devices[0]),
+        ],
         default_root_dir=folder.path,
         use_distributed_sampler=False,  # src/data/sampler.py divides the batches
         num_sanity_val_steps=0,  # the first validation comes soon enough, and this one would move random states

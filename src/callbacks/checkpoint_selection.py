@@ -57,7 +57,8 @@ class BestCheckpoint(CheckpointCallback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        if self.folder / BEST in trainer.strategy.checkpoint_io.failed:
+        # What the disk did not take only the first process knows, and all must choose alike.
+        if trainer.strategy.broadcast(self.folder / BEST in trainer.strategy.checkpoint_io.failed):
             self.kept = self._kept_before
         score = Score.of(trainer.callback_metrics, self.monitor, trainer.current_epoch)
         ranking = sorted([*self.kept, score], reverse=True)
@@ -73,7 +74,8 @@ class BestCheckpoint(CheckpointCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A continued run has its ranking from the last position. The best file may be newer, since it is written first;
         where it is missing, damaged or older, that epoch can be chosen no more."""
-        if self.kept and (why := _unusable(self.folder / BEST, self.kept[0].epoch)):
+        why = trainer.strategy.broadcast(self.kept and _unusable(self.folder / BEST, self.kept[0].epoch))
+        if why:
             log.warning(f"{self.folder / BEST} {why}: the best epoch is chosen among those from here on.")
             self.kept = []
 

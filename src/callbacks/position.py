@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 
 from src.checkpoints.writing import LAST
 from src.errors import Terminated
+from src.strategies.requests import SharedNumber
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ class PositionCheckpoint(CheckpointCallback):
         self.path = folder / LAST
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
         self._saved_at = time.monotonic()
+        self._time_is_up: SharedNumber
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._time_is_up = SharedNumber()  # no two processes have the same clock, and all save together
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,7 +54,9 @@ class PositionCheckpoint(CheckpointCallback):
     def _is_due(self, step: int) -> bool:
         if self.every_n_steps is not None and step % self.every_n_steps == 0:
             return True
-        return self.every_n_minutes is not None and time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
+        if self.every_n_minutes is None:
+            return False
+        return bool(self._time_is_up.exchange(time.monotonic() - self._saved_at >= 60 * self.every_n_minutes))
 
 
 class StopOnSignal(CheckpointCallback):
@@ -58,14 +65,21 @@ class StopOnSignal(CheckpointCallback):
     A signal that comes during validation waits for its end: the steps of that epoch would be lost otherwise. Lightning's
     own handlers save nothing. A CheckpointCallback, since those come after all others in a hook: what the others keep
     (an average of the weights) has this step in it then.
+
+    Of several processes any may get the signal. All learn of it one step later, and stop at the same step. Lightning's
+    own way, a broadcast that every step waits for, is switched off.
     """
 
     def __init__(self, position: PositionCheckpoint) -> None:
         self.position = position
-        self.received: int | None = None
+        self.received = 0  # the signal that this process got
+        self._agreed = 0  # the signal that some process got, which all know of
+        self._shared: SharedNumber
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._shared = SharedNumber()
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         if self._is_main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
@@ -84,17 +98,20 @@ class StopOnSignal(CheckpointCallback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.received is not None and not _is_epochs_end(trainer):
+        self._agreed = self._shared.exchange(self.received)
+        if self._agreed and not _is_epochs_end(trainer):
             self.position.save(trainer)
             self._stop(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.received is not None:  # the epoch before ended with a save
+        self._agreed = self._shared.settle(self.received)  # the epoch before ended with a save
+        if self._agreed:
             self._stop(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore()
-        if self.received is not None:
+        self._agreed = self._shared.settle(self.received)
+        if self._agreed:
             self._stop(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -106,7 +123,7 @@ class StopOnSignal(CheckpointCallback):
 
     def _stop(self, trainer: L.Trainer) -> None:
         log.info(f"stopped at step {trainer.global_step}; the position is in {self.position.path}")
-        raise Terminated if self.received == signal.SIGTERM else KeyboardInterrupt
+        raise Terminated if self._agreed == signal.SIGTERM else KeyboardInterrupt
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from src import seeding
 from src.config import Data
 from src.data.pictures import Pictures
+from src.data.sampler import PartSampler
 from src.data.transforms import Transform, eval_transform
 from src.machine import cpu_cores
 from src.preprocessing import Preprocessing
@@ -44,12 +45,24 @@ class EvalDataset(Dataset[Item]):
         return self.transform(self.pictures.read(index)), self.pictures.labels[index]
 
 
-def eval_loader(pictures: Pictures, split: str, preprocessing: Preprocessing, data: Data, workers: int) -> DataLoader:
-    """Batches (uint8 (B, 3, S, S), int64 (B,)) of a split in the order of the list; used by training and by evaluate."""
+def eval_loader(
+    pictures: Pictures,
+    split: str,
+    preprocessing: Preprocessing,
+    data: Data,
+    workers: int,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> DataLoader:
+    """Batches (uint8 (B, 3, S, S), int64 (B,)) of a split in the order of the list; used by training and by evaluate.
+
+    rank, world: which part of every batch, where several processes measure together.
+    """
     dataset = EvalDataset(pictures, split, eval_transform(preprocessing))
     return DataLoader(
         dataset,
-        batch_size=data.batch_size,
+        batch_sampler=PartSampler(len(dataset), data.batch_size, rank=rank, world=world),
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=leave_signals_to_the_trainer,
@@ -65,10 +78,10 @@ def leave_signals_to_the_trainer(worker: int) -> None:
         os.setpgid(0, 0)
 
 
-def num_workers(data: Data, pictures: Pictures, world: int = 1) -> int:
-    """Loader processes of this process: its share of data.num_workers, or of the cores."""
+def num_workers(data: Data, pictures: Pictures, processes: int = 1) -> int:
+    """Loader processes of one of the processes that train on this machine: its share of data.num_workers, or of the cores."""
     if data.num_workers is None:
         total = 0 if pictures.in_memory else min(cpu_cores(), 16)
     else:
         total = data.num_workers
-    return -(-total // world)
+    return -(-total // processes)

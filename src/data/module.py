@@ -31,16 +31,27 @@ class PictureData(L.LightningDataModule):
         # Not trainer.current_epoch: after a save at the end of an epoch it is still that epoch, and loader processes
         # fetch the first batches before Lightning calls set_epoch.
         epoch, start = divmod(done, self.steps_per_epoch)
+        rank, world = shared_out(self.trainer)
         sampler = EpochSampler(
             self.pictures.splits["train"],
             self.config.batch_size,
             self.seed,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world=self.trainer.world_size if self.trainer else 1,
+            rank=rank,
+            world=world,
             start_epoch=epoch,
             start=start,
         )
+        self._sampler = sampler
         return self._train_loader(train_transform(self.preprocessing, self.config.augment), sampler)
+
+    def labels_of_batch(self, epoch: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The labels of a training batch: those of this process's part, which may be none, and those of the whole."""
+        whole = self._sampler.whole_batch(epoch, batch)
+        own = self._sampler.own_part(whole)
+        labels = self.pictures.labels
+        return torch.tensor([labels[index] for index in own], dtype=torch.int64), torch.tensor(
+            [labels[index] for index in whole]
+        )
 
     def _train_loader(self, transform: Transform, sampler: EpochSampler) -> DataLoader:
         return DataLoader(
@@ -58,7 +69,20 @@ class PictureData(L.LightningDataModule):
         return self._train_loader(eval_transform(self.preprocessing), sampler)
 
     def val_dataloader(self) -> DataLoader:
-        return eval_loader(self.pictures, "val", self.preprocessing, self.config, self._workers())
+        rank, world = shared_out(self.trainer)
+        return eval_loader(
+            self.pictures, "val", self.preprocessing, self.config, self._workers(), rank=rank, world=world
+        )
 
     def _workers(self) -> int:
-        return num_workers(self.config, self.pictures, self.trainer.world_size if self.trainer else 1)
+        processes = self.trainer.world_size // self.trainer.num_nodes if self.trainer else 1
+        return num_workers(self.config, self.pictures, processes)
+
+
+def shared_out(trainer: L.Trainer | None) -> tuple[int, int]:
+    """(rank, world): which part of every batch this process trains on, and in how many parts batches are shared out.
+
+    (0, 1) where there is one process, and where several work on the same batch, as in strategy=pipeline.
+    """
+    share = trainer.distributed_sampler_kwargs if trainer else None
+    return (share["rank"], share["num_replicas"]) if share else (0, 1)

@@ -5,6 +5,7 @@ Made by `load_pictures` in src/data/sources.py, used by the DataModule, evaluate
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -47,6 +48,10 @@ class Pictures:
             for index, (name, label) in enumerate(zip(self.names, self.labels, strict=True))
             if index in split_of
         ]
+
+    def digest(self) -> str:
+        """The same in two processes exactly if both have the same pictures, labels and splits."""
+        return hashlib.sha256(repr(self.rows()).encode()).hexdigest()
 
     def in_order_of(self, classes: tuple[str, ...]) -> Pictures:
         """The same pictures with the labels of a model's stored class list. KeyError for a class that is not in it."""

@@ -33,6 +33,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         self.indices, self.batch_size, self.seed = indices, batch_size, seed
         self.rank, self.world = rank, world
         self.epoch, self.start_epoch, self.start = start_epoch, start_epoch, start
+        self._ordered: tuple[int, list[int]] | None = None  # the order of the epoch that was asked for last
 
     @property
     def sampler(self) -> EpochSampler:
@@ -47,12 +48,44 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return batches_per_epoch(len(self.indices), self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = seeding.epoch_order(self.seed, self.epoch, len(self.indices))
         first = self.start if self.epoch == self.start_epoch else 0
         for batch in range(first, len(self)):
-            end = (batch + 1) * self.batch_size if batch < len(self) - 1 else len(order)
-            members = order[batch * self.batch_size : end][self.rank :: self.world]
-            yield [(self.epoch, self.indices[member]) for member in members]
+            whole = self.whole_batch(self.epoch, batch)
+            # A process for which none is left computes one that does not count: the others wait for its gradients.
+            members = self.own_part(whole) or whole[:1]
+            yield [(self.epoch, index) for index in members]
+
+    def whole_batch(self, epoch: int, batch: int) -> list[int]:
+        """The indices of the pictures that all processes train on in a step."""
+        order = self._order(epoch)
+        end = (batch + 1) * self.batch_size if batch < len(self) - 1 else len(order)
+        return [self.indices[member] for member in order[batch * self.batch_size : end]]
+
+    def own_part(self, whole: list[int]) -> list[int]:
+        """Those of them that this process trains on; none, where there are fewer than processes."""
+        return whole[self.rank :: self.world]
+
+    def _order(self, epoch: int) -> list[int]:
+        if self._ordered is None or self._ordered[0] != epoch:
+            self._ordered = epoch, seeding.epoch_order(self.seed, epoch, len(self.indices))
+        return self._ordered[1]
+
+
+class PartSampler(Sampler[list[int]]):
+    """Batches of places in a split, in its order: of each batch the part of one process out of `world`.
+
+    Nothing is added where a batch does not divide, so that no picture counts twice in a metric.
+    """
+
+    def __init__(self, length: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
+        parts = [range(start, min(start + batch_size, length))[rank::world] for start in range(0, length, batch_size)]
+        self.parts = [list(part) for part in parts if part]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.parts)
 
 
 def batches_per_epoch(pictures: int, batch_size: int) -> int:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from src import seeding
 from src.config import Config, Optimizer
+from src.data.module import shared_out
 from src.data.pictures import Pictures
 from src.models.building import build_loss
 from src.models.losses import ClassificationLoss, predicted_classes
@@ -50,15 +51,30 @@ class Classifier(L.LightningModule):
         self.lr_decay, self.monitor = lr_decay, monitor
         self.plateau: ReduceLROnPlateau | None = None
         self.train_metrics, self.val_metrics = SplitMetrics(num_classes), SplitMetrics(num_classes)
+        self._part: float | torch.Tensor = 1.0  # of the batch in this process, times the number of processes
+        self._has_pictures = True  # of its own in this batch
         self._in_parts = InParts(self)  # for validation: in eval mode a batch in parts gives the same
         self.save_hyperparameters(hparams, logger=False)
+
+    def setup(self, stage: str) -> None:
+        for metrics in (self.train_metrics, self.val_metrics):
+            metrics.share(shared_out(self.trainer)[1] > 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """images: uint8 (B, 3, S, S) -> logits (B, outputs)."""
         return self.network(images)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        seeding.seed_step(self.seed, self.trainer.fit_loop.total_batch_idx, self.global_rank)
+        rank, world = shared_out(self.trainer)
+        seeding.seed_step(self.seed, self.trainer.fit_loop.total_batch_idx, rank)
+        if world > 1:
+            own, whole = self.trainer.datamodule.labels_of_batch(self.trainer.current_epoch, batch_idx)
+            self._has_pictures = len(own) > 0
+            self._part = world * self.loss.weight(own) / self.loss.weight(whole)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The gradients of the processes are averaged, as if their parts of the batch were equal: they may differ by one."""
+        (loss * self._part).backward()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
         """loss: mean over the batch; predicted: classes (B,). A batch that does not fit is run in parts, each part through
@@ -71,7 +87,8 @@ class Classifier(L.LightningModule):
         return self.loss.weight(batch[1])
 
     def on_train_batch_end(self, outputs: dict[str, torch.Tensor], batch: Batch, batch_idx: int) -> None:
-        self.train_metrics.update(outputs["loss"], outputs["predicted"], batch[1])
+        if self._has_pictures:
+            self.train_metrics.update(outputs["loss"], outputs["predicted"], batch[1])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss, predicted = self._step(batch, self._in_parts)

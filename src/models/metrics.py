@@ -18,6 +18,10 @@ class SplitMetrics(torch.nn.Module):
         self.loss: Metric = MeanMetric()
         self.confusion: Metric = MulticlassConfusionMatrix(num_classes=num_classes, validate_args=False)
 
+    def share(self, shared: bool) -> None:
+        """Whether compute sums up what all processes have seen, or each has seen everything by itself."""
+        self.loss.sync_on_compute = self.confusion.sync_on_compute = shared
+
     @torch.no_grad()
     def update(self, loss: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor) -> None:
         """loss: mean over the batch; predicted, labels: int64 (B,)."""

@@ -8,7 +8,7 @@ once: src/strategies/model_parallel.py (one process) and src/strategies/pipeline
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,10 @@ UNITS = (
     *(f"layer{layer}.{block}" for layer, blocks in enumerate((3, 4, 6, 3), 1) for block in range(blocks)),
     *("avgpool", "fc"),
 )
-CUTS = (*UNITS[3:-3], "layer1", "layer2", "layer3")  # after these it can be cut, so that every stage has weights
+BLOCKS = UNITS[3:-3]  # cut after all of these, it is in the smallest stages that have weights
+CUTS = (*BLOCKS, "layer1", "layer2", "layer3")  # after these it can be cut
+
+_SPLIT = "model=model_parallel_resnet50 strategy=model_parallel"  # in the commands that errors suggest
 
 
 class Stage(nn.Module):
@@ -48,9 +51,15 @@ class Stage(nn.Module):
         return x
 
     def place(self, device: torch.device) -> None:
-        """Moves weights and buffers one by one: Module.to fails on fake tensors, which the tests put on GPUs."""
-        for tensor in chain(self.parameters(), self.buffers()):
-            tensor.data = tensor.data.to(device)
+        """Puts copies on the device in the place of weights and buffers; an optimizer is to be made afterwards.
+
+        Module.to changes tensors in place, which fails on the fake tensors that the tests put on GPUs.
+        """
+        for layer in self.modules():
+            for name, weight in layer.named_parameters(recurse=False):
+                setattr(layer, name, nn.Parameter(weight.detach().to(device), weight.requires_grad))
+            for name, buffer in layer.named_buffers(recurse=False):
+                setattr(layer, name, buffer.to(device))
 
 
 class ModelParallelResNet50(ResNet):
@@ -68,9 +77,13 @@ class ModelParallelResNet50(ResNet):
         split_at: Sequence[str] = ("layer2",),
     ) -> None:
         super().__init__(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
-        self._bounds = stage_bounds(split_at)
+        self.split(split_at)
         if devices is not None:
             self.place(devices)
+
+    def split(self, split_at: Sequence[str]) -> None:
+        """Cuts it after other layers; which devices they are on stays as it is. Raises UserError."""
+        self._bounds, self.split_at = stage_bounds(split_at), tuple(split_at)
 
     def stage_layers(self) -> list[list[nn.Module]]:
         """The layers of each stage."""
@@ -85,17 +98,24 @@ class ModelParallelResNet50(ResNet):
         return [Stage(layers) for layers in self.stage_layers()]
 
     def place(self, devices: Sequence[str | torch.device]) -> None:
-        """Moves each stage to its device."""
-        stages = self.stages()
-        if len(devices) != len(stages):
-            raise UserError(
-                f"{len(stages)} stages do not fit {len(devices)} devices",
-                where=f"split_at has {len(stages) - 1} cuts",
-                why="every stage has a device of its own, and there is one stage more than cuts",
-                fix=f"python -m src.train model=model_parallel_resnet50 strategy=model_parallel trainer.devices={len(stages)}",
-            )
-        for stage, device in zip(stages, devices, strict=True):
+        """Moves each stage to its device. Raises UserError for another number of devices than stages."""
+        self.check_devices(len(devices))
+        for stage, device in zip(self.stages(), devices, strict=True):
             stage.place(torch.device(device))
+
+    def check_devices(self, count: int) -> None:
+        """Raises UserError unless there is a device for every stage, and a stage for every device."""
+        stages, cuts = len(self._bounds) - 1, ",".join(self.split_at)
+        if count != stages:
+            raise UserError(
+                f"{stages} stages do not fit {count} {'device' if count == 1 else 'devices'}",
+                where=f"model.split_at=[{cuts}], trainer.devices={count}",
+                why="every stage has a device of its own, and there is one stage more than cuts",
+                fix=[
+                    f"python -m src.train {_SPLIT} 'model.split_at=[{cuts}]' trainer.devices={stages}",
+                    f"python -m src.train {_SPLIT} model.split_at=auto trainer.devices={max(2, count)}",
+                ],
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         x = images
@@ -112,7 +132,7 @@ def stage_bounds(split_at: Sequence[str]) -> list[int]:
             f"a ResNet50 cannot be split after {unknown[0]!r}",
             where=f"model.split_at=[{','.join(split_at)}]",
             why=f"it can be split after: {', '.join(CUTS)}",
-            fix="python -m src.train model=model_parallel_resnet50 strategy=model_parallel 'model.split_at=[layer2]'",
+            fix=f"python -m src.train {_SPLIT} 'model.split_at=[layer2]'",
         )
     ends = [
         max(at for at, unit in enumerate(UNITS) if unit == name or unit.startswith(name + ".")) for name in split_at
@@ -122,6 +142,6 @@ def stage_bounds(split_at: Sequence[str]) -> list[int]:
         raise UserError(
             f"model.split_at=[{','.join(split_at)}] is not in the order of the layers",
             why="each cut comes after the one before it, and a stage has at least one layer with weights",
-            fix="python -m src.train model=model_parallel_resnet50 strategy=model_parallel 'model.split_at=[layer1,layer3]'",
+            fix=f"python -m src.train {_SPLIT} 'model.split_at=[layer1,layer3]'",
         )
     return bounds

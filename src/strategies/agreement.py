@@ -9,8 +9,8 @@ end, its buckets are as large as all gradients, and it would exchange buffers in
 between the processes. The gradients are averaged in one piece after the last part. When whole batches fit again, so does
 a new wrapper.
 
-A step without a failure pays for this with the reduction of one number, for which a GPU is waited for. Layers that
-communicate by themselves, such as SyncBatchNorm, cannot be repeated in this way.
+A step without a failure pays for this with the reduction of one number, which the CPUs exchange: no GPU is waited for.
+Layers that communicate by themselves, such as SyncBatchNorm, cannot be repeated in this way.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from src.strategies.requests import SharedNumber
+
 
 class Agreement:
     """Every process calls begin, agree and, in parts, average in the same order, whatever happened to it."""
@@ -31,6 +33,7 @@ class Agreement:
     def __init__(self, strategy: DDPStrategy) -> None:
         self.strategy = strategy
         self._sent = 0  # buckets, in this backward pass
+        self._failures = SharedNumber()
         self._counted: weakref.ref[DistributedDataParallel] | None = None  # the wrapper whose buckets are counted
 
     def begin(self, in_parts: bool) -> None:
@@ -67,9 +70,7 @@ class Agreement:
         if failed and isinstance(model, DistributedDataParallel) and model.require_backward_grad_sync:
             for bucket in model.reducer._get_zeros_like_grad_buckets()[self._sent :]:
                 allreduce_hook(None, bucket).wait()
-        number = torch.tensor(failed, device=self.strategy.root_device)
-        dist.all_reduce(number, dist.ReduceOp.MAX)
-        return int(number)
+        return self._failures.settle(failed)
 
     def gradients(self) -> Tensor:
         """A copy of all gradients in one piece, which may not fit: to be made before the processes agree."""

@@ -1,24 +1,43 @@
-"""fp32, fp16 and bf16: what they are called by Lightning, and where they are refused."""
+"""fp32, fp16 and bf16: where they are refused, how Lightning trains in them, and how others compute in them."""
 
 from __future__ import annotations
 
+import logging
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from src.errors import ExitCode, UserError
 
+if TYPE_CHECKING:
+    from lightning.pytorch.plugins.precision import Precision
+
+log = logging.getLogger(__name__)
+
 LIGHTNING_NAMES = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def precision_plugin(name: str, device: torch.device) -> Precision:
+    """What Lightning's Trainer needs for this precision, in its plugins.
+
+    fp16 comes with a GradScaler, on a CPU too, where precision="16-mixed" of the Trainer would become bf16.
+    """
+    from lightning.pytorch.plugins.precision import MixedPrecision, Precision  # takes seconds; predict does without it
+
+    return Precision() if name == "fp32" else MixedPrecision(LIGHTNING_NAMES[name], device.type)
+
+
 def check_precision(name: str, device: torch.device) -> None:
-    """Raises UserError where the device cannot compute in this precision, or only by emulating it."""
+    """Raises UserError where the device cannot compute in this precision, or only by emulating it; fp16 on a CPU, which
+    emulates it, is for learning and tests, and a warning."""
     if name == "fp16" and device.type == "cpu":
-        raise _refused(
-            name, device, "16-bit floats with loss scaling are for GPUs; CPUs have no fast arithmetic for them", "bf16"
+        log.warning(
+            "precision=fp16 on a CPU shows how loss scaling works, but most CPUs emulate it: a training step can take "
+            "15 times as long as with fp32. Meant for speed it is on GPUs only."
         )
     if name == "bf16" and device.type == "cpu" and not cpu_has_bf16():
         raise _refused(
@@ -32,7 +51,10 @@ def check_precision(name: str, device: torch.device) -> None:
 
 
 def usable_precision(name: str, device: torch.device) -> str:
-    """The precision a model was trained in, or fp32 where this device does not have it: to predict, either will do."""
+    """The precision a model was trained in, or fp32 where this device does not have it, or only by emulating it: to
+    predict, either will do."""
+    if name == "fp16" and device.type == "cpu":
+        return "fp32"
     try:
         check_precision(name, device)
         return name

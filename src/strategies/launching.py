@@ -1,0 +1,249 @@
+"""Starts the processes of a run that has several (strategy=ddp, strategy=pipeline), watches over them, and says who failed.
+
+Every process is a `python -m src.rank`, which gets the composed config of this very job: the command line is not run a
+second time, so a sweep starts the processes of each of its jobs and no others. The command itself trains nothing. So it
+can always answer: to Ctrl-C and SIGTERM, which it hands on; to the death of a process, which it names; and should it die
+itself, its processes notice and end. torch is not imported here.
+
+Where something else starts the processes (torchrun, or SLURM through it), they are `python -m src.train` themselves, and
+nothing here but `check_launched` runs. Both ways the environment variables are torchrun's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import yaml
+
+from src.config import Config, device_count, plain
+from src.errors import ErrorOfProcess, ExitCode, Terminated, UserError
+from src.run_dir import claim, shell_command
+
+log = logging.getLogger(__name__)
+
+PROCESS_PER_DEVICE = ("ddp", "pipeline")
+GRACE_SECONDS = 5.0  # that the other processes have to end by themselves after one has failed
+STOPPED = (ExitCode.TERMINATED, ExitCode.INTERRUPTED)  # codes of processes that agreed to end
+
+
+def processes_to_start(config: Config) -> int:
+    """How many processes this command starts for the run; 1: none, it trains by itself."""
+    if launched_from_outside() or config.strategy.name not in PROCESS_PER_DEVICE:
+        return 1
+    return device_count(config.trainer)
+
+
+def launched_from_outside() -> bool:
+    """Whether torchrun, or something like it, started this process as one of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def run_in_processes(config: Config, path: Path, count: int) -> float:
+    """The run in `count` processes of this machine; returns the metric that chose the best epoch.
+
+    Raises the UserError of the process that failed, Terminated or KeyboardInterrupt where they were told to end.
+    """
+    with ExitStack() as stack:
+        errors = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-")))
+        port = config.strategy.port or _free_port()
+        processes = [_Process(rank, count, port, errors) for rank in range(count)]
+        try:
+            job = yaml.safe_dump({"config": plain(config), "path": str(path), "parent": os.getpid()})
+            for process in processes:
+                process.start(job)
+            _wait(processes)
+        finally:
+            for process in processes:
+                process.kill()
+        _raise_failure(processes, path)
+    return json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"][config.checkpoint.monitor]
+
+
+class _Process:
+    """One of the processes, and what it printed to stderr."""
+
+    def __init__(self, rank: int, count: int, port: int, errors: Path) -> None:
+        self.rank, self.errors = rank, errors / str(rank)
+        self.environment = {
+            **os.environ,
+            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
+            **{"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            "TRAIN_COMMAND": shell_command(),
+        }
+        self.hung = False  # whether it did not end by itself after another had failed
+        self.popen: subprocess.Popen[bytes] | None = None
+
+    def start(self, job: str) -> None:
+        with self.errors.open("wb") as errors:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "src.rank"],
+                stdin=subprocess.PIPE,
+                stdout=None if self.rank == 0 else subprocess.DEVNULL,  # the others' messages: rank1.log, ...
+                stderr=errors,
+                env=self.environment,
+                # Ctrl-C reaches this command alone, which hands it on: it would arrive twice otherwise.
+                **({"process_group": 0} if os.name == "posix" else {}),
+            )
+        with self.popen.stdin as pipe:
+            pipe.write(job.encode())
+
+    @property
+    def code(self) -> int | None:
+        """As of subprocess: None while it runs, -N where signal N killed it."""
+        return self.popen.poll() if self.popen else None
+
+    def send(self, number: int) -> None:
+        if self.popen and self.code is None:
+            self.popen.send_signal(number)
+
+    def kill(self) -> None:
+        if self.popen and self.code is None:
+            self.popen.kill()
+            self.popen.wait()
+
+    def printed(self) -> str:
+        return self.errors.read_text(encoding="utf-8", errors="replace").strip()
+
+
+def _wait(processes: Sequence[_Process]) -> None:
+    """Until all have ended; a signal is handed on, and those that hang after a failure are killed."""
+    killed_at: float | None = None
+    while running := [process for process in processes if process.code is None]:
+        try:
+            if killed_at is None and any(process.code not in (None, 0, *STOPPED) for process in processes):
+                killed_at = time.monotonic() + GRACE_SECONDS
+            if killed_at is not None and time.monotonic() > killed_at:
+                for process in running:
+                    process.hung = True
+                    process.kill()
+            time.sleep(0.05)
+        except (KeyboardInterrupt, Terminated) as error:
+            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            for process in running:
+                process.send(number)
+
+
+def _raise_failure(processes: Sequence[_Process], path: Path) -> None:
+    """Raises what ended the run, if anything did: what happened first, not the broken connections that followed."""
+    count = len(processes)
+    again = f"repeat the command with name={path.name} to continue from the last checkpoint"
+    killed = [process for process in processes if process.code < 0 and not process.hung]
+    failed = [process for process in processes if process.code > 0 and process.code not in STOPPED]
+    causes = [process for process in failed if process.code != ExitCode.PROCESS_LOST]
+    hung = [process for process in processes if process.hung]
+    if killed:
+        number = -killed[0].code
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        raise UserError(
+            f"process {killed[0].rank} of the {count} processes was killed ({name})",
+            where=str(path),
+            why="the system does that when the machine's memory is full (`dmesg | tail`), and so does kill -9"
+            if number == getattr(signal, "SIGKILL", 9)
+            else killed[0].printed()[-500:] or "it crashed; train.log and rank*.log may say in what",
+            fix=again,
+            code=ExitCode.PROCESS_LOST,
+        )
+    if causes:
+        raise ErrorOfProcess(causes[0].printed(), ExitCode(causes[0].code))
+    if failed and hung:
+        raise UserError(
+            f"process {hung[0].rank} of the {count} processes no longer answered",
+            where=str(path),
+            why="the others waited for it for strategy.timeout_seconds and gave up; it hung, or was far too slow",
+            fix=[again, "python -m src.train strategy=ddp strategy.timeout_seconds=600"],
+            code=ExitCode.PROCESS_LOST,
+        )
+    if failed:
+        raise ErrorOfProcess(failed[0].printed(), ExitCode(failed[0].code))
+    if any(process.code == ExitCode.TERMINATED for process in processes):
+        raise Terminated
+    if any(process.code == ExitCode.INTERRUPTED for process in processes):
+        raise KeyboardInterrupt
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def claim_path(config: Config) -> Path:
+    """The folder of the run. Processes that torchrun started have no name= in common sooner than they have met: without
+    one, theirs is that of the launch, or else the first process chooses it and tells the others (src/run.py)."""
+    name = config.name
+    if launched_from_outside() and name is None:
+        launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # --rdzv-id
+        if launch == "none" and os.environ["RANK"] != "0":
+            return Path(config.runs_dir)
+        name = launch if launch != "none" else None
+    return claim(Path(config.runs_dir), name)
+
+
+def check_launched(config: Config, multirun: bool) -> None:
+    """What must hold where torchrun started this process, or srun did by mistake. Raises UserError."""
+    if not launched_from_outside():
+        _check_alone(config)
+        return
+    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    name, trainer = config.strategy.name, config.trainer
+    if multirun:
+        raise UserError(
+            "a sweep (-m) cannot be started by torchrun",
+            where=f"WORLD_SIZE={world}",
+            why="every process would run the sweep; a sweep starts the processes of its jobs by itself",
+            fix="python -m src.train -m strategy=ddp trainer.devices=2 optimizer.lr=1e-3,3e-3",
+        )
+    if name not in PROCESS_PER_DEVICE and world > 1:
+        raise UserError(
+            f"strategy={name} does not go with torchrun",
+            where=f"{world} processes were started (WORLD_SIZE={world})",
+            why=f"strategy={name} is one process, so each of them would train the same by itself",
+            fix=[
+                f"python -m src.train strategy={name} trainer.devices={local if name == 'dp' else 1}",
+                f"torchrun --nproc-per-node {local} -m src.train strategy=ddp trainer.devices={local}",
+            ],
+        )
+    if world != device_count(trainer) * trainer.num_nodes or local != device_count(trainer):
+        raise UserError(
+            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} is not what was started",
+            where=f"{world} processes in all, {local} on this machine",
+            why="each process trains on one device",
+            fix=f"scripts/launch_torchrun.sh strategy={name} trainer.devices={local} trainer.num_nodes={world // local}",
+        )
+    if config.name is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise UserError(
+            "name= is missing",
+            where=f"--max-restarts={os.environ['TORCHELASTIC_MAX_RESTARTS']}",
+            why="a run that is started again has to find what it left",
+            fix="python -m torch.distributed.run --max-restarts=3 -m src.train strategy=ddp name=NAME",
+        )
+
+
+def _check_alone(config: Config) -> None:
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        raise UserError(
+            f"srun started this command {os.environ['SLURM_STEP_NUM_TASKS']} times",
+            why="each of them would train by itself; one task per machine is enough, which starts the processes there",
+            fix="sbatch scripts/launch_slurm.sh strategy=ddp name=NAME",
+        )
+    if config.trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes={config.trainer.num_nodes}, but this command runs on one machine",
+            why="on several machines it is started on each of them",
+            fix=[
+                "scripts/launch_torchrun.sh --help",
+                "sbatch scripts/launch_slurm.sh strategy=ddp name=NAME",
+            ],
+        )

@@ -1,0 +1,105 @@
+"""strategy=model_parallel: the stages of a network on several devices, in one process.
+
+The network gives its stages (models/network.py) and passes a batch from device to device in its forward pass; here they
+are placed. What comes after the network (labels, loss, metrics) is on the last device, where the logits are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.device_dtype_mixin import _update_properties
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+
+from src.strategies.own_backward import OwnBackward
+from src.strategies.stage_threads import StageThreads
+
+
+def build_model_parallel(micro_batches: int, schedule: str) -> ModelParallel:
+    """The strategy for L.Trainer(strategy=...). schedule: 1f1b or gpipe, the order of several micro-batches."""
+    return ModelParallel() if micro_batches == 1 else OverlappedModelParallel(micro_batches, schedule)
+
+
+class ModelParallel(SingleDeviceStrategy):
+    """One stage works at a time: for networks that are too large for one device.
+
+    A step is that of a single device: autograd finds its way back through the devices by itself. The first device is the
+    root, to which Lightning moves a batch. Raises UserError for another number of devices than stages.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parallel_devices: list[torch.device] = []  # Lightning fills it in from trainer.devices
+
+    @property
+    def root_device(self) -> torch.device:
+        return self.parallel_devices[0]
+
+    def model_to_device(self) -> None:
+        module = self.lightning_module
+        module.network.backbone.check_devices(len(self.parallel_devices))
+        module.network.place(self.parallel_devices)
+        for child in module.children():
+            if child is not module.network:
+                child.to(self.parallel_devices[-1])
+        _update_properties(module, device=self.root_device)
+        in_stages = {id(parameter) for stage in module.network.stages() for parameter in stage.parameters()}
+        outside = [name for name, parameter in module.named_parameters() if id(parameter) not in in_stages]
+        assert not outside, f"parameters outside of every stage: {outside}"
+
+    def batch_to_device(
+        self, batch: tuple[Tensor, Tensor], device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        images, labels = super().batch_to_device(batch, device, dataloader_idx)
+        return images, labels.to(self.parallel_devices[-1])
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """torch puts an optimizer's state beside its parameter; Lightning would move all of it to the root device."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)
+
+
+class OverlappedModelParallel(OwnBackward, ModelParallel):
+    """The stages work at the same time, each on another micro-batch of the batch: src/strategies/stage_threads.py.
+
+    A batch is divided like torch.distributed.pipelining does it, by tensor_split: 10 pictures in 4 micro-batches are 3, 3,
+    2 and 2. A batch with fewer pictures than micro_batches goes one by one. Each micro-batch counts with its share of the
+    batch's mean loss. BatchNorm in training mode takes its statistics from micro-batches.
+    """
+
+    def __init__(self, micro_batches: int, schedule: str) -> None:
+        super().__init__()
+        self.micro_batches, self.schedule = micro_batches, schedule
+        self._threads: StageThreads | None = None
+
+    def setup(self, trainer: L.Trainer) -> None:
+        super().setup(trainer)
+        stages = len(self.parallel_devices)
+        self._threads = StageThreads(stages, self.schedule, self.precision_plugin.train_step_context)
+
+    def forward_backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        module = self.lightning_module
+        count = min(self.micro_batches, len(images))
+        parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
+        weights = [module.loss_weight(part) for part in parts]
+        losses: list[Tensor] = []
+        predicted: list[Tensor] = []
+
+        def share_of_loss(i: int, logits: Tensor) -> Tensor:
+            loss, classes = module.compare(logits, parts[i][1])
+            loss = loss * (weights[i] / sum(weights))
+            losses.append(loss.detach())
+            predicted.append(classes)
+            return self.scaled(loss)
+
+        self._threads.run(module.network.stages(), [images for images, _ in parts], share_of_loss)
+        return sum(losses), torch.cat(predicted)
+
+    def teardown(self) -> None:
+        if self._threads is not None:  # None where the setup failed
+            self._threads.close()
+        super().teardown()

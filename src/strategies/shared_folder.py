@@ -1,0 +1,37 @@
+"""The folder of a run that several processes train: the first has it, the others read what they need."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from src import logs
+from src.errors import ExitCode, UserError
+from src.run_dir import RunFolder
+from src.strategies.ranks import Ranks
+
+
+@contextmanager
+def open_folder(ranks: Ranks, path: Path, config: dict[str, Any], resume: str) -> Iterator[RunFolder]:
+    """Makes or takes up the folder that the first process names; the others see it afterwards. Each has a log there.
+
+    config: the whole config as plain values, which must be the same in all processes. Raises UserError, also for what
+    RunFolder.open raises it.
+    """
+    ranks.check_same("settings", config)
+    path = Path(ranks.told_by_first(lambda: str(path)))
+    with RunFolder.open(path, config, resume, writes=ranks.is_first) as folder:
+        ranks.told_by_first(lambda: None)  # the folder is there now
+        if not (path / "config.yaml").exists():
+            raise UserError(
+                f"{path} is not the same folder on all machines",
+                where=f"{path.absolute()} on {platform.node()}",
+                why="the first process has made it, and this one does not see it; all read the checkpoints in it",
+                fix="python -m src.train runs_dir=/a/folder/that/all/machines/share",
+                code=ExitCode.NO_INPUT,
+            )
+        with logs.to_file(path / ("train.log" if ranks.is_first else f"rank{ranks.rank}.log")):
+            yield folder

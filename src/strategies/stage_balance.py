@@ -1,0 +1,161 @@
+"""model.split_at=auto and auto_memory: where to cut a ResNet50 so that its stages are alike, found by measuring.
+
+The time of a step is that of the slowest stage, and the largest stage decides what fits. Real micro-batches are sent through
+a copy of the network, block by block, so that afterwards nothing is different: not the weights, not the BatchNorm
+statistics, not the random state.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import statistics
+import time
+from collections.abc import Sequence
+from itertools import combinations, pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.optim import Optimizer
+
+from src import seeding
+from src.config import Config
+from src.errors import UserError
+from src.models.model_parallel_resnet50 import BLOCKS, Stage
+from src.models.network import TransferNetwork
+from src.models.optimizers import build_optimizer
+from src.strategies.precision import autocast
+from src.strategies.stage_threads import warmup
+
+log = logging.getLogger(__name__)
+
+TIMED, TIMED_SECONDS = 5, 0.3  # passes through a block after a first one; whichever is reached first ends its timing
+
+
+class Measured(NamedTuple):
+    """A block of the network."""
+
+    seconds: float  # forward and backward pass of a micro-batch; only forward where it and all before it are frozen
+    fixed: int  # bytes of weights, gradients and optimizer states
+    activations: int  # bytes that a micro-batch keeps from its forward to its backward pass
+
+
+def choose_split(
+    config: Config, network: TransferNetwork, device: torch.device, stages: int, image_size: int
+) -> list[str]:
+    """The layers to cut after, for ModelParallelResNet50.split. Prints them with the share of every stage.
+
+    Of all cuts it is the one whose slowest stage is quickest (model.split_at=auto), or whose largest is smallest
+    (auto_memory). network: as it is trained, with what is frozen then. device: all blocks are measured on this one.
+    Raises UserError for more stages than there are blocks.
+    """
+    if stages > len(BLOCKS) + 1:
+        raise UserError(
+            f"a ResNet50 cannot be cut into {stages} stages",
+            where=f"model.split_at={config.model.split_at} makes a stage for every device",
+            why=f"it has {len(BLOCKS) + 1} parts: the first layers, and blocks that are not cut any further",
+            fix=f"python -m src.train model=model_parallel_resnet50 strategy=model_parallel model.split_at=auto "
+            f"trainer.devices={len(BLOCKS) + 1}",
+        )
+    blocks = measure(config, network, device, image_size)
+    if config.model.split_at == "auto":
+        costs = [[block.seconds for block in blocks] for _ in range(stages)]
+    else:
+        kept = [warmup(config.strategy.schedule, stages, i, config.strategy.micro_batches) for i in range(stages)]
+        costs = [[block.fixed + count * block.activations for block in blocks] for count in kept]
+    cuts = best_cuts(costs)
+    split_at = [BLOCKS[cut - 1] for cut in cuts]
+    parts = stage_costs(costs, cuts)
+    shares = ", ".join(f"{part / sum(parts):.0%}" for part in parts)
+    what = "time" if config.model.split_at == "auto" else "memory"
+    log.info(f"model.split_at={config.model.split_at}: [{','.join(split_at)}]; the stages have {shares} of the {what}")
+    return split_at
+
+
+def best_cuts(costs: Sequence[Sequence[float]]) -> tuple[int, ...]:
+    """The first block of every stage but the first, so that the most expensive stage is as cheap as possible; among equals
+    the next most expensive one, and so on. costs: [stage][block], what a block costs in a stage.
+
+    All are tried: with 17 blocks there are at most 12,870.
+    """
+    blocks = range(1, len(costs[0]))
+    return min(combinations(blocks, len(costs) - 1), key=lambda cuts: sorted(stage_costs(costs, cuts), reverse=True))
+
+
+def stage_costs(costs: Sequence[Sequence[float]], cuts: Sequence[int]) -> list[float]:
+    """What each stage costs, cut before these blocks."""
+    bounds = pairwise([0, *cuts, len(costs[0])])
+    return [sum(row[start:stop]) for row, (start, stop) in zip(costs, bounds, strict=True)]
+
+
+def measure(config: Config, network: TransferNetwork, device: torch.device, image_size: int) -> list[Measured]:
+    """Every block of a copy of the network, with a micro-batch of random pictures as large as the run's."""
+    network = copy.deepcopy(network)
+    network.backbone.split(BLOCKS)
+    blocks = network.stages()
+    network.place([device] * len(blocks))
+    optimizer = build_optimizer(network, config.optimizer, config.freeze.lr_decay)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # makes the optimizer's states
+
+    size = -(-config.data.batch_size // config.strategy.micro_batches)
+    generator = seeding.generator("stage balance")
+    x = torch.randint(256, (size, 3, image_size, image_size), generator=generator, dtype=torch.uint8).to(device)
+    measured = []
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws
+        for block in blocks:
+            fixed = _fixed_bytes(block, optimizer)
+            with autocast(config.precision.name, device):
+                y, activations = _forward(block, x)
+            measured.append(Measured(_seconds(block, x, config.precision.name), fixed, activations))
+            x = y.detach().requires_grad_(y.requires_grad)
+    return measured
+
+
+def _fixed_bytes(block: Stage, optimizer: Optimizer) -> int:
+    tensors = [*block.parameters(), *block.buffers()]
+    for parameter in block.parameters():
+        if parameter.grad is not None:
+            tensors += [parameter.grad, *optimizer.state[parameter].values()]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _forward(block: Stage, x: Tensor) -> tuple[Tensor, int]:
+    """The block's output, and the bytes that are kept for the backward pass. Not counted is the input: whoever made it
+    keeps it."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (x, *block.parameters(), *block.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        y = block(x)
+    return y, sum(kept.values())
+
+
+def _seconds(block: Stage, x: Tensor, precision: str) -> float:
+    """The median of a few passes."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        with autocast(precision, x.device):
+            y = block(x)
+        if y.requires_grad:
+            y.backward(torch.ones_like(y))
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter() - start
+
+    once()  # libraries look for the kernel that suits a size when they first see it
+    seconds = [once()]
+    while len(seconds) < TIMED and sum(seconds) < TIMED_SECONDS:
+        seconds.append(once())
+    return statistics.median(seconds)
