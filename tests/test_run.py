@@ -23,10 +23,7 @@ from src.errors import Terminated
 from src.run_dir import sha256
 from tests.conftest import SMALL, check_error, command_environment, write_pictures
 from tests.data.odd_pictures import write_corrupt_pictures, write_odd_pictures
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
+from tests.running import result, start, wait_for_rows, wait_for_save
 
 
 def table(file: Path) -> list[dict[str, str]]:
@@ -201,22 +198,6 @@ def test_a_killed_run_that_is_repeated_gives_the_undisturbed_result(command, tmp
     assert not list(other.rglob("*.tmp"))
 
 
-def wait_for_save(run: Path, after_epoch: int, process: subprocess.Popen) -> bool:
-    """Waits until the run has saved a position in the middle of an epoch; False if it ended before."""
-    rows, last, seen = run / "metrics.csv", run / "checkpoints" / "last.ckpt", None
-    while process.poll() is None:
-        if rows.exists() and len(rows.read_text().splitlines()) > after_epoch and last.exists():
-            try:
-                stamp = last.stat().st_mtime_ns
-            except FileNotFoundError:  # between the two renames of a save
-                continue
-            if seen is not None and stamp != seen:
-                return True
-            seen = stamp
-        time.sleep(0.002)
-    return False
-
-
 def moving_average(checkpoint: dict) -> dict:
     return checkpoint["callbacks"]["WeightAverage"]["average"]
 
@@ -245,20 +226,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(command, tmp_p
         path.write_bytes(path.read_bytes()[:1000])
     done = command("train", *words, "name=spoiled")
     check_error(done, 74, "no checkpoint of this run can be read", "last.ckpt", "previous.ckpt")
-
-
-def start(folder: Path, *words: str) -> subprocess.Popen:
-    """A training that can be sent signals: the leader of its own process group."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "src.train", *words],
-        cwd=folder,
-        env=command_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
-    )
 
 
 def test_sigterm_ends_with_143_and_the_position(command, tmp_path):
@@ -408,16 +375,6 @@ def test_a_continued_run_keeps_its_split_and_classes(command, tmp_path):
     assert "14 pictures are not in" in done.out
     assert (tmp_path / "runs/fruit/split.csv").read_text() == split
     assert json.loads((tmp_path / "runs/fruit/model/model.json").read_text())["classes"] == ["apple", "pear", "plum"]
-
-
-def wait_for_rows(run: Path, rows: int, process: subprocess.Popen) -> bool:
-    """Waits until metrics.csv has the rows and their position is saved; False if the run ended before."""
-    while process.poll() is None:
-        file = run / "metrics.csv"
-        if file.exists() and len(file.read_text().splitlines()) > rows:
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def test_a_run_that_is_out_of_time_has_a_result(command, tmp_path):

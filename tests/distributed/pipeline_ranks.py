@@ -1,0 +1,336 @@
+"""One of two processes, each with a stage of a ResNet50: test_pipeline.py starts this file twice.
+
+Every scenario is trained twice: with strategy=pipeline by both, and by one process alone, with the unsplit network and
+the same micro-batches one after another. What differs is written to the file that is given, for each of the ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import resnet50
+
+from src.callbacks.freezing import FreezingSchedule, Phases
+from src.callbacks.position import PositionCheckpoint
+from src.checkpoints.reading import read_checkpoint
+from src.checkpoints.writing import LAST, PREVIOUS, DurableCheckpointIO
+from src.config import Optimizer
+from src.models.classifier import Classifier
+from src.models.losses import ClassificationLoss
+from src.models.model_parallel_resnet50 import UNITS, ModelParallelResNet50
+from src.models.network import TransferNetwork
+from src.preprocessing import Preprocessing
+from src.strategies.own_backward import OwnBackward
+from src.strategies.pipeline import OwnStage, Pipeline
+from src.strategies.pipeline_precision import stage_precision
+from src.strategies.precision import precision_plugin
+
+CPU = torch.device("cpu")
+CLASSES, SIZE = 3, 32
+SECONDS = 60.0  # before a process that waits gives up
+WEIGHTS = [0.5, 1.0, 2.5]  # of the classes
+
+# name: (micro-batches, schedule, pictures, whether BatchNorm is in train mode)
+BATCHES = {
+    **{f"{schedule}, m={m}": (m, schedule, 16, True) for m in (1, 2, 4, 8) for schedule in ("gpipe", "1f1b")},
+    "uneven parts": (4, "1f1b", 10, True),
+    "fewer pictures than parts": (4, "1f1b", 3, False),
+}
+
+
+def rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def build_network(split_at: tuple[str, ...] = ("layer2",), channels_last: bool = True) -> TransferNetwork:
+    """The same weights at every call."""
+    torch.manual_seed(0)
+    backbone = ModelParallelResNet50(split_at=split_at)
+    backbone.fc = nn.Identity()
+    square = Preprocessing(SIZE, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
+    return TransferNetwork(backbone, nn.Linear(2048, CLASSES), square, channels_last=channels_last)
+
+
+def pictures(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Noise, and labels that its brightness tells."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, CLASSES, (count,), generator=generator)
+    noise = torch.randint(0, 120, (count, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    return noise + 60 * labels.to(torch.uint8)[:, None, None, None], labels
+
+
+class Torchvision(nn.Module):
+    """torchvision's own ResNet50 in the place of the split one."""
+
+    def __init__(self, network: TransferNetwork) -> None:
+        super().__init__()
+        self.backbone, self.head, self.normalise = resnet50(), network.head, network.normalise
+        self.backbone.fc = nn.Identity()
+        self.backbone.load_state_dict(network.backbone.state_dict())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(self.normalise(images)))
+
+
+def in_stage(name: str) -> bool:
+    """Whether the tensor of that name belongs to the stage of this process, with a cut after layer2."""
+    first = any(name.startswith(f"backbone.{unit}.") for unit in UNITS[: UNITS.index("layer3.0")])
+    return first == (rank() == 0)
+
+
+def compare_batch(micro_batches: int, schedule: str, count: int, train: bool) -> dict[str, Any]:
+    """A forward and backward pass of one batch."""
+    images, labels = pictures(count)
+    split, whole = (build_network(channels_last=False) for _ in range(2))
+    unsplit = Torchvision(whole).train(train)
+    losses, expected = [], []
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        share = nn.functional.cross_entropy(logits, labels) * (len(labels) / count)
+        losses.append(share.item())
+        return share
+
+    stage = OwnStage(split.train(train), rank(), CPU, micro_batches, schedule, loss, nullcontext)
+    stage.forward_backward(images, labels)
+    parts = min(count, micro_batches)
+    for some, theirs in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+        part = nn.functional.cross_entropy(unsplit(some), theirs) * (len(theirs) / count)
+        part.backward()
+        expected.append(part.item())
+
+    reference = dict(unsplit.named_parameters())
+    own = {name: parameter.grad for name, parameter in split.named_parameters() if in_stage(name)}
+    buffers = dict(unsplit.named_buffers())
+    state = {name: buffer for name, buffer in split.named_buffers() if in_stage(name) and name in buffers}
+    return {
+        "losses": losses == expected if rank() == 1 else losses == [],
+        "gradients": [name for name, gradient in own.items() if not torch.equal(gradient, reference[name].grad)],
+        "statistics": [name for name, buffer in state.items() if not torch.equal(buffer, buffers[name])],
+        "others": [name for name, p in split.named_parameters() if p.grad is not None and name not in own],
+        "schedule": [type(schedule).__name__ for schedule in stage._schedules.values()],
+        "compared": [len(own), len(state)],
+    }
+
+
+class InTurn(OwnBackward, SingleDeviceStrategy):
+    """The unsplit network, fed the micro-batches one after another."""
+
+    def __init__(self, micro_batches: int) -> None:
+        super().__init__("cpu")
+        self.micro_batches = micro_batches
+
+    def forward_backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        module, parts = self.lightning_module, min(self.micro_batches, len(labels))
+        batches = list(zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True))
+        total = sum(module.loss_weight(batch) for batch in batches)
+        losses, predicted = [], []
+        for some, theirs in batches:
+            with self.precision_plugin.forward_context():
+                loss, classes = module.compare(module(some), theirs)
+            loss = loss * (module.loss_weight((some, theirs)) / total)
+            self.scaled(loss).backward()
+            losses.append(loss.detach())
+            predicted.append(classes)
+        return sum(losses), torch.cat(predicted)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A training with Lightning. overflow: the rank in whose stage a gradient of the first step is infinite."""
+
+    micro_batches: int = 4
+    schedule: str = "1f1b"
+    precision: str = "fp32"
+    phases: tuple[tuple[int, tuple[str, ...]], ...] = ((0, ("backbone", "head")),)
+    batch: int = 10
+    train: int = 18
+    validate: int = 7
+    epochs: int = 2
+    clip: float | None = None
+    optimizer: str = "adamw"
+    class_weights: bool = True
+    overflow: int | None = None
+
+    def strategy(self, alone: bool) -> Strategy:
+        return InTurn(self.micro_batches) if alone else Pipeline(self.micro_batches, self.schedule, SECONDS)
+
+
+SCENARIOS = {
+    "class weights, clipped": Scenario(clip=0.5),
+    "frozen first stage, then all": Scenario(
+        phases=((0, ("backbone.layer4", "head")), (1, ("backbone",))), schedule="gpipe", clip=0.5, optimizer="sgd"
+    ),
+    "bf16": Scenario(micro_batches=2, precision="bf16", train=8, epochs=1, batch=4),
+    "fp16": Scenario(micro_batches=2, precision="fp16", train=8, epochs=1, batch=4, clip=0.5, overflow=0),
+    "fp16, frozen first stage": Scenario(
+        micro_batches=2, precision="fp16", train=8, epochs=1, batch=4, phases=((0, ("head",)),), overflow=1
+    ),
+}
+
+
+class Watch(L.Callback):
+    """Notes what a process sees, and makes a gradient infinite in its stage."""
+
+    def __init__(self, overflow: str | None) -> None:
+        self.overflow = overflow
+        self.metrics: list[dict[str, float]] = []
+        self.scales: list[float] = []
+        self.losses: list[float] = []
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.overflow is not None and trainer.global_step == 0 and not self.losses:
+            pl_module.network.get_parameter(self.overflow).grad.fill_(torch.inf)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses.append(float(outputs["loss"]))
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            self.scales.append(scaler.get_scale())
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def train(scenario: Scenario, folder: Path, alone: bool, resume: Path | None = None, *more: L.Callback) -> Watch:
+    """Trains and leaves last.ckpt and previous.ckpt, of the epoch before, in the folder. alone: the unsplit network."""
+    weights = WEIGHTS if scenario.class_weights else None
+    network = build_network()
+    model = Classifier(
+        network,
+        ClassificationLoss("multiclass", weights, label_smoothing=0.1),
+        Optimizer(name=scenario.optimizer, lr=1e-3),
+        num_classes=CLASSES,
+        total_steps=10,
+        seed=0,
+        hparams={"backbone": "resnet50"},
+    )
+    overflows = scenario.overflow is not None and (alone or scenario.overflow == rank())
+    layer = ("backbone.conv1.weight", "head.weight")[scenario.overflow or 0]
+    watch = Watch(layer if overflows else None)
+    phases: Phases = {epoch: list(names) for epoch, names in scenario.phases}
+    name = scenario.precision
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1 if alone else 2,
+        strategy=scenario.strategy(alone),
+        plugins=[DurableCheckpointIO(background=False), (precision_plugin if alone else stage_precision)(name, CPU)],
+        callbacks=[FreezingSchedule(phases, "update"), watch, PositionCheckpoint(folder), *more],
+        max_epochs=scenario.epochs,
+        gradient_clip_val=scenario.clip,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loaders = [
+        DataLoader(TensorDataset(*pictures(count, seed)), scenario.batch)
+        for seed, count in enumerate((scenario.train, scenario.validate))
+    ]
+    trainer.fit(model, *loaders, ckpt_path=resume, weights_only=True if resume else None)
+    if alone or rank() == 0:  # the network as it is after the training, to go on with
+        torch.save(network.state_dict(), folder / "network.pt")
+    return watch
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> Iterator[str]:
+    """The places where two checkpoints are not the same."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        if list(ours) != list(theirs):
+            yield f"{path}: {list(ours)} {list(theirs)}"
+        for key in ours.keys() & theirs.keys():
+            yield from differences(ours[key], theirs[key], f"{path}/{key}")
+    elif isinstance(ours, list | tuple) and isinstance(theirs, list | tuple) and len(ours) == len(theirs):
+        for index, pair in enumerate(zip(ours, theirs, strict=True)):
+            yield from differences(*pair, f"{path}/{index}")
+    elif isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        if not torch.equal(ours, theirs) or ours.stride() != theirs.stride():
+            yield path
+    elif ours != theirs:
+        yield f"{path}: {ours} {theirs}"
+
+
+def compare_folders(ours: Path, theirs: Path) -> list[str]:
+    """What differs between the files of two trainings."""
+    found = []
+    for name in (LAST, PREVIOUS, "network.pt"):
+        if (ours / name).exists():
+            found += [f"{name}{place}" for place in differences(*(read_checkpoint(f / name) for f in (ours, theirs)))]
+    return found
+
+
+class Failing(L.Callback):
+    """An error in one process."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if rank() == 1:
+            raise ZeroDivisionError("only here")
+
+
+def main(folder: Path) -> None:
+    import time; t0=time.time()
+    torch.set_num_threads(1)
+    for number, (name, scenario) in enumerate(SCENARIOS.items()):
+        if number % 2 == rank():
+            train(scenario, make(folder / "alone" / name), alone=True)
+    print("TIME alone", time.time()-t0, flush=True)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=SECONDS))
+    dist.barrier()
+
+    seen: dict[str, Any] = {"batches": {name: compare_batch(*case) for name, case in BATCHES.items()}}
+    print("TIME batches", time.time()-t0, flush=True)
+    for name, scenario in SCENARIOS.items():
+        seen[name] = compare_training(scenario, folder, name); print("TIME", name, time.time()-t0, flush=True)
+    seen["continued"] = compare_continued(folder, "class weights, clipped")
+    every: list[Any] = [None, None]
+    dist.all_gather_object(every, seen)
+    if rank() == 0:
+        (folder / "seen.json").write_text(json.dumps(every))
+    try:
+        train(Scenario(), make(folder / "failing"), False, None, Failing())
+    except RuntimeError as error:
+        (folder / f"error{rank()}").write_text(str(error))
+
+
+def compare_training(scenario: Scenario, folder: Path, name: str) -> dict[str, Any]:
+    """strategy=pipeline, and what was trained alone."""
+    watch = train(scenario, make(folder / "pipeline" / name), alone=False)
+    found = {"losses": watch.losses, "metrics": watch.metrics, "scales": watch.scales}
+    if rank() == 0:
+        found["files"] = compare_folders(folder / "pipeline" / name, folder / "alone" / name)
+    return found
+
+
+def compare_continued(folder: Path, name: str) -> dict[str, Any]:
+    """Each goes on from the other's first epoch."""
+    scenario = SCENARIOS[name]
+    train(scenario, make(folder / "continued"), False, folder / "alone" / name / PREVIOUS)
+    found: dict[str, Any] = {}
+    if rank() == 0:
+        found["files"] = compare_folders(folder / "continued", folder / "alone" / name)
+    return found
+
+
+def make(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

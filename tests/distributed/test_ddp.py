@@ -1,0 +1,117 @@
+"""strategy=ddp from the command line: the same pictures and the same result as one process, one folder, no job repeated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.checkpoints.reading import read_checkpoint
+from src.reporting.metrics_csv import read_metrics
+from tests.conftest import SMALL, check_error
+from tests.running import result, start
+
+CPU = ("trainer.accelerator=cpu", "trainer.threads=2")
+DDP = (*CPU, "strategy=ddp", "trainer.devices=2")
+# 53 training pictures in batches of 16: the last has 5, which do not divide. BatchNorm is kept: its statistics are of the
+# pictures that a process sees. 20 steps.
+SAME = (
+    *SMALL,
+    "data.num_pictures=75",
+    "data.class_weights=balanced",
+    "data.augment=standard",
+    "trainer.max_epochs=5",
+    "freeze.batchnorm=keep",
+    "optimizer=sgd",  # AdamW makes large steps of gradients that are nothing but rounding
+    "optimizer.lr=0.003",
+)
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/ with the same training done with one device and with several, side by side."""
+    folder = tmp_path_factory.mktemp("same")
+    ways = {
+        "single": (),
+        "dp": (*CPU, "strategy=dp", "trainer.devices=2"),
+        "ddp": (*DDP, "trainer.threads=1"),
+        "ddp3": (*DDP, "trainer.devices=3", "data.num_workers=3"),
+    }
+    for name, words in ways.items():
+        process = start(folder, *SAME, *words, f"name={name}")
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, out + err
+    return folder / "runs"
+
+
+@pytest.mark.parametrize("name", ["dp", "ddp", "ddp3"])
+def test_the_result_is_that_of_one_device(runs, name):
+    one, other = (read_metrics(runs / run / "metrics.csv") for run in ("single", name))
+    assert [row["step"] for row in other] == [4, 8, 12, 16, 20]
+    for ours, theirs in zip(one, other, strict=True):
+        for key in ("train/loss", "val/loss"):
+            assert theirs[key] == pytest.approx(ours[key], abs=1e-5), key
+        for key in ("train/acc", "train/macro_f1", "val/acc", "val/balanced_acc"):
+            assert theirs[key] == ours[key], key
+    expected, found = (result(runs / run)["metrics"] for run in ("single", name))
+    assert found == pytest.approx(expected, abs=1e-5)
+    weights = [read_checkpoint(runs / run / "checkpoints" / "last.ckpt")["state_dict"] for run in ("single", name)]
+    assert list(weights[0]) == list(weights[1]), "the checkpoint's keys differ"
+    for key in weights[0]:
+        torch.testing.assert_close(weights[1][key], weights[0][key], rtol=0, atol=1e-5, msg=key)
+
+
+def test_several_processes_leave_one_folder(runs):
+    left = {path.name for path in (runs / "ddp3").iterdir()}
+    assert left - {path.name for path in (runs / "single").iterdir()} == {"rank1.log", "rank2.log"}
+    assert len(list((runs / "ddp3").rglob("model.safetensors"))) == 1
+    assert {path.name for path in runs.iterdir() if not path.name.startswith(".")} == {"single", "dp", "ddp", "ddp3"}
+    assert result(runs / "ddp3")["command"].startswith("python -m src.train")
+
+
+def test_another_strategy_continues_the_run(runs, command, tmp_path):
+    """What is saved does not depend on how many devices there were."""
+    words = (*SAME, "name=ddp", f"runs_dir={tmp_path}")
+    shutil.copytree(runs / "ddp", tmp_path / "ddp")
+    (tmp_path / "ddp" / "result.json").unlink()
+    last = tmp_path / "ddp" / "checkpoints" / "last.ckpt"
+    last.rename(tmp_path / "ddp" / "checkpoints" / "previous.ckpt")  # of the last epoch; continues with its end
+    done = command("train", *words)
+    assert done.code == 0, done.text
+    assert "continuing from" in done.out
+    assert result(tmp_path / "ddp")["metrics"] == pytest.approx(result(runs / "single")["metrics"], abs=1e-5)
+
+
+def test_a_sweep_over_numbers_of_devices_repeats_no_job(command, tmp_path):
+    """Lightning's own launcher runs the whole sweep again in every process, and waits for ever at 2,1."""
+    done = command("train", "-m", *SMALL, *CPU, "strategy=ddp", "trainer.devices=2,1,2", "name=sweep", timeout=120)
+    assert done.code == 0, done.text
+    jobs = sorted(path for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir())
+    assert [job.name for job in jobs] == ["0", "1", "2"]
+    assert [len(list(job.glob("rank*.log"))) for job in jobs] == [1, 0, 1]
+    assert [result(job)["steps"] for job in jobs] == [6, 6, 6]
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 3
+    assert [json.loads((job / "environment.json").read_text())["command"].count(" -m ") for job in jobs] == [2, 2, 2]
+
+
+def test_what_one_process_finds_wrong_is_printed_once(command, tmp_path):
+    """The message of the process that failed first, with its exit code, not what followed from it."""
+    done = command("train", *SMALL, *DDP, "name=wrong", "model.num_classes=7")
+    check_error(done, 65, "model.num_classes=7, but the data has 3 classes")
+    assert done.err.count("ERROR") == 1
+
+
+def test_a_port_that_is_taken_is_said(command):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = command("train", *SMALL, *DDP, f"strategy.port={port}", "strategy.timeout_seconds=5")
+    check_error(done, 75, f"port {port} is in use")
