@@ -73,7 +73,7 @@ def build_trainer(config: Config, folder: RunFolder, devices: Sequence[torch.dev
         ],
         plugins=[
             DurableCheckpointIO(config.checkpoint.background),
-            build_precision(config, devices[0]),
+            build_precision(config, devices[0]),  # not by name: Lightning would turn fp16 on a CPU into bf16
         ],
         default_root_dir=folder.path,
         use_distributed_sampler=False,  # src/data/sampler.py divides the batches

@@ -185,7 +185,7 @@ def test_imports_go_down_only():
     """The rooms and their order: design of the house in README.md."""
     order = [
         {"errors", "seeding", "preprocessing", "machine", "logs", "memory", "device_memory", "out_of_memory"},
-        {"config", "config_checks", "run_dir"},
+        {"config", "config_strategies", "config_checks", "run_dir"},
         {"checkpoints"},
         {"data"},
         {"models", "strategies"},
@@ -194,7 +194,7 @@ def test_imports_go_down_only():
         {"trainer", "evaluation", "prediction", "batch_size", "batch_size_search"},
         {"selection", "exporting"},
         {"run"},
-        {"command_line", "train", "evaluate", "predict", "export"},
+        {"command_line", "train", "rank", "evaluate", "predict", "export"},
     ]
     level = {room: number for number, rooms in enumerate(order) for room in rooms}
     for file in (ROOT / "src").rglob("*.py"):

@@ -94,8 +94,10 @@ def small_backbone() -> tuple[nn.Module, int]:
     return nn.Sequential(block(3), block(8), block(8), nn.AdaptiveAvgPool2d(1)), 8
 
 
-def step_time(build: Callable[[], tuple[nn.Module, int]], size: int, steps: int, callbacks: list[L.Callback]) -> float:
-    """Median microseconds per step of an epoch."""
+def step_time(
+    build: Callable[[], tuple[nn.Module, int]], size: int, steps: int, callbacks: list[L.Callback], **options: Any
+) -> float:
+    """Median microseconds per step of an epoch. options: of Lightning's Trainer."""
     preprocessing = Preprocessing(size, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
     backbone, features = build()
     model = Classifier(
@@ -122,6 +124,7 @@ def step_time(build: Callable[[], tuple[nn.Module, int]], size: int, steps: int,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         callbacks=[times, *callbacks],
+        **options,
     )
     trainer.fit(model, data)
     gc.collect()

@@ -36,6 +36,10 @@ def build_strategy(config: Config, devices: Sequence[torch.device]) -> Strategy:
 
 def build_precision(config: Config, device: torch.device) -> Precision:
     """The arithmetic of a run, for Lightning."""
+    if config.strategy.name == "pipeline":
+        from src.strategies.pipeline_precision import stage_precision
+
+        return stage_precision(config.precision.name, device)
     return precision_plugin(config.precision.name, device)
 
 
