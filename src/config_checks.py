@@ -60,7 +60,6 @@ def _check_ranges(config: Config) -> None:
         "checkpoint.every_n_steps": config.checkpoint.every_n_steps,
         "checkpoint.top_k": config.checkpoint.top_k,
         "oom.grow_after": config.oom.grow_after,
-        "strategy.micro_batches": config.strategy.micro_batches,
         "freeze.last_n": config.freeze.last_n,
     }
     for name, count in at_least_one.items():
@@ -85,8 +84,6 @@ def _check_ranges(config: Config) -> None:
         ("checkpoint.ema_decay", config.checkpoint.ema_decay, 0.0, 0.99999, 0.99),
         ("checkpoint.every_n_minutes", config.checkpoint.every_n_minutes, 0.01, 10_000, 10),
         ("freeze.unfreeze_epoch", config.freeze.unfreeze_epoch, 0, 10**6, 2),
-        ("strategy.timeout_seconds", config.strategy.timeout_seconds, 1, 10**6, 120),
-        ("strategy.port", config.strategy.port, 1, 65535, 29500),
         ("seed", config.seed, 0, 2**63, 0),
     ]
     if data.batch_size != "auto" and not (type(data.batch_size) is int and data.batch_size >= 1):

@@ -16,7 +16,12 @@ USED_BY = {
     "micro_batches": STAGES,
     "schedule": STAGES,
 }
-SPLIT = "python -m src.train model=model_parallel_resnet50 strategy={name} trainer.devices=2"
+
+
+def command(strategy: str, *words: str, devices: int = 2) -> str:
+    """A command line of this strategy with these words, which can be pasted as it is."""
+    split = ["model=model_parallel_resnet50"] if strategy in STAGES else []
+    return " ".join(["python -m src.train", *split, f"strategy={strategy}", f"trainer.devices={devices}", *words])
 
 
 def check_strategy(config: Config) -> None:
@@ -42,13 +47,25 @@ def _check_used(strategy: Strategy) -> None:
             raise UserError(
                 f"strategy.{name}={value} has no effect with strategy={strategy.name}",
                 why=f"only strategy={' or strategy='.join(users)} looks at it",
-                fix=f"python -m src.train strategy={users[0]} strategy.{name}={value}",
+                fix=command(users[0], f"strategy.{name}={str(value).lower()}"),
+            )
+    ranges = [  # name, value, lowest, highest, an example
+        ("timeout_seconds", strategy.timeout_seconds, 1, 10**6, 120),
+        ("port", strategy.port, 1, 65535, 29500),
+        ("micro_batches", strategy.micro_batches, 1, 10**6, 4),
+    ]
+    for name, number, lowest, highest, example in ranges:
+        if number is not None and not lowest <= number <= highest:
+            raise UserError(
+                f"strategy.{name}={number} is out of range",
+                why=f"strategy.{name} is from {lowest} to {highest}",
+                fix=command(strategy.name, f"strategy.{name}={example}"),
             )
     if strategy.name in STAGES and strategy.schedule not in ("1f1b", "gpipe"):
         raise UserError(
             f"strategy.schedule={strategy.schedule} is not a choice",
             why="strategy.schedule takes one of: 1f1b, gpipe",
-            fix="python -m src.train strategy.schedule=1f1b",
+            fix=command(strategy.name, "strategy.schedule=1f1b"),
         )
 
 
@@ -69,13 +86,13 @@ def _check_devices(config: Config) -> None:
         raise UserError(
             f"strategy=single does not go with trainer.devices={devices} trainer.num_nodes={trainer.num_nodes}",
             why="strategy=single trains on one device of one machine",
-            fix=["python -m src.train trainer.devices=1 trainer.num_nodes=1", "python -m src.train strategy=ddp"],
+            fix=["python -m src.train trainer.devices=1 trainer.num_nodes=1", command("ddp")],
         )
     if name in ("dp", "model_parallel") and trainer.num_nodes != 1:
         raise UserError(
             f"strategy={name} does not go with trainer.num_nodes={trainer.num_nodes}",
             why=f"strategy={name} is one process, and so on one machine",
-            fix=f"python -m src.train strategy={'ddp' if name == 'dp' else 'pipeline'}",
+            fix=command("ddp" if name == "dp" else "pipeline"),
         )
 
 
@@ -88,26 +105,26 @@ def _check_split(config: Config) -> None:
                 f"strategy={name} needs a network that is split",
                 where=f"model.backbone={model.backbone}",
                 why="which layers lie on which device is said by model.split_at",
-                fix=SPLIT.format(name=name),
+                fix=command(name),
             )
         return
     if name not in STAGES:
         raise UserError(
             f"model.split_at={_typed(cuts)} has no effect with strategy={name}",
             why="the whole network is on every device there",
-            fix=[SPLIT.format(name="model_parallel"), "python -m src.train model.backbone=resnet50"],
+            fix=[command("model_parallel"), "python -m src.train model.backbone=resnet50"],
         )
     if model.backbone != "resnet50":
         raise UserError(
             f"model.split_at={_typed(cuts)} does not go with model.backbone={model.backbone}",
             why="ResNet50 is the network whose layers can be split here; see src/models/model_parallel_resnet50.py",
-            fix="python -m src.train model.backbone=resnet50",
+            fix=command(name),
         )
     if not (cuts in ("auto", "auto_memory") or (isinstance(cuts, list) and all(isinstance(cut, str) for cut in cuts))):
         raise UserError(
             f"model.split_at={_typed(cuts)} is not a list of layers",
             why="it names the layers after which the network is cut; auto cuts by time, auto_memory by memory",
-            fix="python -m src.train 'model.split_at=[layer2]'",
+            fix=command(name, "'model.split_at=[layer2]'"),
         )
     devices = device_count(trainer) * trainer.num_nodes
     stages = len(cuts) + 1 if isinstance(cuts, list) else devices
@@ -116,7 +133,7 @@ def _check_split(config: Config) -> None:
             f"{stages} stages do not fit {devices} devices",
             where=f"model.split_at={_typed(cuts)}, {_typed(trainer.devices)} devices on {trainer.num_nodes} machines",
             why="every stage has a device of its own, and there is one stage more than cuts",
-            fix=f"python -m src.train strategy={name} trainer.devices={max(2, stages)}",
+            fix=command(name, f"'model.split_at={_typed(cuts)}'", devices=max(2, stages)),
         )
 
 
@@ -128,18 +145,22 @@ def _check_batch(config: Config) -> None:
             raise UserError(
                 f"data.batch_size=auto does not go with strategy={settings.name}",
                 why="it measures a network that is on one device",
-                fix=f"python -m src.train strategy={settings.name} data.batch_size=32",
+                fix=command(settings.name, "data.batch_size=32"),
             )
         return
     if settings.name in STAGES:
-        parts, what, name = settings.micro_batches or 1, "micro-batches", "strategy.micro_batches"
+        parts, what, fewer = (
+            settings.micro_batches or 1,
+            "micro-batches",
+            command(settings.name, f"strategy.micro_batches={size}"),
+        )
     else:
-        parts, what, name = devices * config.trainer.num_nodes, "devices", "trainer.devices"
+        parts, what, fewer = devices * config.trainer.num_nodes, "devices", command(settings.name, devices=size)
     if size < parts:
         raise UserError(
             f"data.batch_size={size} is smaller than the number of {what}, {parts}",
             why="each of them takes an equal part of every batch, of one picture at least",
-            fix=[f"python -m src.train data.batch_size={parts}", f"python -m src.train {name}={size}"],
+            fix=[f"python -m src.train data.batch_size={parts}", fewer],
         )
 
 
@@ -154,7 +175,7 @@ def _check_sync_batchnorm(config: Config) -> None:
         raise UserError(
             "strategy.sync_batchnorm=true does not go with oom.policy=split",
             why="the processes would wait for each other's statistics while one of them repeats its batch in parts",
-            fix="python -m src.train strategy=ddp strategy.sync_batchnorm=true oom.policy=stop",
+            fix=command("ddp", "strategy.sync_batchnorm=true", "oom.policy=stop"),
         )
 
 

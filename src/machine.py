@@ -41,7 +41,10 @@ def choose_devices(accelerator: str, devices: int | list[int] | str) -> list[tor
             raise UserError(
                 f"trainer.devices={_typed(devices)}, but this machine has no GPU that torch can use",
                 why="one CPU is one device, however many cores it has; several can be tried out on it, slowly",
-                fix=["nvidia-smi", f"python -m src.train trainer.accelerator=cpu trainer.devices={_typed(devices)}"],
+                fix=[
+                    "nvidia-smi",
+                    f"python -m src.train strategy=ddp trainer.accelerator=cpu trainer.devices={_typed(devices)}",
+                ],
                 code=ExitCode.UNAVAILABLE,
             )
         return [torch.device("cpu")] * len(numbers)
@@ -50,7 +53,7 @@ def choose_devices(accelerator: str, devices: int | list[int] | str) -> list[tor
             f"trainer.devices={_typed(devices)}, but this machine has {there} GPU{'s' if there > 1 else ''}",
             where=", ".join(torch.cuda.get_device_name(number) for number in range(there)) if kind == "cuda" else kind,
             why="devices are counted from 0; CUDA_VISIBLE_DEVICES, where it is set, hides the others",
-            fix=f"python -m src.train trainer.devices={there}",
+            fix=f"python -m src.train strategy=ddp trainer.devices={there}",
             code=ExitCode.UNAVAILABLE,
         )
     return [torch.device(kind, number) for number in numbers]

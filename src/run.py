@@ -45,6 +45,7 @@ from src.reporting.report import write_report
 from src.reporting.tables import print_result, write_confusion
 from src.run_dir import RunFolder, shell_command, write_csv, write_text
 from src.selection import choose_weights
+from src.strategies.building import computing_at_once
 from src.strategies.precision import check_precision
 from src.strategies.ranks import Ranks, joined, leave
 from src.strategies.shared_folder import open_folder
@@ -120,7 +121,7 @@ def set_up_machine(config: Config, ranks: Ranks) -> list[torch.device]:
     devices = choose_devices(config.trainer.accelerator, config.trainer.devices)
     device = devices[ranks.local_rank]
     check_precision(config.precision.name, device)
-    set_threads(config.trainer.threads, sharers=len(devices) if device.type == "cpu" else ranks.local_world)
+    set_threads(config.trainer.threads, sharers=computing_at_once(config, devices))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if config.memory.history and device.type != "cuda":

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 FREE_TO_CHANGE = (
     *("name", "runs_dir", "resume", "data.num_workers", "logger", "trainer.threads", "trainer.accelerator"),
     *("checkpoint.every_n_steps", "checkpoint.every_n_minutes", "checkpoint.background", "memory", "oom"),
+    *("strategy", "trainer.devices", "trainer.num_nodes", "model.split_at"),
 )
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow", "timm", "ray")
 

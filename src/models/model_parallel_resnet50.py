@@ -132,7 +132,7 @@ def stage_bounds(split_at: Sequence[str]) -> list[int]:
             f"a ResNet50 cannot be split after {unknown[0]!r}",
             where=f"model.split_at=[{','.join(split_at)}]",
             why=f"it can be split after: {', '.join(CUTS)}",
-            fix=f"python -m src.train {_SPLIT} 'model.split_at=[layer2]'",
+            fix=f"python -m src.train {_SPLIT} 'model.split_at=[layer2]' trainer.devices=2",
         )
     ends = [
         max(at for at, unit in enumerate(UNITS) if unit == name or unit.startswith(name + ".")) for name in split_at
@@ -142,6 +142,6 @@ def stage_bounds(split_at: Sequence[str]) -> list[int]:
         raise UserError(
             f"model.split_at=[{','.join(split_at)}] is not in the order of the layers",
             why="each cut comes after the one before it, and a stage has at least one layer with weights",
-            fix=f"python -m src.train {_SPLIT} 'model.split_at=[layer1,layer3]'",
+            fix=f"python -m src.train {_SPLIT} 'model.split_at=[layer1,layer3]' trainer.devices=3",
         )
     return bounds

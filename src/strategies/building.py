@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 from src.config import Config
 from src.strategies.data_parallel import DataParallel
 from src.strategies.ddp import Ddp
+from src.strategies.launching import PROCESS_PER_DEVICE
 from src.strategies.precision import precision_plugin
 from src.strategies.ranks import DEFAULT_TIMEOUT_SECONDS
 
@@ -24,9 +25,9 @@ def build_strategy(config: Config, devices: Sequence[torch.device]) -> Strategy:
 
         return Pipeline(settings.micro_batches, settings.schedule, seconds)
     if settings.name == "model_parallel":
-        from src.strategies.model_parallel import ModelParallel
+        from src.strategies.model_parallel import build_model_parallel
 
-        return ModelParallel(settings.micro_batches, settings.schedule)
+        return build_model_parallel(settings.micro_batches, settings.schedule)
     if settings.name == "ddp" and len(devices) * config.trainer.num_nodes > 1:
         return Ddp(seconds)
     if settings.name == "dp" and len(devices) > 1:
@@ -41,6 +42,13 @@ def build_precision(config: Config, device: torch.device) -> Precision:
 
         return stage_precision(config.precision.name, device)
     return precision_plugin(config.precision.name, device)
+
+
+def computing_at_once(config: Config, devices: Sequence[torch.device]) -> int:
+    """How many processes or threads of a run compute on this machine's CPU at the same time."""
+    if config.strategy.name in PROCESS_PER_DEVICE or (config.strategy.micro_batches or 1) > 1:
+        return len(devices)
+    return 1
 
 
 def can_repeat_steps(config: Config) -> bool:

@@ -50,13 +50,11 @@ class DataParallel(SingleDeviceStrategy):
         super().setup(trainer)
         if len(self.parallel_devices) > 1:
             self._engine = engine_for(self.root_device)
-            self.lightning_module.forward = (
-                self._forward
-            )  # of this object: its class keeps the real one, for the replicas
+            # Of this object only: its class keeps the real forward, for the replicas.
+            self.lightning_module.forward = self._forward
 
     def teardown(self) -> None:
-        if self.lightning_module is not None:  # an error may come before there is one
-            vars(self.lightning_module).pop("forward", None)
+        vars(self.lightning_module).pop("forward", None)
         super().teardown()
 
     def _forward(self, batch: Tensor) -> Tensor:

@@ -114,7 +114,9 @@ class _Process:
             self.popen.wait()
 
     def printed(self) -> str:
-        return self.errors.read_text(encoding="utf-8", errors="replace").strip()
+        """Its error as it printed it, without what libraries printed before."""
+        text = self.errors.read_text(encoding="utf-8", errors="replace").strip()
+        return text[text.rfind("\nERROR ") + 1 :]
 
 
 def _wait(processes: Sequence[_Process]) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LIGHTNING_NAMES = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
+LIGHTNING_NAMES = {"fp16": "16-mixed", "bf16": "bf16-mixed"}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 

@@ -99,8 +99,10 @@ def joined(config: Config) -> Iterator[Ranks]:
     with _losses_explained(seconds):
         try:
             store, rank, world = next(rendezvous("env://", timeout=timeout))
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # keys of a try before must not be read again
-            store = dist.PrefixStore(f"run/{attempt}", store)
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                # It outlives a restart, and the keys of the try before must not be read again. Several machines do not
+                # count their restarts alike, so scripts/launch_torchrun.sh gives each try a store of its own.
+                store = dist.PrefixStore(f"try/{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
             group = dist.PrefixStore("group", store)
             dist.init_process_group(
                 "nccl" if on_gpu else "gloo", store=group, rank=rank, world_size=world, timeout=timeout

@@ -68,7 +68,7 @@ def choose_split(
     cuts = best_cuts(costs)
     split_at = [BLOCKS[cut - 1] for cut in cuts]
     parts = stage_costs(costs, cuts)
-    shares = ", ".join(f"{part / sum(parts):.0%}" for part in parts)
+    shares = ", ".join(f"{100 * part / sum(parts):.0f} %" for part in parts)
     what = "time" if config.model.split_at == "auto" else "memory"
     log.info(f"model.split_at={config.model.split_at}: [{','.join(split_at)}]; the stages have {shares} of the {what}")
     return split_at
