@@ -16,6 +16,7 @@ NOISE = (
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*Found .* module.* in eval mode at the start of training.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Detected call of .lr_scheduler.step.. before .optimizer.step...*",  # fp16's first steps may overflow and be skipped
     ".*`broadcast_buffers` is deprecated.*",  # what replaces it is not in torch 2.10
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )

@@ -71,7 +71,7 @@ def cpu_cores() -> int:
 
 def set_threads(threads: int | None, sharers: int = 1) -> None:
     """CPU threads of torch; None leaves its default, all cores or OMP_NUM_THREADS. sharers: how many processes, or
-    replicas of dp, compute on this machine at once and get a part of the threads each.
+    stages of a network, compute on this machine at once and get a part of the threads each.
 
     More threads than free cores are not a little but many times slower: they wait for each other at every layer.
     """

@@ -1,0 +1,237 @@
+"""Times strategy=pipeline's stages against the unsplit ResNet50, and draws when each stage works.
+
+    python scripts/benchmarks/pipeline.py [cut]            default: the quickest of CUTS
+
+Two processes with one thread each train on random pictures on the CPU, so it wants two idle cores; with one stage in each
+against the whole network in the first while the second waits, in turns. A time is the median of ROUNDS steps (forward and
+backward, no optimizer). The picture is docs/images/pipeline_timeline.png, of one step with each schedule.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage
+
+from src.models.model_parallel_resnet50 import ModelParallelResNet50
+from src.models.network import TransferNetwork
+from src.preprocessing import Preprocessing
+from src.strategies import pipeline
+from src.strategies.pipeline import OwnStage
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+BATCH, SIZE, CLASSES = 16, 128, 10
+MICRO_BATCHES = (1, 2, 4, 8)
+CUTS = ("layer2", "layer3.0", "layer3.1", "layer3.2")
+ROUNDS, TRIES = 5, 3
+SHOWN = 4  # micro-batches in the picture
+PICTURE = Path(__file__).parents[2] / "docs" / "images" / "pipeline_timeline.png"
+
+Event = tuple[str, int, float, float]  # "forward" or "backward", which micro-batch, start, end (seconds)
+
+
+class TracedStage(PipelineStage):
+    """Notes when it computes; what it waits for between that is not in it. The clock is the same in all processes."""
+
+    events: list[Event]
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        return self._timed("forward", fwd_chunk_id, super().forward_one_chunk, *args, **kwargs)
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        return self._timed("backward", bwd_chunk_id, super().backward_one_chunk, *args, **kwargs)
+
+    def _timed(self, kind: str, part: int, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        start = time.monotonic()
+        result = compute(part, *args, **kwargs)
+        TracedStage.events.append((kind, part, start, time.monotonic()))
+        return result
+
+
+def build_network(cut: str) -> TransferNetwork:
+    """In training mode, with the same random weights at every call."""
+    torch.manual_seed(0)
+    backbone = ModelParallelResNet50(split_at=[cut])
+    backbone.fc = nn.Identity()
+    square = Preprocessing(SIZE, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    return TransferNetwork(backbone, nn.Linear(2048, CLASSES), square).train()
+
+
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The share of these labels in the mean over the batch."""
+    return nn.functional.cross_entropy(logits, labels) * (len(labels) / BATCH)
+
+
+class Contest:
+    """A batch through the stages of all processes, and through the whole network in the first."""
+
+    def __init__(self, rank: int, cut: str) -> None:
+        self.rank, self.whole, self.split = rank, build_network(cut), build_network(cut)
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+        self.labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
+        self._stages: dict[tuple[int, str], OwnStage] = {}
+
+    def unsplit(self, micro_batches: int) -> float:
+        """Seconds."""
+
+        def work() -> None:
+            if self.rank == 0:
+                for images, labels in zip(
+                    self.images.chunk(micro_batches), self.labels.chunk(micro_batches), strict=True
+                ):
+                    loss(self.whole(images), labels).backward()
+
+        return self._timed(self.whole, work)
+
+    def stages(self, micro_batches: int, schedule: str = "1f1b") -> float:
+        """Seconds."""
+        key = micro_batches, schedule
+        if key not in self._stages:
+            self._stages[key] = OwnStage(
+                self.split, self.rank, torch.device("cpu"), micro_batches, schedule, loss, nullcontext
+            )
+        return self._timed(self.split, lambda: self._stages[key].forward_backward(self.images, self.labels))
+
+    def _timed(self, network: nn.Module, work: Callable[[], None]) -> float:
+        network.zero_grad()
+        dist.barrier()
+        start = time.monotonic()
+        work()
+        dist.barrier()
+        return time.monotonic() - start
+
+
+def median(work: Callable[[], float], times: int) -> float:
+    """Of so many times, after one that is not counted."""
+    work()
+    return statistics.median(work() for _ in range(times))
+
+
+def choose_cut(rank: int) -> str:
+    """The quickest with the most micro-batches, and how quick each is; the first process decides."""
+    seconds = {}
+    for cut in CUTS:
+        contest = Contest(rank, cut)
+        seconds[cut] = median(lambda contest=contest: contest.stages(MICRO_BATCHES[-1]), TRIES)
+    if rank == 0:
+        shown = ", ".join(f"{cut} {value:.2f} s" for cut, value in seconds.items())
+        print(f"1F1B with {MICRO_BATCHES[-1]} micro-batches, cut after: {shown}", flush=True)
+    best = [min(seconds, key=seconds.__getitem__)]
+    dist.broadcast_object_list(best)
+    return best[0]
+
+
+def compare(contest: Contest) -> None:
+    """Prints a row for each number of micro-batches."""
+    runs = [(kind, m) for m in MICRO_BATCHES for kind in (contest.unsplit, contest.stages)]
+    times: dict[Any, list[float]] = {run: [] for run in runs}
+    for _ in range(ROUNDS + 1):
+        for kind, m in runs:
+            times[kind, m].append(kind(m))
+    if contest.rank == 0:
+        print("| micro-batches | unsplit, s | stages, s | stages / unsplit | stages / unsplit whole batch |")
+        print("|---|---|---|---|---|")
+        seconds = {run: statistics.median(values[1:]) for run, values in times.items()}
+        for m in MICRO_BATCHES:
+            whole, alone, together = (
+                seconds[contest.unsplit, 1],
+                seconds[contest.unsplit, m],
+                seconds[contest.stages, m],
+            )
+            print(f"| {m} | {alone:.2f} | {together:.2f} | {together / alone:.2f} | {together / whole:.2f} |")
+
+
+def traced(contest: Contest, schedule: str) -> list[list[Event]]:
+    """The quickest of some steps: the events of each stage, in seconds since the first."""
+    pipeline.PipelineStage = TracedStage
+    best: tuple[float, list[list[Event]]] = (float("inf"), [])
+    for number in range(TRIES + 1):
+        TracedStage.events = []
+        seconds = contest.stages(SHOWN, schedule)
+        stages: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(stages, TracedStage.events)
+        if number > 0:
+            best = min(best, (seconds, stages))
+    begin = min(start for stage in best[1] for _, _, start, _ in stage)
+    return [[(kind, part, start - begin, end - begin) for kind, part, start, end in stage] for stage in best[1]]
+
+
+def draw(traces: dict[str, list[list[Event]]], cut: str) -> None:
+    """A row per stage, a box per micro-batch; what is white is idle."""
+    colours = {"forward": "#9ecae1", "backward": "#fdae6b"}
+    length = max(event[3] for stages in traces.values() for stage in stages for event in stage)
+    figure, axes = plt.subplots(len(traces), 1, figsize=(11, 4.6), sharex=True, layout="constrained")
+    for axis, (schedule, stages) in zip(axes, traces.items(), strict=True):
+        end = max(event[3] for stage in stages for event in stage)
+        for row, stage in enumerate(stages):
+            for kind, part, start, stop in stage:
+                axis.barh(row, stop - start, 0.72, left=start, color=colours[kind], edgecolor="#444444", linewidth=0.8)
+                axis.text((start + stop) / 2, row, part + 1, ha="center", va="center", fontsize=11)
+            idle = 1 - sum(stop - start for _, _, start, stop in stage) / end
+            axis.text(length * 1.01, row, f"idle {idle:.0%}", va="center", fontsize=10)
+        axis.axvline(end, color="#888888", linewidth=1, linestyle="--")
+        axis.set_title(f"{schedule}: {end:.2f} s", loc="left", fontsize=12)
+        axis.set_yticks(range(len(stages)), [f"stage {row + 1}" for row in range(len(stages))], fontsize=11)
+        axis.invert_yaxis()
+        axis.set_xlim(0, length * 1.09)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("seconds since the start of the step", fontsize=11)
+    boxes = [plt.Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="#444444") for colour in colours.values()]
+    figure.legend(boxes, colours, loc="outside upper right", ncols=2, frameon=False, fontsize=11)
+    figure.suptitle(
+        f"One training step of a ResNet50 cut after {cut}, {SHOWN} micro-batches of {BATCH // SHOWN} pictures "
+        f"({SIZE} px),\ntwo processes of one CPU thread: boxes are micro-batches, white is waiting",
+        x=0.01,
+        ha="left",
+        fontsize=12,
+    )
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE, dpi=110)
+
+
+def work(rank: int, port: int, cut: str | None) -> None:
+    """One of the two processes."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    cut = cut or choose_cut(rank)
+    contest = Contest(rank, cut)
+    if rank == 0:
+        print(
+            f"cut after {cut}; batch of {BATCH} pictures of {SIZE} px, one thread per process, torch {torch.__version__}"
+        )
+    compare(contest)
+    contest = Contest(rank, cut)
+    traces = {name: traced(contest, schedule) for name, schedule in (("GPipe", "gpipe"), ("1F1B", "1f1b"))}
+    if rank == 0:
+        draw(traces, cut)
+        print(f"the picture is {PICTURE}")
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.multiprocessing.spawn(work, (port, sys.argv[1] if len(sys.argv) > 1 else None), nprocs=2)
+
+
+if __name__ == "__main__":
+    main()

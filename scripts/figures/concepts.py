@@ -1,0 +1,339 @@
+"""Draws the pictures of docs/multi_gpu.md and docs/model_parallel.md that explain something, into docs/images/.
+
+    python scripts/figures/concepts.py
+
+A colour means the same in all of them: blue is weights, yellow is pictures and what the layers make of them, red is
+gradients. What is shown of the program is asked of it: schedules.png is the order in which the stages of
+strategy=model_parallel work, split.png the sizes of torchvision's ResNet50.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
+from matplotlib.path import Path as Line
+from torch import Tensor, UntypedStorage, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torchvision.models import resnet50
+
+from src.reporting.plots import COLOURS, INK, STYLE
+from src.strategies.stage_threads import Operation, operations, warmup
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images"
+WIDTH, DPI = 7.0, 150  # inches: 1050 pixels, which a page shows as about 700
+UNITS = 14.0  # the width of a drawing: a unit is half an inch
+
+WEIGHTS, GRADIENTS, PICTURES = COLOURS
+COPY = "#7F9FC4"  # weights that are copied in every step
+PAPER, SHADE, EDGE = "white", "#F3F3F3", "#999999"
+
+LAYERS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
+BAR, PITCH = 0.5, 0.6  # the width of a layer, and from one to the next
+SQUARE = 0.5  # the side of a picture
+
+Point = tuple[float, float]
+
+
+def drawing(height: float) -> Axes:
+    """An empty sheet from (0, 0) to (UNITS, height)."""
+    axes = Figure(figsize=(WIDTH, WIDTH * height / UNITS), facecolor=PAPER).add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, UNITS), ylim=(0, height))
+    axes.set_axis_off()
+    return axes
+
+
+def gpu(axes: Axes, at: Point, size: Point, name: str, *, mirrored: bool = False) -> None:
+    """With its name in the upper left corner, or mirrored, in the lower one. at: lower left."""
+    _frame(axes, at, size, PAPER, "solid")
+    height = at[1] + (0.13 if mirrored else size[1] - 0.13)
+    axes.text(at[0] + 0.15, height, name, va="bottom" if mirrored else "top", weight="bold")
+
+
+def around(axes: Axes, at: Point, size: Point, name: str) -> None:
+    """A process or a machine, with its name in the lower left corner."""
+    _frame(axes, at, size, SHADE, "dashed")
+    axes.text(at[0] + 0.2, at[1] + 0.13, name, va="bottom")
+
+
+def _frame(axes: Axes, at: Point, size: Point, colour: str, line: str) -> None:
+    style = "round,pad=0,rounding_size=0.15"
+    axes.add_patch(FancyBboxPatch(at, *size, style, facecolor=colour, edgecolor=EDGE, linestyle=line))
+
+
+def box(axes: Axes, at: Point, size: Point, text: str) -> None:
+    axes.add_patch(Rectangle(at, *size, facecolor=PAPER, edgecolor=INK))
+    axes.text(at[0] + size[0] / 2, at[1] + size[1] / 2, text, ha="center", va="center")
+
+
+def network(
+    axes: Axes,
+    at: Point,
+    layers: Sequence[str] = LAYERS,
+    *,
+    colour: str = WEIGHTS,
+    optimizer: bool = True,
+    mirrored: bool = False,
+) -> None:
+    """The optimizer's state, the layers and their gradients, from top to bottom, or mirrored. at: lower left; 2.2 high."""
+    x, y = at
+    state, weights, gradients = (y, y + 0.5, y + 1.95) if mirrored else (y + 1.8, y + 0.4, y)
+    if optimizer:
+        box(axes, (x, state), (len(layers) * PITCH - PITCH + BAR, 0.4), "optimizer")
+    for number, name in enumerate(layers):
+        left = x + number * PITCH
+        axes.add_patch(Rectangle((left, weights), BAR, 1.3, facecolor=colour))
+        axes.text(left + BAR / 2, weights + 0.65, name, color=PAPER, rotation=90, ha="center", va="center")
+        axes.add_patch(Rectangle((left, gradients), BAR, 0.25, facecolor=GRADIENTS))
+
+
+def pictures(axes: Axes, at: Point, numbers: Iterable[int], columns: int = 2, gap: float = 0) -> None:
+    """Numbered squares in rows. at: the upper left corner. gap: between rows."""
+    for place, number in enumerate(numbers):
+        row, column = divmod(place, columns)
+        left, bottom = at[0] + column * SQUARE, at[1] - (row + 1) * SQUARE - row * gap
+        axes.add_patch(Rectangle((left, bottom), SQUARE, SQUARE, facecolor=PICTURES, edgecolor=PAPER))
+        axes.text(left + SQUARE / 2, bottom + SQUARE / 2 - 0.02, str(number), ha="center", va="center")
+
+
+def arrow(axes: Axes, colour: str, *points: Point, tip: str = "-|>") -> None:
+    """Through the points, with the tip at the last one."""
+    axes.add_patch(FancyArrowPatch(path=Line(points), arrowstyle=tip, mutation_scale=14, linewidth=2, color=colour))
+
+
+def single() -> Axes:
+    """One device has everything."""
+    axes = drawing(3.5)
+    around(axes, (2.4, 0.1), (11.5, 3.3), "process")
+    gpu(axes, (4.2, 0.3), (9.5, 2.9), "GPU 0")
+    pictures(axes, (0.4, 2.6), range(1, 9))
+    axes.text(0.9, 2.85, "batch", ha="center")
+    network(axes, (6.2, 0.65))
+    box(axes, (11.3, 0.55), (1.2, 1.8), "loss")
+    arrow(axes, PICTURES, (1.5, 1.5), (6.1, 1.5))
+    arrow(axes, PICTURES, (9.8, 1.7), (11.2, 1.7))
+    arrow(axes, GRADIENTS, (11.2, 0.77), (9.8, 0.77))
+    axes.text(10.5, 1.95, "logits", ha="center")
+    axes.text(6.0, 2.05, "weights", ha="right", va="center")
+    axes.text(6.0, 0.77, "gradients", ha="right", va="center")
+    return axes
+
+
+def dp() -> Axes:
+    """One process; the first device has more than the other."""
+    axes = drawing(7.4)
+    around(axes, (1.8, 0.1), (12.1, 7.2), "process")
+    gpu(axes, (3.2, 4.3), (10.5, 2.8), "GPU 0")
+    gpu(axes, (3.2, 0.3), (10.5, 2.8), "GPU 1", mirrored=True)
+    pictures(axes, (0.4, 6.5), range(1, 9))
+    axes.text(0.9, 6.75, "batch", ha="center")
+    arrow(axes, PICTURES, (1.5, 5.5), (3.6, 5.5))
+    pictures(axes, (3.7, 6.5), range(1, 9))
+    pictures(axes, (3.7, 2.7), range(5, 9))
+    network(axes, (6.8, 4.55))
+    network(axes, (6.8, 0.65), colour=COPY, optimizer=False, mirrored=True)
+    box(axes, (11.8, 4.45), (1.2, 1.8), "loss")
+    arrow(axes, PICTURES, (4.2, 4.4), (4.2, 2.8))
+    arrow(axes, PICTURES, (4.8, 5.9), (6.7, 5.9))
+    arrow(axes, PICTURES, (4.8, 2.2), (6.0, 2.2), (6.0, 1.5), (6.7, 1.5))
+    arrow(axes, WEIGHTS, (6.7, 5.2), (6.2, 5.2), (6.2, 2.2), (6.7, 2.2))
+    arrow(axes, GRADIENTS, (8.55, 2.95), (8.55, 4.45))
+    arrow(axes, PICTURES, (10.4, 5.6), (11.7, 5.6))
+    arrow(axes, PICTURES, (10.4, 1.8), (12.4, 1.8), (12.4, 4.35))
+    arrow(axes, GRADIENTS, (11.7, 4.67), (10.4, 4.67))
+    for x, text in ((4.35, "pictures"), (6.35, "copy of\nthe weights"), (8.7, "gradients"), (12.3, "logits")):
+        axes.text(x, 3.7, text, ha="right" if text == "logits" else "left", va="center")
+    return axes
+
+
+def ddp() -> Axes:
+    """Two processes that are alike."""
+    axes = drawing(7.2)
+    for rank, bottom in enumerate((3.8, 0.1)):
+        mirrored = rank == 1
+        around(axes, (1.8, bottom), (12.1, 3.3), f"process {rank}")
+        gpu(axes, (3.9, bottom + 0.25), (9.8, 2.8), f"GPU {rank}", mirrored=mirrored)
+        network(axes, (6.8, bottom + 0.55), mirrored=mirrored)
+        pictures(axes, (0.4, bottom + 2.4), range(1 + 4 * rank, 5 + 4 * rank))
+        arrow(axes, PICTURES, (1.5, bottom + 1.9), (6.7, bottom + 1.9))
+        box(axes, (11.8, bottom + 0.75), (1.2, 1.8), "loss")
+        forward, backward = (1.6, 2.4) if mirrored else (1.7, 0.67)
+        arrow(axes, PICTURES, (10.4, bottom + forward), (11.7, bottom + forward))
+        arrow(axes, GRADIENTS, (11.7, bottom + backward), (10.4, bottom + backward))
+    axes.text(0.9, 6.45, "half of\nthe batch", ha="center")
+    arrow(axes, GRADIENTS, (8.55, 2.95), (8.55, 4.25), tip="<|-|>")
+    axes.text(8.75, 3.6, "gradients, averaged", va="center")
+    return axes
+
+
+def model_parallel() -> Axes:
+    """One process; each device has a part of the network."""
+    axes = drawing(3.6)
+    around(axes, (1.8, 0.1), (12.1, 3.4), "process")
+    _two_stages(axes)
+    pictures(axes, (0.4, 2.7), range(1, 9))
+    axes.text(0.9, 2.95, "batch", ha="center")
+    arrow(axes, PICTURES, (1.5, 1.7), (3.9, 1.7))
+    arrow(axes, PICTURES, (5.8, 1.7), (9.9, 1.7))
+    return axes
+
+
+def pipeline() -> Axes:
+    """A process for each part of the network, and several parts of the batch under way."""
+    axes = drawing(3.6)
+    around(axes, (1.8, 0.1), (4.6, 3.4), "process 0")
+    around(axes, (8.1, 0.1), (5.8, 3.4), "process 1")
+    _two_stages(axes)
+    pictures(axes, (0.4, 2.7), range(5, 9), gap=0.15)
+    axes.text(0.9, 2.95, "micro-batches", ha="center")
+    pictures(axes, (2.75, 1.95), (3, 4))
+    pictures(axes, (8.75, 1.95), (1, 2))
+    arrow(axes, PICTURES, (1.5, 1.7), (2.65, 1.7))
+    arrow(axes, PICTURES, (5.8, 1.7), (8.65, 1.7))
+    return axes
+
+
+def _two_stages(axes: Axes) -> None:
+    gpu(axes, (2.6, 0.5), (3.6, 2.8), "GPU 0")
+    gpu(axes, (8.6, 0.5), (5.1, 2.8), "GPU 1")
+    network(axes, (4.0, 0.75), LAYERS[:3])
+    network(axes, (10.0, 0.75), LAYERS[3:])
+    box(axes, (12.3, 0.65), (1.1, 1.8), "loss")
+    arrow(axes, PICTURES, (11.8, 1.7), (12.2, 1.7))
+    arrow(axes, GRADIENTS, (12.2, 0.87), (11.8, 0.87))
+    arrow(axes, GRADIENTS, (9.9, 0.87), (5.8, 0.87))
+    axes.text(7.25, 1.95, "activations", ha="center")
+    axes.text(7.25, 1.12, "gradients", ha="center")
+
+
+def machines() -> Axes:
+    """One or two machines, with one or four GPUs, and how processes are counted."""
+    axes = drawing(7.1)
+    for x, devices in ((0.3, 1), (5.5, 4)):
+        _machine(axes, (x, 5.3), devices, 0)
+        _machine(axes, (x, 2.8), devices, 0)
+        _machine(axes, (x, 0.6), devices, 1)
+        axes.plot((x + 1, x + 1), (2.3, 2.8), color=INK, linewidth=2)
+        axes.text(x + 1.2, 2.55, "network", va="center")
+    for x, y, text in (
+        (0.3, 4.8, "strategy=single"),
+        (5.5, 4.8, "strategy=ddp trainer.devices=4"),
+        (0.3, 0.1, "strategy=ddp trainer.num_nodes=2"),
+        (5.5, 0.1, "strategy=ddp trainer.num_nodes=2 trainer.devices=4"),
+    ):
+        axes.text(x, y, text, family="monospace")
+    return axes
+
+
+def _machine(axes: Axes, at: Point, devices: int, number: int) -> None:
+    x, y = at
+    around(axes, at, (2.0 * devices + 0.2, 1.7), f"machine {number}")
+    for device in range(devices):
+        gpu(axes, (x + 0.2 + 2.0 * device, y + 0.5), (1.8, 1.05), f"GPU {device}")
+        axes.text(x + 0.35 + 2.0 * device, y + 0.63, f"process {number * devices + device}", va="bottom")
+
+
+def split() -> Axes:
+    """How the weights and the activations of a ResNet50 are shared out by a cut after layer2."""
+    figure = Figure(figsize=(WIDTH, 2.6), facecolor=PAPER, layout="constrained")
+    sizes = _resnet50_sizes()
+    for kind, axes in enumerate(figure.subplots(1, 2)):
+        values = [size[kind] for size in sizes.values()]
+        bars = axes.bar(list(sizes), values, color=(WEIGHTS, PICTURES)[kind])
+        axes.bar_label(bars, [f"{value:.0f}" if value >= 10 else f"{value:.1f}" for value in values])
+        axes.axvline(2.5, color=INK, linestyle="dashed")
+        axes.set(ylim=(0, 1.3 * max(values)), yticks=[])
+        axes.set_title(("weights, MiB", "activations of 32 pictures, MiB")[kind])
+        axes.spines["left"].set_visible(False)
+        for middle, device, part in ((1, "GPU 0", values[:3]), (4, "GPU 1", values[3:])):
+            text = f"{device}: {sum(part):,.0f}"
+            axes.text(middle, 1.3 * max(values), text, ha="center", va="top", weight="bold")
+    return axes
+
+
+def _resnet50_sizes() -> dict[str, tuple[float, float]]:
+    """{layer: MiB of its weights, MiB that it keeps of 32 pictures of 224 pixels for the backward pass}."""
+    with torch.device("meta"):  # sizes without numbers
+        model, x = resnet50(num_classes=10), torch.empty(32, 3, 224, 224)
+    stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
+    head = nn.Sequential(model.avgpool, nn.Flatten(1), model.fc)
+    sizes = {}
+    for name, layer in zip(LAYERS, (stem, model.layer1, model.layer2, model.layer3, model.layer4, head), strict=True):
+        kept: dict[int, UntypedStorage] = {}
+
+        def note(tensor: Tensor, kept: dict[int, UntypedStorage] = kept) -> Tensor:
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+            return tensor
+
+        with saved_tensors_hooks(note, lambda tensor: tensor):
+            y = layer(x)
+        for other in (x, *layer.parameters()):  # the input is kept by the layer that made it
+            kept.pop(other.untyped_storage()._cdata, None)
+        weights = sum(parameter.nbytes for parameter in layer.parameters())
+        sizes[name] = (weights / 2**20, sum(storage.nbytes() for storage in kept.values()) / 2**20)
+        x = y.detach()
+    return sizes
+
+
+def schedules() -> Axes:
+    """Who works when: two stages, whose backward passes take twice as long as their forward passes."""
+    figure = Figure(figsize=(WIDTH, 4.4), facecolor=PAPER, layout="constrained")
+    rows = figure.subplots(3, sharex=True)
+    for axes, (schedule, count) in zip(rows, (("gpipe", 1), ("gpipe", 4), ("1f1b", 4)), strict=True):
+        spans = _timed([operations(schedule, 2, stage, count) for stage in range(2)])
+        for (stage, (kind, number)), (start, stop) in spans.items():
+            forward = kind == "forward"
+            span = {"left": start / count, "width": (stop - start) / count}
+            axes.barh(-stage, **span, height=0.85, color=PICTURES if forward else GRADIENTS, edgecolor=PAPER)
+            colour = INK if forward else PAPER
+            axes.text((start + stop) / 2 / count, -stage, str(number + 1), color=colour, ha="center", va="center")
+        name = f"strategy.micro_batches={count}" + (f" strategy.schedule={schedule}" if count > 1 else "")
+        axes.set_title(name, loc="left", fontsize=9, family="monospace")
+        end = max(stop for _, stop in spans.values()) / count
+        if count > 1:
+            axes.text(
+                end + 0.1,
+                -0.5,
+                f"{end / 6:.3f} of the time;\nGPU 0 keeps {warmup(schedule, 2, 0, count)} of 4",
+                va="center",
+            )
+        axes.set(yticks=[0, -1], yticklabels=["GPU 0", "GPU 1"], xlim=(0, 6.01), xticks=[])
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+    rows[-1].set_xlabel("time")
+    handles = [Patch(color=PICTURES, label="forward pass"), Patch(color=GRADIENTS, label="backward pass")]
+    figure.legend(handles=handles, loc="outside upper right", ncols=2)
+    return rows[0]
+
+
+def _timed(orders: Sequence[Sequence[Operation]]) -> dict[tuple[int, Operation], tuple[float, float]]:
+    """{(stage, operation): start and end}: each begins when its stage is free and what it needs of the other is there."""
+    spans: dict[tuple[int, Operation], tuple[float, float]] = {}
+    waiting = [list(order) for order in orders]
+    free = [0.0] * len(orders)
+    while any(waiting):
+        for stage, order in enumerate(waiting):
+            if not order:
+                continue
+            source = stage - 1 if order[0][0] == "forward" else stage + 1
+            if 0 <= source < len(orders) and (source, order[0]) not in spans:
+                continue
+            _, ready = spans.get((source, order[0]), (0.0, 0.0))
+            start = max(free[stage], ready)
+            free[stage] = start + (1 if order[0][0] == "forward" else 2)
+            spans[stage, order.pop(0)] = start, free[stage]
+    return spans
+
+
+DRAWN = (single, dp, ddp, model_parallel, pipeline, machines, split, schedules)
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        for draw in DRAWN:
+            draw().figure.savefig(FOLDER / f"{draw.__name__}.png", dpi=DPI, metadata={"Software": None})
