@@ -83,11 +83,6 @@ def test_settings_that_the_data_contradicts(command, tmp_path):
     check_error(command("train", *FOLDER, "model.task=binary"), 65, "model.task=binary, but the data has 3 classes")
     check_error(command("train", *FOLDER, "freeze.phases={0:[head],1:[layer9]}"), 64, "'layer9'", "layer4")
     check_error(command("train", *FOLDER, "model.backbone=resnet19"), 64, "resnet19", "resnet18")
-    check_error(
-        command("train", *FOLDER, "precision=fp16", "trainer.accelerator=cpu"),
-        69,
-        "precision=fp16 does not work on cpu",
-    )
     check_error(command("train", *FOLDER, "callbacks.extra=[{_target_: torch.load}]"), 64, "torch.load")
 
 
