@@ -49,6 +49,7 @@ from src.strategies.building import computing_at_once
 from src.strategies.precision import check_precision
 from src.strategies.ranks import Ranks, joined, leave
 from src.strategies.shared_folder import open_folder
+from src.strategies.stage_balance import choose_split
 from src.trainer import build_trainer, find_callback
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def run(config: Config, path: Path) -> float:
         )
         parameters = [name for name, _ in network.backbone.named_parameters()]
         phases = schedule(config.freeze, blocks(network.backbone), config.trainer.max_epochs, parameters)
+        settle_split(config, network, phases, device, preprocessing.image_size, ranks)
         freeze(network, phases, 0, config.freeze.batchnorm)  # later epochs: FreezingSchedule
         config = settle_batch_size(config, folder, network, pictures, preprocessing, phases, device, ranks)
         data = PictureData(config.data, pictures, preprocessing, config.seed, config.trainer.limit_batches)
@@ -146,6 +148,17 @@ def find_pictures(config: Config, folder: RunFolder, start: Path | None, ranks: 
     if ranks.is_first:
         write_csv(split, ("path", "label", "split"), pictures.rows())
     return pictures
+
+
+def settle_split(
+    config: Config, network: TransferNetwork, phases: Phases, device: torch.device, image_size: int, ranks: Ranks
+) -> None:
+    """model.split_at=auto becomes layers, for the phase of the freezing schedule that trains most."""
+    if config.model.split_at not in ("auto", "auto_memory"):
+        return
+    freeze(network, phases, config.trainer.max_epochs - 1, config.freeze.batchnorm)
+    stages = device_count(config.trainer) * config.trainer.num_nodes
+    network.backbone.split(ranks.told_by_first(lambda: choose_split(config, network, device, stages, image_size)))
 
 
 def settle_batch_size(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from src.data.module import shared_out
 from src.device_memory import MIB
 from src.memory import Allocator, Driver, live_bytes, read_allocator, resident_bytes
 from src.run_dir import write_text
@@ -146,7 +147,7 @@ class MemoryLog(L.Callback):
         self._note(self._meter.end_of("optimizer") | self._meter.end())
         self._step |= {"step": trainer.global_step, "epoch": trainer.current_epoch + 1}
         self._rows[self._filled] = [self._step.get(name, math.nan) for name in self._columns]
-        self._batch_size = max(self._batch_size, len(batch[1]) * trainer.world_size)
+        self._batch_size = max(self._batch_size, len(batch[1]) * shared_out(trainer)[1])
         self._filled += 1
         if self._filled - self._written == ROWS_AT_ONCE:
             self._write()

@@ -33,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from src.callbacks.batch_parts import Log, State, joined_result, make_logs, recorded_logs, shares_of_loss, split
+from src.data.module import shared_out
 from src.out_of_memory import Exhausted, PartSize, free, gpu_faults_explained, is_out_of_memory, part_sizes
 from src.strategies.agreement import Agreement
 
@@ -119,7 +120,7 @@ class RepeatingOptimization(_AutomaticOptimization):
             failure = Exhausted.of(error, self._device)
             if self.policy == "stop":
                 pictures = extract_batch_size(kwargs["batch"])
-                raise failure.told_to_stop(self._step, pictures, self.trainer.world_size) from error
+                raise failure.told_to_stop(self._step, pictures, shared_out(self.trainer)[1]) from error
             raise failure.in_optimizer(self._step) from error
 
     @property

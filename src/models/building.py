@@ -54,7 +54,8 @@ def build_pretrained(
     """The network with its pretrained backbone and a new head, and a line that says which weights. Raises UserError."""
     seeding.seed_everything(seed, "new layers")
     architecture = architecture_of(model, classes)
-    network = build_network(architecture, preprocessing, channels_last=model.channels_last)
+    split_at = [] if model.split_at in ("auto", "auto_memory") else model.split_at  # [] until run.py has measured
+    network = build_network(architecture, preprocessing, channels_last=model.channels_last, split_at=split_at)
     line = load_pretrained(
         network.backbone,
         model.backbone,

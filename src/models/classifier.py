@@ -99,11 +99,8 @@ class Classifier(L.LightningModule):
         return self.compare(forward(images), labels)
 
     def compare(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """logits (B, outputs) and labels (B,) -> the mean loss, and predicted classes (B,) on the device of the labels.
-
-        Of a network that is split over devices, the logits are on the last and the labels on the first."""
-        loss = self.loss(logits, labels.to(logits.device))
-        return loss, predicted_classes(logits.detach(), self.loss.task).to(labels.device)
+        """logits (B, outputs) and labels (B,) -> the mean loss, and predicted classes (B,)."""
+        return self.loss(logits, labels), predicted_classes(logits.detach(), self.loss.task)
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train", self.train_metrics)

@@ -86,7 +86,7 @@ class ModelParallelResNet50(ResNet):
         self._bounds, self.split_at = stage_bounds(split_at), tuple(split_at)
 
     def stage_layers(self) -> list[list[nn.Module]]:
-        """The layers of each stage."""
+        """The layers of each stage. layer1 to layer4 are not called as such, so forward hooks belong on their blocks."""
         return [self._layers(start, stop) for start, stop in pairwise(self._bounds)]
 
     def _layers(self, start: int, stop: int) -> list[nn.Module]:

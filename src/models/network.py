@@ -86,7 +86,7 @@ class TransferNetwork(nn.Module):
         """Moves each stage of a backbone that is split to its device, the head to that of the last."""
         for stage, device in zip(self.stages(), devices, strict=True):
             stage.place(device)
-        self.mean.data, self.std.data = self.mean.data.to(devices[0]), self.std.data.to(devices[0])
+        self.mean, self.std = self.mean.to(devices[0]), self.std.to(devices[0])
 
 
 def build_network(

@@ -48,7 +48,7 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         step = (step or 0) + 1
-        values = {name: f"{value:.6g}" for name, value in metrics.items() if name != "epoch"}
+        values = {name: f"{value:.7g}" for name, value in metrics.items() if name != "epoch"}
         if "epoch" in metrics:
             values["epoch"] = str(int(metrics["epoch"]) + 1)
         self.rows.setdefault(step, {"step": step}).update(values)

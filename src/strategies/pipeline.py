@@ -213,22 +213,25 @@ class OwnStage:
 
     def forward_backward(self, images: Tensor, labels: Tensor) -> None:
         """Adds the gradients of the sum of the micro-batches' losses to the parameters. uint8 (B, 3, S, S), (B,)."""
+        learning = tuple(any(parameter.requires_grad for parameter in stage.parameters()) for stage in self.stages)
         for start, stop, count in equal_runs(len(images), self.micro_batches):
-            schedule = self._schedule(images[start:stop], count, tuple(_learns(stage) for stage in self.stages))
             target = {"target": labels[start:stop]} if self._is_last else {}
-            schedule.step(*self._input(images[start:stop]), **target)
+            self._step(images[start:stop], count, learning, **target)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor | None:
         """uint8 (B, 3, S, S) -> logits (B, outputs) in the last stage; None in the others."""
-        logits = [
-            self._schedule(images[start:stop], count, ()).step(*self._input(images[start:stop]))
-            for start, stop, count in equal_runs(len(images), self.micro_batches)
-        ]
+        runs = equal_runs(len(images), self.micro_batches)
+        logits = [self._step(images[start:stop], count, ()) for start, stop, count in runs]
         return torch.cat(logits) if self._is_last else None
 
-    def _input(self, images: Tensor) -> tuple[Tensor, ...]:
-        return (images,) if self.rank == 0 else ()
+    def _step(self, images: Tensor, count: int, learning: tuple[bool, ...], **target: Tensor) -> Tensor | None:
+        schedule = self._schedule(images, count, learning)
+        try:
+            return schedule.step(*([images] if self.rank == 0 else []), **target)
+        except RuntimeError as error:
+            # torch raises another in the place of an error in a stage: nobody would know that memory ran out.
+            raise (error.__cause__ or error) from None
 
     def _schedule(self, images: Tensor, count: int, learning: tuple[bool, ...]) -> Schedule:
         """For so many micro-batches of this shape. learning: which stages do; () where there is no backward pass.
@@ -291,7 +294,3 @@ def equal_runs(pictures: int, micro_batches: int) -> list[tuple[int, int, int]]:
     middle = larger * (size + 1)
     runs = [(0, middle, larger), (middle, pictures, parts - larger)]
     return [run for run in runs if run[2] > 0]
-
-
-def _learns(stage: Stage) -> bool:
-    return any(parameter.requires_grad for parameter in stage.parameters())
