@@ -17,6 +17,7 @@ NOISE = (
     ".*Found .* module.* in eval mode at the start of training.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*Detected call of .lr_scheduler.step.. before .optimizer.step...*",  # fp16's first steps may overflow and be skipped
+    ".*It is recommended to use .*sync_dist=True.*",  # what is logged is the same in all processes already
     ".*`broadcast_buffers` is deprecated.*",  # what replaces it is not in torch 2.10
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )

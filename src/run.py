@@ -204,6 +204,15 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
         if any("killed by signal: Terminated" in str(one) for one in (error, error.__cause__)):
             raise Terminated from error  # a scheduler such as SLURM signals every process, and a loader ended first
         raise
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "BatchNorm cannot normalise a single picture",
+            where=f"step {trainer.global_step + 1}; torch says: {error}",
+            why="its statistics are taken over the pictures that are in a device, or in a micro-batch, at a time",
+            fix=["python -m src.train data.batch_size=64", "python -m src.train freeze.batchnorm=keep"],
+        ) from error
     except PictureError as error:  # was whole when it was checked
         # A loader process puts its traceback before the message.
         cause = str(error).strip().splitlines()[-1].rpartition("PictureError: ")[2]

@@ -2,14 +2,14 @@
 
     python scripts/figures/concepts.py
 
-A colour means the same in all of them: blue is weights, yellow is pictures and what the layers make of them, red is
-gradients. What is shown of the program is asked of it: schedules.png is the order in which the stages of
-strategy=model_parallel work, split.png the sizes of torchvision's ResNet50.
+A colour means the same in all of them: blue is weights, yellow is pictures and what layers make of them, red is gradients.
+Sizes are asked of the ResNet50 (split.png), the order of work of the strategies' own code (schedules.png).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -18,10 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Rectangle
 from matplotlib.path import Path as Line
-from torch import Tensor, UntypedStorage, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torchvision.models import resnet50
 
+from src.models.model_parallel_resnet50 import ModelParallelResNet50
 from src.reporting.plots import COLOURS, INK, STYLE
 from src.strategies.stage_threads import Operation, operations, warmup
 
@@ -34,16 +34,18 @@ COPY = "#7F9FC4"  # weights that are copied in every step
 PAPER, SHADE, EDGE = "white", "#F3F3F3", "#999999"
 
 LAYERS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
-BAR, PITCH = 0.5, 0.6  # the width of a layer, and from one to the next
-SQUARE = 0.5  # the side of a picture
+BAR, PITCH, SQUARE = 0.5, 0.6, 0.5  # the width of a layer, from one to the next, the side of a picture
+
+# Of a pass of the whole batch through a stage: how long it takes, its colour, and that of its number.
+PASSES = {"forward": (1, PICTURES, INK), "backward": (2, GRADIENTS, PAPER)}
 
 Point = tuple[float, float]
 
 
 def drawing(height: float) -> Axes:
     """An empty sheet from (0, 0) to (UNITS, height)."""
-    axes = Figure(figsize=(WIDTH, WIDTH * height / UNITS), facecolor=PAPER).add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, UNITS), ylim=(0, height))
+    figure = Figure(figsize=(WIDTH, WIDTH * height / UNITS), facecolor=PAPER)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, UNITS), ylim=(0, height))
     axes.set_axis_off()
     return axes
 
@@ -72,30 +74,24 @@ def box(axes: Axes, at: Point, size: Point, text: str) -> None:
 
 
 def network(
-    axes: Axes,
-    at: Point,
-    layers: Sequence[str] = LAYERS,
-    *,
-    colour: str = WEIGHTS,
-    optimizer: bool = True,
-    mirrored: bool = False,
+    axes: Axes, at: Point, layers: Sequence[str] = LAYERS, *, replica: bool = False, mirrored: bool = False
 ) -> None:
-    """The optimizer's state, the layers and their gradients, from top to bottom, or mirrored. at: lower left; 2.2 high."""
+    """Optimizer, layers and gradients, or mirrored; a replica has no optimizer. at: the lower left corner; 2.2 high."""
     x, y = at
     state, weights, gradients = (y, y + 0.5, y + 1.95) if mirrored else (y + 1.8, y + 0.4, y)
-    if optimizer:
+    if not replica:
         box(axes, (x, state), (len(layers) * PITCH - PITCH + BAR, 0.4), "optimizer")
     for number, name in enumerate(layers):
         left = x + number * PITCH
-        axes.add_patch(Rectangle((left, weights), BAR, 1.3, facecolor=colour))
+        axes.add_patch(Rectangle((left, weights), BAR, 1.3, facecolor=COPY if replica else WEIGHTS))
         axes.text(left + BAR / 2, weights + 0.65, name, color=PAPER, rotation=90, ha="center", va="center")
         axes.add_patch(Rectangle((left, gradients), BAR, 0.25, facecolor=GRADIENTS))
 
 
-def pictures(axes: Axes, at: Point, numbers: Iterable[int], columns: int = 2, gap: float = 0) -> None:
-    """Numbered squares in rows. at: the upper left corner. gap: between rows."""
+def pictures(axes: Axes, at: Point, numbers: Iterable[int], gap: float = 0) -> None:
+    """Numbered squares in rows of two. at: the upper left corner. gap: between rows."""
     for place, number in enumerate(numbers):
-        row, column = divmod(place, columns)
+        row, column = divmod(place, 2)
         left, bottom = at[0] + column * SQUARE, at[1] - (row + 1) * SQUARE - row * gap
         axes.add_patch(Rectangle((left, bottom), SQUARE, SQUARE, facecolor=PICTURES, edgecolor=PAPER))
         axes.text(left + SQUARE / 2, bottom + SQUARE / 2 - 0.02, str(number), ha="center", va="center")
@@ -106,6 +102,13 @@ def arrow(axes: Axes, colour: str, *points: Point, tip: str = "-|>") -> None:
     axes.add_patch(FancyArrowPatch(path=Line(points), arrowstyle=tip, mutation_scale=14, linewidth=2, color=colour))
 
 
+def loss(axes: Axes, at: Point, last: float, forward: float, backward: float) -> None:
+    """With arrows from the last layer and back to it, at these heights. at: lower left. last: where that layer ends."""
+    box(axes, at, (1.2, 1.8), "loss")
+    arrow(axes, PICTURES, (last + 0.1, forward), (at[0] - 0.1, forward))
+    arrow(axes, GRADIENTS, (at[0] - 0.1, backward), (last + 0.1, backward))
+
+
 def single() -> Axes:
     """One device has everything."""
     axes = drawing(3.5)
@@ -114,13 +117,10 @@ def single() -> Axes:
     pictures(axes, (0.4, 2.6), range(1, 9))
     axes.text(0.9, 2.85, "batch", ha="center")
     network(axes, (6.2, 0.65))
-    box(axes, (11.3, 0.55), (1.2, 1.8), "loss")
+    loss(axes, (11.3, 0.55), 9.7, 1.7, 0.77)
     arrow(axes, PICTURES, (1.5, 1.5), (6.1, 1.5))
-    arrow(axes, PICTURES, (9.8, 1.7), (11.2, 1.7))
-    arrow(axes, GRADIENTS, (11.2, 0.77), (9.8, 0.77))
-    axes.text(10.5, 1.95, "logits", ha="center")
-    axes.text(6.0, 2.05, "weights", ha="right", va="center")
-    axes.text(6.0, 0.77, "gradients", ha="right", va="center")
+    for y, text in ((2.05, "weights"), (0.77, "gradients")):
+        axes.text(6.0, y, text, ha="right", va="center")
     return axes
 
 
@@ -136,16 +136,14 @@ def dp() -> Axes:
     pictures(axes, (3.7, 6.5), range(1, 9))
     pictures(axes, (3.7, 2.7), range(5, 9))
     network(axes, (6.8, 4.55))
-    network(axes, (6.8, 0.65), colour=COPY, optimizer=False, mirrored=True)
-    box(axes, (11.8, 4.45), (1.2, 1.8), "loss")
+    network(axes, (6.8, 0.65), replica=True, mirrored=True)
+    loss(axes, (11.8, 4.45), 10.3, 5.6, 4.67)
     arrow(axes, PICTURES, (4.2, 4.4), (4.2, 2.8))
     arrow(axes, PICTURES, (4.8, 5.9), (6.7, 5.9))
     arrow(axes, PICTURES, (4.8, 2.2), (6.0, 2.2), (6.0, 1.5), (6.7, 1.5))
     arrow(axes, WEIGHTS, (6.7, 5.2), (6.2, 5.2), (6.2, 2.2), (6.7, 2.2))
     arrow(axes, GRADIENTS, (8.55, 2.95), (8.55, 4.45))
-    arrow(axes, PICTURES, (10.4, 5.6), (11.7, 5.6))
     arrow(axes, PICTURES, (10.4, 1.8), (12.4, 1.8), (12.4, 4.35))
-    arrow(axes, GRADIENTS, (11.7, 4.67), (10.4, 4.67))
     for x, text in ((4.35, "pictures"), (6.35, "copy of\nthe weights"), (8.7, "gradients"), (12.3, "logits")):
         axes.text(x, 3.7, text, ha="right" if text == "logits" else "left", va="center")
     return axes
@@ -161,10 +159,8 @@ def ddp() -> Axes:
         network(axes, (6.8, bottom + 0.55), mirrored=mirrored)
         pictures(axes, (0.4, bottom + 2.4), range(1 + 4 * rank, 5 + 4 * rank))
         arrow(axes, PICTURES, (1.5, bottom + 1.9), (6.7, bottom + 1.9))
-        box(axes, (11.8, bottom + 0.75), (1.2, 1.8), "loss")
         forward, backward = (1.6, 2.4) if mirrored else (1.7, 0.67)
-        arrow(axes, PICTURES, (10.4, bottom + forward), (11.7, bottom + forward))
-        arrow(axes, GRADIENTS, (11.7, bottom + backward), (10.4, bottom + backward))
+        loss(axes, (11.8, bottom + 0.75), 10.3, bottom + forward, bottom + backward)
     axes.text(0.9, 6.45, "half of\nthe batch", ha="center")
     arrow(axes, GRADIENTS, (8.55, 2.95), (8.55, 4.25), tip="<|-|>")
     axes.text(8.75, 3.6, "gradients, averaged", va="center")
@@ -189,8 +185,8 @@ def pipeline() -> Axes:
     around(axes, (1.8, 0.1), (4.6, 3.4), "process 0")
     around(axes, (8.1, 0.1), (5.8, 3.4), "process 1")
     _two_stages(axes)
-    pictures(axes, (0.4, 2.7), range(5, 9), gap=0.15)
-    axes.text(0.9, 2.95, "micro-batches", ha="center")
+    pictures(axes, (0.4, 2.3), range(5, 9), gap=0.15)
+    axes.text(0.9, 2.5, "micro-\nbatches", ha="center")
     pictures(axes, (2.75, 1.95), (3, 4))
     pictures(axes, (8.75, 1.95), (1, 2))
     arrow(axes, PICTURES, (1.5, 1.7), (2.65, 1.7))
@@ -203,9 +199,7 @@ def _two_stages(axes: Axes) -> None:
     gpu(axes, (8.6, 0.5), (5.1, 2.8), "GPU 1")
     network(axes, (4.0, 0.75), LAYERS[:3])
     network(axes, (10.0, 0.75), LAYERS[3:])
-    box(axes, (12.3, 0.65), (1.1, 1.8), "loss")
-    arrow(axes, PICTURES, (11.8, 1.7), (12.2, 1.7))
-    arrow(axes, GRADIENTS, (12.2, 0.87), (11.8, 0.87))
+    loss(axes, (12.4, 0.65), 11.7, 1.7, 0.87)
     arrow(axes, GRADIENTS, (9.9, 0.87), (5.8, 0.87))
     axes.text(7.25, 1.95, "activations", ha="center")
     axes.text(7.25, 1.12, "gradients", ha="center")
@@ -213,29 +207,19 @@ def _two_stages(axes: Axes) -> None:
 
 def machines() -> Axes:
     """One or two machines, with one or four GPUs, and how processes are counted."""
-    axes = drawing(7.1)
+    axes, typed = drawing(7.1), {"family": "monospace"}
     for x, devices in ((0.3, 1), (5.5, 4)):
-        _machine(axes, (x, 5.3), devices, 0)
-        _machine(axes, (x, 2.8), devices, 0)
-        _machine(axes, (x, 0.6), devices, 1)
+        for y, machine in ((5.3, 0), (2.8, 0), (0.6, 1)):
+            around(axes, (x, y), (2.0 * devices + 0.2, 1.7), f"machine {machine}")
+            for device in range(devices):
+                gpu(axes, (x + 0.2 + 2.0 * device, y + 0.5), (1.8, 1.05), f"GPU {device}")
+                axes.text(x + 0.35 + 2.0 * device, y + 0.63, f"process {machine * devices + device}", va="bottom")
         axes.plot((x + 1, x + 1), (2.3, 2.8), color=INK, linewidth=2)
         axes.text(x + 1.2, 2.55, "network", va="center")
-    for x, y, text in (
-        (0.3, 4.8, "strategy=single"),
-        (5.5, 4.8, "strategy=ddp trainer.devices=4"),
-        (0.3, 0.1, "strategy=ddp trainer.num_nodes=2"),
-        (5.5, 0.1, "strategy=ddp trainer.num_nodes=2 trainer.devices=4"),
-    ):
-        axes.text(x, y, text, family="monospace")
+        several = f" trainer.devices={devices}" if devices > 1 else ""
+        axes.text(x, 4.8, f"strategy=ddp{several}" if several else "strategy=single", **typed)
+        axes.text(x, 0.1, f"strategy=ddp trainer.num_nodes=2{several}", **typed)
     return axes
-
-
-def _machine(axes: Axes, at: Point, devices: int, number: int) -> None:
-    x, y = at
-    around(axes, at, (2.0 * devices + 0.2, 1.7), f"machine {number}")
-    for device in range(devices):
-        gpu(axes, (x + 0.2 + 2.0 * device, y + 0.5), (1.8, 1.05), f"GPU {device}")
-        axes.text(x + 0.35 + 2.0 * device, y + 0.63, f"process {number * devices + device}", va="bottom")
 
 
 def split() -> Axes:
@@ -250,90 +234,66 @@ def split() -> Axes:
         axes.set(ylim=(0, 1.3 * max(values)), yticks=[])
         axes.set_title(("weights, MiB", "activations of 32 pictures, MiB")[kind])
         axes.spines["left"].set_visible(False)
-        for middle, device, part in ((1, "GPU 0", values[:3]), (4, "GPU 1", values[3:])):
-            text = f"{device}: {sum(part):,.0f}"
-            axes.text(middle, 1.3 * max(values), text, ha="center", va="top", weight="bold")
+        for middle, device, part in ((1, "GPU 0", values[:3]), (3.5, "GPU 1", values[3:])):
+            axes.text(middle, 1.25 * max(values), f"{device}: {sum(part):,.0f}", ha="center", va="top", weight="bold")
     return axes
 
 
 def _resnet50_sizes() -> dict[str, tuple[float, float]]:
-    """{layer: MiB of its weights, MiB that it keeps of 32 pictures of 224 pixels for the backward pass}."""
+    """{layers: MiB of their weights, MiB that they keep of 32 pictures of 224 pixels for the backward pass}."""
     with torch.device("meta"):  # sizes without numbers
-        model, x = resnet50(num_classes=10), torch.empty(32, 3, 224, 224)
-    stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
-    head = nn.Sequential(model.avgpool, nn.Flatten(1), model.fc)
+        model = ModelParallelResNet50(num_classes=10, split_at=("maxpool", "layer1", "layer2", "layer3"))
+        x = torch.empty(32, 3, 224, 224)
     sizes = {}
-    for name, layer in zip(LAYERS, (stem, model.layer1, model.layer2, model.layer3, model.layer4, head), strict=True):
-        kept: dict[int, UntypedStorage] = {}
-
-        def note(tensor: Tensor, kept: dict[int, UntypedStorage] = kept) -> Tensor:
-            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-            return tensor
-
-        with saved_tensors_hooks(note, lambda tensor: tensor):
-            y = layer(x)
-        for other in (x, *layer.parameters()):  # the input is kept by the layer that made it
+    for name, stage in zip(("stem", "layer1", "layer2", "layer3", "layer4\nhead"), model.stages(), strict=True):
+        kept: dict[int, Tensor] = {}  # by where their numbers are, which is the same for views
+        with saved_tensors_hooks(lambda t, kept=kept: kept.setdefault(t.untyped_storage()._cdata, t), lambda t: t):
+            y = stage(x)
+        for other in (x, *stage.parameters()):  # whoever made the input keeps it
             kept.pop(other.untyped_storage()._cdata, None)
-        weights = sum(parameter.nbytes for parameter in layer.parameters())
-        sizes[name] = (weights / 2**20, sum(storage.nbytes() for storage in kept.values()) / 2**20)
+        weights = sum(parameter.nbytes for parameter in stage.parameters())
+        sizes[name] = weights / 2**20, sum(tensor.nbytes for tensor in kept.values()) / 2**20
         x = y.detach()
     return sizes
 
 
 def schedules() -> Axes:
-    """Who works when: two stages, whose backward passes take twice as long as their forward passes."""
+    """Who works when, of two stages."""
     figure = Figure(figsize=(WIDTH, 4.4), facecolor=PAPER, layout="constrained")
     rows = figure.subplots(3, sharex=True)
-    for axes, (schedule, count) in zip(rows, (("gpipe", 1), ("gpipe", 4), ("1f1b", 4)), strict=True):
-        spans = _timed([operations(schedule, 2, stage, count) for stage in range(2)])
-        for (stage, (kind, number)), (start, stop) in spans.items():
-            forward = kind == "forward"
-            span = {"left": start / count, "width": (stop - start) / count}
-            axes.barh(-stage, **span, height=0.85, color=PICTURES if forward else GRADIENTS, edgecolor=PAPER)
-            colour = INK if forward else PAPER
-            axes.text((start + stop) / 2 / count, -stage, str(number + 1), color=colour, ha="center", va="center")
-        name = f"strategy.micro_batches={count}" + (f" strategy.schedule={schedule}" if count > 1 else "")
-        axes.set_title(name, loc="left", fontsize=9, family="monospace")
-        end = max(stop for _, stop in spans.values()) / count
-        if count > 1:
-            axes.text(
-                end + 0.1,
-                -0.5,
-                f"{end / 6:.3f} of the time;\nGPU 0 keeps {warmup(schedule, 2, 0, count)} of 4",
-                va="center",
-            )
-        axes.set(yticks=[0, -1], yticklabels=["GPU 0", "GPU 1"], xlim=(0, 6.01), xticks=[])
-        axes.grid(visible=False)
+    for axes, (schedule, count) in zip(rows, (("1f1b", 1), ("gpipe", 4), ("1f1b", 4)), strict=True):
+        ends = _ends([operations(schedule, 2, stage, count) for stage in range(2)])
+        for (stage, (kind, number)), end in ends.items():
+            length, colour, ink = PASSES[kind]
+            axes.barh(-stage, -length / count, left=end / count, height=0.85, color=colour, edgecolor=PAPER)
+            axes.text((end - length / 2) / count, -stage, str(number + 1), color=ink, ha="center", va="center")
+        last, most = max(ends.values()) / count, warmup(schedule, 2, 0, count)
+        saying = f"{last / 6:.4g} of the time\n\nGPU 0 keeps activations\nof {most} of {count} micro-batches"
+        axes.text(last + 0.15, -0.5, saying, va="center")
+        axes.set_title(f"strategy.micro_batches={count} strategy.schedule={schedule}", loc="left", family="monospace")
+        axes.set(yticks=[0, -1], yticklabels=["GPU 0", "GPU 1"], xlim=(0, 8), xticks=[])
         axes.tick_params(length=0)
     rows[-1].set_xlabel("time")
-    handles = [Patch(color=PICTURES, label="forward pass"), Patch(color=GRADIENTS, label="backward pass")]
+    handles = [Patch(color=colour, label=f"{kind} pass") for kind, (_, colour, _) in PASSES.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=2)
     return rows[0]
 
 
-def _timed(orders: Sequence[Sequence[Operation]]) -> dict[tuple[int, Operation], tuple[float, float]]:
-    """{(stage, operation): start and end}: each begins when its stage is free and what it needs of the other is there."""
-    spans: dict[tuple[int, Operation], tuple[float, float]] = {}
-    waiting = [list(order) for order in orders]
-    free = [0.0] * len(orders)
-    while any(waiting):
-        for stage, order in enumerate(waiting):
-            if not order:
-                continue
-            source = stage - 1 if order[0][0] == "forward" else stage + 1
-            if 0 <= source < len(orders) and (source, order[0]) not in spans:
-                continue
-            _, ready = spans.get((source, order[0]), (0.0, 0.0))
-            start = max(free[stage], ready)
-            free[stage] = start + (1 if order[0][0] == "forward" else 2)
-            spans[stage, order.pop(0)] = start, free[stage]
-    return spans
+def _ends(orders: Sequence[Sequence[Operation]]) -> dict[tuple[int, Operation], float]:
+    """When each operation of a stage ends. It begins when its stage is free and the stage that it waits for is done."""
 
+    @cache
+    def end(stage: int, operation: Operation) -> float:
+        place = orders[stage].index(operation)
+        source = stage - 1 if operation[0] == "forward" else stage + 1
+        free = end(stage, orders[stage][place - 1]) if place else 0
+        given = end(source, operation) if 0 <= source < len(orders) else 0
+        return max(free, given) + PASSES[operation[0]][0]
 
-DRAWN = (single, dp, ddp, model_parallel, pipeline, machines, split, schedules)
+    return {(stage, operation): end(stage, operation) for stage, order in enumerate(orders) for operation in order}
+
 
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        for draw in DRAWN:
+    with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlesize": 9}):
+        for draw in (single, dp, ddp, model_parallel, pipeline, machines, split, schedules):
             draw().figure.savefig(FOLDER / f"{draw.__name__}.png", dpi=DPI, metadata={"Software": None})

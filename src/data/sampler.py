@@ -51,8 +51,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         first = self.start if self.epoch == self.start_epoch else 0
         for batch in range(first, len(self)):
             whole = self.whole_batch(self.epoch, batch)
-            # A process for which none is left computes one that does not count: the others wait for its gradients.
+            # A process for which none is left computes one that does not count: the others wait for its gradients. A single
+            # one is there twice, since BatchNorm cannot normalise it; the mean over both is the same.
             members = self.own_part(whole) or whole[:1]
+            if len(members) == 1 < self.world:
+                members = 2 * members
             yield [(self.epoch, index) for index in members]
 
     def whole_batch(self, epoch: int, batch: int) -> list[int]:

@@ -52,7 +52,7 @@ class Classifier(L.LightningModule):
         self.plateau: ReduceLROnPlateau | None = None
         self.train_metrics, self.val_metrics = SplitMetrics(num_classes), SplitMetrics(num_classes)
         self._part: float | torch.Tensor = 1.0  # of the batch in this process, times the number of processes
-        self._has_pictures = True  # of its own in this batch
+        self._counted: int | None = None  # how many of the batch's pictures are of its own; None: all
         self._in_parts = InParts(self)  # for validation: in eval mode a batch in parts gives the same
         self.save_hyperparameters(hparams, logger=False)
 
@@ -69,7 +69,7 @@ class Classifier(L.LightningModule):
         seeding.seed_step(self.seed, self.trainer.fit_loop.total_batch_idx, rank)
         if world > 1:
             own, whole = self.trainer.datamodule.labels_of_batch(self.trainer.current_epoch, batch_idx)
-            self._has_pictures = len(own) > 0
+            self._counted = len(own)
             self._part = world * self.loss.weight(own) / self.loss.weight(whole)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -87,8 +87,9 @@ class Classifier(L.LightningModule):
         return self.loss.weight(batch[1])
 
     def on_train_batch_end(self, outputs: dict[str, torch.Tensor], batch: Batch, batch_idx: int) -> None:
-        if self._has_pictures:
-            self.train_metrics.update(outputs["loss"], outputs["predicted"], batch[1])
+        if self._counted != 0:
+            counted = slice(self._counted)
+            self.train_metrics.update(outputs["loss"], outputs["predicted"][counted], batch[1][counted])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss, predicted = self._step(batch, self._in_parts)

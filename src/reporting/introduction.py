@@ -41,5 +41,6 @@ def introduce(
 def described(config: Config, devices: Sequence[torch.device]) -> str:
     """The devices of a run in words, such as 'cpu with 2 threads' or '2 x cuda (ddp)'."""
     kind, count = devices[0].type, len(devices) * config.trainer.num_nodes
-    threads = f" with {torch.get_num_threads()} threads" if kind == "cpu" else ""
+    number = torch.get_num_threads()
+    threads = f" with {number} thread{'s' if number > 1 else ''}" if kind == "cpu" else ""
     return f"{kind}{threads}" if count == 1 else f"{count} x {kind}{threads} ({config.strategy.name})"
