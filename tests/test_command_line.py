@@ -140,7 +140,14 @@ def test_evaluate_and_predict_answer_typos(command):
 def test_every_yaml_key_has_a_comment_and_every_choice_composes():
     from tests.conftest import parses
 
-    needs = {"image_folder": ["data.root=."], "table": ["data.table=x.csv"], "torchvision": ["data.name=CIFAR10"]}
+    needs = {
+        "image_folder": ["data.root=."],
+        "table": ["data.table=x.csv"],
+        "torchvision": ["data.name=CIFAR10"],
+        "model_parallel_resnet50": ["strategy=model_parallel", "trainer.devices=2"],
+        "model_parallel": ["model=model_parallel_resnet50", "trainer.devices=2"],
+        "pipeline": ["model=model_parallel_resnet50", "trainer.devices=2"],
+    }
     for file in CONF.glob("**/*.yaml"):
         if "hydra" in file.parts:
             continue

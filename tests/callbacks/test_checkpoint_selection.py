@@ -25,6 +25,7 @@ class FakeTrainer(SimpleNamespace):
             strategy=SimpleNamespace(
                 remove_checkpoint=lambda path: path.unlink(missing_ok=True),
                 checkpoint_io=SimpleNamespace(failed=set(full_disk)),
+                broadcast=lambda value: value,
             ),
         )
 

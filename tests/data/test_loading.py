@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from src.config import Data
 from src.data.loading import TrainDataset, eval_loader
-from src.data.sampler import EpochSampler, batches_per_epoch
+from src.data.sampler import EpochSampler, PartSampler, batches_per_epoch
 from src.data.sources import load_pictures
 from src.data.transforms import eval_transform, train_transform
 from src.preprocessing import Preprocessing
@@ -74,6 +74,26 @@ def test_no_batch_of_a_single_picture(pictures_, batch, sizes):
     sampler = EpochSampler(range(pictures_), batch, seed=0)
     assert [len(keys) for keys in sampler] == sizes
     assert len(sampler) == batches_per_epoch(pictures_, batch) == len(sizes)
+
+
+def test_a_process_always_has_two_pictures_to_compute():
+    """Of 7 pictures in batches of 5 the last has 2: four processes have one, one, none and none of their own in it."""
+    samplers = [EpochSampler(range(7), 5, 0, rank=rank, world=4) for rank in range(4)]
+    last = [list(sampler)[-1] for sampler in samplers]
+    assert [len(batch) for batch in last] == [2, 2, 2, 2]
+    whole = samplers[0].whole_batch(0, 1)
+    assert [sampler.own_part(whole) for sampler in samplers] == [[whole[0]], [whole[1]], [], []]
+    assert [{index for _, index in batch} for batch in last] == [{whole[0]}, {whole[1]}, {whole[0]}, {whole[0]}]
+
+
+@pytest.mark.parametrize(("world", "length", "batch"), [(1, 10, 4), (2, 10, 4), (3, 7, 4), (4, 9, 8)])
+def test_several_processes_measure_every_picture_once(world, length, batch):
+    """DistributedSampler would give some of them twice, and they would count twice."""
+    samplers = [PartSampler(length, batch, rank=rank, world=world) for rank in range(world)]
+    places = [place for sampler in samplers for part in sampler for place in part]
+    assert sorted(places) == list(range(length))
+    assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
+    assert max(len(part) for sampler in samplers for part in sampler) <= -(-batch // world)
 
 
 def test_eval_batches_come_in_the_order_of_the_list(pictures):
