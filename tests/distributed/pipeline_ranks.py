@@ -11,6 +11,7 @@ and the same micro-batches one after another. The folder that is given gets, for
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -24,7 +25,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet50
@@ -60,10 +61,10 @@ def rank() -> int:
     return int(os.environ["RANK"])
 
 
-def build_network(split_at: tuple[str, ...] = ("layer2",), channels_last: bool = True) -> TransferNetwork:
+def build_network(channels_last: bool = True) -> TransferNetwork:
     """The same weights at every call."""
     torch.manual_seed(0)
-    backbone = ModelParallelResNet50(split_at=split_at)
+    backbone = ModelParallelResNet50(split_at=["layer2"])
     backbone.fc = nn.Identity()
     square = Preprocessing(SIZE, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
     return TransferNetwork(backbone, nn.Linear(2048, CLASSES), square, channels_last=channels_last)
@@ -99,8 +100,7 @@ def in_stage(name: str) -> bool:
 def compare_batches() -> dict[str, Any]:
     """Of each batch, by schedule: what is not the same as with torchvision's network, to the bit."""
     split = build_network(channels_last=False)
-    unsplit, start = Torchvision(build_network(channels_last=False)), split.state_dict()
-    start = {name: tensor.clone() for name, tensor in start.items()}
+    unsplit, start = Torchvision(build_network(channels_last=False)), copy.deepcopy(split.state_dict())
     found: dict[str, Any] = {}
     for name, (micro_batches, count, train) in BATCHES.items():
         images, labels = pictures(count)
@@ -181,11 +181,7 @@ class Scenario:
     epochs: int = 2
     clip: float | None = None
     optimizer: str = "adamw"
-    class_weights: bool = True
     overflow: int | None = None
-
-    def strategy(self, alone: bool) -> Strategy:
-        return InTurn(self.micro_batches) if alone else Pipeline(self.micro_batches, self.schedule, SECONDS)
 
 
 SCENARIOS = {
@@ -194,9 +190,9 @@ SCENARIOS = {
         phases=((0, ("backbone.layer4", "head")), (1, ("backbone",))), schedule="gpipe", clip=0.5, optimizer="sgd"
     ),
     "bf16": Scenario(micro_batches=2, precision="bf16", train=8, epochs=1, batch=4),
-    "fp16": Scenario(micro_batches=2, precision="fp16", train=12, epochs=1, batch=4, clip=0.5, overflow=0),
+    "fp16": Scenario(micro_batches=2, precision="fp16", train=16, epochs=1, batch=8, clip=0.5, overflow=0),
     "fp16, frozen first stage": Scenario(
-        micro_batches=2, precision="fp16", train=12, epochs=1, batch=4, phases=((0, ("head",)),), overflow=1
+        micro_batches=2, precision="fp16", train=16, epochs=1, batch=8, phases=((0, ("head",)),), overflow=1
     ),
 }
 
@@ -206,39 +202,36 @@ class Watch(L.Callback):
 
     def __init__(self, overflow: str | None) -> None:
         self.overflow = overflow
-        self.metrics: list[dict[str, float]] = []
-        self.scales: list[float] = []
-        self.losses: list[float] = []
+        self.seen: dict[str, list[Any]] = {"losses": [], "metrics": [], "scales": []}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:  # small enough for gradients not to overflow by themselves
-            scaler.load_state_dict(scaler.state_dict() | {"scale": 256.0})
+            scaler.load_state_dict(scaler.state_dict() | {"scale": 4.0})
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.overflow is not None and trainer.global_step == 0 and not self.losses:
+        if self.overflow is not None and trainer.global_step == 0 and not self.seen["losses"]:
             pl_module.network.get_parameter(self.overflow).grad.fill_(torch.inf)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.losses.append(float(outputs["loss"]))
+        self.seen["losses"].append(float(outputs["loss"]))
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
-            self.scales.append(scaler.get_scale())
+            self.seen["scales"].append(scaler.get_scale())
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        self.seen["metrics"].append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
 def train(scenario: Scenario, folder: Path, alone: bool, resume: Path | None = None, *more: L.Callback) -> None:
     """alone: the unsplit network, in this process."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = WEIGHTS if scenario.class_weights else None
     network = build_network()
     model = Classifier(
         network,
-        ClassificationLoss("multiclass", weights, label_smoothing=0.1),
+        ClassificationLoss("multiclass", WEIGHTS, label_smoothing=0.1),
         Optimizer(name=scenario.optimizer, lr=1e-3),
         num_classes=CLASSES,
         total_steps=10,
@@ -249,11 +242,11 @@ def train(scenario: Scenario, folder: Path, alone: bool, resume: Path | None = N
     layer = ("backbone.conv1.weight", "head.weight")[scenario.overflow or 0]
     watch = Watch(layer if overflows else None)
     phases: Phases = {epoch: list(names) for epoch, names in scenario.phases}
-    name = scenario.precision
+    name, parts = scenario.precision, scenario.micro_batches
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1 if alone else 2,
-        strategy=scenario.strategy(alone),
+        strategy=InTurn(parts) if alone else Pipeline(parts, scenario.schedule, SECONDS),
         plugins=[DurableCheckpointIO(background=False), (precision_plugin if alone else stage_precision)(name, CPU)],
         callbacks=[FreezingSchedule(phases, "update"), watch, PositionCheckpoint(folder), *more],
         max_epochs=scenario.epochs,
@@ -271,16 +264,18 @@ def train(scenario: Scenario, folder: Path, alone: bool, resume: Path | None = N
     trainer.fit(model, *loaders, ckpt_path=resume, weights_only=True if resume else None)
     if alone or rank() == 0:  # the network as it is after the training, to go on with
         torch.save(network.state_dict(), folder / "network.pt")
-    seen = {"losses": watch.losses, "metrics": watch.metrics, "scales": watch.scales}
-    (folder / f"rank{0 if alone else rank()}.json").write_text(json.dumps(seen))
+    (folder / f"rank{0 if alone else rank()}.json").write_text(json.dumps(watch.seen))
 
 
 class Failing(L.Callback):
-    """An error in one process."""
+    """An error in the stage of one process."""
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if rank() == 1:
-            raise ZeroDivisionError("only here")
+            pl_module.network.head.register_forward_pre_hook(self.fail)
+
+    def fail(self, layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        raise ZeroDivisionError("only here")
 
 
 def main(folder: Path) -> None:

@@ -116,9 +116,10 @@ def test_a_checkpoint_of_one_device_is_continued(folder):
 def test_an_overflow_in_one_stage_skips_the_step_in_both(folder, name):
     scales = [read(folder / "pipeline" / name / f"rank{rank}.json")["scales"] for rank in (0, 1)]
     assert scales[0] == scales[1]
-    assert scales[0] == [128.0] * 3, "it is halved after the first step, which is skipped, and then steps are made"
+    assert scales[0] == [2.0, 2.0], "it is halved after the first step, which is skipped; the second is made"
 
 
 def test_the_others_learn_of_an_error_in_one_process(folder):
     assert "Connection closed by peer" in (folder / "error0.txt").read_text()
-    assert "ZeroDivisionError: only here" in (folder / "log1.txt").read_text()
+    last = (folder / "log1.txt").read_text().strip().splitlines()[-1]
+    assert last.endswith("ZeroDivisionError: only here"), "torch puts another error in its place"
