@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on several machines, or on one that restarts what fails: started on every machine with the same words.
-# What it takes: scripts/launch_torchrun.sh --help. How it works, and what to do when it does not: docs/several_machines.md.
+# What it takes: scripts/launch_torchrun.sh --help. What to do when it does not work: docs/several_machines.md.
 set -euo pipefail
 
 usage() {
@@ -44,19 +44,21 @@ words=("$@")
 name=$(setting name "")
 devices=$(setting trainer.devices 1)
 nodes=${NNODES:-$(setting trainer.num_nodes 1)}
-pasted="$0 $*"
+again=$0$(printf ' %q' "$@")
 if [[ -z $name ]]; then
-  refuse "name= is missing" "the machines, and a run that is started again, find its folder by its name" "$pasted name=first"
+  refuse "name= is missing" "the machines, and a run that is started again, find its folder by its name" \
+    "$again name=first"
 fi
 if [[ ! $nodes =~ ^[1-9][0-9]*$ ]]; then
-  refuse "NNODES=$nodes is not a number of machines" "as many agents wait for each other" "NNODES=2 $pasted"
+  refuse "NNODES=$nodes is not a number of machines" "as many agents wait for each other" "NNODES=2 $again"
 fi
 if [[ ! $devices =~ ^([1-9][0-9]*|auto)$ ]]; then
   refuse "trainer.devices=$devices is not a number" "a process is started for each of the first so many devices" \
     "CUDA_VISIBLE_DEVICES=0,2 $0 strategy=ddp trainer.devices=2 name=$name"
 fi
 if [[ $nodes -gt 1 && -z ${HEAD:-} ]]; then
-  refuse "HEAD= is missing" "$nodes machines have to know where to meet: the address of one of them" "NNODES=$nodes HEAD=$(hostname) $pasted"
+  refuse "HEAD= is missing" "$nodes machines have to know where to meet: the address of one of them" \
+    "NNODES=$nodes HEAD=$(hostname) $again"
 fi
 head=${HEAD:-localhost}
 port=${PORT:-$((nodes > 1 ? 29400 : 0))}
@@ -71,7 +73,8 @@ import socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
     way.connect((sys.argv[1], 1))
     print(way.getsockname()[0], way.getpeername()[0])" "$head" 2>/dev/null); then
-  refuse "HEAD=$head cannot be reached from $(hostname)" "the name is not known here, or no interface leads there" "ping $head"
+  refuse "HEAD=$head cannot be reached from $(hostname)" "the name is not known here, or no interface leads there" \
+    "ping $head"
 fi
 read -r address head_address <<<"$addresses"
 is_head=false

@@ -13,6 +13,9 @@ from src.checkpoints.checksum import save_with_checksum
 NAN = float("nan")
 
 
+ALONE = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda value: value))  # a trainer of one process
+
+
 class FakeTrainer(SimpleNamespace):
     """Writes {"epoch": ...} where a Trainer writes the weights."""
 
@@ -53,7 +56,7 @@ def train(folder, epochs, monitor="val/acc", top_k=1, restart_after=None) -> dic
             state = callback.state_dict()
             callback = BestCheckpoint(folder, monitor, top_k)
             callback.load_state_dict(state)
-            callback.on_train_start(None, None)
+            callback.on_train_start(ALONE, None)
         callback.on_validation_end(FakeTrainer(monitor, epoch, metric, loss), None)
     return files(folder)
 
@@ -94,7 +97,7 @@ def test_an_epoch_that_is_trained_again_leaves_the_same_files(tmp_path):
     for _ in range(2):
         callback = BestCheckpoint(tmp_path, "val/acc", 2)
         callback.load_state_dict(state)
-        callback.on_train_start(None, None)
+        callback.on_train_start(ALONE, None)
         callback.on_validation_end(FakeTrainer("val/acc", 2, *epochs[2]), None)
         assert files(tmp_path) == {"best.ckpt": 2, "epoch-0002.ckpt": 1, "epoch-0003.ckpt": 2}
 
@@ -110,7 +113,7 @@ def test_a_best_file_that_is_lost_is_said_and_chosen_anew(tmp_path, caplog, what
         best.write_bytes(best.read_bytes()[:-9])
     else:
         write(3, best)
-    callback.on_train_start(None, None)
+    callback.on_train_start(ALONE, None)
     assert "best.ckpt" in caplog.text
     callback.on_validation_end(FakeTrainer("val/acc", 6, 0.2, 1.0), None)
     assert files(tmp_path) == {"best.ckpt": 6}

@@ -17,6 +17,11 @@ from tests.conftest import ROOT, command_environment
 INTERFACE = "eth0"
 
 
+def shell_environment() -> dict[str, str]:
+    """The environment of a user's shell with the virtual environment activated: the scripts call `python`."""
+    return command_environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
 class Host:
     """One of the two: its own interfaces and ports, and the processes that were started on it."""
 
@@ -25,18 +30,14 @@ class Host:
 
     def start(self, folder: Path, head: Host, *words: str, **environment: str) -> subprocess.Popen[str]:
         """scripts/launch_torchrun.sh with these words; what it prints goes to folder/NAMESPACE.log."""
-        environment = command_environment() | {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            **{"NNODES": "2", "HEAD": head.address, "IFNAME": INTERFACE},
-            **environment,
-        }
+        meeting = {"NNODES": "2", "HEAD": head.address, "IFNAME": INTERFACE}
         with self.log(folder).open("w") as log:
             return subprocess.Popen(
                 ["ip", "netns", "exec", self.namespace, str(ROOT / "scripts/launch_torchrun.sh"), *words],
                 cwd=folder,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=shell_environment() | meeting | environment,
             )
 
     def log(self, folder: Path) -> Path:
