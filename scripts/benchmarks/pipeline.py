@@ -1,10 +1,12 @@
 """Times strategy=pipeline's stages against the unsplit ResNet50, and draws when each stage works.
 
-    python scripts/benchmarks/pipeline.py [cut]            default: the quickest of CUTS
+    python scripts/benchmarks/pipeline.py [cut]            default: the quickest of CUTS, for each memory layout
 
 Two processes with one thread each train on random pictures on the CPU, so it wants two idle cores; with one stage in each
 against the whole network in the first while the second waits, in turns. A time is the median of ROUNDS steps (forward and
-backward, no optimizer). The picture is docs/images/pipeline_timeline.png, of one step with each schedule.
+backward, no optimizer). There is a table for each memory layout: channels_last, this project's default, makes the unsplit
+network quicker, and small micro-batches less so. The picture is docs/images/pipeline_timeline.png, of one step with each
+schedule.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torch.distributed.pipelining import PipelineStage
 from src.models.model_parallel_resnet50 import ModelParallelResNet50
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
+from src.reporting.plots import COLOURS
 from src.strategies import pipeline
 from src.strategies.pipeline import OwnStage
 
@@ -63,13 +66,13 @@ class TracedStage(PipelineStage):
         return result
 
 
-def build_network(cut: str) -> TransferNetwork:
+def build_network(cut: str, channels_last: bool) -> TransferNetwork:
     """In training mode, with the same random weights at every call."""
     torch.manual_seed(0)
     backbone = ModelParallelResNet50(split_at=[cut])
     backbone.fc = nn.Identity()
     square = Preprocessing(SIZE, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-    return TransferNetwork(backbone, nn.Linear(2048, CLASSES), square).train()
+    return TransferNetwork(backbone, nn.Linear(2048, CLASSES), square, channels_last=channels_last).train()
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -80,8 +83,9 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
 class Contest:
     """A batch through the stages of all processes, and through the whole network in the first."""
 
-    def __init__(self, rank: int, cut: str) -> None:
-        self.rank, self.whole, self.split = rank, build_network(cut), build_network(cut)
+    def __init__(self, rank: int, cut: str, channels_last: bool) -> None:
+        self.rank = rank
+        self.whole, self.split = build_network(cut, channels_last), build_network(cut, channels_last)
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
         self.labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
@@ -123,11 +127,11 @@ def median(work: Callable[[], float], times: int) -> float:
     return statistics.median(work() for _ in range(times))
 
 
-def choose_cut(rank: int) -> str:
+def choose_cut(rank: int, channels_last: bool) -> str:
     """The quickest with the most micro-batches, and how quick each is; the first process decides."""
     seconds = {}
     for cut in CUTS:
-        contest = Contest(rank, cut)
+        contest = Contest(rank, cut, channels_last)
         seconds[cut] = median(lambda contest=contest: contest.stages(MICRO_BATCHES[-1]), TRIES)
     if rank == 0:
         shown = ", ".join(f"{cut} {value:.2f} s" for cut, value in seconds.items())
@@ -174,15 +178,16 @@ def traced(contest: Contest, schedule: str) -> list[list[Event]]:
 
 def draw(traces: dict[str, list[list[Event]]], cut: str) -> None:
     """A row per stage, a box per micro-batch; what is white is idle."""
-    colours = {"forward": "#9ecae1", "backward": "#fdae6b"}
+    colours = {"forward": COLOURS[2], "backward": COLOURS[1]}  # as in scripts/figures/concepts.py
+    texts = {"forward": "black", "backward": "white"}
     length = max(event[3] for stages in traces.values() for stage in stages for event in stage)
-    figure, axes = plt.subplots(len(traces), 1, figsize=(11, 4.6), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(len(traces), 1, figsize=(10.5, 4.6), sharex=True, layout="constrained")
     for axis, (schedule, stages) in zip(axes, traces.items(), strict=True):
         end = max(event[3] for stage in stages for event in stage)
         for row, stage in enumerate(stages):
             for kind, part, start, stop in stage:
                 axis.barh(row, stop - start, 0.72, left=start, color=colours[kind], edgecolor="#444444", linewidth=0.8)
-                axis.text((start + stop) / 2, row, part + 1, ha="center", va="center", fontsize=11)
+                axis.text((start + stop) / 2, row, part + 1, ha="center", va="center", fontsize=11, color=texts[kind])
             idle = 1 - sum(stop - start for _, _, start, stop in stage) / end
             axis.text(length * 1.01, row, f"idle {idle:.0%}", va="center", fontsize=10)
         axis.axvline(end, color="#888888", linewidth=1, linestyle="--")
@@ -202,7 +207,7 @@ def draw(traces: dict[str, list[list[Event]]], cut: str) -> None:
         fontsize=12,
     )
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, dpi=110)
+    figure.savefig(PICTURE, dpi=100)
 
 
 def work(rank: int, port: int, cut: str | None) -> None:
@@ -210,17 +215,17 @@ def work(rank: int, port: int, cut: str | None) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    cut = cut or choose_cut(rank)
-    contest = Contest(rank, cut)
     if rank == 0:
-        print(
-            f"cut after {cut}; batch of {BATCH} pictures of {SIZE} px, one thread per process, torch {torch.__version__}"
-        )
-    compare(contest)
-    contest = Contest(rank, cut)
+        print(f"batch of {BATCH} pictures of {SIZE} px, one thread per process, torch {torch.__version__}")
+    for channels_last in (False, True):
+        chosen = cut or choose_cut(rank, channels_last)
+        if rank == 0:
+            print(f"\n{'channels_last' if channels_last else 'contiguous'}, cut after {chosen}\n")
+        compare(Contest(rank, chosen, channels_last))
+    contest = Contest(rank, chosen, channels_last)
     traces = {name: traced(contest, schedule) for name, schedule in (("GPipe", "gpipe"), ("1F1B", "1f1b"))}
     if rank == 0:
-        draw(traces, cut)
+        draw(traces, chosen)
         print(f"the picture is {PICTURE}")
     dist.destroy_process_group()
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hydra
 import pytest
 import torch
 
-from src.machine import choose_devices
+from src import config, config_checks
+from src.command_line import CONF
+from src.machine import choose_devices, set_threads
+from src.strategies.building import computing_at_once
 from tests.conftest import SMALL, check_error
 
 SPLIT = ("model=model_parallel_resnet50", "model.weights=none", "trainer.accelerator=cpu")
@@ -80,6 +84,34 @@ def test_srun_without_the_script_is_noticed(command):
 def test_several_devices_without_a_gpu(command):
     done = command("train", *SMALL, "strategy=dp", "trainer.devices=2")
     check_error(done, 69, "trainer.devices=2, but this machine has no GPU", "strategy=ddp trainer.accelerator=cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "at_once"),
+    [
+        (["strategy=single"], 1),
+        (["strategy=dp", "trainer.devices=2"], 1),
+        (["strategy=ddp", "trainer.devices=2"], 2),
+        ([*SPLIT, "strategy=model_parallel", "trainer.devices=2"], 1),
+        ([*SPLIT, "strategy=model_parallel", "trainer.devices=2", "strategy.micro_batches=4"], 2),
+        ([*SPLIT, "strategy=pipeline", "trainer.devices=2"], 2),
+    ],
+)
+def test_the_threads_of_a_job_are_divided_among_those_that_compute_at_once(monkeypatch, words, at_once):
+    """Two processes with all cores each are not a little slower than one, but many times."""
+    config.register()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = config_checks.read(hydra.compose("train", [*words, "trainer.accelerator=cpu"]))
+    devices = choose_devices(settings.trainer.accelerator, settings.trainer.devices)
+    assert computing_at_once(settings, devices) == at_once
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    set_threads(6, sharers=at_once)
+    assert asked == [6 // at_once]
+    monkeypatch.setattr("src.machine.cpu_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    set_threads(None, sharers=at_once)
+    assert asked[1:] == ([8 // at_once] if at_once > 1 else [])
 
 
 def test_more_gpus_than_there_are(monkeypatch):
