@@ -34,6 +34,8 @@ def train(composed: DictConfig) -> float:
     settings = config_checks.read(composed)
     hydra = HydraConfig.get()
     launching.check_launched(settings, multirun=hydra.mode == RunMode.MULTIRUN)
+    if launching.launched_from_outside():
+        launching.end_with(os.getppid())  # torchrun's agent, which may be killed itself
     if hydra.mode == RunMode.MULTIRUN:
         path = Path(os.path.relpath(hydra.runtime.output_dir))
         log.info(f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task)}")

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -181,6 +182,20 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+def end_with(parent: int) -> None:
+    """Ends this process soon after the one that started it, in whatever way that ended: nobody else would.
+
+    Windows keeps the number of a parent that is gone; there the broken connections between the processes end them."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(ExitCode.PROCESS_LOST)
+
+    if os.name == "posix":
+        threading.Thread(target=watch, daemon=True, name="end_with_parent").start()
+
+
 def claim_path(config: Config) -> Path:
     """The folder of the run. Processes that torchrun started have no name= in common sooner than they have met: without
     one, theirs is that of the launch, or else the first process chooses it and tells the others (src/run.py)."""
@@ -245,7 +260,7 @@ def _check_alone(config: Config) -> None:
             f"trainer.num_nodes={config.trainer.num_nodes}, but this command runs on one machine",
             why="on several machines it is started on each of them",
             fix=[
-                "scripts/launch_torchrun.sh --help",
+                "NNODES=2 HEAD=10.0.0.1 scripts/launch_torchrun.sh strategy=ddp name=NAME # on both; HEAD: one's address",
                 "sbatch scripts/launch_slurm.sh strategy=ddp name=NAME",
             ],
         )
