@@ -146,7 +146,7 @@ def _losses_explained(seconds: float) -> Iterator[None]:
     """Inside, an error that came of the death or the silence of another process says so."""
     try:
         yield
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         if not is_loss_of_a_process(error):
             raise
         raise UserError(
@@ -159,11 +159,7 @@ def _losses_explained(seconds: float) -> Iterator[None]:
         ) from error
 
 
-def is_loss_of_a_process(error: BaseException) -> bool:
+def is_loss_of_a_process(error: RuntimeError) -> bool:
     """Whether an exchange between processes failed, which is not the mistake of this one."""
-    if isinstance(error, dist.DistError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        word in text for word in ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL")
-    )
+    words = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
