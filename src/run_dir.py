@@ -132,6 +132,12 @@ class RunFolder:
         result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return result if result.get("state") == "finished" else None
 
+    def note_death(self, error: UserError) -> None:
+        """What a run whose first process was killed could not note itself."""
+        path = self.path / "result.json"
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["state"] == "running":
+            self._note({"state": "failed", "error": f"{type(error).__name__}: {error}"})
+
     def finish(self, **result: Any) -> dict[str, Any]:
         """Writes result.json: the end of the run, for programs."""
         return self._note({"state": "finished", **result})

@@ -66,8 +66,8 @@ class StopOnSignal(CheckpointCallback):
     own handlers save nothing. A CheckpointCallback, since those come after all others in a hook: what the others keep
     (an average of the weights) has this step in it then.
 
-    Of several processes any may get the signal. All learn of it one step later, and stop at the same step. Lightning's
-    own way, a broadcast that every step waits for, is switched off.
+    Of several processes any may get the signal. All learn of it within a second, or a step or two, and stop at the same
+    step. Lightning's own way, a broadcast that every step waits for, is switched off.
     """
 
     def __init__(self, position: PositionCheckpoint) -> None:

@@ -29,12 +29,13 @@ import yaml
 
 from src.config import Config, device_count, plain
 from src.errors import ErrorOfProcess, ExitCode, Terminated, UserError
-from src.run_dir import claim, shell_command
+from src.run_dir import RunFolder, claim, shell_command
 
 log = logging.getLogger(__name__)
 
 PROCESS_PER_DEVICE = ("ddp", "pipeline")
 GRACE_SECONDS = 5.0  # that the other processes have to end by themselves after one has failed
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # the interface by which a machine talks to itself
 STOPPED = (ExitCode.TERMINATED, ExitCode.INTERRUPTED)  # codes of processes that agreed to end
 
 
@@ -55,6 +56,7 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
 
     Raises the UserError of the process that failed, Terminated or KeyboardInterrupt where they were told to end.
     """
+    folder = RunFolder(path, {})
     with ExitStack() as stack:
         errors = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-")))
         port = config.strategy.port or _free_port()
@@ -67,7 +69,11 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
         finally:
             for process in processes:
                 process.kill()
-        _raise_failure(processes, path)
+        try:
+            _raise_failure(processes, path)
+        except UserError as error:
+            folder.note_death(error)
+            raise
     return json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"][config.checkpoint.monitor]
 
 
@@ -83,6 +89,10 @@ class _Process:
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
             "TRAIN_COMMAND": shell_command(),
         }
+        if (
+            sys.platform in LOOPBACK
+        ):  # gloo would look for the address of the host's name, which not every network knows
+            self.environment.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
         self.hung = False  # whether it did not end by itself after another had failed
         self.popen: subprocess.Popen[bytes] | None = None
 
@@ -106,7 +116,8 @@ class _Process:
         return self.popen.poll() if self.popen else None
 
     def send(self, number: int) -> None:
-        if self.popen and self.code is None:
+        """A console of Windows sends Ctrl-C to all processes itself."""
+        if self.popen and self.code is None and (os.name == "posix" or number != signal.SIGINT):
             self.popen.send_signal(number)
 
     def kill(self) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 import torch.distributed as dist
 
+EVERY_SECONDS = 0.5  # about; where steps take longer, every step
+LONGEST_WAIT = 1000  # steps
+
 
 class SharedNumber:
-    """Every process says a number after each step, and all learn the largest, one step later.
+    """Every process says a number after each step; now and then all learn the largest, one step after it was asked for.
 
     Nobody waits: the numbers travel while the next step is computed, in the memory of the CPU, so that no GPU is waited
-    for. A process that is alone has its answer at once.
+    for. How many steps pass until the next exchange follows from the slowest process's time per step, which is exchanged
+    too: so all do it at the same step. A process that is alone has its answer at once.
     """
 
     def __init__(self) -> None:
@@ -18,18 +24,23 @@ class SharedNumber:
         self._alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1
         if not self._alone and dist.get_backend() != "gloo":
             self._group = dist.new_group(backend="gloo")
-        self._sent: tuple[torch.Tensor, dist.Work] | None = None
+        self._under_way: tuple[torch.Tensor, dist.Work] | None = None
+        self._steps, self._since = 0, time.monotonic()  # since the last exchange
+        self._wait = 1  # steps from one exchange to the next
 
     def exchange(self, mine: int) -> int:
-        """Says this process's number and returns the largest of those that were said in the step before."""
+        """Called after every step, with this process's number. Returns the largest one where it has just become known to
+        all, and 0 otherwise."""
         if self._alone:
             return mine
         largest = self._receive()
-        self._send(mine)
+        self._steps += 1
+        if self._steps >= self._wait:
+            self._send(mine)
         return largest
 
     def settle(self, mine: int) -> int:
-        """The largest of the numbers that are said now and in the step before; waits for all."""
+        """The largest of the numbers that are said now, and of those that are under way; waits for all."""
         if self._alone:
             return mine
         before = self._receive()
@@ -37,13 +48,18 @@ class SharedNumber:
         return max(before, self._receive())
 
     def _send(self, mine: int) -> None:
-        number = torch.tensor(mine)
-        self._sent = number, dist.all_reduce(number, dist.ReduceOp.MAX, self._group, async_op=True)
+        now = time.monotonic()
+        step_microseconds = int(1e6 * (now - self._since) / max(1, self._steps))
+        self._steps, self._since = 0, now
+        numbers = torch.tensor([mine, step_microseconds])
+        self._under_way = numbers, dist.all_reduce(numbers, dist.ReduceOp.MAX, self._group, async_op=True)
 
     def _receive(self) -> int:
-        if self._sent is None:
+        if self._under_way is None:
             return 0
-        number, work = self._sent
+        numbers, work = self._under_way
         work.wait()
-        self._sent = None
-        return int(number)
+        self._under_way = None
+        largest, step_microseconds = numbers.tolist()
+        self._wait = max(1, min(LONGEST_WAIT, int(1e6 * EVERY_SECONDS / max(1, step_microseconds))))
+        return largest

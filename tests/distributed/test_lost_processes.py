@@ -103,6 +103,7 @@ def test_a_killed_process_is_named_and_the_run_continues(command, tmp_path, undi
     assert process.returncode == 76, printed
     assert f"process {rank} of the 2 processes was killed (SIGKILL)" in printed
     assert printed.count("ERROR") == 1, printed
+    assert result(tmp_path / "runs" / "hurt")["state"] == "failed"
     if rank == 1:  # both are the same, and it takes long
         continues(command, tmp_path, undisturbed)
 
@@ -146,7 +147,7 @@ def test_the_processes_end_with_the_command(tmp_path):
     """Whatever ends it: nobody else would tell them."""
     process = training(tmp_path)
     process.send_signal(signal.SIGKILL)
-    ends(process, tmp_path, seconds=5)
+    ends(process, tmp_path, seconds=15)
 
 
 def test_processes_with_different_settings_do_not_train(tmp_path):
