@@ -1,6 +1,6 @@
 """Times strategy=pipeline's stages against the unsplit ResNet50, and draws when each stage works.
 
-    python scripts/benchmarks/pipeline.py [cut]            default: the quickest of CUTS, for each memory layout
+    python scripts/benchmarks/pipeline.py [cut [pixels]]   default: the quickest of CUTS for each memory layout, 128
 
 Two processes with one thread each train on random pictures on the CPU, so it wants two idle cores; with one stage in each
 against the whole network in the first while the second waits, in turns. A time is the median of ROUNDS steps (forward and
@@ -38,7 +38,8 @@ from src.strategies.pipeline import OwnStage
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-BATCH, SIZE, CLASSES = 16, 128, 10
+BATCH, CLASSES = 16, 10
+SIZE = int(sys.argv[2]) if len(sys.argv) > 2 else 128
 MICRO_BATCHES = (1, 2, 4, 8)
 CUTS = ("layer2", "layer3.0", "layer3.1", "layer3.2")
 ROUNDS, TRIES = 5, 3

@@ -37,7 +37,7 @@ def check_precision(name: str, device: torch.device) -> None:
     if name == "fp16" and device.type == "cpu":
         log.warning(
             "precision=fp16 on a CPU shows how loss scaling works, but most CPUs emulate it: a training step can take "
-            "15 times as long as with fp32. Meant for speed it is on GPUs only."
+            "15 times as long as with fp32 or more. Meant for speed it is on GPUs only."
         )
     if name == "bf16" and device.type == "cpu" and not cpu_has_bf16():
         raise _refused(
