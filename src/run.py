@@ -84,7 +84,8 @@ def run(config: Config, path: Path) -> float:
         settle_split(config, network, phases, device, preprocessing.image_size, ranks)
         freeze(network, phases, 0, config.freeze.batchnorm)  # later epochs: FreezingSchedule
         config = settle_batch_size(config, folder, network, pictures, preprocessing, phases, device, ranks)
-        data = PictureData(config.data, pictures, preprocessing, config.seed, config.trainer.limit_batches)
+        seen = pictures if ranks.is_first or config.strategy.name != "pipeline" else pictures.without_pixels()
+        data = PictureData(config.data, seen, preprocessing, config.seed, config.trainer.limit_batches)
         steps = total_steps(config, data)
         model = build_classifier(config, network, pictures, steps, hparams=plain)
         trainer = build_trainer(config, folder, devices, phases)

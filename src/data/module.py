@@ -75,8 +75,8 @@ class PictureData(L.LightningDataModule):
         )
 
     def _workers(self) -> int:
-        processes = self.trainer.world_size // self.trainer.num_nodes if self.trainer else 1
-        return num_workers(self.config, self.pictures, processes)
+        processes = shared_out(self.trainer)[1] // self.trainer.num_nodes if self.trainer else 1
+        return num_workers(self.config, self.pictures, max(1, processes))
 
 
 def shared_out(trainer: L.Trainer | None) -> tuple[int, int]:

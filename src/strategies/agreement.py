@@ -9,8 +9,9 @@ end, its buckets are as large as all gradients, and it would exchange buffers in
 between the processes. The gradients are averaged in one piece after the last part. When whole batches fit again, so does
 a new wrapper.
 
-A step without a failure pays for this with the reduction of one number, which the CPUs exchange: no GPU is waited for.
-Layers that communicate by themselves, such as SyncBatchNorm, cannot be repeated in this way.
+A step without a failure pays for this with the reduction of one number, which the CPUs exchange: no GPU is waited for. It
+is sent right after the last bucket of gradients, after which nothing can run out of memory any more. Layers that
+communicate by themselves, such as SyncBatchNorm, cannot be repeated in this way.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ class Agreement:
     def __init__(self, strategy: DDPStrategy) -> None:
         self.strategy = strategy
         self._sent = 0  # buckets, in this backward pass
+        self._said = False  # whether the others know already that nothing failed here
         self._failures = SharedNumber()
         self._counted: weakref.ref[DistributedDataParallel] | None = None  # the wrapper whose buckets are counted
 
     def begin(self, in_parts: bool) -> None:
         """Before an attempt at a batch: puts the DDP wrapper on or takes it off."""
+        self._sent, self._said = 0, False
         model = self.strategy.model
         if in_parts:
             if isinstance(model, DistributedDataParallel):
@@ -52,7 +55,6 @@ class Agreement:
             assert not model.find_unused_parameters, "the processes would owe each other more than the buckets"
             model.register_comm_hook(None, self._send)
             self._counted = weakref.ref(model)
-        self._sent = 0
 
     def _share_buffers(self) -> None:
         """All take those of the first process, as DDP does before a forward pass."""
@@ -62,15 +64,22 @@ class Agreement:
     def _send(self, state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
         """Sends a bucket as DDP would, and counts it."""
         self._sent += 1
-        return allreduce_hook(None, bucket)
+        future = allreduce_hook(None, bucket)
+        if bucket.is_last():
+            self._said = True
+            self._failures.say(0)
+        return future
 
     def agree(self, failed: int) -> int:
         """failed: the size of the parts that did not fit here, or 0; returns the largest of all processes."""
         model = self.strategy.model
+        assert not (failed and self._said), "out of memory after the last gradient was sent"
         if failed and isinstance(model, DistributedDataParallel) and model.require_backward_grad_sync:
             for bucket in model.reducer._get_zeros_like_grad_buckets()[self._sent :]:
                 allreduce_hook(None, bucket).wait()
-        return self._failures.settle(failed)
+        if not self._said:
+            self._failures.say(failed)
+        return self._failures.hear()
 
     def gradients(self) -> Tensor:
         """A copy of all gradients in one piece, which may not fit: to be made before the processes agree."""

@@ -41,8 +41,9 @@ Schedule = Schedule1F1B | ScheduleGPipe
 class Pipeline(OwnBackward, DDPStrategy):
     """To be used with the precision of src/strategies/pipeline_precision.py. The rank of a process is that of its stage.
 
-    Every process is given the same batches, the images of which only the first needs. Loss, predicted classes and logits
-    go from the last stage to all others, so that all compute the same metrics and decide alike.
+    Every process is given the same batches. Only the first needs the images (run.py gives black ones to the others, which
+    cost nothing to read). Loss, predicted classes and logits go from the last stage to all others, so that all compute the
+    same metrics and decide alike.
 
     micro_batches: how many a batch is divided into; one with fewer pictures has one for each. schedule: 1f1b or gpipe;
     1f1b takes no fewer micro-batches than stages, below that it is gpipe. timeout_seconds: for which a process waits for

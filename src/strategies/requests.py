@@ -33,28 +33,30 @@ class SharedNumber:
         all, and 0 otherwise."""
         if self._alone:
             return mine
-        largest = self._receive()
+        largest = self.hear()
         self._steps += 1
         if self._steps >= self._wait:
-            self._send(mine)
+            self.say(mine)
         return largest
 
     def settle(self, mine: int) -> int:
         """The largest of the numbers that are said now, and of those that are under way; waits for all."""
         if self._alone:
             return mine
-        before = self._receive()
-        self._send(mine)
-        return max(before, self._receive())
+        before = self.hear()
+        self.say(mine)
+        return max(before, self.hear())
 
-    def _send(self, mine: int) -> None:
+    def say(self, mine: int) -> None:
+        """Sends this process's number and does not wait; hear comes next."""
         now = time.monotonic()
         step_microseconds = int(1e6 * (now - self._since) / max(1, self._steps))
         self._steps, self._since = 0, now
         numbers = torch.tensor([mine, step_microseconds])
         self._under_way = numbers, dist.all_reduce(numbers, dist.ReduceOp.MAX, self._group, async_op=True)
 
-    def _receive(self) -> int:
+    def hear(self) -> int:
+        """The largest of the numbers that were said last; waits for all. 0 where none is under way."""
         if self._under_way is None:
             return 0
         numbers, work = self._under_way
