@@ -119,6 +119,16 @@ def test_a_best_file_that_is_lost_is_said_and_chosen_anew(tmp_path, caplog, what
     assert files(tmp_path) == {"best.ckpt": 6}
 
 
+def test_a_disk_that_was_full_for_the_first_process_counts_for_all(tmp_path):
+    """Only the first knows; if the others chose another epoch, they would wait for each other's save for ever."""
+    callback = BestCheckpoint(tmp_path, "val/acc", 1)
+    callback.on_validation_end(FakeTrainer("val/acc", 0, 0.9, 1.0), None)
+    trainer = FakeTrainer("val/acc", 1, 0.5, 1.0)
+    trainer.strategy.broadcast = lambda failed: True
+    callback.on_validation_end(trainer, None)
+    assert callback.kept[0].epoch == 1, "an epoch that was never written is still the best"
+
+
 def test_what_a_full_disk_did_not_take_is_not_the_best(tmp_path):
     """Epoch 1 is better than 0 but was not written; 2 is better than 0, which is what the file holds; 3 is not."""
     callback = BestCheckpoint(tmp_path, "val/acc")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from src.config import Data
-from src.data.loading import TrainDataset, eval_loader
+from src.data.loading import TrainDataset, eval_loader, num_workers
 from src.data.sampler import EpochSampler, PartSampler, batches_per_epoch
 from src.data.sources import load_pictures
 from src.data.transforms import eval_transform, train_transform
@@ -94,6 +95,24 @@ def test_several_processes_measure_every_picture_once(world, length, batch):
     assert sorted(places) == list(range(length))
     assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
     assert max(len(part) for sampler in samplers for part in sampler) <= -(-batch // world)
+
+
+def test_pictures_for_a_process_that_needs_the_labels_alone(pictures):
+    def fail(index: int) -> torch.Tensor:
+        raise AssertionError(f"picture {index} was read")
+
+    blind = replace(pictures, read=fail, in_memory=False).without_pixels()
+    assert num_workers(Data(), blind) == 0
+    for images, labels in eval_loader(blind, "val", SQUARE, Data(source="synthetic", batch_size=4), workers=0):
+        assert images.shape[1:] == (3, SQUARE.image_size, SQUARE.image_size)
+        assert not images.any()
+        assert len(labels) == len(images)
+    assert blind.digest() == pictures.digest()
+
+
+@pytest.mark.parametrize(("total", "processes", "each"), [(8, 1, 8), (8, 4, 2), (3, 2, 2), (0, 4, 0)])
+def test_loader_processes_are_divided_among_the_processes_of_a_machine(pictures, total, processes, each):
+    assert num_workers(Data(num_workers=total), pictures, processes) == each
 
 
 def test_eval_batches_come_in_the_order_of_the_list(pictures):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from src.checkpoints.reading import newest_position, read_checkpoint
+from src.reporting.metrics_csv import read_metrics
 from src.run_dir import sha256
 from tests.conftest import SMALL
 from tests.distributed.test_ddp import DDP
@@ -93,6 +94,14 @@ def continues(command, folder: Path, undisturbed: Path) -> None:
     hurt = folder / "runs" / "hurt"
     assert sha256(hurt / "model" / "model.safetensors") == sha256(undisturbed / "model" / "model.safetensors")
     assert result(hurt)["metrics"] == result(undisturbed)["metrics"]
+
+
+def test_all_validate_with_the_statistics_that_are_saved(undisturbed):
+    """BatchNorm learns here, in every process from other pictures; those of the first are in the checkpoint, with which it
+    measures alone at the end."""
+    best = result(undisturbed)["best_epoch"]
+    row = next(row for row in read_metrics(undisturbed / "metrics.csv") if row["epoch"] == best)
+    assert row["val/loss"] == pytest.approx(result(undisturbed)["metrics"]["val/loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
