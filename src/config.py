@@ -58,9 +58,7 @@ class Model:
     num_classes: int | None = None  # null: as many as the data has; a number that differs from the data is refused
     label_smoothing: float = 0.1  # share of the target spread evenly over the classes, while training
     channels_last: bool = True  # memory layout; faster on CPUs and on GPUs with tensor cores
-    split_at: Any = (
-        None  # of resnet50: the layers after which it is cut into stages; auto, auto_memory: chosen by measuring
-    )
+    split_at: Any = None  # of resnet50: layers after which it is cut into stages; auto, auto_memory: measured
 
 
 @dataclass(kw_only=True)

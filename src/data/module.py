@@ -48,10 +48,8 @@ class PictureData(L.LightningDataModule):
         """The labels of a training batch: those of this process's part, which may be none, and those of the whole."""
         whole = self._sampler.whole_batch(epoch, batch)
         own = self._sampler.own_part(whole)
-        labels = self.pictures.labels
-        return torch.tensor([labels[index] for index in own], dtype=torch.int64), torch.tensor(
-            [labels[index] for index in whole]
-        )
+        of_own, of_whole = ([self.pictures.labels[index] for index in part] for part in (own, whole))
+        return torch.tensor(of_own, dtype=torch.int64), torch.tensor(of_whole)
 
     def _train_loader(self, transform: Transform, sampler: EpochSampler) -> DataLoader:
         return DataLoader(

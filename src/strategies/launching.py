@@ -72,7 +72,9 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
         try:
             _raise_failure(processes, path)
         except UserError as error:
-            folder.note_death(error)
+            # Else the first process has noted its end itself, or found that the folder is another command's.
+            if error.code == ExitCode.PROCESS_LOST:
+                folder.note_death(error)
             raise
     return json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"][config.checkpoint.monitor]
 
@@ -89,9 +91,8 @@ class _Process:
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
             "TRAIN_COMMAND": shell_command(),
         }
-        if (
-            sys.platform in LOOPBACK
-        ):  # gloo would look for the address of the host's name, which not every network knows
+        # gloo would look for the address of the host's name, which not every network knows.
+        if sys.platform in LOOPBACK:
             self.environment.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
         self.hung = False  # whether it did not end by itself after another had failed
         self.popen: subprocess.Popen[bytes] | None = None

@@ -76,6 +76,16 @@ def phases(epochs: int = 5, **freeze: Any) -> Phases:
     return schedule(Freeze(**freeze), blocks(Backbone()), epochs, [name for name, _ in Backbone().named_parameters()])
 
 
+# Of a Trainer that prints and keeps nothing, and leaves batches to PictureData.
+QUIET = {
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
 def fit(
     model: L.LightningModule, epochs: int, *callbacks: L.Callback, resume: Any = None, **settings: Any
 ) -> L.Trainer:
@@ -85,11 +95,7 @@ def fit(
         max_epochs=epochs,
         callbacks=list(callbacks),
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         **settings,
     )
     trainer.fit(model, data(), ckpt_path=resume, weights_only=True if resume else None)

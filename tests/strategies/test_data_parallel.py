@@ -23,7 +23,7 @@ from src.strategies.precision import DTYPES, precision_plugin
 from src.strategies.replication import CpuEngine, GpuEngine
 from tests.callbacks import little_memory
 from tests.callbacks.little_memory import MESSAGE, Small, at_most
-from tests.callbacks.small_training import SQUARE, classifier, network, phases, pictures
+from tests.callbacks.small_training import QUIET, SQUARE, classifier, network, phases, pictures
 
 CPU = torch.device("cpu")
 
@@ -67,11 +67,7 @@ def train(
         callbacks=[FreezingSchedule(phases(epochs, **freeze), batchnorm), watch],
         gradient_clip_val=0.5,
         enable_checkpointing=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         **settings,
     )
     trainer.fit(model, data(batch_size), ckpt_path=resume, weights_only=True if resume else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -108,3 +109,11 @@ def test_processes_that_agreed_to_stop_are_waited_for(run, tmp_path):
     with pytest.raises(Terminated):
         run("rank == 0 and (time.sleep(2.5), (path / 'saved').touch()); sys.exit(143)")
     assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(("code", "state"), [(75, "running"), (76, "failed")])
+def test_a_run_that_another_command_writes_is_not_called_failed(run, tmp_path, code, state):
+    (tmp_path / "result.json").write_text('{"state": "running"}')
+    with pytest.raises(UserError):
+        run(f"sys.exit({code})")
+    assert json.loads((tmp_path / "result.json").read_text())["state"] == state

@@ -26,6 +26,7 @@ from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
 from src.strategies.model_parallel import build_model_parallel
+from tests.callbacks.small_training import QUIET
 from tests.strategies.narrow import THREE, TWO, Narrow, assert_same, stage_threads
 
 ALL, HEAD = {0: ["backbone", "head"]}, {0: ["head"]}
@@ -75,11 +76,7 @@ def fit(
         max_epochs=epochs,
         callbacks=[FreezingSchedule(phases, batchnorm), *callbacks],
         enable_checkpointing=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         **settings,
     )
     trainer.fit(model, data(), ckpt_path=resume, weights_only=True if resume else None)
