@@ -27,13 +27,17 @@ from omegaconf.errors import OmegaConfBaseException
 from src import config
 from src.errors import ExitCode, UserError
 from src.run_dir import new_name
+from src.tuning import settings
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 Words = TypeVar("Words")
 
 
-def run_hydra(task: Callable[[DictConfig], Any]) -> None:
-    """Composes conf/train.yaml with the command line and calls the task, once per job of a multirun. Raises UserError."""
+def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], Any]) -> None:
+    """Composes conf/train.yaml with the command line and calls the task, once per job of a multirun. Raises UserError.
+
+    check: what a sweep with Ray Tune asks of its jobs' configs before it starts any.
+    """
     if not CONF.is_dir():
         raise UserError(
             "the folder conf/ is missing",
@@ -42,6 +46,7 @@ def run_hydra(task: Callable[[DictConfig], Any]) -> None:
             fix="pip install -e .",
         )
     config.register()
+    settings.register()
     # Hydra prints errors itself, at length; with this variable it raises them and we say what is to be done.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     OmegaConf.register_new_resolver("sweep_name", lambda name: name or new_name(), use_cache=True, replace=True)
@@ -62,6 +67,7 @@ def run_hydra(task: Callable[[DictConfig], Any]) -> None:
                 raise  # Hydra names the job that failed
             failures.append(error)  # and would print a line too many for a single run
 
+    job.check = check  # type: ignore[attr-defined]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
     except (HydraException, OmegaConfBaseException) as error:

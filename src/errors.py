@@ -31,6 +31,7 @@ class ExitCode(IntEnum):
     """The exit codes of every command; docs/errors.md explains them. Numbers follow sysexits.h where one fits."""
 
     OK = 0
+    TRIALS_FAILED = 1  # of a sweep with hydra/launcher=ray_tune or hydra/sweeper=ray_tune
     USAGE = 2  # an option that does not exist, such as --hlp
     CONFIG = 64  # the command line or a YAML file asks for something that does not exist or contradicts itself
     DATA = 65  # the pictures or labels are not what the command needs

@@ -16,11 +16,12 @@ from src import config_checks
 from src.batch_size_search import chosen_batch_size
 from src.checkpoints.model_folder import load_model
 from src.config import Config
+from src.cores import cpu_cores
 from src.data.loading import eval_loader, num_workers
 from src.data.pictures import Pictures
 from src.data.sources import load_pictures, load_unsplit
 from src.errors import ExitCode, UserError
-from src.machine import choose_device, cpu_cores, set_threads
+from src.machine import choose_device, set_threads
 from src.models.building import build_loss, rebuild
 from src.models.losses import ClassificationLoss, predicted_classes
 from src.models.metrics import SplitMetrics

@@ -22,6 +22,8 @@ NOISE = (
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
 
+IN_FILES = ("py.warnings", "ray")  # what a sweep has to say of its trials it says itself
+
 
 def to_screen() -> None:
     """Prints log messages, once for the whole command: of several processes only the first prints more than errors."""
@@ -69,7 +71,7 @@ class _Screen(logging.StreamHandler):
 
 
 def _worth_showing(record: logging.LogRecord) -> bool:
-    return record.name.startswith("src") or (record.levelno >= logging.WARNING and record.name != "py.warnings")
+    return record.name.startswith("src") or (record.levelno >= logging.WARNING and not record.name.startswith(IN_FILES))
 
 
 class _Plain(logging.Formatter):

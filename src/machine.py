@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from src.cores import TRIAL_CPUS, cpu_cores
 from src.errors import ExitCode, UserError
 
 
@@ -64,11 +65,6 @@ def _typed(devices: int | list[int] | str) -> str:
     return str(devices).replace(" ", "")
 
 
-def cpu_cores() -> int:
-    """The cores this process may use, which on a shared machine are fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def set_threads(threads: int | None, sharers: int = 1) -> None:
     """CPU threads of torch; None leaves its default, all cores or OMP_NUM_THREADS. sharers: how many processes, or
     stages of a network, compute on this machine at once and get a part of the threads each.
@@ -77,7 +73,7 @@ def set_threads(threads: int | None, sharers: int = 1) -> None:
     """
     if threads is not None:
         torch.set_num_threads(max(1, threads // sharers))
-    elif sharers > 1 and "OMP_NUM_THREADS" not in os.environ:
+    elif (sharers > 1 or TRIAL_CPUS in os.environ) and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cpu_cores() // sharers))
 
 

@@ -13,11 +13,12 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from src.checkpoints.model_folder import ModelCard, load_model
+from src.cores import cpu_cores
 from src.data.folders import list_pictures
 from src.data.reading import PictureError, ReadOptions, read_picture
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
-from src.machine import choose_device, cpu_cores
+from src.machine import choose_device
 from src.models.building import rebuild
 from src.models.losses import probabilities
 from src.out_of_memory import InParts

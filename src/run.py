@@ -27,13 +27,14 @@ from src.checkpoints.model_folder import ModelCard, save_model
 from src.checkpoints.model_readme import model_readme
 from src.checkpoints.reading import newest_position
 from src.config import Config, device_count
+from src.cores import cpu_cores
 from src.data.module import PictureData
 from src.data.pictures import Pictures
 from src.data.reading import PictureError
 from src.data.sources import load_pictures
 from src.errors import ExitCode, Terminated, UserError
 from src.evaluation import measure_split
-from src.machine import choose_devices, cpu_cores, peak_memory_mib, set_threads
+from src.machine import choose_devices, peak_memory_mib, set_threads
 from src.models.backbones import blocks
 from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
 from src.models.classifier import build_classifier

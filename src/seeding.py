@@ -3,6 +3,8 @@
 Nothing here has a state that must be saved. The order of an epoch, a picture's augmentation and a step's dropout follow
 from a few integers, so a position in training is two of them (epoch, batch), the number of loader workers changes
 nothing, and two processes with the same global batch see the same pictures with the same augmentation.
+
+torch is imported by the functions that need it: the driver of a sweep uses `key` and does without torch's seconds.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def key(*parts: int | str) -> int:
@@ -24,23 +29,36 @@ def key(*parts: int | str) -> int:
 
 def generator(*parts: int | str) -> torch.Generator:
     """A torch generator of its own, for draws that must not touch the global ones."""
+    import torch
+
     return torch.Generator().manual_seed(key(*parts))
 
 
 def epoch_order(seed: int, epoch: int, length: int) -> list[int]:
     """The order in which an epoch visits its pictures: a permutation of range(length)."""
+    import torch
+
     return torch.randperm(length, generator=generator(seed, "order", epoch)).tolist()
 
 
 def split_order(seed: int, label: str, length: int) -> list[int]:
     """The order in which one class is dealt out to test, val and train."""
+    import torch
+
     return torch.randperm(length, generator=generator(seed, "split", label)).tolist()
 
 
 def seed_everything(*parts: int | str) -> None:
     """Sets the global generators of torch (all devices), numpy and Python to a function of the parts."""
+    import torch
+
+    torch.manual_seed(key(*parts))
+    seed_numpy_and_python(*parts)
+
+
+def seed_numpy_and_python(*parts: int | str) -> None:
+    """Sets the global generators of numpy and Python, in a process that does without torch."""
     value = key(*parts)
-    torch.manual_seed(value)
     np.random.seed(value % 2**32)
     random.seed(value)
 
@@ -57,11 +75,11 @@ def picture_randomness(seed: int, epoch: int, index: int) -> Iterator[None]:
     A transform may draw from torch, numpy or Python: user-written ones do. Only CPU generators are touched,
     since augmentation runs in loader workers.
     """
+    import torch
+
     saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    value = key(seed, "picture", epoch, index)
-    torch.default_generator.manual_seed(value)
-    np.random.seed(value % 2**32)
-    random.seed(value)
+    torch.default_generator.manual_seed(key(seed, "picture", epoch, index))
+    seed_numpy_and_python(seed, "picture", epoch, index)
     try:
         yield
     finally:

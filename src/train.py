@@ -42,7 +42,7 @@ def train(composed: DictConfig) -> float:
     else:
         path = launching.claim_path(settings)
     _current_run[:] = [path]
-    if (processes := launching.processes_to_start(settings)) > 1:
+    if processes := launching.processes_to_start(settings):
         return launching.run_in_processes(settings, path, processes)
 
     from src.run import run  # after the command line is known to be right: torch takes seconds to import
@@ -51,7 +51,9 @@ def train(composed: DictConfig) -> float:
 
 
 def main() -> int:
-    return run_and_report(lambda: run_hydra(train), lambda: _current_run[0] if _current_run else None)
+    return run_and_report(
+        lambda: run_hydra(train, config_checks.read), lambda: _current_run[0] if _current_run else None
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from src.callbacks.memory_growth import MemoryGrowth
 from src.callbacks.out_of_memory import OutOfMemory
 from src.callbacks.position import PositionCheckpoint, StopOnSignal
 from src.callbacks.progress import EpochBar, EpochLines, Throughput
+from src.callbacks.trial_report import TrialReport
 from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Checkpoint, Config, Memory
 from src.config import Logger as LoggerConfig
@@ -30,6 +31,7 @@ from src.errors import ExitCode, UserError
 from src.reporting.metrics_csv import MetricsCsv
 from src.run_dir import RunFolder
 from src.strategies.building import build_precision, build_strategy, can_repeat_steps
+from src.trial import current
 
 Kind = TypeVar("Kind", bound=L.Callback)
 
@@ -102,7 +104,10 @@ def _checkpoints(config: Checkpoint, folder: Path) -> list[L.Callback]:
     """What is kept of the weights, and of the position."""
     top_k = config.top_k or (3 if config.select == "average_top_k" else 1)
     position = PositionCheckpoint(folder, config.every_n_steps, config.every_n_minutes)
-    callbacks: list[L.Callback] = [BestCheckpoint(folder, config.monitor, top_k), position, StopOnSignal(position)]
+    stop = StopOnSignal(position)
+    callbacks: list[L.Callback] = [BestCheckpoint(folder, config.monitor, top_k), position, stop]
+    if (trial := current()) is not None:
+        callbacks.append(TrialReport(trial, stop))
     if config.select == "ema":
         callbacks.append(WeightAverage(0.99 if config.ema_decay is None else config.ema_decay))
     return callbacks

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from src import seeding
 from src.config import Data
+from src.cores import cpu_cores
 from src.data.pictures import Pictures
 from src.data.sampler import PartSampler
 from src.data.transforms import Transform, eval_transform
-from src.machine import cpu_cores
 from src.preprocessing import Preprocessing
 
 Item = tuple[torch.Tensor, int]

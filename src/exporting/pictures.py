@@ -12,13 +12,13 @@ from torch import Tensor
 from src import config_checks
 from src.checkpoints.model_folder import ModelCard
 from src.config import Config
+from src.cores import cpu_cores
 from src.data.folders import list_pictures
 from src.data.reading import PictureError, ReadOptions, read_picture
 from src.data.sources import load_pictures
 from src.data.splits import read_split_file
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
-from src.machine import cpu_cores
 from src.run_dir import shell_command
 
 MOST = 16

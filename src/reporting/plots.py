@@ -1,7 +1,7 @@
 """The plots of the reports: lines over epochs or steps, a heat map, and either of them as an <svg> element.
 
-Used by report.py. Matplotlib's objects without pyplot, which keeps every figure and chooses a window system; imported
-when the first plot is made.
+Used by report.py, and by sweep_plots.py for plots of its own. Matplotlib's objects without pyplot, which keeps every
+figure and chooses a window system; imported when the first plot is made.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ STYLE = {
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Matplotlib's own settings and STYLE inside, whatever the user's matplotlibrc says; what was set before afterwards."""
     import matplotlib
 
@@ -65,7 +65,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-@_style()
+@style()
 def line_plot(
     lines: Mapping[str, Line],
     x_label: str,
@@ -106,7 +106,7 @@ def line_plot(
     return figure
 
 
-@_style()
+@style()
 def heat_map(matrix: np.ndarray, names: Sequence[str], x_label: str, y_label: str) -> Figure:
     """A confusion matrix (C, C) of counts, rows are true classes. The darker, the larger the share of its row.
 
@@ -117,7 +117,7 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], x_label: str, y_label: st
 
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     numbered = len(names) <= NUMBERED_CLASSES
-    shown = [_shortened(name) for name in names]
+    shown = [shortened(name) for name in names]
     room = 0.7 + 0.07 * max(map(len, shown)) if numbered else 0.5
     side = room + (max(0.24 * len(names), 1) if numbered else 4)
     figure = Figure(figsize=(side, side), layout="constrained")
@@ -140,9 +140,10 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], x_label: str, y_label: st
     return figure
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str, letters: int = LONGEST_NAME) -> str:
+    """The name in one line of at most so many letters."""
     name = " ".join(name.split())  # a folder's name may hold a line break
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return name if len(name) <= letters else name[: letters - 1] + "…"
 
 
 def thinned(x: Sequence[float], y: Sequence[float], most: int = 1000) -> Line:
@@ -153,11 +154,12 @@ def thinned(x: Sequence[float], y: Sequence[float], most: int = 1000) -> Line:
     return [x[index] for index in kept], [y[index] for index in kept]
 
 
-@_style()
-def to_svg(figure: Figure, label: str) -> str:
+@style()
+def to_svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) -> str:
     """The figure as an <svg> element, the same text for the same figure.
 
     label: what it shows, for those who cannot see it. It must differ from figure to figure of a page: ids are made of it.
+    titles: gid of an artist -> what is shown when somebody points at it. Such an artist is a <g data-gid="...">.
     """
     import matplotlib
 
@@ -166,5 +168,13 @@ def to_svg(figure: Figure, label: str) -> str:
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]  # an XML header has no place inside a page
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # axes_1 and such: in every figure, and nothing refers to them
+    told = titles or {}
+
+    def group(found: re.Match[str]) -> str:
+        gid = found[1]
+        return f'<g data-gid="{gid}"><title>{escape(told[gid])}</title>' if gid in told else "<g>"
+
+    svg = re.sub(
+        r'<g id="([^"]*)">', group, svg
+    )  # the others, axes_1 and such, are in every figure: nothing refers to them
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

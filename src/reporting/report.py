@@ -12,9 +12,11 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import yaml
@@ -61,7 +63,7 @@ figcaption { max-width: 45rem; }
   .shrinking svg { max-width: 48%%; }
   .scrolling svg { max-width: 100%%; height: auto; }
 }
-</style>
+%(style)s</style>
 </head>
 <body>
 %(body)s
@@ -96,9 +98,20 @@ def write_report(folder: Path, phases: Phases | None = None) -> Path:
     return path
 
 
-def page(title: str, parts: Iterable[str]) -> str:
-    """A whole HTML page. title: plain text; parts: HTML, '' for those that have nothing to show."""
-    return PAGE % {"title": escape(title), "body": "\n".join(part for part in parts if part)}
+@dataclass(frozen=True)
+class Link:
+    """A cell of a table that leads somewhere: both as plain text, the target relative to the page."""
+
+    text: str
+    target: str
+
+
+Cell = str | float | Link
+
+
+def page(title: str, parts: Iterable[str], style: str = "") -> str:
+    """A whole HTML page. title: plain text; parts: HTML, '' for those that have nothing to show; style: further CSS."""
+    return PAGE % {"title": escape(title), "body": "\n".join(part for part in parts if part), "style": style}
 
 
 def section(title: str, *parts: str) -> str:
@@ -106,18 +119,23 @@ def section(title: str, *parts: str) -> str:
     return "\n".join(["<section>", f"<h2>{escape(title)}</h2>", *parts, "</section>"])
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     """A table; numbers stand to the right, fractions with four digits, as on the screen."""
     rows = list(rows)
-    kinds = ["text" if isinstance(value, str) else "number" for value in rows[0]]
+    kinds = ["number" if isinstance(value, int | float) else "text" for value in rows[0]]
 
-    def line(tag: str, values: Sequence[str | float]) -> str:
-        texts = [escape(f"{value:.4f}" if isinstance(value, float) else str(value)) for value in values]
-        cells = [f'<{tag} class="{kind}">{text}</{tag}>' for kind, text in zip(kinds, texts, strict=True)]
+    def line(tag: str, values: Sequence[Cell]) -> str:
+        cells = [f'<{tag} class="{kind}">{_inner(value)}</{tag}>' for kind, value in zip(kinds, values, strict=True)]
         return f"<tr>{''.join(cells)}</tr>"
 
     html = [line("th", header), *(line("td", row) for row in rows)]
     return "\n".join(["<table>", *html, "</table>"])
+
+
+def _inner(value: Cell) -> str:
+    if isinstance(value, Link):
+        return f'<a href="{escape(quote(value.target))}">{escape(value.text)}</a>'
+    return escape(f"{value:.4f}" if isinstance(value, float) else str(value))
 
 
 def figure(svgs: Sequence[str], caption: str = "", kind: str = "shrinking") -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import yaml
 
+from src import trial as trials
 from src.config import Config, device_count, plain
 from src.errors import ErrorOfProcess, ExitCode, Terminated, UserError
 from src.run_dir import RunFolder, claim, shell_command
@@ -40,10 +42,11 @@ STOPPED = (ExitCode.TERMINATED, ExitCode.INTERRUPTED)  # codes of processes that
 
 
 def processes_to_start(config: Config) -> int:
-    """How many processes this command starts for the run; 1: none, it trains by itself."""
+    """How many processes this command starts for the run on this machine; 0: none, it trains by itself."""
     if launched_from_outside() or config.strategy.name not in PROCESS_PER_DEVICE:
-        return 1
-    return device_count(config.trainer)
+        return 0
+    count = device_count(config.trainer)
+    return count if count * config.trainer.num_nodes > 1 else 0
 
 
 def launched_from_outside() -> bool:
@@ -54,18 +57,22 @@ def launched_from_outside() -> bool:
 def run_in_processes(config: Config, path: Path, count: int) -> float:
     """The run in `count` processes of this machine; returns the metric that chose the best epoch.
 
-    Raises the UserError of the process that failed, Terminated or KeyboardInterrupt where they were told to end.
+    In a trial of a sweep the machine may be one of several (`Place`); the others than the first return nan. Raises the
+    UserError of the process that failed, Terminated or KeyboardInterrupt where they were told to end.
     """
     folder = RunFolder(path, {})
+    trial = trials.current()
+    place = trial.place if trial else trials.Place()
     with ExitStack() as stack:
         errors = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-")))
-        port = config.strategy.port or _free_port()
-        processes = [_Process(rank, count, port, errors) for rank in range(count)]
+        environment = stack.enter_context(trials.answering_processes(trial)) if trial else {}
+        port = place.port or config.strategy.port or free_port()
+        processes = [_Process(local_rank, count, place, port, environment, errors) for local_rank in range(count)]
         try:
             job = yaml.safe_dump({"config": plain(config), "path": str(path), "parent": os.getpid()})
             for process in processes:
                 process.start(job)
-            _wait(processes)
+            _wait(processes, trial)
         finally:
             for process in processes:
                 process.kill()
@@ -76,23 +83,28 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
             if error.code == ExitCode.PROCESS_LOST:
                 folder.note_death(error)
             raise
+    if place.node > 0:
+        return math.nan
     return json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"][config.checkpoint.monitor]
 
 
 class _Process:
     """One of the processes, and what it printed to stderr."""
 
-    def __init__(self, rank: int, count: int, port: int, errors: Path) -> None:
-        self.rank, self.errors = rank, errors / str(rank)
+    def __init__(
+        self, local_rank: int, count: int, place: trials.Place, port: int, environment: dict[str, str], errors: Path
+    ) -> None:
+        self.rank, self.errors = place.node * count + local_rank, errors / str(local_rank)
         self.environment = {
             **os.environ,
-            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
-            **{"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)},
-            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            **environment,
+            **{"RANK": str(self.rank), "LOCAL_RANK": str(local_rank), "GROUP_RANK": str(place.node)},
+            **{"WORLD_SIZE": str(count * place.nodes), "LOCAL_WORLD_SIZE": str(count)},
+            **{"MASTER_ADDR": place.address, "MASTER_PORT": str(port)},
             "TRAIN_COMMAND": shell_command(),
         }
         # gloo would look for the address of the host's name, which not every network knows.
-        if sys.platform in LOOPBACK:
+        if sys.platform in LOOPBACK and place.nodes == 1:
             self.environment.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
         self.hung = False  # whether it did not end by itself after another had failed
         self.popen: subprocess.Popen[bytes] | None = None
@@ -132,9 +144,10 @@ class _Process:
         return text[text.rfind("\nERROR ") + 1 :]
 
 
-def _wait(processes: Sequence[_Process]) -> None:
+def _wait(processes: Sequence[_Process], trial: trials.Trial | None) -> None:
     """Until all have ended; a signal is handed on, and those that hang after a failure are killed."""
     killed_at: float | None = None
+    told_to_end = False
     while running := [process for process in processes if process.code is None]:
         try:
             if killed_at is None and any(process.code not in (None, 0, *STOPPED) for process in processes):
@@ -144,6 +157,9 @@ def _wait(processes: Sequence[_Process]) -> None:
                     process.hung = True
                     process.kill()
             time.sleep(0.05)
+            if trial is not None and trial.interrupted and not told_to_end:
+                told_to_end = True
+                raise Terminated
         except (KeyboardInterrupt, Terminated) as error:
             number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
             for process in running:
@@ -188,9 +204,10 @@ def _raise_failure(processes: Sequence[_Process], path: Path) -> None:
         raise KeyboardInterrupt
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return probe.getsockname()[1]
 
 
@@ -223,7 +240,8 @@ def claim_path(config: Config) -> Path:
 def check_launched(config: Config, multirun: bool) -> None:
     """What must hold where torchrun started this process, or srun did by mistake. Raises UserError."""
     if not launched_from_outside():
-        _check_alone(config)
+        if trials.current() is None:  # a trial may be one of several machines, and its worker one of srun's tasks
+            _check_alone(config)
         return
     world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     name, trainer = config.strategy.name, config.trainer

@@ -1,0 +1,111 @@
+"""What happened in a sweep: a line of JSON per event in trials.jsonl, and the trials as they are read from it.
+
+The driver writes it as results arrive, so a sweep that ends in any way leaves all that is known of it. The table, the
+ranking and the report are made from it alone; Ray's own state is only for Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from src.run_dir import write_text
+
+JOURNAL = "trials.jsonl"
+
+RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
+PAUSED = "paused"  # it goes on later: told to by a scheduler, or the sweep was interrupted
+
+
+@dataclass
+class TrialRecord:
+    """One trial as it is known so far."""
+
+    number: int
+    folder: str
+    params: dict[str, Any]  # what differs between trials: key as typed -> value
+    overrides: list[str]  # the whole command line of the trial, without `python -m src.train`
+    state: str = RUNNING
+    rows: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch, counted from 1 -> what was reported
+    value: float | None = None  # what the job returned
+    error: str = ""  # the first line of what went wrong
+    started: float = 0.0  # seconds since 1970
+    ended: float | None = None
+    seconds: float = 0.0  # of work until `heard`: the time between two starts of a sweep, or of a pause, is not in it
+    heard: float = 0.0  # when the last event came
+
+    def worked(self, now: float) -> float:
+        """Seconds of work until now (seconds since 1970)."""
+        return self.seconds + (now - self.heard if self.state == RUNNING else 0.0)
+
+    def best(self, metric: str, mode: str) -> tuple[float, int | None] | None:
+        """The best value so far and its epoch; (value, None) of a job that reports nothing; None where nothing is known."""
+        sign = 1 if mode == "max" else -1
+        rows = [(row[metric], epoch) for epoch, row in self.rows.items() if not math.isnan(row.get(metric, math.nan))]
+        if rows:
+            return max(rows, key=lambda row: (sign * row[0], -row[1]))
+        if self.rows or self.value is None or math.isnan(self.value):  # beside rows, the value may be of another metric
+            return None
+        return self.value, None
+
+
+class Journal:
+    """The journal of one sweep: `trials` is what it says so far, by number."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: of the sweep. What is there already is read; a last line that was cut off is left out."""
+        self.path = folder / JOURNAL
+        self.trials: dict[int, TrialRecord] = {}
+        if self.path.exists():
+            text = self.path.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            for line in whole.splitlines():
+                self._apply(json.loads(line))
+            if whole != text:
+                write_text(self.path, whole)
+
+    def started(self, number: int, folder: str, params: dict[str, Any], overrides: list[str]) -> None:
+        self._note(event="started", trial=number, folder=folder, params=params, overrides=overrides)
+
+    def row(self, number: int, row: dict[str, float]) -> None:
+        """What a trial reported of an epoch; row["epoch"] is counted from 1."""
+        self._note(event="row", trial=number, row=row)
+
+    def ended(self, number: int, state: str, value: float | None = None, error: str = "") -> None:
+        """state: FINISHED, PRUNED, FAILED or PAUSED."""
+        self._note(event="ended", trial=number, state=state, value=value, error=error)
+
+    def _note(self, **event: Any) -> None:
+        event["time"] = round(time.time(), 2)
+        self._apply(event)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        number = event["trial"]
+        if event["event"] == "started":
+            before = self.trials.get(number)
+            trial = TrialRecord(number, event["folder"], event["params"], event["overrides"], started=event["time"])
+            if before is not None:  # it goes on; pbt may have changed its parameters
+                trial.rows, trial.started, trial.seconds = before.rows, before.started, before.seconds
+            self.trials[number] = trial
+        else:
+            trial = self.trials[number]
+            trial.seconds = trial.worked(event["time"])
+            if event["event"] == "row":
+                trial.rows[int(event["row"]["epoch"])] = event["row"]
+            else:
+                trial.state, trial.value, trial.error = event["state"], event["value"], event["error"]
+                trial.ended = event["time"]
+        trial.heard = event["time"]
+
+
+def ranking(trials: dict[int, TrialRecord], metric: str, mode: str) -> list[TrialRecord]:
+    """The trials that have a value and did not fail, the best first; of equal ones the earlier."""
+    sign = 1 if mode == "max" else -1
+    known = [trial for trial in trials.values() if trial.state != FAILED and trial.best(metric, mode) is not None]
+    return sorted(known, key=lambda trial: (-sign * trial.best(metric, mode)[0], trial.number))

@@ -1,0 +1,180 @@
+"""The plots of a sweep's report: parallel coordinates, learning curves, slices, bars. Used by sweep_report.py.
+
+Trials come ranked, the best first, and a trial has one colour in all plots: the darker, the better its place.
+An artist's gid is the number of its trial, so that the page can tell which one it is (plots.to_svg).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from src.reporting.plots import COLOURS, INK, WIDTH, shortened, style
+from src.reporting.sweep_journal import FAILED, PRUNED, TrialRecord
+from src.reporting.sweep_scale import Scale, numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDE = 9.4  # inches; fills the page
+AXIS_ROOM = 1.1  # inches that an axis of the parallel coordinates needs for its name and its ticks
+NAME_LETTERS = 16  # what fits into that
+STRONG = 60  # trials that are drawn strongly; of more the others are faint
+NO_VALUE = "#AAAAAA"
+
+
+@style()
+def parallel_coordinates(
+    scales: Mapping[str, Scale], trials: Sequence[TrialRecord], values: Sequence[float], metric: str
+) -> Figure:
+    """A line per trial through its parameters and its value. A parameter that it lacks leaves a gap.
+
+    scales: of the parameters, one or more. trials: with their values, the best first.
+    """
+    from matplotlib.figure import Figure
+
+    goal = Scale.of(values)
+    columns = [_places(scale, numbers(trials, name, scale)) for name, scale in scales.items()]
+    columns.append(_places(goal, [goal.number(value) for value in values]))
+    count = len(columns)
+    width = max(WIDTH, min(2.4 * (count - 1), WIDE), AXIS_ROOM * count)
+    figure = Figure(figsize=(width, 4), layout="constrained")
+    axes = figure.subplots()
+    for place, (trial, *points) in enumerate(zip(trials, *columns, strict=True)):
+        looks = _looks(place, trial, len(trials))
+        marker = "o" if any(map(math.isnan, points)) else None  # a point between two gaps has no line
+        axes.plot(range(count), points, marker=marker, markersize=3, clip_on=False, **looks)
+    for x, scale in enumerate([*scales.values(), goal]):
+        axes.axvline(x, color=INK, linewidth=0.8, zorder=0)
+        _mark_ticks(axes, x, scale, last=x == count - 1)
+    axes.set_xticks(range(count), [_in_lines(name) for name in [*scales, metric]])
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    axes.set_yticks([])
+    axes.set_xlim(0, count - 1)
+    axes.set_ylim(-0.03, 1.03)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _places(scale: Scale, column: Sequence[float]) -> list[float]:
+    """The numbers as heights from 0 to 1; in the middle where there is only one."""
+    low, high = scale.ends
+    return [(number - low) / (high - low) if high > low else number - low + 0.5 for number in column]
+
+
+def _mark_ticks(axes: Axes, x: int, scale: Scale, last: bool) -> None:
+    """What is written along a vertical axis: to the left of it, of the last one to the right."""
+    ticks = scale.ticks(apart=0.05)
+    for height, (_, text) in zip(_places(scale, [number for number, _ in ticks]), ticks, strict=True):
+        axes.annotate(
+            shortened(text, NAME_LETTERS),
+            (x, height),
+            xytext=(4 if last else -4, 0),
+            textcoords="offset points",
+            ha="left" if last else "right",
+            va="center",
+            fontsize=8,
+            zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.5},
+        )
+
+
+def _in_lines(name: str) -> str:
+    """optimizer.weight_decay: a line for each part, to stand above its axis."""
+    return "\n".join(shortened(part, NAME_LETTERS) for part in name.split("."))
+
+
+@style()
+def learning_curves(trials: Sequence[TrialRecord], metric: str) -> Figure:
+    """The metric of every trial over its epochs; a cross where one was pruned.
+
+    trials: with at least one epoch in which the metric is a finite number; ranked, those that failed at the end.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(WIDE, 3.6), layout="constrained")
+    axes = figure.subplots()
+    ranked = sum(trial.state != FAILED for trial in trials)
+    for place, trial in enumerate(trials):
+        epochs, curve = curve_of(trial, metric)
+        looks = _looks(place, trial, ranked) | {"linestyle": "solid"}
+        axes.plot(epochs, curve, marker="o" if len(epochs) == 1 else None, markersize=4, **looks)
+        if trial.state == PRUNED:
+            axes.plot(epochs[-1], curve[-1], marker="x", markersize=6, markeredgewidth=1.5, **looks)
+    if Scale.of(number for trial in trials for number in curve_of(trial, metric)[1]).log:
+        axes.set_yscale("log")
+    axes.set_xlim(0.5, max(max(trial.rows) for trial in trials) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(metric)
+    return figure
+
+
+def curve_of(trial: TrialRecord, metric: str) -> tuple[list[int], list[float]]:
+    """The epochs in which the metric is a finite number, in order, and its values there."""
+    points = [(epoch, row[metric]) for epoch, row in trial.rows.items() if math.isfinite(row.get(metric, math.nan))]
+    epochs, values = zip(*sorted(points), strict=True) if points else ((), ())
+    return list(epochs), list(values)
+
+
+@style()
+def slice_plot(name: str, scale: Scale, trials: Sequence[TrialRecord], values: Sequence[float], metric: str) -> Figure:
+    """One parameter against the metric: a dot per trial, hollow where it was pruned; the best with a ring around it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDE / 3 - 0.1, 2.3), layout="constrained")
+    axes = figure.subplots()
+    colours = [_looks(place, trial, len(trials))["color"] for place, trial in enumerate(trials)]
+    faces = ["none" if trial.state == PRUNED else colour for trial, colour in zip(trials, colours, strict=True)]
+    x, goal = numbers(trials, name, scale), Scale.of(values)
+    axes.scatter(x, values, s=18, facecolors=faces, edgecolors=colours, linewidths=1, zorder=2)
+    axes.plot(x[0], values[0], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK)
+    ticks = [
+        (number, shortened(text, NAME_LETTERS)) for number, text in scale.ticks(apart=0.2 if scale.numeric else 0.06)
+    ]
+    low, high = scale.ends
+    axes.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    crowded = sum(len(text) + 1 for _, text in ticks) > 30
+    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    axes.set_xticks([number for number, _ in ticks], [text for _, text in ticks], fontsize=8, **turned)
+    if goal.log:
+        axes.set_yscale("log")
+    axes.set_xlabel(shortened(name, 40))
+    axes.set_ylabel(metric)
+    return figure
+
+
+@style()
+def share_bars(shares: Mapping[str, float]) -> Figure:
+    """A bar per parameter, with its share in per cent."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH * 1.3, 0.4 + 0.28 * len(shares)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh([shortened(name, 40) for name in shares], list(shares.values()), height=0.6, color=COLOURS[0])
+    axes.bar_label(bars, [f"{share:.0%}" for share in shares.values()], padding=3)
+    axes.invert_yaxis()  # the largest on top
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    return figure
+
+
+def _looks(place: int, trial: TrialRecord, ranked: int) -> dict[str, Any]:
+    """How a trial's line is drawn. place: in the ranking, from 0; ranked: how many trials have one."""
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
+
+    worse = LinearSegmentedColormap.from_list("place", COLOURS)  # dark blue, red, light gold: lighter and lighter
+    best = place == 0 and trial.state != FAILED
+    return {
+        "gid": str(trial.number),
+        "color": NO_VALUE if trial.state == FAILED else to_hex(worse(place / max(ranked - 1, 1))),
+        "linestyle": "dashed" if trial.state == PRUNED else "solid",
+        "linewidth": 3.5 if best else 0.8 if trial.state == PRUNED else 1.3,
+        "alpha": 1.0 if place < STRONG else 0.25,
+        "zorder": 3 if best else 2 - place / 10_000,
+    }

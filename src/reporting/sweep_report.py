@@ -1,0 +1,247 @@
+"""report.html of a sweep: its trials on one page, to be opened from disk or sent by mail. Nothing in it comes from elsewhere.
+
+Made at the end of a sweep from trials.jsonl in its folder alone, so it can be made again at any time, also of a sweep that
+is still under way:
+
+    python -c "from pathlib import Path; from src.reporting.sweep_report import write_sweep_report as write
+    write(Path('runs/NAME'), 'val/acc', 'max')"
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path, PurePath
+
+from src.reporting import plots, sweep_plots
+from src.reporting.importance import importance
+from src.reporting.report import Cell, Link, figure, page, section, table
+from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
+from src.reporting.sweep_scale import Scale, exact, numbers, scales_of, shown
+from src.run_dir import write_text
+
+STATES = (FINISHED, PRUNED, FAILED, PAUSED, RUNNING)
+COLOURS_TOLD = (
+    "The darker, the better its place in the ranking: dark blue, red, light gold; the best is thick. "
+    f"Faint: after the first {sweep_plots.STRONG} places."
+)
+
+STYLE = """.trials th, .trials td { white-space: nowrap; overflow-wrap: normal; vertical-align: top; }
+.trials td:last-child { white-space: normal; min-width: 12rem; }
+.sorting { cursor: pointer; text-decoration: underline dotted; }
+tr.pointed td { background: #dda93355; }
+.pointing [data-gid] { opacity: 0.15; }
+.pointing [data-gid].pointed { opacity: 1; }
+"""
+
+# The page can be read without. A wide transparent copy of a line is what can be met with a mouse.
+SCRIPT = """<script>
+const rows = [...document.querySelectorAll(".trials tr")].slice(1);
+const lines = [...document.querySelectorAll("[data-gid]")];
+const parts = [...rows.map(row => [row, row.cells[0].textContent]), ...lines.map(line => [line, line.dataset.gid])];
+for (const line of lines) for (const path of line.querySelectorAll(":scope > path")) {
+  const wide = path.cloneNode();
+  wide.style.cssText = "fill: none; stroke: transparent; stroke-width: 8";
+  path.after(wide);
+}
+for (const [part, number] of parts) for (const [event, on] of [["mouseenter", true], ["mouseleave", false]])
+  part.addEventListener(event, () => {
+    for (const line of lines) line.ownerSVGElement.classList.toggle("pointing", on);
+    for (const [other, its] of parts) other.classList.toggle("pointed", on && its === number);
+  });
+const order = (a, b) => (a === "") - (b === "") || (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
+for (const heading of document.querySelectorAll(".trials th")) {
+  heading.classList.add("sorting");
+  heading.addEventListener("click", () => {
+    const text = row => row.cells[heading.cellIndex].textContent;
+    const sign = heading.dataset.sign = -(heading.dataset.sign || -1);
+    rows.sort((a, b) => sign * order(text(a), text(b))).forEach(row => row.parentNode.append(row));
+  });
+}
+</script>"""
+
+
+def write_sweep_report(folder: Path, metric: str, mode: str, command: str = "") -> Path:
+    """Writes report.html into a sweep's folder and returns its path.
+
+    folder: with trials.jsonl. metric: what the trials are judged by; mode: max or min. command: that repeats the winner.
+    """
+    trials = Journal(folder).trials
+    ranked = ranking(trials, metric, mode)
+    others = [trial for trial in trials.values() if trial not in ranked]
+    valued = [trial for trial in ranked if math.isfinite(trial.best(metric, mode)[0])]
+    values = [trial.best(metric, mode)[0] for trial in valued]
+    tried = scales_of(list(trials.values()))
+    scales = scales_of(sorted(valued, key=lambda trial: trial.number))
+    parts = [
+        _headline(folder, trials, ranked, tried, metric, mode),
+        _winner(folder, ranked[0], metric, mode, command) if ranked else "",
+        _parallel_coordinates(scales, valued, values, metric, mode),
+        _learning_curves([*valued, *others], metric, mode),
+        _importance(scales, valued, values),
+        _slices(scales, valued, values, metric),
+        _table(folder, [*ranked, *others], list(tried), metric, mode),
+        SCRIPT if trials else "",
+    ]
+    path = folder / "report.html"
+    write_text(path, page(folder.absolute().name, parts, STYLE))
+    return path
+
+
+def _headline(
+    folder: Path,
+    trials: Mapping[int, TrialRecord],
+    ranked: Sequence[TrialRecord],
+    tried: Mapping[str, Scale],
+    metric: str,
+    mode: str,
+) -> str:
+    lines = [f"<h1>{escape(folder.absolute().name)}</h1>"]
+    if not trials:
+        return "\n".join([*lines, "<p>No trial of this sweep has begun.</p>"])
+    counts = Counter(trial.state for trial in trials.values())
+    states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    facts = [f"{len(trials)} trials: {states}" if len(trials) > 1 else f"1 trial: {states}"]
+    ends = [trial.ended for trial in trials.values() if trial.ended is not None]
+    if ends:
+        began = min(trial.started for trial in trials.values())
+        facts.append(f"{_duration(max(ends) - began)} from the first start to the last end")
+    facts.append(f"judged by {metric}, the {'larger' if mode == 'max' else 'smaller'} the better")
+    lines.append(f'<p class="faint">{escape("; ".join(facts))}</p>')
+    if tried:
+        space = "; ".join(f"{name}: {scale}{' (log)' if scale.log else ''}" for name, scale in tried.items())
+        lines.append(f'<p class="faint">Tried: {escape(space)}</p>')
+    if ranked:
+        lines.append(f"<p>Best: {escape(_result(ranked[0], metric, mode))}</p>")
+    elif counts[FAILED] == len(trials):
+        lines.append("<p>All trials failed. The table says with what; error.log in a trial's folder says more.</p>")
+    else:
+        lines.append(f"<p>No trial has a value of {escape(metric)}.</p>")
+    return "\n".join(lines)
+
+
+def _result(trial: TrialRecord, metric: str, mode: str) -> str:
+    """'val/acc 0.9312 of trial 7 in epoch 4'"""
+    value, epoch = trial.best(metric, mode)
+    return f"{metric} {value:.4f} of trial {trial.number}" + (f" in epoch {epoch}" if epoch else "")
+
+
+def _winner(folder: Path, trial: TrialRecord, metric: str, mode: str, command: str) -> str:
+    rows: list[tuple[Cell, Cell]] = [("trial", _link(folder, trial))]
+    rows += [(name, exact(value)) for name, value in trial.params.items()]
+    checkpoint = folder / _subfolder(trial) / "checkpoints" / "best.ckpt"
+    if checkpoint.exists():
+        rows.append(("best checkpoint", checkpoint.as_posix()))
+    parts = [table(("", _result(trial, metric, mode)), rows)]
+    if command:
+        parts.append(f"<p>This trial again, as a run of its own:</p><pre>{escape(command)}</pre>")
+    return section("The best trial", *parts)
+
+
+def _parallel_coordinates(
+    scales: Mapping[str, Scale], trials: Sequence[TrialRecord], values: Sequence[float], metric: str, mode: str
+) -> str:
+    if not scales:
+        return ""
+    plot = sweep_plots.parallel_coordinates(scales, trials, values, metric)
+    svg = plots.to_svg(plot, f"parameters of the trials and {metric}", _titles(trials, metric, mode))
+    caption = f"A line per trial, with {metric} on the last axis. {COLOURS_TOLD}"
+    if any(trial.state == PRUNED for trial in trials):
+        caption += " Dashed: pruned, with the best value until then."
+    return section("Parameters and values", figure([svg], caption, kind="scrolling"))
+
+
+def _learning_curves(trials: Sequence[TrialRecord], metric: str, mode: str) -> str:
+    trials = [trial for trial in trials if sweep_plots.curve_of(trial, metric)[0]]
+    if not trials:
+        return ""
+    svg = plots.to_svg(
+        sweep_plots.learning_curves(trials, metric), f"{metric} over the epochs", _titles(trials, metric, mode)
+    )
+    caption = COLOURS_TOLD
+    if any(trial.state == PRUNED for trial in trials):
+        caption += " Cross: pruned there."
+    if any(trial.state == FAILED for trial in trials):
+        caption += " Grey: failed later."
+    return section("Learning curves", figure([svg], caption))
+
+
+def _titles(trials: Sequence[TrialRecord], metric: str, mode: str) -> dict[str, str]:
+    """What is shown of a trial when somebody points at its line."""
+
+    def title(trial: TrialRecord) -> str:
+        params = [f"{name}={shown(value)}" for name, value in trial.params.items()]
+        return "\n".join([f"{_result(trial, metric, mode)}, {trial.state}", *params])
+
+    return {str(trial.number): title(trial) for trial in trials}
+
+
+def _importance(scales: Mapping[str, Scale], trials: Sequence[TrialRecord], values: Sequence[float]) -> str:
+    if not trials:
+        return ""
+    columns = {name: numbers(trials, name, scale) for name, scale in scales.items()}
+    shares, sentence = importance(columns, values)
+    if not shares:
+        return section("What matters", f"<p>{escape(sentence)}</p>")
+    caption = (
+        f"How much worse a random forest tells the ranking of these {len(trials)} trials when one parameter is shuffled "
+        f"(permutation importance), as shares of the whole. {sentence} A hint of where to look next, and not a proof: "
+        "parameters that changed together cannot be told apart."
+    )
+    if any(trial.state == PRUNED for trial in trials):
+        caption += " Pruned trials count with their best value until then, which favours those that ran longer."
+    svg = plots.to_svg(sweep_plots.share_bars(shares), "shares of the parameters in the differences")
+    return section("What matters", figure([svg], caption))
+
+
+def _slices(scales: Mapping[str, Scale], trials: Sequence[TrialRecord], values: Sequence[float], metric: str) -> str:
+    svgs = [
+        plots.to_svg(sweep_plots.slice_plot(name, scale, trials, values, metric), f"{metric} over {name}")
+        for name, scale in scales.items()
+    ]
+    if not svgs:
+        return ""
+    caption = "A dot per trial; hollow: pruned; with a ring around it: the best. A trial that lacks the parameter is left out."
+    return section("One parameter at a time", figure(svgs, caption))
+
+
+def _table(folder: Path, trials: Sequence[TrialRecord], names: Sequence[str], metric: str, mode: str) -> str:
+    if not trials:
+        return ""
+
+    def row(trial: TrialRecord) -> list[Cell]:
+        value, epoch = trial.best(metric, mode) or ("", "")
+        took = round(trial.ended - trial.started, 1) if trial.ended is not None else ""
+        params = [shown(trial.params[name]) if name in trial.params else "" for name in names]
+        return [
+            _link(folder, trial),
+            trial.state,
+            *params,
+            value,
+            epoch or "",
+            len(trial.rows),
+            str(took),
+            trial.error,
+        ]
+
+    header = ["trial", "state", *names, metric, "in epoch", "epochs", "seconds", "error"]
+    return section("All trials", f'<div class="scrolling trials">{table(header, map(row, trials))}</div>')
+
+
+def _subfolder(trial: TrialRecord) -> str:
+    return PurePath(trial.folder).name  # the sweep's folder may have been moved since
+
+
+def _link(folder: Path, trial: TrialRecord) -> Link:
+    report = f"{_subfolder(trial)}/report.html"
+    return Link(str(trial.number), report if (folder / report).exists() else f"{_subfolder(trial)}/")
+
+
+def _duration(seconds: float) -> str:
+    """'2 h 05 min', '5 min 07 s' or '12.3 s'."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"

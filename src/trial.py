@@ -1,0 +1,139 @@
+"""What a run sees of the sweep that it is a trial of: it reports every epoch and is told whether to go on.
+
+A trial is a job in a thread of a worker (src/tuning/trainable.py); `current()` is how the run finds out that it is one.
+A run of several processes (strategy=ddp) does not train in the worker: its first process reports through a connection to
+it. Neither ray nor torch is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+# What a trial is told after a report.
+GO_ON = "go on"
+FINISH = "finish"  # it is worth no more time: measure, package and end
+INTERRUPT = "interrupt"  # it goes on later from its position: end now
+
+ADDRESS, TOKEN = "TRIAL_ADDRESS", "TRIAL_TOKEN"  # environment of the processes of a trial that has several
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which machine of a run this is, and where the processes of all its machines meet. Alone: the defaults."""
+
+    node: int = 0
+    nodes: int = 1
+    address: str = "127.0.0.1"
+    port: int | None = None  # None: a free one
+
+
+class Trial:
+    """One job of a sweep: `report` hands a row to the sweep and waits for its answer.
+
+    keeps_checkpoints: the scheduler copies checkpoints between trials, so those of the epoch must be on the disk before
+    it is reported.
+    """
+
+    def __init__(self, keeps_checkpoints: bool = False, place: Place = Place()) -> None:  # frozen
+        self.keeps_checkpoints, self.place = keeps_checkpoints, place
+        self.interrupted = False  # asked after every step: end as soon as the position is saved
+        self._rows: queue.Queue[dict[str, float]] = queue.Queue()
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._last_answer = GO_ON
+
+    def report(self, row: dict[str, float]) -> str:
+        """In the thread of the job. row: the numbers of an epoch; row["epoch"] is counted from 1."""
+        if self._last_answer == GO_ON:
+            self._rows.put(row)
+            self._last_answer = self._answers.get()
+        return self._last_answer
+
+    def next_row(self, seconds: float) -> dict[str, float] | None:
+        """In the worker's own thread: the row that was reported; {} when the job is over; None if nothing came for so long."""
+        try:
+            return self._rows.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def over(self) -> None:
+        """The job has ended."""
+        self._rows.put({})
+
+    def answer(self, answer: str) -> None:
+        """Ends the waiting for a report, or that of the next report."""
+        self.interrupted |= answer == INTERRUPT
+        self._answers.put(answer)
+
+
+class ReportingProcess(Trial):
+    """In a process of a trial that has several: the first one's reports travel to the worker, the others have none."""
+
+    def __init__(self) -> None:
+        super().__init__(keeps_checkpoints=True)
+        self._connection: socket.socket | None = None
+
+    def report(self, row: dict[str, float]) -> str:
+        if self._connection is None:
+            host, _, port = os.environ[ADDRESS].rpartition(":")
+            self._connection = socket.create_connection((host, int(port)))
+        line = json.dumps({"token": os.environ[TOKEN], "row": row}) + "\n"
+        self._connection.sendall(line.encode())
+        with self._connection.makefile(encoding="utf-8") as answers:
+            return answers.readline().strip() or INTERRUPT  # the worker is gone
+
+
+_current: Trial | None = None
+
+
+def current() -> Trial | None:
+    """The trial that this process works on, or None outside of a sweep with Ray Tune."""
+    if _current is None and ADDRESS in os.environ:
+        return ReportingProcess()
+    return _current
+
+
+@contextmanager
+def working_on(trial: Trial) -> Iterator[None]:
+    """Inside, `current()` is the trial."""
+    global _current
+    _current = trial
+    try:
+        yield
+    finally:
+        _current = None
+
+
+@contextmanager
+def answering_processes(trial: Trial) -> Iterator[dict[str, str]]:
+    """Inside, the first of a trial's processes can report to it. Yields what the processes' environment needs."""
+    token = secrets.token_hex(16)  # else any user of the machine could report
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_serve, args=(server, token, trial.report), daemon=True).start()
+        try:
+            yield {ADDRESS: f"127.0.0.1:{server.getsockname()[1]}", TOKEN: token}
+        finally:
+            with suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)  # ends the waiting for a connection, which closing does not
+
+
+def _serve(server: socket.socket, token: str, report: Callable[[dict[str, float]], str]) -> None:
+    while True:
+        try:
+            connection, _ = server.accept()
+        except OSError:  # the processes have ended, and the server is closed
+            return
+        with connection, connection.makefile("rw", encoding="utf-8") as file:
+            for line in file:
+                message = json.loads(line)
+                if message["token"] != token:
+                    break
+                file.write(report(message["row"]) + "\n")
+                file.flush()

@@ -1,0 +1,254 @@
+"""From names to objects: hydra.sweeper.search and the scheduler of a sweep, with what they can and cannot do together.
+
+The sweep calls `check_together`, then `build_search` and `build_scheduler`. Metric and mode go to Tune's TuneConfig, which
+gives them to the scheduler and refuses one that has them already.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.utils import get_object
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search import Searcher
+
+from src import seeding
+from src.errors import ExitCode, UserError
+from src.tuning.points import BayesianPoints, GridPoints, RandomPoints
+from src.tuning.settings import SweeperSettings, Trials
+from src.tuning.space import SWEEP, Space
+
+SEARCHES = ("random", "grid", "optuna", "bayesopt")
+SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt")
+SPACE = "'optimizer.lr=tag(log,interval(1e-5,1e-1))'"
+# What a network in training can still take on: the others decide what is built, or which pictures it sees.
+MUTABLE = ("model.dropout", "model.label_smoothing", "data.augment")
+HOMES = {"search": ("ray.tune.search.", Searcher), "scheduler": ("ray.tune.schedulers.", TrialScheduler)}
+
+
+def build_search(search: Any, space: Space, metric: str, mode: str, seed: int) -> Searcher:
+    """hydra.sweeper.search: a name of SEARCHES, or {_target_: ray.tune.search.PATH, ...}. Raises UserError."""
+    if isinstance(search, dict):
+        return _own_search(search, space, metric, mode)
+    if search == "random":
+        return RandomPoints(space, seed)
+    if search == "grid":
+        return GridPoints(space)
+    if search == "optuna":
+        return _optuna(space, metric, mode, seed)
+    if search == "bayesopt":
+        return _bayesopt(space, metric, mode, seed)
+    raise _unknown("search", search, SEARCHES)
+
+
+def build_scheduler(settings: Trials, space: Space | None, max_epochs: int) -> TrialScheduler | None:
+    """The scheduler of a sweep; None: every trial runs to its end. Raises UserError.
+
+    space: of the sweeper; None: the launcher's. max_epochs: of the longest trial.
+    """
+    name, grace = settings.scheduler, settings.grace_epochs
+    if isinstance(name, dict):
+        return _call(_own_class(name, "scheduler"), name, "scheduler")
+    if name == "none":
+        return None
+    if name not in SCHEDULERS:
+        raise _unknown("scheduler", name, SCHEDULERS)
+    if name != "hyperband":
+        _check_grace(grace, max_epochs)
+    if name in ("asha", "hyperband"):
+        _check_factor(settings.reduction_factor)
+    # One epoch more than there is: a trial that reaches max_t would count as stopped, not as finished.
+    if name == "asha":
+        factor = settings.reduction_factor
+        return ASHAScheduler(time_attr="epoch", max_t=max_epochs + 1, grace_period=grace, reduction_factor=factor)
+    if name == "hyperband":
+        return HyperBandScheduler(time_attr="epoch", max_t=max_epochs + 1, reduction_factor=settings.reduction_factor)
+    if name == "median":
+        return MedianStoppingRule(time_attr="epoch", grace_period=grace, min_samples_required=3)
+    return _population(settings, space)
+
+
+def changes_points(scheduler: Any) -> bool:
+    """Whether the scheduler changes points itself, as pbt does: Tune then takes no Searcher, `Points` included."""
+    if isinstance(scheduler, dict):
+        return issubclass(_own_class(scheduler, "scheduler"), PopulationBasedTraining)
+    return scheduler == "pbt"
+
+
+def check_together(search: Any, scheduler: Any) -> None:
+    """Raises UserError for a search that the scheduler cannot take. Both as in the settings."""
+    if changes_points(scheduler) and search != "random":
+        raise UserError(
+            f"search={search} does not go with scheduler={scheduler}",
+            why="it draws its first trials at random and chooses all later values itself; Ray refuses any other search",
+            fix=[
+                f"{SWEEP} hydra.sweeper.search=random hydra.sweeper.scheduler=pbt {SPACE}",
+                f"{SWEEP} hydra.sweeper.search=optuna hydra.sweeper.scheduler=asha {SPACE}",
+            ],
+        )
+
+
+def _optuna(space: Space, metric: str, mode: str, seed: int) -> Searcher:
+    import optuna  # a second
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line for every trial, beside our own
+    sampler = optuna.samplers.TPESampler(seed=seeding.key(seed, "optuna") % 2**32)
+    return OptunaSearch(OptunaSearch.convert_search_space(space.domains), metric, mode, sampler=sampler)
+
+
+def _bayesopt(space: Space, metric: str, mode: str, seed: int) -> Searcher:
+    for parameter in space.parameters.values():
+        if parameter.values is not None:
+            raise UserError(
+                f"search=bayesopt cannot choose among the values of {parameter.key}",
+                where=f"{parameter.key}: {parameter.describe()}",
+                why="it takes intervals only, where a value between two others lies between them in effect too",
+                fix=f"{SWEEP} hydra.sweeper.search=optuna {SPACE} 'model.head=choice(linear,mlp)'",
+            )
+    if importlib.util.find_spec("bayes_opt") is None:
+        raise UserError(
+            "search=bayesopt needs the package bayesian-optimization, which is not installed",
+            why="it is an extra, so that those who do not use it need not install it",
+            fix=['pip install -e ".[bayesopt]"', f"{SWEEP} hydra.sweeper.search=optuna {SPACE}"],
+            code=ExitCode.UNAVAILABLE,
+        )
+    return BayesianPoints(space, metric, mode, seed)
+
+
+def _population(settings: Trials, space: Space | None) -> TrialScheduler:
+    """Population based training (Jaderberg et al., 2017): bad trials go on as changed copies of good ones."""
+    if space is None:
+        raise UserError(
+            "scheduler=pbt needs the sweeper",
+            where="hydra.launcher.scheduler",
+            why="it changes values while a trial runs, and the launcher's jobs are to be run as they are",
+            fix=f"{SWEEP} hydra.sweeper.scheduler=pbt {SPACE}",
+        )
+    wrong = [one.key for one in space.parameters.values() if not _can_change(one.key)]
+    if wrong:
+        raise UserError(
+            f"scheduler=pbt cannot change {', '.join(wrong)}",
+            where="hydra.sweeper.scheduler=pbt",
+            why=f"in the middle of a run it can change numbers of the optimizer, and {', '.join(MUTABLE)}",
+            fix=[
+                f"{SWEEP} hydra.sweeper.scheduler=pbt {SPACE} 'model.dropout=interval(0,0.5)'",
+                f"{SWEEP} hydra.sweeper.scheduler=asha {SPACE}",
+            ],
+        )
+    assert isinstance(settings, SweeperSettings)
+    seeding.seed_numpy_and_python(settings.seed, "pbt")  # Ray's pbt draws from the global generators alone
+    intervals = {name: one for name, one in space.parameters.items() if one.values is None}
+    ends = {name: (one.domain.lower, one.domain.upper - one.whole) for name, one in intervals.items()}
+    return PopulationBasedTraining(
+        time_attr="epoch",
+        perturbation_interval=settings.grace_epochs,
+        hyperparam_mutations={name: list(one.values or ()) or one.domain for name, one in space.parameters.items()},
+        custom_explore_fn=functools.partial(_keep_inside, ends),
+        synch=False,
+    )
+
+
+def _can_change(key: str) -> bool:
+    return key in MUTABLE or (key.startswith("optimizer.") and key not in ("optimizer.name", "optimizer.schedule"))
+
+
+def _keep_inside(ends: dict[str, tuple[float, float]], point: dict[str, Any]) -> dict[str, Any]:
+    """Ray multiplies a value by 0.8 or 1.2 wherever that leads."""
+    return point | {name: min(max(point[name], low), high) for name, (low, high) in ends.items()}
+
+
+def _check_grace(grace: int, max_epochs: int) -> None:
+    if not 1 <= grace < max_epochs:
+        raise UserError(
+            f"grace_epochs={grace}: no trial could ever be stopped"
+            if grace >= 1
+            else f"grace_epochs={grace} is below 1",
+            where=f"grace_epochs={grace}, trainer.max_epochs={max_epochs}",
+            why="a scheduler acts after grace_epochs and before the last epoch; scheduler=none runs all to their end",
+            fix=[
+                f"{SWEEP} hydra.sweeper.scheduler=asha hydra.sweeper.grace_epochs=1 trainer.max_epochs=12 {SPACE}",
+                f"{SWEEP} hydra.sweeper.scheduler=none {SPACE}",
+            ],
+        )
+
+
+def _check_factor(factor: float) -> None:
+    if factor <= 1:
+        raise UserError(
+            f"reduction_factor={factor:g} stops no trial",
+            why="of so many trials one goes on, so it has to be above 1",
+            fix=f"{SWEEP} hydra.sweeper.scheduler=asha hydra.sweeper.reduction_factor=3 {SPACE}",
+        )
+
+
+def _own_search(entry: dict[str, Any], space: Space, metric: str, mode: str) -> Searcher:
+    """A search of Ray's or of this project, with the keys of the entry. One of ours may take the `space` as it is."""
+    made = _own_class(entry, "search")
+    offered = {"metric": metric, "mode": mode} | ({} if made.__module__.startswith("ray.") else {"space": space})
+    taken = inspect.signature(made).parameters
+    search = _call(made, {key: value for key, value in offered.items() if key in taken} | entry, "search")
+    try:
+        search.set_search_properties(metric, mode, space.domains)  # False where the entry has a space of its own
+    except ValueError as error:
+        raise _refused(entry, "search", str(error)) from error
+    return search
+
+
+def _own_class(entry: dict[str, Any], setting: str) -> type:
+    """{_target_: PATH, ...} of search or scheduler: the class, which is below Ray's folder for them or below src.
+
+    Nothing else is ever called: a _target_ such as ray.tune.search.os.system would be code from a config file.
+    """
+    home, kind = HOMES[setting]
+    target, made = entry.get("_target_"), None
+    if isinstance(target, str) and target.startswith((home, "src.")):
+        try:
+            made = get_object(target)
+        except Exception as error:
+            raise _refused(entry, setting, f"it cannot be imported: {error}") from error
+    if not (isinstance(made, type) and issubclass(made, kind) and made.__module__.startswith((home, "src."))):
+        raise _refused(
+            entry, setting, f"a {setting} is a class below {home} or src. that inherits from {kind.__name__}"
+        )
+    return made
+
+
+def _call(made: type, entry: dict[str, Any], setting: str) -> Any:
+    try:
+        return made(**{key: value for key, value in entry.items() if key != "_target_"})
+    except (TypeError, ValueError, AssertionError, ImportError) as error:  # Ray asserts that a package is installed
+        raise _refused(entry, setting, str(error)) from error
+
+
+def _refused(entry: dict[str, Any], setting: str, why: str) -> UserError:
+    examples = {
+        "search": "{_target_: ray.tune.search.optuna.OptunaSearch, seed: 1}",
+        "scheduler": "{_target_: ray.tune.schedulers.ASHAScheduler, time_attr: epoch, max_t: 13}",
+    }
+    return UserError(
+        f"{setting}: {entry.get('_target_')} cannot be used",
+        where=f"{setting}={entry}",
+        why=why,
+        fix=f"{SWEEP} 'hydra.sweeper.{setting}={examples[setting]}' {SPACE}",
+    )
+
+
+def _unknown(setting: str, name: Any, known: Sequence[str]) -> UserError:
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return UserError(
+        f"{setting}={name} is not a choice" + (f"; did you mean {close[0]}?" if close else ""),
+        why=f"{setting} is one of: {', '.join(known)}, or {{_target_: {HOMES[setting][0]}NAME}}",
+        fix=f"{SWEEP} hydra.sweeper.{setting}={(close or known)[0]} {SPACE}",
+    )

@@ -1,0 +1,168 @@
+"""Ray on this machine or on a cluster, what of it a trial gets, and whether there is as much."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from omegaconf import DictConfig, OmegaConf
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from src.cores import cpu_cores
+from src.errors import ExitCode, UserError
+from src.tuning.job import PROJECT, STATE
+from src.tuning.settings import Ray, Resources, Trials
+
+log = logging.getLogger(__name__)
+
+EXAMPLE = "python -m src.train -m hydra/launcher=ray_tune optimizer.lr=1e-3,3e-3"
+
+
+@contextmanager
+def connected(settings: Ray) -> Iterator[None]:
+    """Inside, Ray is there: the cluster at the address, or one on this machine. Raises UserError where none answers.
+
+    Ray that runs already, of an earlier batch of the same sweep, is used again.
+    """
+    # Tune's own tables and loggers; src/tuning/table.py and trials.jsonl do their work.
+    for name, value in (
+        ("RAY_AIR_NEW_OUTPUT", "0"),
+        ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1"),
+        ("TUNE_DISABLE_SIGINT_HANDLER", "1"),  # it ends with exit code 0
+        ("TUNE_PRINT_ALL_TRIAL_ERRORS", "0"),
+        ("RAY_CHDIR_TO_TRIAL_DIR", "0"),
+        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
+    ):
+        os.environ.setdefault(name, value)
+    logger = logging.getLogger("ray")
+    logger.handlers.clear()
+    logger.propagate = True
+    if not ray.is_initialized():
+        _start(settings)
+    yield
+
+
+def _start(settings: Ray) -> None:
+    words: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
+    if settings.address is None:
+        words["num_cpus"] = cpu_cores()
+        words["address"] = "local"  # else RAY_ADDRESS, or a cluster that somebody left running, would be taken
+    else:
+        words["address"] = settings.address
+    if settings.ship_code:
+        words["runtime_env"] = {"working_dir": _copy_of_the_code()}
+    try:
+        ray.init(**{**words, **settings.init})
+    except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"no Ray cluster answers at {settings.address}" if settings.address else "Ray could not be started",
+            why=str(error).strip().splitlines()[0][:300],
+            fix=["scripts/launch_ray_cluster.sh --help", EXAMPLE] if settings.address else EXAMPLE,
+            code=ExitCode.UNAVAILABLE,
+        ) from error
+
+
+def _copy_of_the_code() -> str:
+    """src/ and conf/ alone: the folder they lie in may hold pictures and runs."""
+    folder = Path(tempfile.mkdtemp(prefix="sweep-code-"))
+    for name in ("src", "conf"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return str(folder)
+
+
+def check_shared(sweep_dir: Path) -> None:
+    """Every machine of the cluster must see the folder of the sweep, and the code. Raises UserError."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        return
+    mark = sweep_dir / STATE / "seen-by-all"
+    mark.touch()
+
+    @ray.remote(num_cpus=0)
+    def look(path: str) -> str:
+        try:
+            import src.tuning.trainable  # noqa: F401
+        except ImportError as error:
+            return f"cannot import the code: {error}"
+        return "" if Path(path).exists() else f"does not see {Path(path).parent.parent}"
+
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            str(mark)
+        ): node
+        for node in nodes
+    }
+    problems = [f"{node['NodeManagerAddress']} {said}" for task, node in asked.items() if (said := ray.get(task))]
+    if problems:
+        raise UserError(
+            f"{len(problems)} of {len(nodes)} machines of the cluster cannot take part",
+            where=str(sweep_dir),
+            why="\n".join(problems[:6]),
+            fix=[
+                f"{EXAMPLE} runs_dir=/a/folder/that/all/machines/share",
+                f"{EXAMPLE} hydra.launcher.ray.ship_code=true # where it is the code that they lack",
+            ],
+            code=ExitCode.NO_INPUT,
+        )
+
+
+def resources_of(config: DictConfig, settings: Trials, count: int | None) -> tune.PlacementGroupFactory:
+    """What a trial gets: a bundle for each machine that it trains on. count: how many trials there are.
+
+    config: of the job, whose trainer.devices, num_nodes and accelerator are what it asks for. A share of the cores that
+    is not said is a machine's, divided by the trials that run at once there. Raises UserError where it never fits.
+    """
+    nodes = int(OmegaConf.select(config, "trainer.num_nodes", default=1))
+    devices = OmegaConf.select(config, "trainer.devices", default=1)
+    accelerator = OmegaConf.select(config, "trainer.accelerator", default="auto")
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most_gpus = max(machine.get("GPU", 0) for machine in machines)
+    on_gpu = most_gpus > 0 and accelerator in ("auto", "gpu")
+    if devices == "auto":
+        devices = int(most_gpus) if on_gpu else 1
+    devices = len(devices) if OmegaConf.is_list(devices) else int(devices)
+
+    wanted: Resources = settings.resources
+    gpus = wanted.gpu if wanted.gpu is not None else (devices if on_gpu else 0)
+    cpus = wanted.cpu
+    if cpus is None:
+        cores = int(max(machine.get("CPU", 0) for machine in machines))
+        if gpus:
+            at_once = max(1, int(most_gpus // gpus))
+        else:
+            at_once = max(1, min(settings.max_concurrent or cores, count or cores, cores // devices))
+        cpus = max(min(devices, cores), cores // at_once)
+    bundle = {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})
+    _check_fits(bundle, nodes, machines)
+    return tune.PlacementGroupFactory([bundle] * nodes, strategy="STRICT_SPREAD" if nodes > 1 else "PACK")
+
+
+def _check_fits(bundle: dict[str, float], nodes: int, machines: list[dict[str, float]]) -> None:
+    """Tune would wait for ever."""
+    fitting = [machine for machine in machines if all(machine.get(name, 0) >= much for name, much in bundle.items())]
+    if len(fitting) >= nodes:
+        return
+    shown = [f"{machine.get('CPU', 0):g} cores, {machine.get('GPU', 0):g} GPUs" for machine in machines]
+    asked = " and ".join(f"{much:g} {name}" for name, much in bundle.items())
+    raise UserError(
+        f"a trial asks for {asked}" + (f" on each of {nodes} machines" if nodes > 1 else ""),
+        where="trainer.devices, trainer.num_nodes and resources of the sweep",
+        why=f"the cluster has {len(machines)} machine{'s' if len(machines) > 1 else ''}: {'; '.join(shown[:6])}",
+        fix=[f"{EXAMPLE} trainer.devices=1 trainer.num_nodes=1", f"{EXAMPLE} hydra.launcher.resources.cpu=1"],
+        code=ExitCode.UNAVAILABLE,
+    )
+
+
+def at_once(resources: tune.PlacementGroupFactory, limit: int | None) -> int:
+    """How many such trials the cluster has room for."""
+    total = ray.cluster_resources()
+    room = min(int(total.get(name, 0) // much) for name, much in resources.required_resources.items() if much)
+    return max(1, min(room, limit or room))

@@ -1,0 +1,212 @@
+"""Runs the trials of a sweep with Ray Tune, from the start or from where they were, and keeps the journal of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import SearchAlgorithm
+
+from src.errors import ExitCode, Terminated, UserError
+from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal
+from src.tuning import trainable
+from src.tuning.job import STATE, Context
+from src.tuning.settings import Trials
+from src.tuning.table import SweepDisplay
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Sweep:
+    """A sweep that is under way, and what is known of it."""
+
+    context: Context
+    settings: Trials
+    journal: Journal
+    display: SweepDisplay
+    mode: str
+    signal: int = 0  # that told it to end
+    not_reported: list[str] | None = None  # where the metric is missing: what there is
+
+
+_sweep: Sweep  # Tune pickles the callback below with its own state, and with it whatever it would hold
+
+
+class Watcher(tune.Callback):
+    """Writes down what Tune tells of its trials."""
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        plan, number = _sweep.context.plan, _number(trial)
+        folder = os.path.relpath(_sweep.context.sweep_dir / str(number))
+        _sweep.journal.started(number, folder, plan.params(trial.config), plan.overrides(trial.config))
+        _sweep.display.changed(number)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if trainable.REPORTED in result:
+            _sweep.not_reported = result[trainable.REPORTED]
+            _interrupt_tune()
+        elif not {trainable.RETURNED, trainable.FAILED, trainable.INTERRUPTED} & set(result):
+            names = [name for name, value in result.items() if isinstance(value, int | float) and name not in TUNES_OWN]
+            _sweep.journal.row(_number(trial), {name: result[name] for name in names})
+            _sweep.display.changed(_number(trial))
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        result = trial.last_result or {}
+        if trainable.FAILED in result:
+            self._end(trial, FAILED, error=result[trainable.FAILED])
+        elif trainable.RETURNED in result:
+            self._end(trial, FINISHED, value=result[_sweep.context.metric])
+        else:
+            self._end(trial, PRUNED)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        error = trial.get_error()
+        cause = getattr(error, "cause", None) or error
+        lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+        self._end(trial, FAILED, error=lines[0] if lines else "its process ended")
+
+    def _end(self, trial: Trial, state: str, value: float | None = None, error: str = "") -> None:
+        _sweep.journal.ended(_number(trial), state, value, error)
+        _sweep.display.changed(_number(trial))
+
+
+# What Tune adds to a result.
+TUNES_OWN = frozenset(
+    ("done", "training_iteration", "timestamp", "time_this_iter_s", "time_total_s", "pid", "time_since_restore")
+    + ("iterations_since_restore", "timesteps_total", "episodes_total", "should_checkpoint", "timesteps_since_restore")
+)
+
+
+def run_trials(
+    sweep: Sweep,
+    *,
+    search: SearchAlgorithm | None,
+    scheduler: TrialScheduler | None,
+    space: dict[str, Any],
+    num_samples: int,
+    resources: Callable[[dict[str, Any]], tune.PlacementGroupFactory],
+    state: str,
+) -> None:
+    """Returns when all trials have ended. state: a name for Tune's own files; if they are there, the sweep goes on.
+
+    search: None where Tune itself draws from the space, which pbt needs. Raises KeyboardInterrupt or Terminated after
+    the trials have saved their positions; UserError where the metric is not reported.
+    """
+    global _sweep
+    _sweep = sweep
+    settings, context = sweep.settings, sweep.context
+    os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = str(int(settings.grace_s) + 5)
+    mark = trainable.interruption_mark(context.sweep_dir)
+    mark.unlink(missing_ok=True)
+    runnable = tune.with_resources(tune.with_parameters(trainable.HydraTrial, context=context), resources)
+    path = context.sweep_dir / STATE / state
+    if tune.Tuner.can_restore(str(path)):
+        tuner = _restored(path, runnable, space)
+    else:
+        tuner = tune.Tuner(
+            runnable,
+            param_space=space,
+            tune_config=tune.TuneConfig(
+                metric=context.metric,
+                mode=sweep.mode,
+                search_alg=search,
+                scheduler=scheduler,
+                num_samples=num_samples,
+                max_concurrent_trials=settings.max_concurrent if search is None else None,
+                time_budget_s=settings.time_budget_s,
+                reuse_actors=settings.reuse_actors,
+                trial_dirname_creator=_directory,
+            ),
+            run_config=tune.RunConfig(
+                name=state,
+                storage_path=str(path.parent),
+                verbose=0,
+                callbacks=[Watcher()],
+                failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+                # PBT copies from trials that are several exchanges ahead; with one checkpoint it is gone by then.
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=4, checkpoint_at_end=False),
+            ),
+        )
+    with sweep.display, _told_to_end(sweep, mark):
+        tuner.fit()
+    _after(sweep)
+
+
+def _restored(path: Path, runnable: Any, space: dict[str, Any]) -> tune.Tuner:
+    try:
+        return tune.Tuner.restore(
+            str(path), trainable=runnable, param_space=space, resume_unfinished=True, resume_errored=True
+        )
+    except Exception as error:  # whatever a file that was cut off makes of itself
+        raise UserError(
+            "Ray's state of this sweep cannot be read",
+            where=str(path),
+            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
+            fix=f"rm -r {path} # then the same command: the trials' folders stay, and what is finished is not repeated",
+            code=ExitCode.DAMAGED,
+        ) from error
+
+
+def _after(sweep: Sweep) -> None:
+    """What Tune does not tell of the trials at the end, and what ended the sweep."""
+    for trial in list(sweep.journal.trials.values()):
+        if trial.state == RUNNING:
+            sweep.journal.ended(trial.number, PAUSED if sweep.signal else PRUNED)
+    if sweep.not_reported is not None:
+        close = ", ".join(sweep.not_reported)
+        raise UserError(
+            f"the trials do not report {sweep.context.metric}",
+            where="metric of the sweep",
+            why=f"they report: {close}",
+            fix=f"python -m src.train -m hydra/launcher=ray_tune hydra.launcher.metric={sweep.not_reported[0]} seed=0,1",
+        )
+    if sweep.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if sweep.signal:
+        raise Terminated
+
+
+def _number(trial: Trial) -> int:
+    return trainable.number_of(trial.trial_id, trial.config)
+
+
+def _directory(trial: Trial) -> str:
+    return str(_number(trial))
+
+
+@contextmanager
+def _told_to_end(sweep: Sweep, mark: Path) -> Iterator[None]:
+    """Inside, the first Ctrl-C or SIGTERM has the trials save their positions, and Tune its state; the second ends at once."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if sweep.signal:
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+        sweep.signal = number
+        log.info(f"{signal.Signals(number).name}: the trials save their positions; Ctrl-C again ends at once")
+        mark.touch()
+        _interrupt_tune()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt_tune() -> None:
+    """Tune saves its state and ends: its answer to this signal."""
+    os.kill(os.getpid(), getattr(signal, "SIGUSR1", signal.SIGINT))

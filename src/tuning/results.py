@@ -1,0 +1,171 @@
+"""The end of a sweep, made from its journal alone: files for programs, the ranking on the screen, what failed.
+
+What is shown while it runs: src/tuning/table.py; the page with plots: src/reporting/sweep_report.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.errors import ExitCode, UserError
+from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
+from src.reporting.sweep_scale import shown
+from src.run_dir import write_csv, write_text
+from src.tuning.table import best_text, short_names
+
+log = logging.getLogger(__name__)
+
+SHOWN = 10  # places of the ranking on the screen; sweep.csv has all
+LISTED = 8  # failed trials in an error, which has 15 lines
+LINE = 110  # what an error shows in one line
+
+
+def write_results(folder: Path, journal: Journal, metric: str, mode: str, name: str) -> dict[str, Any]:
+    """Writes optimization_results.yaml and sweep.csv into the sweep's folder; returns what the first one holds.
+
+    name: of the sweep. The keys best_* and command are left out where no trial has a value.
+    """
+    trials = journal.trials
+    ranked = ranking(trials, metric, mode)
+    states = Counter(trial.state for trial in trials.values())
+    results: dict[str, Any] = {
+        "name": "ray_tune",  # as the sweepers of Hydra name themselves in this file
+        "metric": metric,
+        "mode": mode,
+        "num_trials": len(trials),
+        "num_pruned": states[PRUNED],
+        "num_failed": states[FAILED],
+    }
+    if ranked:
+        results |= _best_of(ranked[0], metric, mode, name)
+    write_text(folder / "optimization_results.yaml", yaml.safe_dump(results, sort_keys=False))
+    keys = list(short_names(trials.values()))
+    header = ["trial", "state", *keys, metric, "best_epoch", "epochs", "seconds", "folder", "error"]
+    rows = [_csv_row(trial, keys, metric, mode) for _, trial in sorted(trials.items())]
+    write_csv(folder / "sweep.csv", header, rows)
+    return results
+
+
+def _best_of(trial: TrialRecord, metric: str, mode: str, name: str) -> dict[str, Any]:
+    value, epoch = trial.best(metric, mode)
+    checkpoint = best_checkpoint(trial)
+    return {
+        "best_trial": trial.number,
+        "best_value": value,
+        "best_epoch": epoch,
+        "best_params": dict(trial.params),
+        "best_overrides": list(trial.overrides),
+        "best_folder": trial.folder,
+        "best_checkpoint": checkpoint and checkpoint.as_posix(),
+        "command": single_run_command(trial, name),
+    }
+
+
+def _csv_row(trial: TrialRecord, keys: Sequence[str], metric: str, mode: str) -> list[Any]:
+    value, epoch = trial.best(metric, mode) or (None, None)
+    params = [trial.params.get(key) for key in keys]
+    epochs, seconds = max(trial.rows, default=None), round(trial.seconds, 2)
+    return [trial.number, trial.state, *params, value, epoch, epochs, seconds, trial.folder, trial.error]
+
+
+def best_checkpoint(trial: TrialRecord) -> Path | None:
+    """The weights of the trial's best epoch, if it left any."""
+    path = Path(trial.folder) / "checkpoints" / "best.ckpt"
+    return path if path.exists() else None
+
+
+def single_run_command(trial: TrialRecord, name: str) -> str:
+    """The command that does what the trial did, as a run of its own: runs/NAME-best. name: of the sweep."""
+    words = [word for word in trial.overrides if not _of_the_sweep(word)]
+    if any(word.partition("=")[0].lstrip("+") == "experiment" for word in words):
+        words.append("hydra.mode=RUN")  # a recipe of a sweep would begin the sweep again
+    return shlex.join(["python", "-m", "src.train", *words, f"name={name}-best"])
+
+
+def _of_the_sweep(word: str) -> bool:
+    key = word.partition("=")[0].lstrip("+~")
+    return key == "name" or key.startswith(("hydra.", "hydra/"))
+
+
+def print_ranking(journal: Journal, metric: str, mode: str, folder: Path, name: str, report: Path) -> None:
+    """Prints how a sweep ended: the best trials, what to look at, how to repeat the winner, and what failed.
+
+    folder, name: of the sweep. report: its page with plots.
+    """
+    trials = journal.trials
+    ranked = ranking(trials, metric, mode)
+    states = Counter(trial.state for trial in trials.values())
+    log.info("")
+    for line in _table(ranked[:SHOWN], metric, mode):
+        log.info(line)
+    counts = ", ".join(
+        f"{states[state]} {state}" for state in (FINISHED, PRUNED, FAILED, PAUSED, RUNNING) if states[state]
+    )
+    log.info(f"{_trials(len(trials))}: {counts}" if trials else "no trial has begun")
+    log.info("")
+    if ranked:
+        best = ranked[0]
+        log.info(f"best      {best.folder}: {metric} {best_text(best, metric, mode)}")
+        if checkpoint := best_checkpoint(best):
+            log.info(f"weights   {checkpoint.as_posix()}")
+    else:
+        log.info(f"best      no trial has a value of {metric}")
+    log.info(f"look at   {report}")
+    log.info(f"files     {folder}/: optimization_results.yaml, sweep.csv, {journal.path.name}")
+    if ranked:
+        log.info(f"repeat    {single_run_command(ranked[0], name)}")
+    for trial in trials.values():
+        if trial.state == FAILED:
+            log.info(f"failed    #{trial.number} {trial.error} ({trial.folder})")
+
+
+def _table(ranked: Sequence[TrialRecord], metric: str, mode: str) -> list[str]:
+    """The ranking, aligned; nothing where there is none."""
+    if not ranked:
+        return []
+    names = short_names(ranked)
+    rows = [["rank", "trial", *names.values(), metric, "state", "folder"]]
+    for place, trial in enumerate(ranked, start=1):
+        params = [shown(trial.params[key]) if key in trial.params else "" for key in names]
+        rows.append(
+            [str(place), f"#{trial.number}", *params, best_text(trial, metric, mode), trial.state, trial.folder]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def failures(journal: Journal) -> UserError | None:
+    """What a sweep ends with if trials failed, to be raised when everything else is done; else None."""
+    failed = [trial for trial in journal.trials.values() if trial.state == FAILED]
+    if not failed:
+        return None
+    folder = journal.path.parent
+    lines = [_failure(trial) for trial in failed[:LISTED]]
+    if len(failed) > LISTED:
+        lines.append(f"and {len(failed) - LISTED} more")
+    return UserError(
+        f"{len(failed)} of {_trials(len(journal.trials))} failed",
+        where=str(folder),
+        why="\n".join(lines),
+        fix=f"repeat the command with the same name (name={folder.name}) to try only these again",
+        code=ExitCode.TRIALS_FAILED,
+    )
+
+
+def _failure(trial: TrialRecord) -> str:
+    """'#7 ValueError: boom (runs/x/7)' in one line, so that the fix below is not pushed out of the message."""
+    end = f" ({trial.folder})"
+    room = max(40, LINE - len(end))
+    return textwrap.shorten(f"#{trial.number} {trial.error}", room, placeholder=" ...") + end
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial" + ("s" if count != 1 else "")

@@ -1,0 +1,132 @@
+"""A sweep that goes on: what its folder must hold, and the failed trials, which are tried again first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from filelock import FileLock, Timeout
+from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search.search_generator import SearchGenerator
+
+from src.errors import ExitCode, UserError
+from src.reporting.sweep_journal import Journal
+from src.run_dir import write_json
+from src.tuning.job import STATE
+
+IDENTITY = "sweep.json"
+
+
+@contextmanager
+def open_sweep(folder: Path, identity: dict[str, Any], resume: str) -> Iterator[Journal]:
+    """Makes or takes up the folder of a sweep, which no other command has meanwhile. Yields what happened in it so far.
+
+    identity: what makes two sweeps the same. resume: auto, true or false, as in the settings. Raises UserError.
+    """
+    resume = resume.lower()
+    if resume not in ("auto", "true", "false"):
+        raise UserError(
+            f"resume={resume} is not a choice",
+            why="it is auto, true or false",
+            fix="python -m src.train -m hydra/launcher=ray_tune seed=0,1 hydra.launcher.resume=auto",
+        )
+    made = folder / IDENTITY
+    there = made.exists() and bool(Journal(folder).trials)
+    if resume == "true" and not there:
+        raise UserError(
+            "there is no sweep to go on with",
+            where=str(folder),
+            why="resume=true asks for one; without a name= every sweep has a folder of its own",
+            fix="python -m src.train -m hydra/launcher=ray_tune seed=0,1 name=NAME",
+            code=ExitCode.NO_INPUT,
+        )
+    if resume == "false" and there:
+        raise UserError(
+            f"a sweep named {folder.name} exists already",
+            where=str(folder),
+            why="resume=false forbids to go on with it",
+            fix=f"python -m src.train -m hydra/launcher=ray_tune seed=0,1 name={folder.name}-2",
+        )
+    identity = json.loads(json.dumps(identity, default=str))
+    if there:
+        _refuse_another(folder, json.loads(made.read_text(encoding="utf-8")), identity)
+    (folder / STATE / "returned").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / STATE / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another command works on the sweep {folder.name}",
+            where=str(folder),
+            why="both would write into the folders of its trials",
+            fix=f"wait for it to end, or give this sweep another name: name={folder.name}-2",
+            code=ExitCode.BUSY,
+        ) from None
+    try:
+        write_json(made, identity)
+        yield Journal(folder)
+    finally:
+        lock.release()
+
+
+def _refuse_another(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if changed:
+        raise UserError(
+            f"{folder.name} is the folder of another sweep",
+            where=str(folder / IDENTITY),
+            why="\n".join(f"{key}: {old.get(key)} there, {new.get(key)} now" for key in changed[:6]),
+            fix=f"python -m src.train -m hydra/launcher=ray_tune seed=0,1 name={folder.name}-2 # another name",
+        )
+
+
+class Again(Searcher):
+    """Hands out the points of `failed` before it asks the search: of a sweep that is taken up, what went wrong before."""
+
+    # On the class, since Tune pickles the object with the sweep, and a restored one would have those of back then.
+    failed: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self, search: Searcher) -> None:
+        super().__init__()
+        # Not `searcher`, which Tune would take for one of its own wrappers and save in another way.
+        self.search = search
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
+        self._metric, self._mode = metric, mode
+        return self.search.set_search_properties(metric, mode, config, **spec)
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        return self.search.set_max_concurrency(max_concurrent)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        return self.failed.pop(0) if self.failed else self.search.suggest(trial_id)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self.search.on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.search.on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        self.search.save(checkpoint_path)
+
+    def restore(self, checkpoint_path: str) -> None:
+        self.search.restore(checkpoint_path)
+
+
+class Trials(SearchGenerator):
+    """Makes Tune's trials of what a search suggests; also after the search had ended, where there are new points now."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state({**state, "finished": False})
+
+
+def trials_of(search: Searcher, max_concurrent: int | None) -> Trials:
+    """What Tune takes its trials from."""
+    again: Searcher = Again(search)
+    if max_concurrent is not None:
+        again = ConcurrencyLimiter(again, max_concurrent)
+    return Trials(again)

@@ -1,0 +1,76 @@
+"""What can be chosen of a sweep: the types of conf/hydra/launcher/ray_tune.yaml and conf/hydra/sweeper/ray_tune.yaml.
+
+Hydra reads this at every start, so neither ray nor torch is imported here.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+PLUGINS = Path(__file__).resolve().parent.parent / "plugins"
+
+
+@dataclass(kw_only=True)
+class Resources:
+    cpu: float | None = None  # cores of a trial on each machine; null: the machine's, divided by the trials at once
+    gpu: float | None = None  # GPUs of a trial on each machine, 0.5: two trials share one; null: trainer.devices
+
+
+@dataclass(kw_only=True)
+class Ray:
+    address: str | None = None  # auto, or HOST:PORT of a Ray cluster; null: Ray is started on this machine and ended
+    ship_code: bool = False  # machines of the cluster that do not see this folder get a copy of src/ and conf/
+    init: dict[str, Any] = field(default_factory=dict)  # further words for ray.init, such as num_cpus
+
+
+@dataclass(kw_only=True)
+class Trials:
+    """What a sweep of either kind can be told."""
+
+    metric: str | None = None  # what a trial is judged by; null: checkpoint.monitor
+    mode: str | None = None  # max or min; null: what is better of the metric
+    scheduler: Any = "none"  # none, asha, median, hyperband, pbt, or {_target_: ray.tune.schedulers.NAME, ...}
+    grace_epochs: int = 2  # epochs that every trial gets (asha, median, hyperband); of pbt: between two exchanges
+    reduction_factor: float = 3  # of so many trials one goes on (asha, hyperband)
+    time_budget_s: float | None = None  # seconds after which the sweep ends with what it has; null: no limit
+    max_concurrent: int | None = None  # trials at once; null: as many as there is room for
+    resources: Resources = field(default_factory=Resources)
+    max_failures: int = 2  # how often a trial whose process died goes on from its checkpoint in a new one
+    grace_s: float = 60.0  # seconds that a trial which was told to end has for saving, measuring and its report
+    reuse_actors: bool = True  # one process runs many trials, one after another: no imports for each
+    resume: str = "auto"  # auto: a sweep of this folder continues; true: it has to be there; false: it must not
+    ray: Ray = field(default_factory=Ray)
+
+
+@dataclass(kw_only=True)
+class LauncherSettings(Trials):
+    _target_: str = "hydra_plugins.ray_tune.RayTuneLauncher"
+    _recursive_: bool = False
+    _convert_: str = "object"
+
+
+@dataclass(kw_only=True)
+class SweeperSettings(Trials):
+    _target_: str = "hydra_plugins.ray_tune.RayTuneSweeper"
+    _recursive_: bool = False
+    _convert_: str = "object"
+    search: Any = "random"  # random, grid, optuna, bayesopt, or {_target_: ray.tune.search.PATH, ...}
+    num_samples: int = 20  # trials; -1: until time_budget_s is over, or all of a grid
+    seed: int = 0  # of the points that are tried
+    default_first: bool = True  # trial 0 is the config as it is, so that a sweep never ends below it
+    params: dict[str, Any] = field(default_factory=dict)  # key: values, as on the command line
+    dry_run: bool = False  # true: say what would be done, and do nothing
+
+
+def register() -> None:
+    """Makes hydra/launcher=ray_tune and hydra/sweeper=ray_tune known to Hydra, which finds plugins by their namespace."""
+    if str(PLUGINS) not in sys.path:
+        sys.path.append(str(PLUGINS))
+    store = ConfigStore.instance()
+    store.store(group="hydra/launcher", name="ray_tune_schema", node=LauncherSettings, provider="ray_tune")
+    store.store(group="hydra/sweeper", name="ray_tune_schema", node=SweeperSettings, provider="ray_tune")

@@ -1,0 +1,216 @@
+"""A Hydra job as a trial of Ray Tune: the job runs in a thread, and waits there after every epoch for Tune's answer.
+
+Tune's function API is not used, since it ends a stopped trial in the middle of whatever it does: this one lets the job
+finish, with its best weights measured and packaged. See docs/sweeps.md, 'How it works'.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from hydra.core.utils import JobStatus
+from ray import tune
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from src.cores import TRIAL_CPUS
+from src.errors import ExitCode, UserError
+from src.strategies.launching import free_port
+from src.trial import FINISH, GO_ON, INTERRUPT, Place, Trial, working_on
+from src.tuning.job import STATE, Context, JobRunner, describe, keep_checkpoints
+
+log = logging.getLogger(__name__)
+
+# Beside the metrics, in the last result of a trial.
+RETURNED = "returned"  # True: the job came to its own end
+FAILED = "failed"  # the first line of its error
+REPORTED = "reported"  # where the metric is missing: what there is
+INTERRUPTED = "interrupted"  # True: its position is saved, and it goes on when the sweep does
+
+LOOK_SECONDS = 0.5  # how often a worker looks whether the sweep was interrupted
+# What leaves a process that no other trial may use; such a trial goes on in a new one (max_failures).
+POISONS = (ExitCode.PROCESS_LOST, ExitCode.GPU_FAULT, ExitCode.OUT_OF_MEMORY)
+
+
+def interruption_mark(sweep_dir: Path) -> Path:
+    """A file that is there while the sweep is being interrupted: its trials save their position and end."""
+    return sweep_dir / STATE / "interrupted"
+
+
+def number_of(trial_id: str, config: Mapping[str, Any]) -> int:
+    """The number of a trial, which is the name of its folder. PBT copies the configs of others, and hands out none."""
+    return config["job"] if "job" in config else int(trial_id.rpartition("_")[2])
+
+
+class Job:
+    """A job in a thread."""
+
+    def __init__(
+        self, runner: JobRunner, number: int, overrides: Sequence[str], start_from: Path | None, place: Place
+    ) -> None:
+        self.runner, self.number, self.overrides = runner, number, overrides
+        self.trial = Trial(runner.context.keeps_checkpoints, place)
+        self.value: Any = None
+        self.error: Exception | None = None
+        self.interrupted = False
+        self.thread = threading.Thread(target=self._run, args=(start_from,), daemon=True, name=f"job {number}")
+        self.thread.start()
+
+    def _run(self, start_from: Path | None) -> None:
+        try:
+            with working_on(self.trial):
+                done = self.runner.run(self.number, self.overrides, start_from)
+            if done.status == JobStatus.COMPLETED:
+                self.value = done.return_value
+            else:
+                self.error = done._return_value
+        except Exception as error:  # of composing the config
+            self.error = error
+        except BaseException:  # Terminated, KeyboardInterrupt: the position is saved
+            self.interrupted = True
+        finally:
+            if start_from is not None:
+                shutil.rmtree(start_from, ignore_errors=True)
+            self.trial.over()
+
+
+class HydraTrial(tune.Trainable):
+    """One trial at a time; the process is used for many (reuse_actors)."""
+
+    def setup(self, config: dict[str, Any], context: Context) -> None:
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU")
+        if cpus:
+            os.environ[TRIAL_CPUS] = str(cpus)
+            # Ray's own choice for the whole trial, which every process of strategy=ddp would take for its own.
+            os.environ.pop("OMP_NUM_THREADS", None)
+        self.context = context
+        self.runner = JobRunner(context)
+        self.job: Job | None = None
+        self.before: Job | None = None  # of the trial that had this process before, and may still be finishing
+        self.start_from: Path | None = None
+        self.peers: list[Any] = []
+        self.last: dict[str, Any] = {}
+        self._saved = False  # since the last row: Tune is about to pause the trial
+
+    def step(self) -> dict[str, Any]:
+        if self.job is None:
+            self._end(self.before)
+            self.before = None
+            self._begin()
+        else:
+            self.job.trial.answer(GO_ON)
+        self._saved = False
+        while (row := self.job.trial.next_row(LOOK_SECONDS)) is None:
+            if not self.job.trial.interrupted and interruption_mark(self.context.sweep_dir).exists():
+                self.job.trial.answer(INTERRUPT)
+        return self._reported(row) if row else self._ended()
+
+    def _begin(self) -> None:
+        number = number_of(self.trial_id, self.config)
+        overrides = self.context.plan.overrides(self.config)
+        place = self._meet_peers(number, overrides)
+        self.last = {}
+        self.job = Job(self.runner, number, overrides, self.start_from, place)
+        self.start_from = None
+
+    def _meet_peers(self, number: int, overrides: Sequence[str]) -> Place:
+        """A trial on several machines (trainer.num_nodes): its processes on the others are started by a peer there."""
+        group: PlacementGroup | None = ray.util.get_current_placement_group()
+        nodes = group.bundle_count if group else 1
+        if nodes == 1:
+            return Place()
+        address, port = ray.util.get_node_ip_address(), free_port()
+        for node in range(1, nodes):
+            bundle = dict(group.bundle_specs[node])
+            options = {"num_cpus": bundle.pop("CPU", 0), "num_gpus": bundle.pop("GPU", 0), "resources": bundle}
+            where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node)
+            peer = ray.remote(Peer).options(scheduling_strategy=where, **options).remote(self.context)
+            peer.run.remote(number, overrides, Place(node, nodes, address, port))
+            self.peers.append(peer)
+        return Place(0, nodes, address, port)
+
+    def _reported(self, row: dict[str, float]) -> dict[str, Any]:
+        if self.context.metric not in row:
+            self.job.trial.answer(INTERRUPT)
+            missing = f"it does not report {self.context.metric}"
+            names = sorted(name for name in row if name != "epoch")
+            return {self.context.metric: math.nan, **row, "done": True, FAILED: missing, REPORTED: names}
+        self.last = row
+        return dict(row)
+
+    def _ended(self) -> dict[str, Any]:
+        job, metric = self.job, self.context.metric
+        self._leave_peers()
+        if job.interrupted:
+            self.job = None  # a further step would go on with it
+            return {metric: math.nan, **self.last, INTERRUPTED: True}
+        if job.error is not None:
+            if _poisons(job.error):
+                raise job.error
+            return {metric: math.nan, **self.last, "done": True, FAILED: describe(job.error)}
+        number = job.value if isinstance(job.value, int | float) else math.nan
+        return {metric: float(number), **self.last, "done": True, RETURNED: True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Tune asks for it between two steps, while the job waits."""
+        self._saved = True
+        keep_checkpoints(self.runner.folder, Path(checkpoint_dir), self.job.number, self.job.overrides)
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Before the first step. The folder is Tune's, and may be gone by then."""
+        self.start_from = Path(tempfile.mkdtemp(prefix="trial-"))
+        shutil.copytree(checkpoint_dir, self.start_from, dirs_exist_ok=True)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Another trial gets the process. The one before is ended in the first step: were it to hang, and the process to
+        end here, Tune would take it for a failure of the next trial that cannot be mended."""
+        self.before, self.job, self.start_from = self.job, None, None
+        return True
+
+    def cleanup(self) -> None:
+        self._end(self.before)
+        self._end(self.job)
+
+    def _end(self, job: Job | None) -> None:
+        """Has a job finish, or save its position where it goes on later, and waits for it."""
+        if job is None:
+            return
+        paused = self._saved or self.context.keeps_checkpoints or interruption_mark(self.context.sweep_dir).exists()
+        job.trial.answer(INTERRUPT if paused else FINISH)
+        job.thread.join(self.context.grace_s)
+        self._leave_peers()
+        if job.thread.is_alive():
+            log.error(f"trial {job.number} did not end within {self.context.grace_s:g} seconds")
+            os._exit(1)  # a trial beside it would be disturbed; Tune starts the next one in a new process
+
+    def _leave_peers(self) -> None:
+        for peer in self.peers:
+            ray.kill(peer)
+        self.peers = []
+
+
+class Peer:
+    """Starts the processes that a trial has on a further machine."""
+
+    def __init__(self, context: Context) -> None:
+        os.environ["TUNE_ORIG_WORKING_DIR"] = str(Path.cwd())
+        os.environ.pop("OMP_NUM_THREADS", None)
+        self.runner = JobRunner(context)
+
+    def run(self, number: int, overrides: Sequence[str], place: Place) -> None:
+        with working_on(Trial(place=place)):
+            self.runner.run(number, overrides, first=False)
+
+
+def _poisons(error: Exception) -> bool:
+    code = error.code if isinstance(error, UserError) else None
+    return code in POISONS or "CUDA" in str(error) or "out of memory" in str(error)
