@@ -1,7 +1,6 @@
 """report.html of a sweep: its trials on one page, to be opened from disk or sent by mail. Nothing in it comes from elsewhere.
 
-Made at the end of a sweep from trials.jsonl in its folder alone, so it can be made again at any time, also of a sweep that
-is still under way:
+Made at the end of a sweep from trials.jsonl in its folder alone, so it can be made again at any time:
 
     python -c "from pathlib import Path; from src.reporting.sweep_report import write_sweep_report as write
     write(Path('runs/NAME'), 'val/acc', 'max')"
@@ -23,10 +22,6 @@ from src.reporting.sweep_scale import Scale, exact, numbers, scales_of, shown
 from src.run_dir import write_text
 
 STATES = (FINISHED, PRUNED, FAILED, PAUSED, RUNNING)
-COLOURS_TOLD = (
-    "The darker, the better its place in the ranking: dark blue, red, light gold; the best is thick. "
-    f"Faint: after the first {sweep_plots.STRONG} places."
-)
 
 STYLE = """.trials th, .trials td { white-space: nowrap; overflow-wrap: normal; vertical-align: top; }
 .trials td:last-child { white-space: normal; min-width: 12rem; }
@@ -147,7 +142,7 @@ def _parallel_coordinates(
         return ""
     plot = sweep_plots.parallel_coordinates(scales, trials, values, metric)
     svg = plots.to_svg(plot, f"parameters of the trials and {metric}", _titles(trials, metric, mode))
-    caption = f"A line per trial, with {metric} on the last axis. {COLOURS_TOLD}"
+    caption = f"A line per trial, with {metric} on the last axis. {_colours(trials)}"
     if any(trial.state == PRUNED for trial in trials):
         caption += " Dashed: pruned, with the best value until then."
     return section("Parameters and values", figure([svg], caption, kind="scrolling"))
@@ -160,12 +155,18 @@ def _learning_curves(trials: Sequence[TrialRecord], metric: str, mode: str) -> s
     svg = plots.to_svg(
         sweep_plots.learning_curves(trials, metric), f"{metric} over the epochs", _titles(trials, metric, mode)
     )
-    caption = COLOURS_TOLD
+    caption = _colours(trials)
     if any(trial.state == PRUNED for trial in trials):
         caption += " Cross: pruned there."
     if any(trial.state == FAILED for trial in trials):
         caption += " Grey: failed later."
     return section("Learning curves", figure([svg], caption))
+
+
+def _colours(trials: Sequence[TrialRecord]) -> str:
+    told = "The darker, the better its place in the ranking: dark blue, red, light gold; the best is thick."
+    many = len(trials) > sweep_plots.STRONG
+    return told + (f" Faint: places after {sweep_plots.STRONG}." if many else "")
 
 
 def _titles(trials: Sequence[TrialRecord], metric: str, mode: str) -> dict[str, str]:

@@ -136,7 +136,7 @@ def _population(settings: Trials, space: Space | None) -> TrialScheduler:
             why="it changes values while a trial runs, and the launcher's jobs are to be run as they are",
             fix=f"{SWEEP} hydra.sweeper.scheduler=pbt {SPACE}",
         )
-    wrong = [one.key for one in space.parameters.values() if not _can_change(one.key)]
+    wrong = [one.key for one in space.parameters.values() if not _can_change(one.key.lstrip("+"))]
     if wrong:
         raise UserError(
             f"scheduler=pbt cannot change {', '.join(wrong)}",

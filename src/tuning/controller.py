@@ -36,6 +36,7 @@ class Sweep:
     journal: Journal
     display: SweepDisplay
     mode: str
+    max_epochs: int  # of the longest trial
     signal: int = 0  # that told it to end
     not_reported: list[str] | None = None  # where the metric is missing: what there is
 
@@ -70,7 +71,9 @@ class Watcher(tune.Callback):
         elif trainable.RETURNED in result:
             self._end(trial, FINISHED, value=result[_sweep.context.metric])
         else:
-            self._end(trial, PRUNED)
+            # A scheduler also stops what has just reported its last epoch.
+            epochs = max(_sweep.journal.trials[_number(trial)].rows, default=0)
+            self._end(trial, FINISHED if epochs >= _sweep.max_epochs else PRUNED)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         error = trial.get_error()
@@ -84,10 +87,10 @@ class Watcher(tune.Callback):
 
 
 # What Tune adds to a result.
-TUNES_OWN = frozenset(
-    ("done", "training_iteration", "timestamp", "time_this_iter_s", "time_total_s", "pid", "time_since_restore")
-    + ("iterations_since_restore", "timesteps_total", "episodes_total", "should_checkpoint", "timesteps_since_restore")
-)
+TUNES_OWN = {"done", "should_checkpoint", "training_iteration", "iterations_since_restore", "timestamp", "pid"} | {
+    *("time_this_iter_s", "time_total_s", "time_since_restore"),
+    *("timesteps_total", "timesteps_since_restore", "episodes_total"),
+}
 
 
 def run_trials(

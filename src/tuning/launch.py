@@ -144,7 +144,7 @@ def launch(
                 )
                 Again.failed = [{"job": number} for number in known if journal.trials[number].state == "failed"]
                 run_trials(
-                    Sweep(context, settings, journal, display, mode),
+                    Sweep(context, settings, journal, display, mode, longest),
                     search=trials_of(GivenJobs(list(jobs)), settings.max_concurrent),
                     scheduler=scheduler,
                     space={},

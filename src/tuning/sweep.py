@@ -95,7 +95,7 @@ def sweep(
                 f"{'trials' if count is None else f'{count} trials'}, {room} at once, in {os.path.relpath(folder)}"
             )
             run_trials(
-                Sweep(context, settings, journal, display, mode),
+                Sweep(context, settings, journal, display, mode, epochs),
                 search=None if by_tune else trials_of(search, settings.max_concurrent),
                 scheduler=scheduler,
                 space=space.domains if by_tune else {},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+import subprocess
+import sys
 
 import pytest
 from ray.tune.search import Searcher
@@ -11,6 +13,7 @@ from ray.tune.search import Searcher
 from src.errors import UserError
 from src.tuning.choices import build_search
 from src.tuning.points import BayesianPoints, GridPoints, Points, RandomPoints, random_point
+from tests.conftest import command_environment
 from tests.tuning.test_space import check_sweep_error, space_of
 
 FINISHED = Searcher.FINISHED
@@ -54,6 +57,13 @@ def points_of(inner, space, default=None, mode="max", seed=0) -> Points:
 @pytest.fixture
 def limit(monkeypatch):
     return lambda number: monkeypatch.setattr(Points, "limit", number)
+
+
+def test_the_driver_of_a_sweep_does_without_torch():
+    """It takes seconds to import, and only the trials need it."""
+    code = "import sys, src.tuning.choices, src.seeding; src.seeding.key(0); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=command_environment(), timeout=120, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_random_point_depends_on_seed_and_number_alone():

@@ -97,6 +97,16 @@ def test_the_table_shows_running_trials_then_the_best_others_then_the_sum(sweep)
     ]
 
 
+def test_what_is_drawn_is_a_copy_since_another_thread_draws_it(sweep):
+    one = sweep()
+    one.started(0)
+    one.row(0, 1, 0.8)
+    one.journal.row(0, {"epoch": 2, "val/acc": 0.9})
+    assert one.drawn()[1].split()[1:5] == ["0.8000", "(epoch", "1)", "1/12"]
+    one.display.changed(0)
+    assert one.drawn()[1].split()[1:5] == ["0.9000", "(epoch", "2)", "2/12"]
+
+
 def test_before_the_first_end_nobody_knows_how_long_it_takes(sweep):
     one = sweep()
     assert one.drawn()[-1] == "0 of 40 done"
