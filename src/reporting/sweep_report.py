@@ -204,7 +204,9 @@ def _slices(scales: Mapping[str, Scale], trials: Sequence[TrialRecord], values: 
     ]
     if not svgs:
         return ""
-    caption = "A dot per trial; hollow: pruned; with a ring around it: the best. A trial that lacks the parameter is left out."
+    caption = "A dot per trial that has the parameter, with a ring around the best."
+    if any(trial.state == PRUNED for trial in trials):
+        caption += " Hollow: pruned."
     return section("One parameter at a time", figure(svgs, caption))
 
 

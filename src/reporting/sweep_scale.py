@@ -97,7 +97,7 @@ def shown(value: Any) -> str:
     """As it is read: fractions with four digits."""
     if not isinstance(value, float):
         return exact(value)
-    return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
 
 def _identity(value: Any) -> float | str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,16 +31,6 @@ def connected(settings: Ray) -> Iterator[None]:
 
     Ray that runs already, of an earlier batch of the same sweep, is used again.
     """
-    # Tune's own tables and loggers; src/tuning/table.py and trials.jsonl do their work.
-    for name, value in (
-        ("RAY_AIR_NEW_OUTPUT", "0"),
-        ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1"),
-        ("TUNE_DISABLE_SIGINT_HANDLER", "1"),  # it ends with exit code 0
-        ("TUNE_PRINT_ALL_TRIAL_ERRORS", "0"),
-        ("RAY_CHDIR_TO_TRIAL_DIR", "0"),
-        ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"),
-    ):
-        os.environ.setdefault(name, value)
     logger = logging.getLogger("ray")
     logger.handlers.clear()
     logger.propagate = True

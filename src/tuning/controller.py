@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,13 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import SearchAlgorithm
 
 from src.errors import ExitCode, Terminated, UserError
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal
 from src.tuning import trainable
-from src.tuning.job import STATE, Context
-from src.tuning.settings import Trials
+from src.tuning.job import STATE, Context, describe
+from src.tuning.resuming import Trials
+from src.tuning.settings import Trials as Settings
 from src.tuning.table import SweepDisplay
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Sweep:
     """A sweep that is under way, and what is known of it."""
 
     context: Context
-    settings: Trials
+    settings: Settings
     journal: Journal
     display: SweepDisplay
     mode: str
@@ -64,6 +65,9 @@ class Watcher(tune.Callback):
             _sweep.journal.row(_number(trial), {name: result[name] for name in names})
             _sweep.display.changed(_number(trial))
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        log.info(f"#{_number(trial)}  its process ended ({_first_line(trial)}); it goes on in a new one")
+
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         result = trial.last_result or {}
         if trainable.FAILED in result:
@@ -76,10 +80,7 @@ class Watcher(tune.Callback):
             self._end(trial, FINISHED if epochs >= _sweep.max_epochs else PRUNED)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        error = trial.get_error()
-        cause = getattr(error, "cause", None) or error
-        lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-        self._end(trial, FAILED, error=lines[0] if lines else "its process ended")
+        self._end(trial, FAILED, error=_first_line(trial))
 
     def _end(self, trial: Trial, state: str, value: float | None = None, error: str = "") -> None:
         _sweep.journal.ended(_number(trial), state, value, error)
@@ -96,7 +97,7 @@ TUNES_OWN = {"done", "should_checkpoint", "training_iteration", "iterations_sinc
 def run_trials(
     sweep: Sweep,
     *,
-    search: SearchAlgorithm | None,
+    search: Trials | None,
     scheduler: TrialScheduler | None,
     space: dict[str, Any],
     num_samples: int,
@@ -116,9 +117,12 @@ def run_trials(
     mark.unlink(missing_ok=True)
     runnable = tune.with_resources(tune.with_parameters(trainable.HydraTrial, context=context), resources)
     path = context.sweep_dir / STATE / state
-    if tune.Tuner.can_restore(str(path)):
+    if any(path.glob("experiment_state-*")):
         tuner = _restored(path, runnable, space)
     else:
+        shutil.rmtree(path, ignore_errors=True)  # of a sweep that was killed before Tune had saved anything
+        if search is not None:
+            search.catch_up()
         tuner = tune.Tuner(
             runnable,
             param_space=space,
@@ -180,6 +184,13 @@ def _after(sweep: Sweep) -> None:
         raise KeyboardInterrupt
     if sweep.signal:
         raise Terminated
+
+
+def _first_line(trial: Trial) -> str:
+    """Of the error with which the process of a trial ended."""
+    error = trial.get_error()
+    cause = getattr(error, "cause", None)
+    return describe(cause) if cause is not None else "it was killed, or crashed"
 
 
 def _number(trial: Trial) -> int:

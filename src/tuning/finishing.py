@@ -32,7 +32,7 @@ def conclude(folder: Path, journal: Journal, metric: str, mode: str) -> dict:
 def say_if_basic_is_faster(journal: Journal, numbers: Sequence[int], seconds: float) -> None:
     """An honest line: starting Ray takes time, which few short jobs do not bring back. seconds: of this launch."""
     trials = [journal.trials[number] for number in numbers if number in journal.trials]
-    work = sum(trial.ended - trial.started for trial in trials if trial.ended is not None)
+    work = sum(trial.seconds for trial in trials)
     if work + IMPORT_SECONDS < seconds:
         log.info(
             f"note      {len(trials)} short jobs took {duration(seconds)} with Ray; one after another, without "

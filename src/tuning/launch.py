@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ray.tune.search import Searcher
 
 from src.errors import UserError
-from src.reporting.sweep_journal import FINISHED, PRUNED, Journal
+from src.reporting.sweep_journal import FAILED, FINISHED, PRUNED, Journal
 from src.tuning import judging
 from src.tuning.choices import build_scheduler, changes_points
 from src.tuning.cluster import at_once, check_shared, connected, resources_of
@@ -24,7 +24,7 @@ from src.tuning.controller import Sweep, run_trials
 from src.tuning.finishing import conclude, say_if_basic_is_faster
 from src.tuning.job import compose, make_context, returned_file
 from src.tuning.results import failures
-from src.tuning.resuming import Again, open_sweep, trials_of
+from src.tuning.resuming import Again, NumberedSearch, open_sweep, trials_of
 from src.tuning.settings import LauncherSettings
 from src.tuning.table import SweepDisplay
 
@@ -57,7 +57,7 @@ def _typed(value: str) -> Any:
     return value
 
 
-class GivenJobs(Searcher):
+class GivenJobs(NumberedSearch):
     """Hands out the jobs in their order."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
@@ -75,6 +75,9 @@ class GivenJobs(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing is learnt."""
+
+    def catch_up(self, handed_out: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return []  # they come up by themselves
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_text(str(self.next), encoding="utf-8")
@@ -142,7 +145,7 @@ def launch(
                     max_epochs=longest,
                     concurrent=at_once(shares[todo[0]], settings.max_concurrent),
                 )
-                Again.failed = [{"job": number} for number in known if journal.trials[number].state == "failed"]
+                Again.failed = [{"job": number} for number in known if journal.trials[number].state == FAILED]
                 run_trials(
                     Sweep(context, settings, journal, display, mode, longest),
                     search=trials_of(GivenJobs(list(jobs)), settings.max_concurrent),

@@ -11,7 +11,7 @@ import itertools
 import math
 import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 
 from src import seeding
 from src.errors import UserError
+from src.tuning.resuming import NumberedSearch
 from src.tuning.space import SWEEP, Parameter, Space, plain
 
 Point = dict[str, Any]
@@ -163,7 +164,7 @@ def _place(parameter: Parameter, value: float) -> float:
     return math.log(value / low) / math.log(high / low) if parameter.log else (value - low) / (high - low)
 
 
-class Points(Searcher):
+class Points(NumberedSearch):
     """Any search, with the trials numbered from 0, the default config as the first, and no point tried twice.
 
     suggest() answers {"job": number, **point}. `skipped` counts the suggestions that were tried before.
@@ -222,6 +223,13 @@ class Points(Searcher):
         elif known is not None and self.space.contains(point):
             with suppress(NotImplementedError):  # not every search takes what it did not suggest
                 self.inner.add_evaluated_point(point, known[self.metric])
+
+    def catch_up(self, handed_out: Sequence[Point]) -> list[Point]:
+        lost = [point for point in handed_out if point["job"] >= self.number]
+        for point in lost:
+            self.results[self._key(point)] = None
+            self.number = max(self.number, point["job"] + 1)
+        return lost
 
     def save(self, checkpoint_path: str) -> None:
         """One file: Tune moves it into place, and would leave a second one behind."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,13 +83,24 @@ def _refuse_another(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> N
         )
 
 
+class NumberedSearch(Searcher):
+    """A search that numbers its points: {"job": number, ...}."""
+
+    def catch_up(self, handed_out: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """After its state was restored. handed_out: all that the sweep has begun, which may be more than Tune had saved
+        when it was killed. Returns those that the search does not know, and counts them as handed out."""
+        raise NotImplementedError
+
+
 class Again(Searcher):
-    """Hands out the points of `failed` before it asks the search: of a sweep that is taken up, what went wrong before."""
+    """Hands out points again before it asks the search: of a sweep that is taken up, those that failed before, and those
+    that were under way and that Tune does not know of."""
 
     # On the class, since Tune pickles the object with the sweep, and a restored one would have those of back then.
     failed: ClassVar[list[dict[str, Any]]] = []
+    handed_out: ClassVar[list[dict[str, Any]]] = []
 
-    def __init__(self, search: Searcher) -> None:
+    def __init__(self, search: NumberedSearch) -> None:
         super().__init__()
         # Not `searcher`, which Tune would take for one of its own wrappers and save in another way.
         self.search = search
@@ -104,6 +115,10 @@ class Again(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         return self.failed.pop(0) if self.failed else self.search.suggest(trial_id)
 
+    def catch_up(self) -> None:
+        lost = self.search.catch_up(self.handed_out)
+        self.failed.extend(point for point in lost if point not in self.failed)
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self.search.on_trial_result(trial_id, result)
 
@@ -115,6 +130,7 @@ class Again(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         self.search.restore(checkpoint_path)
+        self.catch_up()
 
 
 class Trials(SearchGenerator):
@@ -123,8 +139,13 @@ class Trials(SearchGenerator):
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state({**state, "finished": False})
 
+    def catch_up(self) -> None:
+        """What was begun is handed out first, where nothing of Tune's own state was saved."""
+        search = self.searcher.searcher if isinstance(self.searcher, ConcurrencyLimiter) else self.searcher
+        search.catch_up()
 
-def trials_of(search: Searcher, max_concurrent: int | None) -> Trials:
+
+def trials_of(search: NumberedSearch, max_concurrent: int | None) -> Trials:
     """What Tune takes its trials from."""
     again: Searcher = Again(search)
     if max_concurrent is not None:

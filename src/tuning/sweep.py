@@ -90,7 +90,8 @@ def sweep(
             )
             room = at_once(shares(first), settings.max_concurrent)
             display = SweepDisplay(journal, metric, mode, total=count, max_epochs=epochs, concurrent=room)
-            Again.failed = [] if by_tune else _failed_points(journal, space)
+            Again.handed_out = [] if by_tune else _points_of(journal, space)
+            Again.failed = [point for point in Again.handed_out if journal.trials[point["job"]].state == FAILED]
             log.info(
                 f"{'trials' if count is None else f'{count} trials'}, {room} at once, in {os.path.relpath(folder)}"
             )
@@ -188,11 +189,11 @@ def _shares(
     return lambda point: resources_of(composed(space.overrides(point)), settings, count)
 
 
-def _failed_points(journal: Journal, space: Space) -> list[dict[str, Any]]:
+def _points_of(journal: Journal, space: Space) -> list[dict[str, Any]]:
+    """The points of all trials so far, in order."""
     points = []
-    for trial in journal.trials.values():
-        if trial.state == FAILED:
-            known = {name: one.key.lstrip("+") for name, one in space.parameters.items()}
-            point = {name: trial.params[key] for name, key in known.items() if key in trial.params}
-            points.append({"job": trial.number, **point})
+    for number, trial in sorted(journal.trials.items()):
+        keys = {name: one.key.lstrip("+") for name, one in space.parameters.items()}
+        point = {name: trial.params[key] for name, key in keys.items() if key in trial.params}
+        points.append({"job": number, **point})
     return points

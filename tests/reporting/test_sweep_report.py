@@ -224,7 +224,7 @@ def test_learning_curves(tmp_path, made):
     assert lines["1"].get_linewidth() > 2 * lines["3"].get_linewidth()
     assert "Cross: pruned there. Grey: failed later." in page.text
     page = report(tmp_path / "all_finished", [({"a": a}, [0.1, a], FINISHED) for a in (0.2, 0.3)])
-    assert "pruned" not in page.text
+    assert not re.search("[Pp]runed", page.text)
     assert "failed" not in page.text
 
 
@@ -363,12 +363,14 @@ def test_values_that_are_no_numbers(tmp_path, made):
 
 @pytest.mark.filterwarnings("error")  # matplotlib's own font lacks most of the world's writing; browsers do not
 def test_names_are_text_whatever_they_hold(tmp_path):
-    trials: list[Trial] = [({"<b>": value, "$a_b$": "猫"}, [0.5 + n / 9], FINISHED) for n, value in enumerate('<"&')]
+    trials: list[Trial] = [
+        ({"<b>": value, "$a_b$": animal}, [0.5], FINISHED) for value, animal in zip('<"&', "猫犬鳥", strict=True)
+    ]
     page = report(tmp_path / "a&b 'c' #1", trials)
     assert not {"b", "bad"} & {tag for tag, _ in page.tags}
     assert page.texts.count("a&b 'c' #1") == 2
     assert "<b>" in page.texts
-    assert page.rows[-1][2:4] == ["<", "猫"]
+    assert page.rows[-1][2:4] == ["&", "鳥"]
 
 
 def test_a_folder_that_needs_quoting_in_a_link():
@@ -390,9 +392,10 @@ def test_a_folder_that_needs_quoting_in_a_link():
         ([None, 0.1, True, 1], False, [0, 1, 2, 3], ["null", "0.1", "true", "1"]),
         ([[1, 2], {"a": 1}], False, [0, 1], ["[1, 2]", '{"a": 1}']),
         ([1, 1.0], False, [1, 1], ["1"]),
-        ([math.inf, 1.0], False, [0, 1], ["Infinity", "1"]),
+        ([math.inf, 1.0], False, [0, 1], ["inf", "1"]),
         ([10, 10.1, 20.0], False, [10, 10.1, 20], ["10", "20"]),
-        ([1, 2, 3, 4, 5, 6], False, [1, 2, 3, 4, 5, 6], ["2", "4", "6"]),
+        ([1, 2, 3, 4, 5, 6], False, [1, 2, 3, 4, 5, 6], ["1", "2", "3", "4", "5", "6"]),
+        ([0.0, 0.1, 0.2, 0.31, 0.4, 0.9], False, [0, 0.1, 0.2, 0.31, 0.4, 0.9], ["0", "0.2", "0.4", "0.6", "0.8"]),
         ([10.0**n for n in range(6)], True, [0, 1, 2, 3, 4, 5], ["1", "10", "100", "1000", "1e4", "1e5"]),
         ([1, 2, 3, 4, 70, 80], True, None, ["1", "2", "5", "10", "20", "50"]),
     ],

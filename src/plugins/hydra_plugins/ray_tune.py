@@ -15,6 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from src.tuning.quiet import quiet_ray
 from src.tuning.settings import LauncherSettings, SweeperSettings
 
 
@@ -28,6 +29,7 @@ class RayTuneLauncher(Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        quiet_ray()
         from src.tuning.launch import launch
 
         return launch(
@@ -45,6 +47,7 @@ class RayTuneSweeper(Sweeper):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> Any:
+        quiet_ray()
         from src.tuning.sweep import sweep
 
         return sweep(self.settings, self.hydra_context, self.task_function, self.config, arguments)

@@ -1,0 +1,20 @@
+"""Ray's own output, which would tear the table of a sweep: switched off before ray is imported, which reads most of this."""
+
+from __future__ import annotations
+
+import os
+
+ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's table; ours is src/tuning/table.py
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its files of results; ours is trials.jsonl
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # after it Ctrl-C ends with exit code 0
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # we say which trial it was
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what a trial without a GPU sees; else a warning about a change to come
+}
+
+
+def quiet_ray() -> None:
+    """What the user has set stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
