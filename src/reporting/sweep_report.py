@@ -103,6 +103,7 @@ def _headline(
     if ends:
         began = min(trial.started for trial in trials.values())
         facts.append(f"{_duration(max(ends) - began)} from the first start to the last end")
+    facts.append(f"{_duration(sum(trial.seconds for trial in trials.values()))} of work in all trials")
     facts.append(f"judged by {metric}, the {'larger' if mode == 'max' else 'smaller'} the better")
     lines.append(f'<p class="faint">{escape("; ".join(facts))}</p>')
     if tried:
@@ -216,7 +217,6 @@ def _table(folder: Path, trials: Sequence[TrialRecord], names: Sequence[str], me
 
     def row(trial: TrialRecord) -> list[Cell]:
         value, epoch = trial.best(metric, mode) or ("", "")
-        took = round(trial.ended - trial.started, 1) if trial.ended is not None else ""
         params = [shown(trial.params[name]) if name in trial.params else "" for name in names]
         return [
             _link(folder, trial),
@@ -225,7 +225,7 @@ def _table(folder: Path, trials: Sequence[TrialRecord], names: Sequence[str], me
             value,
             epoch or "",
             len(trial.rows),
-            str(took),
+            f"{trial.seconds:.1f}",
             trial.error,
         ]
 

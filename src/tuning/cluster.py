@@ -53,7 +53,8 @@ def _start(settings: Ray) -> None:
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no Ray cluster answers at {settings.address}" if settings.address else "Ray could not be started",
-            why=str(error).strip().splitlines()[0][:300],
+            why=str(error).strip().splitlines()[0][:300]
+            + ("\nor it asks for another token than ~/.ray/auth_token (RAY_AUTH_MODE)" if settings.address else ""),
             fix=["scripts/launch_ray_cluster.sh --help", EXAMPLE] if settings.address else EXAMPLE,
             code=ExitCode.UNAVAILABLE,
         ) from error
@@ -114,7 +115,7 @@ def resources_of(config: DictConfig, settings: Trials, count: int | None) -> tun
     accelerator = OmegaConf.select(config, "trainer.accelerator", default="auto")
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     most_gpus = max(machine.get("GPU", 0) for machine in machines)
-    on_gpu = most_gpus > 0 and accelerator in ("auto", "gpu")
+    on_gpu = accelerator == "gpu" or (accelerator == "auto" and most_gpus > 0)
     if devices == "auto":
         devices = int(most_gpus) if on_gpu else 1
     devices = len(devices) if OmegaConf.is_list(devices) else int(devices)
@@ -125,7 +126,7 @@ def resources_of(config: DictConfig, settings: Trials, count: int | None) -> tun
     if cpus is None:
         cores = int(max(machine.get("CPU", 0) for machine in machines))
         if gpus:
-            at_once = max(1, int(most_gpus // gpus))
+            at_once = max(1, int(most_gpus // gpus))  # none where there is no GPU, which is said below
         else:
             at_once = max(1, min(settings.max_concurrent or cores, count or cores, cores // devices))
         cpus = max(min(devices, cores), cores // at_once)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import shutil
@@ -173,12 +174,15 @@ def _after(sweep: Sweep) -> None:
         if trial.state == RUNNING:
             sweep.journal.ended(trial.number, PAUSED if sweep.signal else PRUNED)
     if sweep.not_reported is not None:
-        close = ", ".join(sweep.not_reported)
+        metric, names = sweep.context.metric, sweep.not_reported
+        close = difflib.get_close_matches(metric, names, n=1, cutoff=0.0) or names[:1]
         raise UserError(
-            f"the trials do not report {sweep.context.metric}",
+            f"the trials do not report {metric}" + (f"; did you mean {close[0]}?" if close else ""),
             where="metric of the sweep",
-            why=f"they report: {close}",
-            fix=f"python -m src.train -m hydra/launcher=ray_tune hydra.launcher.metric={sweep.not_reported[0]} seed=0,1",
+            why=f"they report: {', '.join(names)}",
+            fix=f"python -m src.train -m hydra/launcher=ray_tune hydra.launcher.metric={close[0]} seed=0,1"
+            if close
+            else "",
         )
     if sweep.signal == signal.SIGINT:
         raise KeyboardInterrupt

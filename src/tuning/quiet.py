@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's table; ours is src/tuning/table.py
@@ -15,6 +16,8 @@ ENVIRONMENT = {
 
 
 def quiet_ray() -> None:
-    """What the user has set stays."""
+    """What the user has set stays. Where this user has a token for Ray clusters, it is shown to the one that is joined."""
+    if (Path.home() / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -114,8 +114,9 @@ def test_the_page_from_top_to_bottom(tmp_path):
         "All trials",
     ]
     assert page.texts.count("lr") >= 2  # title and headline
-    facts = "3 trials: 1 finished, 1 pruned, 1 failed; 1 min 00 s from the first start to the last end; "
-    assert f"{facts}judged by val/acc, the larger the better" in page.texts
+    facts = ["3 trials: 1 finished, 1 pruned, 1 failed", "1 min 00 s from the first start to the last end"]
+    facts += ["1 min 00 s of work in all trials", "judged by val/acc, the larger the better"]
+    assert "; ".join(facts) in page.texts
     assert "Tried: optimizer.lr: 0.0001, 0.001, 0.01 (log); model.head: linear, mlp" in page.texts
     assert "Best: val/acc 0.8000 of trial 1 in epoch 2" in page.texts
     assert page.rows[:5] == [
@@ -226,6 +227,25 @@ def test_learning_curves(tmp_path, made):
     page = report(tmp_path / "all_finished", [({"a": a}, [0.1, a], FINISHED) for a in (0.2, 0.3)])
     assert not re.search("[Pp]runed", page.text)
     assert "failed" not in page.text
+
+
+def test_a_curve_is_in_the_order_of_its_epochs():
+    rows = {epoch: {METRIC: epoch / 10} for epoch in (1, 2, 6, 5)}  # pbt set it back, to an epoch it had jumped over
+    trial = TrialRecord(0, "0", {}, [], rows=rows)
+    assert sweep_plots.curve_of(trial, METRIC) == ([1, 2, 5, 6], [0.1, 0.2, 0.5, 0.6])
+
+
+def test_time_between_two_starts_of_a_sweep_is_no_work(tmp_path):
+    folder = write_journal(tmp_path / "lr", [({"a": 1}, [0.5, 0.6], PAUSED)])
+    again = [
+        {"event": "started", "trial": 0, "folder": "runs/lr/0", "params": {"a": 1}, "overrides": [], "time": 1_090_000},
+        {"event": "ended", "trial": 0, "state": FINISHED, "value": 0.6, "error": "", "time": 1_090_005},
+    ]
+    with (folder / "trials.jsonl").open("a") as file:
+        file.write("".join(json.dumps(event) + "\n" for event in again))
+    page = Page(write_sweep_report(folder, METRIC, "max"))
+    assert "25 h 00 min from the first start to the last end; 25.0 s of work in all trials" in page.text
+    assert page.rows[-1][-2] == "25.0"
 
 
 def test_of_many_trials_the_best_are_drawn_strongly(tmp_path, made):
@@ -346,7 +366,7 @@ def test_trials_that_are_under_way_or_report_nothing(tmp_path):
     assert "Best: val/acc 0.9000 of trial 2" in page.texts
     assert page.rows[-3:] == [
         ["", "finished", "3", "0.9000", "", "0", "0.0", ""],
-        ["", "running", "2", "0.6000", "1", "1", "", ""],
+        ["", "running", "2", "0.6000", "1", "1", "10.0", ""],
         ["", "paused", "1", "0.5000", "1", "1", "10.0", ""],
     ]
     assert "<pre>" not in page.source

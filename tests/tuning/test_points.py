@@ -278,6 +278,7 @@ def test_bayesopt_goes_on_when_its_first_trials_fail():
     found = [search.suggest(str(number)) for number in range(10)]
     for number in range(10):
         search.on_trial_complete(str(number), error=True)
+    assert not search.optimizer.res, "a trial that failed has no value"
     found += [search.suggest(str(number)) for number in range(10, 13)]
     search.add_evaluated_point({"optimizer.lr": 1e-3, "model.dropout": 0.1, "n": 8}, 0.5)
     found += [search.suggest(f"after {number}") for number in range(3)]
