@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from src import config_checks
 from src.command_line import run_hydra
-from src.errors import run_and_report
+from src.errors import UserError, run_and_report
 from src.strategies import launching
 
 log = logging.getLogger("src.train")  # __name__ is __main__
@@ -33,6 +35,7 @@ def train(composed: DictConfig) -> float:
     """One job: the composed config to a finished run. Returns the metric that chose the best epoch."""
     settings = config_checks.read(composed)
     hydra = HydraConfig.get()
+    _check_multirun(hydra)
     launching.check_launched(settings, multirun=hydra.mode == RunMode.MULTIRUN)
     if launching.launched_from_outside():
         launching.end_with(os.getppid())  # torchrun's agent, which may be killed itself
@@ -48,6 +51,19 @@ def train(composed: DictConfig) -> float:
     from src.run import run  # after the command line is known to be right: torch takes seconds to import
 
     return run(settings, path)
+
+
+def _check_multirun(hydra: HydraConf) -> None:
+    """Ray Tune is asked for, and only -m would use it. Who types hydra.mode=RUN means one run of a sweep's recipe."""
+    asked = [
+        f"{part}=ray_tune" for part in ("hydra/launcher", "hydra/sweeper") if hydra.runtime.choices[part] == "ray_tune"
+    ]
+    if asked and hydra.mode == RunMode.RUN and "hydra.mode=RUN" not in sys.argv:
+        raise UserError(
+            f"{asked[0]} has no effect without -m",
+            why="without it the command is one run, and not a sweep",
+            fix=shlex.join(["python", "-m", "src.train", "-m", *sys.argv[1:]]),
+        )
 
 
 def main() -> int:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from src.errors import ExitCode, UserError
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests import warm
+from tests.warm import ROOT, command_environment
 
 # A run of seconds: drawn pictures, a small network with random weights.
 SMALL = (
@@ -45,27 +43,18 @@ class Done:
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs `python -m src.NAME words...` in a new folder, as a user would: command('train', 'seed=1') -> Done."""
+    """Runs `python -m src.NAME words...` in a new folder, as a user would: command('train', 'seed=1') -> Done.
+
+    cold: in a fresh process (tests/warm.py says who needs that); environment: further variables.
+    """
     monkeypatch.chdir(tmp_path)
 
-    def run(name: str, *words: str, timeout: float = 300, **environment: str) -> Done:
-        done = subprocess.run(
-            [sys.executable, "-m", f"src.{name}", *words],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env=command_environment() | environment,
-        )
+    def run(name: str, *words: str, timeout: float = 300, cold: bool = False, **environment: str) -> Done:
+        variables = command_environment() | environment
+        done = warm.run(f"src.{name}", words, tmp_path, variables, timeout, cold)
         return Done(done.returncode, done.stdout, done.stderr)
 
     return run
-
-
-def command_environment() -> dict[str, str]:
-    """The environment of a user's shell: no leftovers of the test runner, messages unwrapped."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "FULL_TRACE"))}
-    return environment | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
 def check_error(done: Done, code: int, *culprits: str) -> None:
@@ -91,9 +80,13 @@ def parses(words: list[str]) -> bool:
     from omegaconf import OmegaConf
 
     from src import config, config_checks
+    from src.tuning import settings
 
     config.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name: name or "sweep", replace=True)
+    settings.register()
+    if "-m" in words:
+        words = [_as_one_run(word) for word in words]
     words = [word for word in words if word not in ("-m", "--help")]
     if "--cfg" in words:
         return True
@@ -104,6 +97,17 @@ def parses(words: list[str]) -> bool:
     except UserError as error:  # a path of the example need not exist, and a corrected word may not be the only mistake
         return error.code == ExitCode.NO_INPUT or error.found.endswith("is missing")
     return True
+
+
+def _as_one_run(word: str) -> str:
+    """A word of a sweep with the first of its values."""
+    if word.startswith("-"):
+        return word
+    override = OverridesParser.create().parse_override(word)
+    if not override.is_sweep_override():
+        return word
+    values = override.sweep_string_iterator() if override.is_discrete_sweep() else iter([str(override.value().start)])
+    return f"{override.get_key_element()}={next(values)}"
 
 
 def write_pictures(root: Path, classes: dict[str, int], size: int = 40, seed: int = 0) -> Path:

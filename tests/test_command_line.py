@@ -191,7 +191,18 @@ def test_a_warning_where_a_phase_is_never_reached(caplog):
 def test_imports_go_down_only():
     """The rooms and their order: design of the house in README.md."""
     order = [
-        {"errors", "seeding", "preprocessing", "machine", "logs", "memory", "device_memory", "out_of_memory"},
+        {
+            "errors",
+            "seeding",
+            "preprocessing",
+            "machine",
+            "logs",
+            "memory",
+            "device_memory",
+            "out_of_memory",
+            "cores",
+            "trial",
+        },
         {"config", "config_strategies", "config_checks", "run_dir"},
         {"checkpoints"},
         {"data"},
@@ -201,6 +212,8 @@ def test_imports_go_down_only():
         {"trainer", "evaluation", "prediction", "batch_size", "batch_size_search"},
         {"selection", "exporting"},
         {"run"},
+        {"tuning"},
+        {"plugins"},
         {"command_line", "train", "rank", "evaluate", "predict", "export"},
     ]
     level = {room: number for number, rooms in enumerate(order) for room in rooms}

@@ -74,7 +74,7 @@ class Watcher(tune.Callback):
         if trainable.FAILED in result:
             self._end(trial, FAILED, error=result[trainable.FAILED])
         elif trainable.RETURNED in result:
-            self._end(trial, FINISHED, value=result[_sweep.context.metric])
+            self._end(trial, FINISHED, value=result[trainable.RETURNED])
         else:
             # A scheduler also stops what has just reported its last epoch.
             epochs = max(_sweep.journal.trials[_number(trial)].rows, default=0)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from ray import tune
 
 from src.errors import UserError
@@ -53,6 +55,11 @@ def sweep(
     first = default if settings.default_first else random_point(space, settings.seed, "trial", 0)
     example = compose(loader, config, space.overrides(first), 0, folder)
     judging.check_job(task_function, example)
+    _check_values(
+        space,
+        [first, *(random_point(space, settings.seed, "check", number) for number in range(3))],
+        lambda point: judging.check_job(task_function, compose(loader, config, space.overrides(point), 0, folder)),
+    )
     metric, mode = judging.metric_of(settings, example)
     epochs = judging.max_epochs_of(example)
     scheduler = build_scheduler(settings, space, epochs)
@@ -140,6 +147,25 @@ def describe(
     lines += [f"  {line}" for line in OmegaConf.to_yaml(task, resolve=True).splitlines()]
     for line in lines:
         log.info(line)
+
+
+def _check_values(space: Space, others: Sequence[dict[str, Any]], check: Callable[[dict[str, Any]], None]) -> None:
+    """Every value that is named, and both ends of an interval, must do with some values of the other parameters.
+
+    others: points to try them with. Raises what `check` raises of a value that never does.
+    """
+    for name, parameter in space.parameters.items():
+        ends = (parameter.domain.lower, parameter.domain.upper - parameter.whole) if parameter.values is None else ()
+        for value in parameter.values or ends:
+            errors: list[Exception] = []
+            for point in others:
+                try:
+                    check({**point, name: value})
+                    break
+                except (HydraException, OmegaConfBaseException, UserError) as error:
+                    errors.append(error)
+            else:
+                raise errors[0]
 
 
 def _check_launcher(config: DictConfig) -> None:

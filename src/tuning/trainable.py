@@ -31,7 +31,7 @@ from src.tuning.job import STATE, Context, JobRunner, describe, keep_checkpoints
 log = logging.getLogger(__name__)
 
 # Beside the metrics, in the last result of a trial.
-RETURNED = "returned"  # True: the job came to its own end
+RETURNED = "returned"  # what the job returned, at its own end; nan where that is no number
 FAILED = "failed"  # the first line of its error
 REPORTED = "reported"  # where the metric is missing: what there is
 INTERRUPTED = "interrupted"  # True: its position is saved, and it goes on when the sweep does
@@ -158,7 +158,7 @@ class HydraTrial(tune.Trainable):
                 raise job.error
             return {metric: math.nan, **self.last, "done": True, FAILED: describe(job.error)}
         number = job.value if isinstance(job.value, int | float) else math.nan
-        return {metric: float(number), **self.last, "done": True, RETURNED: True}
+        return {metric: float(number), **self.last, "done": True, RETURNED: float(number)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Tune asks for it between two steps, while the job waits."""
