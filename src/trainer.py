@@ -21,6 +21,7 @@ from src.callbacks.gpu_memory import MemoryLog
 from src.callbacks.limits import StopAtMaxSteps
 from src.callbacks.memory_growth import MemoryGrowth
 from src.callbacks.out_of_memory import OutOfMemory
+from src.callbacks.own_settings import OwnSettings
 from src.callbacks.position import PositionCheckpoint, StopOnSignal
 from src.callbacks.progress import EpochBar, EpochLines, Throughput
 from src.callbacks.trial_report import TrialReport
@@ -108,6 +109,8 @@ def _checkpoints(config: Checkpoint, folder: Path) -> list[L.Callback]:
     callbacks: list[L.Callback] = [BestCheckpoint(folder, config.monitor, top_k), position, stop]
     if (trial := current()) is not None:
         callbacks.append(TrialReport(trial, stop))
+        if trial.keeps_checkpoints:
+            callbacks.append(OwnSettings())
     if config.select == "ema":
         callbacks.append(WeightAverage(0.99 if config.ema_decay is None else config.ema_decay))
     return callbacks

@@ -130,7 +130,9 @@ def _serve(server: socket.socket, token: str, report: Callable[[dict[str, float]
             connection, _ = server.accept()
         except OSError:  # the processes have ended, and the server is closed
             return
-        with connection, connection.makefile("rw", encoding="utf-8") as file:
+        # Any user of the machine can connect, and say anything; a process can be killed while it waits.
+        wrong = suppress(OSError, ValueError, KeyError, TypeError)
+        with wrong, connection, connection.makefile("rw", encoding="utf-8") as file:
             for line in file:
                 message = json.loads(line)
                 if message["token"] != token:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import shutil
 import tempfile
@@ -40,22 +41,28 @@ def connected(settings: Ray) -> Iterator[None]:
 
 
 def _start(settings: Ray) -> None:
+    address = settings.init.address
     words: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
-    if settings.address is None:
-        words["num_cpus"] = cpu_cores()
-        words["address"] = "local"  # else RAY_ADDRESS, or a cluster that somebody left running, would be taken
+    if address is None:
+        # "local", or else RAY_ADDRESS, or a cluster that somebody left running, would be taken.
+        words |= {"address": "local", "num_cpus": settings.init.num_cpus or cpu_cores()}
     else:
-        words["address"] = settings.address
+        words["address"] = address
     if settings.ship_code:
         words["runtime_env"] = {"working_dir": _copy_of_the_code()}
     try:
-        ray.init(**{**words, **settings.init})
+        ray.init(**words)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"no Ray cluster answers at {settings.address}" if settings.address else "Ray could not be started",
+            f"no Ray cluster answers at {address}" if address else "Ray could not be started",
             why=str(error).strip().splitlines()[0][:300]
-            + ("\nor it asks for another token than ~/.ray/auth_token (RAY_AUTH_MODE)" if settings.address else ""),
-            fix=["scripts/launch_ray_cluster.sh --help", EXAMPLE] if settings.address else EXAMPLE,
+            + ("\nor it asks for a token, which is in ~/.ray/auth_token of whoever started it" if address else ""),
+            fix=[
+                f"RAY_AUTH_MODE=token {EXAMPLE} hydra.launcher.ray.init.address={address}",
+                "scripts/launch_ray_cluster.sh --help",
+            ]
+            if address
+            else EXAMPLE,
             code=ExitCode.UNAVAILABLE,
         ) from error
 
@@ -65,6 +72,7 @@ def _copy_of_the_code() -> str:
     folder = Path(tempfile.mkdtemp(prefix="sweep-code-"))
     for name in ("src", "conf"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return str(folder)
 
 
@@ -118,6 +126,13 @@ def resources_of(config: DictConfig, settings: Trials, count: int | None) -> tun
     on_gpu = accelerator == "gpu" or (accelerator == "auto" and most_gpus > 0)
     if devices == "auto":
         devices = int(most_gpus) if on_gpu else 1
+    if OmegaConf.is_list(devices) and on_gpu:
+        raise UserError(
+            f"trainer.devices={str(devices).replace(' ', '')} cannot be had in a sweep",
+            where="trainer.devices",
+            why="Ray chooses which GPUs a trial gets; CUDA_VISIBLE_DEVICES says which it may choose from",
+            fix=f"{EXAMPLE} trainer.devices={len(devices)}",
+        )
     devices = len(devices) if OmegaConf.is_list(devices) else int(devices)
 
     wanted: Resources = settings.resources
@@ -125,10 +140,8 @@ def resources_of(config: DictConfig, settings: Trials, count: int | None) -> tun
     cpus = wanted.cpu
     if cpus is None:
         cores = int(max(machine.get("CPU", 0) for machine in machines))
-        if gpus:
-            at_once = max(1, int(most_gpus // gpus))  # none where there is no GPU, which is said below
-        else:
-            at_once = max(1, min(settings.max_concurrent or cores, count or cores, cores // devices))
+        room = int(most_gpus // gpus) if gpus else cores // devices
+        at_once = max(1, min(settings.max_concurrent or room, count or room, room))
         cpus = max(min(devices, cores), cores // at_once)
     bundle = {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})
     _check_fits(bundle, nodes, machines)

@@ -84,6 +84,8 @@ class Watcher(tune.Callback):
         self._end(trial, FAILED, error=_first_line(trial))
 
     def _end(self, trial: Trial, state: str, value: float | None = None, error: str = "") -> None:
+        if _number(trial) not in _sweep.journal.trials:  # its process never came up
+            self.on_trial_start(0, [], trial)
         _sweep.journal.ended(_number(trial), state, value, error)
         _sweep.display.changed(_number(trial))
 
@@ -119,7 +121,7 @@ def run_trials(
     runnable = tune.with_resources(tune.with_parameters(trainable.HydraTrial, context=context), resources)
     path = context.sweep_dir / STATE / state
     if any(path.glob("experiment_state-*")):
-        tuner = _restored(path, runnable, space)
+        tuner = _restored(path, runnable, space, again=search is None)
     else:
         shutil.rmtree(path, ignore_errors=True)  # of a sweep that was killed before Tune had saved anything
         if search is not None:
@@ -153,10 +155,11 @@ def run_trials(
     _after(sweep)
 
 
-def _restored(path: Path, runnable: Any, space: dict[str, Any]) -> tune.Tuner:
+def _restored(path: Path, runnable: Any, space: dict[str, Any], again: bool) -> tune.Tuner:
+    """again: Tune itself repeats the trials whose processes died, which else the search hands out again (`Again`)."""
     try:
         return tune.Tuner.restore(
-            str(path), trainable=runnable, param_space=space, resume_unfinished=True, resume_errored=True
+            str(path), trainable=runnable, param_space=space, resume_unfinished=True, resume_errored=again
         )
     except Exception as error:  # whatever a file that was cut off makes of itself
         raise UserError(

@@ -255,4 +255,5 @@ def describe(error: BaseException) -> str:
     """The first line of what went wrong."""
     lines = str(error).strip().splitlines()
     name = "" if type(error).__name__ in ("UserError", "ErrorOfProcess") else f"{type(error).__name__}: "
-    return name + (lines[0] if lines else "(no message)")
+    # A process of strategy=ddp has printed its error as people see it: ERROR, what was found, the exit code.
+    return name + (lines[0].removeprefix("ERROR").strip() if lines else "(no message)")

@@ -62,28 +62,27 @@ class GivenJobs(NumberedSearch):
 
     def __init__(self, numbers: Sequence[int]) -> None:
         super().__init__()
-        self.numbers, self.next = list(numbers), 0
+        self.numbers = list(numbers)  # of those that are still to come
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        if self.next == len(self.numbers):
-            return Searcher.FINISHED
-        self.next += 1
-        return {"job": self.numbers[self.next - 1]}
+        return {"job": self.numbers.pop(0)} if self.numbers else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing is learnt."""
 
     def catch_up(self, handed_out: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        return []  # they come up by themselves
+        lost = [point for point in handed_out if point["job"] in self.numbers]
+        self.numbers = [number for number in self.numbers if {"job": number} not in lost]
+        return lost
 
     def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).write_text(str(self.next), encoding="utf-8")
+        Path(checkpoint_path).write_text(json.dumps(self.numbers), encoding="utf-8")
 
     def restore(self, checkpoint_path: str) -> None:
-        self.next = int(Path(checkpoint_path).read_text(encoding="utf-8"))
+        self.numbers = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))
 
 
 def launch(
@@ -119,7 +118,6 @@ def launch(
     with open_sweep(folder, identity, settings.resume) as journal:
         _check_jobs(journal, jobs, folder)
         todo = [number for number in jobs if not _is_done(journal, folder, number)]
-        known = [number for number in todo if number in journal.trials]
         if todo:
             log.info(f"{len(jobs)} jobs, {len(jobs) - len(todo)} of them done before, in {folder}")
             with connected(settings.ray):
@@ -145,7 +143,8 @@ def launch(
                     max_epochs=longest,
                     concurrent=at_once(shares[todo[0]], settings.max_concurrent),
                 )
-                Again.failed = [{"job": number} for number in known if journal.trials[number].state == FAILED]
+                Again.handed_out = [{"job": number} for number in jobs if number in journal.trials]
+                Again.failed = [point for point in Again.handed_out if journal.trials[point["job"]].state == FAILED]
                 run_trials(
                     Sweep(context, settings, journal, display, mode, longest),
                     search=trials_of(GivenJobs(list(jobs)), settings.max_concurrent),
@@ -156,7 +155,7 @@ def launch(
                     state=f"jobs-{initial_job_idx}",
                 )
         conclude(folder, journal, metric, mode)
-        if todo and settings.ray.address is None and settings.scheduler == "none":
+        if todo and settings.ray.init.address is None and settings.scheduler == "none":
             say_if_basic_is_faster(journal, todo, time.monotonic() - began)
         failed = failures(journal)
         return [_job_return(folder, journal, number, configs[number], failed) for number in jobs]

@@ -34,7 +34,35 @@ def open_sweep(folder: Path, identity: dict[str, Any], resume: str) -> Iterator[
             fix="python -m src.train -m hydra/launcher=ray_tune seed=0,1 hydra.launcher.resume=auto",
         )
     made = folder / IDENTITY
-    there = made.exists() and bool(Journal(folder).trials)
+    if not made.exists():
+        _check_resume(folder, resume, there=False)  # before anything is made
+    (folder / STATE / "returned").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / STATE / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another command works on the sweep {folder.name}",
+            where=str(folder),
+            why="both would write into the folders of its trials",
+            fix=f"wait for it to end, or give this sweep another name: name={folder.name}-2",
+            code=ExitCode.BUSY,
+        ) from None
+    try:
+        journal = Journal(folder)
+        there = made.exists() and bool(journal.trials)
+        _check_resume(folder, resume, there)
+        identity = json.loads(json.dumps(identity, default=str))
+        if there:
+            _refuse_another(folder, json.loads(made.read_text(encoding="utf-8")), identity)
+        write_json(made, identity)
+        yield journal
+    finally:
+        lock.release()
+
+
+def _check_resume(folder: Path, resume: str, there: bool) -> None:
+    """there: whether the folder holds a sweep."""
     if resume == "true" and not there:
         raise UserError(
             "there is no sweep to go on with",
@@ -50,26 +78,6 @@ def open_sweep(folder: Path, identity: dict[str, Any], resume: str) -> Iterator[
             why="resume=false forbids to go on with it",
             fix=f"python -m src.train -m hydra/launcher=ray_tune seed=0,1 name={folder.name}-2",
         )
-    identity = json.loads(json.dumps(identity, default=str))
-    if there:
-        _refuse_another(folder, json.loads(made.read_text(encoding="utf-8")), identity)
-    (folder / STATE / "returned").mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / STATE / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another command works on the sweep {folder.name}",
-            where=str(folder),
-            why="both would write into the folders of its trials",
-            fix=f"wait for it to end, or give this sweep another name: name={folder.name}-2",
-            code=ExitCode.BUSY,
-        ) from None
-    try:
-        write_json(made, identity)
-        yield Journal(folder)
-    finally:
-        lock.release()
 
 
 def _refuse_another(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -22,10 +22,15 @@ class Resources:
 
 
 @dataclass(kw_only=True)
-class Ray:
+class RayInit:
     address: str | None = None  # auto, or HOST:PORT of a Ray cluster; null: Ray is started on this machine and ended
+    num_cpus: int | None = None  # of Ray on this machine: cores that the trials share; null: all
+
+
+@dataclass(kw_only=True)
+class Ray:
+    init: RayInit = field(default_factory=RayInit)
     ship_code: bool = False  # machines of the cluster that do not see this folder get a copy of src/ and conf/
-    init: dict[str, Any] = field(default_factory=dict)  # further words for ray.init, such as num_cpus
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,31 @@
+"""The small Hydra app that sweeps.py measures launchers with: its jobs are so short that the launcher is most of the time.
+
+    python -m scripts.benchmarks.sweep_app.app work=training                        from the project's folder
+    python -m scripts.benchmarks.sweep_app.app -m hydra/launcher=ray_tune lr=0.01,0.1
+
+It is also an example of a Hydra app other than src/train.py under hydra/launcher=ray_tune and hydra/sweeper=ray_tune.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from src.tuning import settings
+
+
+def job(config: DictConfig) -> float:
+    """Returns what a sweep judges the job by: more is better."""
+    if config.work == "trivial":
+        return float(config.lr)
+
+    from scripts.benchmarks.sweep_app.training import train  # imports torch, which takes seconds
+
+    return train(config.lr, config.trainer.max_epochs)
+
+
+if __name__ == "__main__":
+    settings.register()
+    hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="app")(job)()

@@ -1,0 +1,174 @@
+"""A command that is forked from the helper (tests/warm.py) prints and does what it does in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.run_dir import sha256
+from tests import warm
+from tests.conftest import SMALL, Done, command_environment
+
+pytestmark = pytest.mark.skipif(not warm.POSSIBLE, reason="all commands are run cold here")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run('probe', code) -> Done of a module of that code, warm; run('src.train', words=[...], cold=True)."""
+
+    def run(module: str, code: str = "", words=(), cold=False, timeout: float = 100, **environment: str) -> Done:
+        if code:
+            (tmp_path / f"{module}.py").write_text(code)
+        variables = command_environment() | environment
+        with monkeypatch.context() as patch:
+            if not cold:
+                patch.setattr(subprocess, "run", None)  # would be a fresh process
+            done = warm.run(module, words, tmp_path, variables, timeout, cold)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+ENDS = [
+    "sys.exit(3)",
+    "sys.exit()",
+    "sys.exit('a text')",
+    "sys.exit(ExitCode.DATA)",
+    "raise ValueError('a défect')",
+    "raise KeyboardInterrupt",
+    "os._exit(5)",
+    "os.kill(os.getpid(), signal.SIGTERM)",
+    "threading.Thread(target=lambda: (time.sleep(0.2), print('late'))).start()",
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_it_ends_alike(run, end):
+    """Exit code, both outputs, what is printed at exit; the traceback begins with the helper's own lines."""
+    code = (
+        "import atexit, enum, os, signal, sys, threading, time\n"
+        "class ExitCode(enum.IntEnum):\n    DATA = 65\n"
+        "atexit.register(lambda: print('at exit'))\n"
+        "print('out\\r\\n' + sys.stdin.read())\nprint('err', file=sys.stderr)\n"
+    )
+    cold, done = run("probe", code + end, cold=True), run("probe", code + end)
+    done.err = re.sub(r'(?<=last\):\n)(.*\n)*?(?=  File "<frozen runpy>)', "", done.err)
+    assert done == cold
+    assert "err" in done.err
+
+
+STATE = """
+from src import logs
+logs.to_screen()  # as every command does first
+import lightning, torch, torchmetrics, torchvision, hydra
+import ctypes, gc, json, logging, multiprocessing, os, random, signal, subprocess, sys, threading, warnings
+import numpy as np
+
+names = ["", *logging.root.manager.loggerDict]
+loggers = {name: logging.getLogger(name) for name in names}
+main = sys.modules["__main__"]
+print(json.dumps({
+    "argv": sys.argv, "path": sys.path, "cwd": os.getcwd(), "environment": dict(os.environ), "flags": list(sys.flags),
+    "C's environment": sorted(subprocess.check_output("env", text=True).splitlines()),
+    "main": [main.__name__, main.__file__, main.__spec__.name, main.__package__, __name__],
+    "loggers": {
+        name: [one.level, one.propagate, one.disabled, [type(handler).__name__ for handler in one.handlers]]
+        for name, one in loggers.items()
+    },
+    "warnings": sorted(map(str, warnings.filters)),
+    "signals": [str(signal.getsignal(number)) for number in signal.valid_signals()],
+    "threads": [threading.active_count(), len(os.listdir("/proc/self/task")), threading.current_thread().name],
+    "torch": [torch.get_num_threads(), torch.get_num_interop_threads(), str(torch.get_default_dtype()),
+              torch.is_grad_enabled(), torch.cuda.is_initialized(), torch.backends.mkldnn.enabled],
+    "files": os.listdir("/proc/self/fd"),
+    "terminals": [sys.stdout.isatty(), sys.stderr.isatty(), sys.stdout.encoding, sys.stdout.line_buffering],
+    "interpreter": [gc.get_threshold(), sys.getrecursionlimit(), multiprocessing.get_start_method(allow_none=True)],
+    "modules of src": sorted(name for name in sys.modules if name.startswith("src")),
+    "drawn": [random.random(), np.random.random(), torch.initial_seed()],
+}))
+"""
+
+
+def test_it_starts_from_the_same_state(run):
+    first, second = (json.loads(run("probe", STATE, ["a=1", "--b"]).out) for _ in range(2))
+    cold = json.loads(run("probe", STATE, ["a=1", "--b"], cold=True).out)
+    drawn = [state.pop("drawn") for state in (first, second, cold)]
+    assert all(len({*numbers}) == 3 for numbers in zip(*drawn, strict=True)), drawn
+    for name, value in cold.items():
+        assert first[name] == second[name] == value, name
+
+
+def test_a_typo_is_answered_alike(run):
+    cold, done = (run("src.train", words=["data.batchsize=4"], cold=cold) for cold in (True, False))
+    assert done.code == cold.code == 64
+    assert without_chance(done.text) == without_chance(cold.text)
+
+
+def test_hydra_knows_the_same(run):
+    cold, done = (run("src.train", words=["seed=3", "--cfg", "hydra"], cold=cold) for cold in (True, False))
+    assert "name: train" in done.out
+    assert done == cold
+
+
+def without_chance(text: str) -> str:
+    """Without what differs from run to run: times, speeds, names that are drawn."""
+    return re.sub(r"^[\d-]+ [\d:,]+ | *\d+ img/s|[\d.]+ s\b|train-error-\w+", "", text, flags=re.MULTILINE)
+
+
+def test_a_training_is_the_same(run, tmp_path):
+    """To the bit, with a loader process; what it wrote about itself too."""
+    printed, made = [], []
+    for cold in (True, False):
+        done = run("src.train", words=[*SMALL, "data.num_workers=1", "name=x"], cold=cold)
+        assert done.code == 0, done.text
+        printed.append([without_chance(done.out), done.err])
+        folder = (tmp_path / "runs" / "x").rename(tmp_path / f"cold={cold}")
+        about = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("environment", "result")}
+        del about["environment"]["started"]
+        for measured in ("images_per_second", "peak_memory_mib", "wall_seconds"):
+            del about["result"][measured]
+        made.append(
+            {
+                "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),
+                "model": sha256(folder / "model" / "model.safetensors"),
+                "config": (folder / "config.yaml").read_text(),
+                "log": without_chance((folder / "train.log").read_text()),
+                "about": about,
+            }
+        )
+    assert printed[0] == printed[1]
+    assert made[0] == made[1]
+
+
+def test_variables_are_those_of_the_command(run, tmp_path, monkeypatch):
+    """TORCH_HOME is set in the copy; one that torch reads while it is imported needs a process of its own."""
+    code = "import os, torch\nprint(torch.get_num_threads(), os.environ.get('TORCH_HOME'), torch.hub.get_dir())"
+    assert run("probe", code, TORCH_HOME="/there").out.split() == ["1", "/there", "/there/hub"]
+    assert run("probe", code).out.split()[1] == "None"
+    monkeypatch.setattr(warm._Helper, "run", None)
+    environment = command_environment() | {"OMP_NUM_THREADS": "2"}
+    assert warm.run("probe", [], tmp_path, environment, 100).stdout.split()[0] == "2"
+
+
+def test_a_command_that_takes_too_long_is_killed(run, tmp_path):
+    code = "import os, pathlib, time\npathlib.Path('process').write_text(str(os.getpid()))\ntime.sleep(100)"
+    with pytest.raises(subprocess.TimeoutExpired):
+        run("probe", code, timeout=1)
+    assert not Path("/proc", (tmp_path / "process").read_text()).exists()
+    assert run("probe", "print('next')").out == "next\n"
+
+
+def test_the_helper_ends_with_the_tests():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    code = f"from tests import warm; warm.LIBRARIES = (); warm.serve({theirs.fileno()})"
+    helper = subprocess.Popen([sys.executable, "-c", code], env=command_environment(), pass_fds=[theirs.fileno()])
+    theirs.close()
+    assert ours.recv(100) == b"ready"
+    ours.close()  # as the end of a process does, however it ends
+    assert helper.wait(timeout=60) == 0
