@@ -19,7 +19,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from src.errors import ExitCode, Terminated, UserError
-from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal
+from src.reporting.metrics_csv import read_metrics
+from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
 from src.tuning import trainable
 from src.tuning.job import STATE, Context, describe
 from src.tuning.resuming import Trials
@@ -174,6 +175,7 @@ def _restored(path: Path, runnable: Any, space: dict[str, Any], again: bool) -> 
 def _after(sweep: Sweep) -> None:
     """What Tune does not tell of the trials at the end, and what ended the sweep."""
     for trial in list(sweep.journal.trials.values()):
+        _fill_in(sweep, trial)
         if trial.state == RUNNING:
             sweep.journal.ended(trial.number, PAUSED if sweep.signal else PRUNED)
     if sweep.not_reported is not None:
@@ -191,6 +193,14 @@ def _after(sweep: Sweep) -> None:
         raise KeyboardInterrupt
     if sweep.signal:
         raise Terminated
+
+
+def _fill_in(sweep: Sweep, trial: TrialRecord) -> None:
+    """Epochs that were trained while nobody listened any more: an interrupted trial reports its last one to nobody."""
+    metrics = sweep.context.sweep_dir / str(trial.number) / "metrics.csv"
+    for row in read_metrics(metrics) if metrics.exists() else []:
+        if "epoch" in row and sweep.context.metric in row and int(row["epoch"]) not in trial.rows:
+            sweep.journal.row(trial.number, row)
 
 
 def _first_line(trial: Trial) -> str:

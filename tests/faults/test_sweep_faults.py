@@ -13,6 +13,7 @@ import pytest
 
 from src.reporting.metrics_csv import read_metrics
 from src.reporting.sweep_journal import FINISHED, PAUSED, Journal
+from src.run_dir import sha256
 from tests.conftest import SMALL
 from tests.running import result, start
 
@@ -55,7 +56,7 @@ def workers(sweep: subprocess.Popen) -> list[int]:
     return [pid for pid, (_, name) in status.items() if "Trainable" in name and sweep.pid in ancestors(pid)]
 
 
-def check_whole(folder: Path, undisturbed: list[dict[str, float]]) -> None:
+def check_whole(folder: Path, undisturbed: Path) -> None:
     """Both trials have every epoch once, and the first the numbers that nobody disturbed."""
     trials = Journal(folder / "runs/hit").trials
     assert {number: trial.state for number, trial in trials.items()} == {0: FINISHED, 1: FINISHED}
@@ -64,18 +65,21 @@ def check_whole(folder: Path, undisturbed: list[dict[str, float]]) -> None:
         assert [row["epoch"] for row in seen] == list(range(1, 9))
         assert sorted(trials[number].rows) == list(range(1, 9))
     learnt = read_metrics(folder / "runs/hit/0/metrics.csv")
-    for name in ("train/loss", "val/loss", "val/acc"):
-        assert [row[name] for row in learnt] == [row[name] for row in undisturbed]
+    expected = read_metrics(undisturbed / "metrics.csv")
+    for name in ("val/loss", "val/acc"):  # train/loss of an epoch that was taken up is that of its rest
+        assert [row[name] for row in learnt] == [row[name] for row in expected]
+    weights = Path("model/model.safetensors")
+    assert sha256(folder / "runs/hit/0" / weights) == sha256(undisturbed / weights)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
-    """The rows of trial 0 as a run of its own."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of trial 0 as a run of its own."""
     folder = tmp_path_factory.mktemp("undisturbed")
     run = start(folder, *SMALL, "trainer.max_epochs=8", "optimizer.lr=0.001", "name=whole")
     out, err = run.communicate(timeout=200)
     assert run.returncode == 0, out + err
-    return read_metrics(folder / "runs/whole/metrics.csv")
+    return folder / "runs/whole"
 
 
 def test_a_killed_worker_and_a_killed_driver(tmp_path, undisturbed):

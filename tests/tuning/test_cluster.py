@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from src.cores import cpu_cores
 from src.errors import ExitCode, UserError
 from src.tuning import cluster
-from src.tuning.settings import LauncherSettings, Ray, Resources
+from src.tuning.settings import LauncherSettings, Ray, RayInit, Resources
 
 
 @pytest.fixture

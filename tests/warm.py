@@ -1,0 +1,178 @@
+"""Commands without the seconds that the import of torch and Lightning takes: the tests run hundreds of them.
+
+A helper, one for each process of pytest, imports the libraries once and forks itself for every command. The copy becomes
+`python -m src.NAME words...` in its own folder and environment, and prints and does what a fresh process would;
+tests/test_warm.py compares the two. Nothing of src/ is imported before the fork. What is not as in a fresh process:
+
+- a library that src/ forgot to import may be there already;
+- what the libraries print while they are imported is not printed;
+- the commands of one helper hash texts alike, so sets of texts have one order in all of them;
+- a process that the command leaves behind is not waited for.
+
+A test about any of these runs its command cold: `command("train", ..., cold=True)`, and so does tests/readme the first
+command of every page. Used by the fixture `command` (tests/conftest.py) and by tests/readme.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib
+import json
+import logging
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = ("hydra", "lightning", "torch", "torchmetrics", "torchvision")
+# Variables that no library reads while it is imported. Where any other one is not as in the helper, a command is cold.
+READ_LATER = {"PYTEST_CURRENT_TEST", "TORCH_HOME"}
+# Windows cannot fork, macOS's own libraries do not bear it, and where there is an NVIDIA driver nobody has tried.
+POSSIBLE = sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
+LONGEST = 2**20  # bytes of a request
+
+
+def command_environment() -> dict[str, str]:
+    """The environment of a user's shell: no leftovers of the test runner, messages unwrapped."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "FULL_TRACE"))}
+    return environment | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+
+
+def run(
+    module: str, words: Sequence[str], cwd: Path, environment: Mapping[str, str], timeout: float, cold: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """`python -m module words...`, as subprocess.run with capture_output=True and text=True; cold: with nothing else.
+
+    environment: the whole of it. timeout: seconds, after which the command is killed; raises subprocess.TimeoutExpired.
+    """
+    if not cold and POSSIBLE and (helper := _helper()).fits(environment):
+        return helper.run(module, words, cwd, environment, timeout)
+    line = [sys.executable, "-m", module, *words]
+    return subprocess.run(line, cwd=cwd, env=environment, timeout=timeout, capture_output=True, text=True)
+
+
+@functools.cache
+def _helper() -> _Helper:
+    return _Helper(command_environment())
+
+
+class _Helper:
+    """The helper as the tests see it. It ends when their end of the socket is closed."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", f"import tests.warm; tests.warm.serve({theirs.fileno()})"],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+        atexit.register(self.end)
+        assert self.socket.recv(LONGEST), "the helper did not start"
+
+    def end(self) -> None:
+        self.socket.close()
+        self.process.wait()
+
+    def fits(self, environment: Mapping[str, str]) -> bool:
+        return {name for name, _ in environment.items() ^ self.environment.items()} <= READ_LATER
+
+    def run(
+        self, module: str, words: Sequence[str], cwd: Path, environment: Mapping[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        request = json.dumps([module, [*words], str(cwd), {**environment}]).encode()
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            socket.send_fds(self.socket, [request], [out.fileno(), err.fileno()])
+            process = int(self.socket.recv(LONGEST))
+            self.socket.settimeout(timeout)
+            try:
+                code = int(self.socket.recv(LONGEST))
+            except TimeoutError as error:
+                os.kill(process, signal.SIGKILL)
+                self.socket.recv(LONGEST)  # it has ended
+                raise subprocess.TimeoutExpired([module, *words], timeout) from error
+            finally:
+                self.socket.settimeout(None)
+            for file in (out, err):
+                file.seek(0)
+            return subprocess.CompletedProcess([module, *words], code, out.read(), err.read())
+
+
+def serve(handle: int) -> None:
+    """The helper's life: a copy of itself for every request, until the tests close their end of the socket."""
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then end
+    with socket.socket(fileno=handle) as connection:
+        set_by_libraries = _import_libraries()
+        connection.send(b"ready")
+        while True:
+            request, files, _, _ = socket.recv_fds(connection, LONGEST, 2)
+            if not request:
+                return
+            process = os.fork()
+            if process == 0:
+                break
+            for file in files:
+                os.close(file)
+            connection.send(str(process).encode())
+            _, status = os.waitpid(process, 0)
+            connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+    signal.signal(signal.SIGINT, on_interrupt)
+    module, words, cwd, environment = json.loads(request)
+    _become(module, words, cwd, environment | set_by_libraries, *files)
+
+
+def _become(module: str, words: list[str], cwd: str, environment: dict[str, str], out: int, err: int) -> None:
+    """This process is `python -m module words...` from now on, and ends as that does."""
+    import torch  # the helper has, but the tests' process need not
+
+    for file, standard in ((out, 1), (err, 2)):
+        os.dup2(file, standard)
+        os.close(file)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[0] = str(Path.cwd())
+    sys.argv = ["-m", *words]
+    np.random.seed()  # by chance, as in a fresh process; Python's own generator is by now, for a fork sees to it
+    torch.default_generator.seed()
+    code: object = 0
+    try:
+        runpy._run_module_as_main(module)  # what `python -m` calls
+    except SystemExit as end:
+        code = end.code or 0
+        if not isinstance(code, int):
+            raise
+    # The end of the interpreter, without the two seconds of taking down a copy of every module.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 0xFF)
+
+
+def _import_libraries() -> dict[str, str]:
+    """Returns the environment variables that they set.
+
+    In a command src.errors.run_and_report has set up logging before; where it finds no handler, Lightning adds its own.
+    """
+    before = {**os.environ}
+    handler = logging.NullHandler()
+    logging.getLogger().addHandler(handler)
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    logging.getLogger().removeHandler(handler)
+    assert len([*Path("/proc/self/task").iterdir()]) == 1, "a fork copies no other thread"
+    return dict(os.environ.items() - before.items())
