@@ -37,6 +37,7 @@ class TrialRecord:
     ended: float | None = None
     seconds: float = 0.0  # of work until `heard`: the time between two starts of a sweep, or of a pause, is not in it
     heard: float = 0.0  # when the last event came
+    was_pruned: bool = False  # before it was started again: Tune had not saved its end when the sweep was killed
 
     def worked(self, now: float) -> float:
         """Seconds of work until now (seconds since 1970)."""
@@ -92,6 +93,7 @@ class Journal:
             trial = TrialRecord(number, event["folder"], event["params"], event["overrides"], started=event["time"])
             if before is not None:  # it goes on; pbt may have changed its parameters
                 trial.rows, trial.started, trial.seconds = before.rows, before.started, before.seconds
+                trial.was_pruned = before.state == PRUNED
             self.trials[number] = trial
         else:
             trial = self.trials[number]

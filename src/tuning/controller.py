@@ -75,7 +75,9 @@ class Watcher(tune.Callback):
         if trainable.FAILED in result:
             self._end(trial, FAILED, error=result[trainable.FAILED])
         elif trainable.RETURNED in result:
-            self._end(trial, FINISHED, value=result[trainable.RETURNED])
+            record = _sweep.journal.trials[_number(trial)]
+            pruned = record.was_pruned and max(record.rows) < _sweep.max_epochs  # its run was over, and returned at once
+            self._end(trial, PRUNED if pruned else FINISHED, value=result[trainable.RETURNED])
         else:
             # A scheduler also stops what has just reported its last epoch.
             epochs = max(_sweep.journal.trials[_number(trial)].rows, default=0)

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
+from src import logs
 from src.errors import ExitCode, UserError
 from src.reporting.sweep_journal import Journal
 from src.run_dir import write_json
@@ -56,7 +57,8 @@ def open_sweep(folder: Path, identity: dict[str, Any], resume: str) -> Iterator[
         if there:
             _refuse_another(folder, json.loads(made.read_text(encoding="utf-8")), identity)
         write_json(made, identity)
-        yield journal
+        with logs.to_file(folder / "sweep.log"):
+            yield journal
     finally:
         lock.release()
 

@@ -146,3 +146,13 @@ def test_ranking_leaves_out_what_failed_or_has_no_value_and_prefers_the_earlier_
 def test_reading_a_journal_needs_neither_torch_nor_ray():
     code = "import sys, src.reporting.sweep_journal; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=sweep_journal.__file__.rpartition("src")[0]).returncode == 0
+
+
+def test_a_trial_that_is_started_again_remembers_that_it_was_pruned(tmp_path):
+    journal = Journal(tmp_path)
+    for number, state in ((0, PRUNED), (1, FINISHED)):
+        journal.started(number, f"runs/x/{number}", {}, [])
+        journal.row(number, {"epoch": 2, "val/acc": 0.5})
+        journal.ended(number, state)
+        journal.started(number, f"runs/x/{number}", {}, [])
+    assert [trial.was_pruned for trial in Journal(tmp_path).trials.values()] == [True, False]
