@@ -151,7 +151,10 @@ def test_variables_are_those_of_the_command(run, tmp_path, monkeypatch):
     code = "import os, torch\nprint(torch.get_num_threads(), os.environ.get('TORCH_HOME'), torch.hub.get_dir())"
     assert run("probe", code, TORCH_HOME="/there").out.split() == ["1", "/there", "/there/hub"]
     assert run("probe", code).out.split()[1] == "None"
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # which the helper has
+    assert run("probe", "import os\nprint('PYTEST_CURRENT_TEST' in os.environ)").out == "False\n"
     monkeypatch.setattr(warm._Helper, "run", None)
+    (tmp_path / "probe.py").write_text(code)
     environment = command_environment() | {"OMP_NUM_THREADS": "2"}
     assert warm.run("probe", [], tmp_path, environment, 100).stdout.split()[0] == "2"
 
