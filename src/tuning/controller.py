@@ -76,7 +76,8 @@ class Watcher(tune.Callback):
             self._end(trial, FAILED, error=result[trainable.FAILED])
         elif trainable.RETURNED in result:
             record = _sweep.journal.trials[_number(trial)]
-            pruned = record.was_pruned and max(record.rows) < _sweep.max_epochs  # its run was over, and returned at once
+            # A run that was pruned before is over, and returned at once when its trial was taken up again.
+            pruned = record.was_pruned and max(record.rows) < _sweep.max_epochs
             self._end(trial, PRUNED if pruned else FINISHED, value=result[trainable.RETURNED])
         else:
             # A scheduler also stops what has just reported its last epoch.
