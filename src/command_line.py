@@ -72,6 +72,17 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise translate(error) from error
+    except ValueError as error:
+        if not str(error).startswith("Only one of --run, --multirun, --cfg"):
+            raise
+        raise UserError(
+            "--cfg and --info are about one run, and -m is a sweep",
+            why="a sweep has a config for each of its jobs",
+            fix=[
+                "python -m src.train --cfg job optimizer.lr=1e-3",
+                "python -m src.train experiment=tune_head hydra.sweeper.dry_run=true # what a sweep would do",
+            ],
+        ) from error
     for error in failures:
         raise translate(error) if isinstance(error, OmegaConfBaseException) else error
 
@@ -85,6 +96,13 @@ def translate(error: Exception) -> UserError:
             f"{error.override!r} cannot be read",
             why="a setting is key=value; quote values with spaces, brackets or braces for the shell",
             fix="python -m src.train 'freeze.phases={0:[head],2:[all]}'" if has_value else "python -m src.train --help",
+        )
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        typed = [word for word in sys.argv[1:] if word not in ("--cfg", "-c", "job", "hydra", "all")]
+        return UserError(
+            f"{found[1]} has several values, and this is one run",
+            why="-m makes a sweep of them, one run for each; a list is written in brackets, KEY=[A,B]",
+            fix=shlex.join(["python", "-m", "src.train", "-m", *typed]),
         )
     if isinstance(error, MissingConfigException):
         return _unknown_choice(text)

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 # What a trial is told after a report.
 GO_ON = "go on"
@@ -116,7 +117,7 @@ def answering_processes(trial: Trial) -> Iterator[dict[str, str]]:
     """Inside, the first of a trial's processes can report to it. Yields what the processes' environment needs."""
     token = secrets.token_hex(16)  # else any user of the machine could report
     with socket.create_server(("127.0.0.1", 0)) as server:
-        threading.Thread(target=_serve, args=(server, token, trial.report), daemon=True).start()
+        _in_background(_accept, server, token, trial.report)
         try:
             yield {ADDRESS: f"127.0.0.1:{server.getsockname()[1]}", TOKEN: token}
         finally:
@@ -124,18 +125,26 @@ def answering_processes(trial: Trial) -> Iterator[dict[str, str]]:
                 server.shutdown(socket.SHUT_RDWR)  # ends the waiting for a connection, which closing does not
 
 
-def _serve(server: socket.socket, token: str, report: Callable[[dict[str, float]], str]) -> None:
+def _in_background(work: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=work, args=arguments, daemon=True).start()
+
+
+def _accept(server: socket.socket, token: str, report: Callable[[dict[str, float]], str]) -> None:
     while True:
         try:
             connection, _ = server.accept()
         except OSError:  # the processes have ended, and the server is closed
             return
-        # Any user of the machine can connect, and say anything; a process can be killed while it waits.
-        wrong = suppress(OSError, ValueError, KeyError, TypeError)
-        with wrong, connection, connection.makefile("rw", encoding="utf-8") as file:
-            for line in file:
-                message = json.loads(line)
-                if message["token"] != token:
-                    break
-                file.write(report(message["row"]) + "\n")
-                file.flush()
+        _in_background(_serve, connection, token, report)
+
+
+def _serve(connection: socket.socket, token: str, report: Callable[[dict[str, float]], str]) -> None:
+    """Any user of the machine can connect, and say anything or nothing; a process can be killed while it waits."""
+    wrong = suppress(OSError, ValueError, KeyError, TypeError)
+    with wrong, connection, connection.makefile("rw", encoding="utf-8") as file:
+        for line in file:
+            message = json.loads(line)
+            if message["token"] != token:
+                break
+            file.write(report(message["row"]) + "\n")
+            file.flush()

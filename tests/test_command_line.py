@@ -59,6 +59,8 @@ MISTAKES = [  # the words, and what the answer must name
     (["oom.policy=stop", "oom.grow_after=5"], "oom.grow_after=5 has no effect"),
     (["freeze.preset=head_only", "freeze.lr_decay=0.8"], "freeze.lr_decay=0.8 has no effect"),
     (["freeze.lr_decay=2"], "freeze.lr_decay=2"),
+    (["seed=0,1", "debug=true"], "python -m src.train -m seed=0,1 debug=true"),
+    (["-m", "--cfg", "job", "seed=0,1"], "--cfg and --info are about one run"),
 ]
 
 

@@ -150,6 +150,15 @@ def test_a_stranger_does_not_end_the_listening(serving, job, said):
         stranger.shutdown(socket.SHUT_WR)
         stranger.settimeout(LONG)
         assert stranger.recv(1) == b"", "it gets no answer"
+    reports_and_is_answered(serving, job)
+
+
+def test_a_stranger_that_stays_and_says_nothing_keeps_nobody_waiting(serving, job):
+    with socket.create_connection(os.environ[ADDRESS].split(":")):
+        reports_and_is_answered(serving, job)
+
+
+def reports_and_is_answered(serving, job):
     process = ReportingProcess()
     serving.answer(GO_ON)
     try:
@@ -179,11 +188,11 @@ def test_no_thread_is_left_behind(trial):
 def test_a_process_that_is_killed_while_it_waits_leaves_no_thread_behind(trial):
     """The next answer of the sweep is for nobody."""
     before = set(threading.enumerate())
-    with answering_processes(trial) as environment:
-        thread = served_in(before)
-        with process_that(REPORTS, environment) as process:
-            assert trial.next_row(LONG)["epoch"] == 1
-            process.kill()
+    with answering_processes(trial) as environment, process_that(REPORTS, environment) as process:
+        assert trial.next_row(LONG)["epoch"] == 1
+        threads = set(threading.enumerate()) - before
+        process.kill()
     trial.answer(GO_ON)
-    thread.join(LONG)
-    assert not thread.is_alive()
+    for thread in threads:
+        thread.join(LONG)
+        assert not thread.is_alive()

@@ -1,0 +1,120 @@
+"""Sweeps on a Ray cluster of two raylets, which are two machines as far as Ray knows: a trial on both, and one that is lost."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from src.reporting.sweep_journal import FINISHED, Journal
+from tests.conftest import SMALL
+from tests.running import start
+from tests.warm import command_environment
+
+pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for raylets in /proc")
+
+# Only this test's own processes may use the cluster.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+SWEEP = ("-m", "hydra/launcher=ray_tune", *SMALL, "trainer.accelerator=cpu")
+
+
+def start_node(*words: str) -> subprocess.Popen[str]:
+    """A raylet with one core. Returns when it has joined its cluster; it ends with the process."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--block",
+            "--num-cpus=1",
+            "--disable-usage-stats",
+            *words,
+        ],
+        env=command_environment() | TOKEN,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said = []
+    while "Ray runtime started" not in "".join(said):
+        said.append(process.stdout.readline())
+        assert said[-1], "".join(said)
+    return process
+
+
+def end(node: subprocess.Popen[str]) -> None:
+    node.terminate()
+    try:
+        node.wait(timeout=30)
+    finally:
+        node.kill()
+
+
+def raylet_of(node: subprocess.Popen[str]) -> int:
+    """The process that is the machine to Ray."""
+    children = Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()
+    return next(int(pid) for pid in children if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """Starts the first machine. Yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:  # not of the range that Ray gives to its workers
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        port = address.partition(":")[2]
+        node = start_node(
+            "--head",
+            "--include-dashboard=false",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            f"--temp-dir={folder}",
+        )
+        yield address
+        end(node)
+
+
+@pytest.fixture
+def second(head) -> Iterator[subprocess.Popen[str]]:
+    """Starts the second machine."""
+    node = start_node(f"--address={head}", "--node-ip-address=127.0.0.1")
+    yield node
+    end(node)
+
+
+def test_a_trial_trains_on_two_machines(tmp_path, head, second):
+    words = ("strategy=ddp", "trainer.num_nodes=2", "optimizer.lr=0.001,0.01", "name=both")
+    sweep = start(tmp_path, *SWEEP, *words, f"hydra.launcher.ray.init.address={head}", **TOKEN)
+    out, err = sweep.communicate(timeout=240)
+    assert sweep.returncode == 0, out + err
+    trials = Journal(tmp_path / "runs/both").trials
+    assert [(trial.state, sorted(trial.rows)) for trial in trials.values()] == [(FINISHED, [1, 2])] * 2
+    for number in (0, 1):
+        log = (tmp_path / f"runs/both/{number}/train.log").read_text()
+        assert "2 machines" in log, log
+
+
+def test_the_trials_of_a_lost_machine_go_on_elsewhere(tmp_path, head, second):
+    words = ("trainer.max_epochs=6", "optimizer.lr=0.0001,0.001,0.01,0.03", "name=lost")
+    sweep = start(tmp_path, *SWEEP, *words, f"hydra.launcher.ray.init.address={head}", **TOKEN)
+    journal, deadline = tmp_path / "runs/lost/trials.jsonl", time.monotonic() + 120
+    while not journal.exists() or journal.read_text().count('"event": "row"') < 4:
+        assert sweep.poll() is None, sweep.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(raylet_of(second), signal.SIGKILL)
+    out, err = sweep.communicate(timeout=240)
+    assert sweep.returncode == 0, out + err
+    assert "it goes on in a new one" in out + err
+    trials = Journal(tmp_path / "runs/lost").trials
+    assert [(trial.state, sorted(trial.rows)) for trial in trials.values()] == [(FINISHED, [1, 2, 3, 4, 5, 6])] * 4
