@@ -117,6 +117,7 @@ def measure_steps(
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # makes the optimizer's states, which are held from the second step of a run on
+    memory.reset_peak()
     fixed = memory.held()
 
     def step() -> float:
@@ -132,7 +133,6 @@ def measure_steps(
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    memory.reset_peak()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws
         seconds = [step()]
         while len(seconds) <= TIMED_STEPS and sum(seconds) < TIMED_SECONDS:

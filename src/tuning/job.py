@@ -6,7 +6,6 @@ after another (src/tuning/trainable.py).
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -16,7 +15,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -242,13 +241,14 @@ def _as_it_was() -> Iterator[None]:
         sys.argv[:] = argv
         torch = sys.modules.get("torch")
         if torch is not None:
+            from src.device_memory import give_back_freed_memory  # which imports torch
+
             if threads is not None:
                 torch.set_num_threads(threads)
             gc.collect()  # a trainer and its model refer to each other
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
-            with suppress(OSError, AttributeError):  # glibc keeps freed memory otherwise
-                ctypes.CDLL("libc.so.6").malloc_trim(0)
+            give_back_freed_memory()
 
 
 def describe(error: BaseException) -> str:
