@@ -295,6 +295,12 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) 
     write_text(path, text.getvalue())
 
 
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv as numbers; cells without a value are left out."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:

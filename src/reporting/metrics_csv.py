@@ -64,9 +64,3 @@ class MetricsCsv(Logger):
             write_csv(self.path, columns, [[row.get(name, "") for name in columns] for row in rows])
         except OSError as error:  # nothing is lost: the next write has all rows
             log.warning(f"{self.path} could not be written: {error.strerror}. Training goes on.")
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv as numbers; cells without a value are left out."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]

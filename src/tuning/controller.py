@@ -19,8 +19,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from src.errors import ExitCode, Terminated, UserError
-from src.reporting.metrics_csv import read_metrics
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
+from src.run_dir import read_metrics
 from src.tuning import trainable
 from src.tuning.job import STATE, Context, describe
 from src.tuning.resuming import Trials

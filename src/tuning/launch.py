@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def launch(
         _check_jobs(journal, jobs, folder)
         todo = [number for number in jobs if not _is_done(journal, folder, number)]
         if todo:
-            log.info(f"{len(jobs)} jobs, {len(jobs) - len(todo)} of them done before, in {folder}")
+            log.info(f"{len(jobs)} jobs, {len(jobs) - len(todo)} of them done before, in {os.path.relpath(folder)}")
             with connected(settings.ray):
                 check_shared(folder)
                 shares = {number: resources_of(configs[number], settings, len(jobs)) for number in jobs}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from src.checkpoints.reading import read_checkpoint
-from src.reporting.metrics_csv import read_metrics
+from src.run_dir import read_metrics
 from tests.conftest import SMALL, check_error
 from tests.running import result, start
 

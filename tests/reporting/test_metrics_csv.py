@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from src.reporting.metrics_csv import MetricsCsv, read_metrics
+from src.reporting.metrics_csv import MetricsCsv
+from src.run_dir import read_metrics
 
 
 def test_validation_and_training_of_an_epoch_are_one_row(tmp_path):

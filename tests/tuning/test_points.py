@@ -59,9 +59,10 @@ def limit(monkeypatch):
     return lambda number: monkeypatch.setattr(Points, "limit", number)
 
 
-def test_the_driver_of_a_sweep_does_without_torch():
-    """It takes seconds to import, and only the trials need it."""
-    code = "import sys, src.tuning.choices, src.seeding; src.seeding.key(0); sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["launch", "sweep", "trainable"])
+def test_a_sweep_does_without_torch(module):
+    """It takes seconds to import, and only the trials need it: a worker that is slow to start gets none of them."""
+    code = f"import sys, src.tuning.{module}, src.seeding; src.seeding.key(0); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=command_environment(), timeout=120, capture_output=True)
     assert done.returncode == 0, done.stderr
 
