@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import cloudpickle
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
@@ -208,9 +209,13 @@ def _fill_in(sweep: Sweep, trial: TrialRecord) -> None:
 
 def _first_line(trial: Trial) -> str:
     """Of the error with which the process of a trial ended."""
-    error = trial.get_error()
-    cause = getattr(error, "cause", None)
-    return describe(cause) if cause is not None else "it was killed, or crashed"
+    file = trial.pickled_error_file  # written just now; trial.get_error() looks where it is copied to later
+    error = cloudpickle.loads(Path(file).read_bytes()) if file else None
+    if (cause := getattr(error, "cause", None)) is not None:
+        return describe(cause)
+    lines = str(error).strip().splitlines()
+    # Ray has the error of a process that could not begin only as text.
+    return lines[-1] if "raised in its creation task" in lines[0] else "it was killed, or crashed"
 
 
 def _number(trial: Trial) -> int:

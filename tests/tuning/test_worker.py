@@ -1,0 +1,73 @@
+"""What a worker is used for again, and what ends it: real trials of a small Hydra application."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.reporting.sweep_journal import FAILED, Journal
+from tests.conftest import ROOT, command_environment
+
+APP = """
+import os
+from pathlib import Path
+
+import hydra
+from omegaconf import OmegaConf
+
+from src.tuning import settings
+
+def job(config):
+    with open("pids", "a") as file:
+        print(os.getpid(), file=file)
+    raise (RuntimeError if config.error == "cuda" else ValueError)(
+        "CUDA error: an illegal memory access was encountered" if config.error == "cuda" else "an ordinary one"
+    )
+
+if __name__ == "__main__":
+    settings.register()
+    hydra.main(version_base="1.3", config_path=str(Path("conf").absolute()), config_name="app")(job)()
+"""
+
+
+def sweep(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess:
+    ray = ("hydra/launcher=ray_tune", "hydra.launcher.ray.init.num_cpus=1", "hydra.launcher.max_failures=1")
+    return subprocess.run(
+        [sys.executable, "-m", *module.split(), "-m", *ray, "hydra.sweep.dir=sweep", *words],
+        cwd=folder,
+        env=command_environment() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "app.yaml").write_text(f"error: none\nseed: 0\nhydra:\n  searchpath: ['file://{ROOT}/conf']\n")
+    (tmp_path / "app.py").write_text(APP)
+    return tmp_path
+
+
+def test_a_cuda_error_ends_its_process_and_an_ordinary_error_does_not(app):
+    done = sweep(app, "app", "error=ordinary,cuda", "seed=0,1")
+    assert done.returncode != 0
+    trials = Journal(app / "sweep").trials
+    assert [trials[number].state for number in range(4)] == [FAILED] * 4
+    ordinary, cuda = "ValueError: an ordinary one", "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert [trials[number].error for number in range(4)] == [ordinary, ordinary, cuda, cuda]
+    pids = (app / "pids").read_text().split()
+    assert len(pids) == 6, "what fails by itself is not repeated, what a broken process did once more (max_failures)"
+    assert pids[0] == pids[1]
+    assert len(set(pids[2:])) == 4, "each in a process that no other had before"
+    assert f"its process ended ({cuda}); it goes on in a new one" in done.stdout
+
+
+def test_a_process_that_cannot_begin_says_why(app):
+    """Started so, the program's own module is not the one that has its function."""
+    done = sweep(app, "cProfile -m app", "error=ordinary")
+    assert Journal(app / "sweep").trials[0].error == "AttributeError: module 'cProfile' has no attribute 'job'", done
