@@ -53,7 +53,7 @@ LAUNCHERS = (
     Launcher("joblib", ("hydra/launcher=joblib", f"hydra.launcher.n_jobs={CORES}"), "hydra-joblib-launcher"),
     Launcher(
         "hydra-ray-launcher",
-        ("hydra/launcher=ray", "hydra.launcher.ray.init.address=local", OWN_RAY, NO_DASHBOARD),
+        ("hydra/launcher=ray", "hydra.launcher.ray.init.address=local", f"+{OWN_RAY}", NO_DASHBOARD),
         "hydra-ray-launcher",
     ),
     Launcher("ray_tune", (TUNE, OWN_RAY)),

@@ -40,7 +40,7 @@ class Trials:
     metric: str | None = None  # what a trial is judged by; null: checkpoint.monitor
     mode: str | None = None  # max or min; null: what is better of the metric
     scheduler: Any = "none"  # none, asha, median, hyperband, pbt, or {_target_: ray.tune.schedulers.NAME, ...}
-    grace_epochs: int = 2  # epochs that every trial gets (asha, median); of pbt: between two exchanges
+    grace_epochs: int = 3  # epochs that every trial gets (asha, median); of pbt: between two exchanges
     reduction_factor: float = 3  # of so many trials one goes on (asha, hyperband)
     time_budget_s: float | None = None  # seconds after which the sweep ends with what it has; null: no limit
     max_concurrent: int | None = None  # trials at once; null: as many as there is room for
