@@ -25,7 +25,7 @@ from src.reporting.sweep_journal import FINISHED, PRUNED, Journal, TrialRecord, 
 from src.reporting.sweep_scale import scales_of
 
 METRIC, MODE = "val/acc", "max"
-GRACE, FACTOR = 2, 3  # epochs before the first rung, and how many times more before the next
+GRACE, FACTOR = 3, 3  # epochs before the first rung, and how many times more before the next
 
 
 def sweep_parts() -> Axes:
