@@ -213,9 +213,9 @@ def _first_line(trial: Trial) -> str:
     error = cloudpickle.loads(Path(file).read_bytes()) if file else None
     if (cause := getattr(error, "cause", None)) is not None:
         return describe(cause)
-    lines = str(error).strip().splitlines()
+    text = str(error).strip()
     # Ray has the error of a process that could not begin only as text.
-    return lines[-1] if "raised in its creation task" in lines[0] else "it was killed, or crashed"
+    return text.splitlines()[-1] if "raised in its creation task" in text else "it was killed, or crashed"
 
 
 def _number(trial: Trial) -> int:

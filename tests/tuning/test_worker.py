@@ -18,14 +18,17 @@ from pathlib import Path
 import hydra
 from omegaconf import OmegaConf
 
+from src.errors import ExitCode, UserError
 from src.tuning import settings
 
 def job(config):
     with open("pids", "a") as file:
         print(os.getpid(), file=file)
-    raise (RuntimeError if config.error == "cuda" else ValueError)(
-        "CUDA error: an illegal memory access was encountered" if config.error == "cuda" else "an ordinary one"
-    )
+    raise {
+        "ordinary": ValueError("an ordinary one"),
+        "cuda": RuntimeError("CUDA error: an illegal memory access was encountered"),
+        "memory": UserError("the GPU has no memory left", where="cuda:0", code=ExitCode.OUT_OF_MEMORY),
+    }[config.error]
 
 if __name__ == "__main__":
     settings.register()
@@ -41,7 +44,7 @@ def sweep(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess
         env=command_environment() | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
 
 
@@ -65,6 +68,12 @@ def test_a_cuda_error_ends_its_process_and_an_ordinary_error_does_not(app):
     assert pids[0] == pids[1]
     assert len(set(pids[2:])) == 4, "each in a process that no other had before"
     assert f"its process ended ({cuda}); it goes on in a new one" in done.stdout
+
+
+def test_out_of_memory_ends_its_process_too_and_is_told(app):
+    sweep(app, "app", "error=memory")
+    assert Journal(app / "sweep").trials[0].error == "the GPU has no memory left"
+    assert len(set((app / "pids").read_text().split())) == 2
 
 
 def test_a_process_that_cannot_begin_says_why(app):
