@@ -182,6 +182,10 @@ class JobRunner:
                 job_subdir_key="hydra.sweep.subdir",
                 hydra_context=HydraContext(self.loader, Callbacks(self.sweep)),
             )
+        if done.status == JobStatus.COMPLETED and "torch" in sys.modules and not gc.get_freeze_count():
+            # Set aside what is there to stay (torch, Lightning, Ray): each collection would look through it again, for
+            # 0.3 s. Not after an error, whose frames would be among it, and with them the network.
+            gc.freeze()
         if first and done.status == JobStatus.COMPLETED:
             write_json(returned_file(self.context.sweep_dir, number), {"value": _plain(done.return_value)})
         elif first:
@@ -246,8 +250,6 @@ def _as_it_was() -> Iterator[None]:
             if threads is not None:
                 torch.set_num_threads(threads)
             gc.collect()  # a trainer and its model refer to each other
-            if not gc.get_freeze_count():
-                gc.freeze()  # torch, Lightning and Ray: each collection would look through them again, for 0.3 s
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
             give_back_freed_memory()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,12 +36,6 @@ from tests.warm import ROOT
 
 LR = ["optimizer.lr=0.1"]
 FILES = ("config.yaml", "result.json", "metrics.csv", "checkpoints/last.ckpt")
-
-
-@pytest.fixture(autouse=True)
-def everything_is_collected_again() -> Iterator[None]:
-    yield
-    gc.unfreeze()
 
 
 def job_folder(path: Path, says: str) -> Path:
@@ -120,19 +111,6 @@ def test_after_a_job_the_process_is_as_before(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="of the job"):
         job()
     assert (dict(os.environ), Path.cwd(), list(sys.argv), torch.get_num_threads()) == before
-
-
-def test_what_a_job_leaves_is_collected_though_its_modules_are_not_looked_through_again():
-    class Network:
-        def __init__(self) -> None:
-            self.trainer = self  # as Lightning's refer to each other
-
-    assert gc.get_freeze_count() == 0
-    for _ in range(2):
-        with _as_it_was():
-            left = weakref.ref(Network())
-        assert left() is None
-        assert gc.get_freeze_count() > 0
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from src.reporting.sweep_journal import FAILED, Journal
+from src.reporting.sweep_journal import FAILED, FINISHED, Journal
 from tests.conftest import ROOT, command_environment
 
 APP = """
+import gc
 import os
 from pathlib import Path
 
 import hydra
+import torch
 from omegaconf import OmegaConf
 
 from src.errors import ExitCode, UserError
@@ -24,6 +26,8 @@ from src.tuning import settings
 def job(config):
     with open("pids", "a") as file:
         print(os.getpid(), file=file)
+    if config.error == "none":
+        return gc.get_freeze_count()
     raise {
         "ordinary": ValueError("an ordinary one"),
         "cuda": RuntimeError("CUDA error: an illegal memory access was encountered"),
@@ -57,16 +61,18 @@ def app(tmp_path: Path) -> Path:
 
 
 def test_a_cuda_error_ends_its_process_and_an_ordinary_error_does_not(app):
-    done = sweep(app, "app", "error=ordinary,cuda", "seed=0,1")
+    done = sweep(app, "app", "error=ordinary,none,cuda", "seed=0,1")
     assert done.returncode != 0
     trials = Journal(app / "sweep").trials
-    assert [trials[number].state for number in range(4)] == [FAILED] * 4
     ordinary, cuda = "ValueError: an ordinary one", "RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert [trials[number].error for number in range(4)] == [ordinary, ordinary, cuda, cuda]
+    assert [trials[number].state for number in range(6)] == [FAILED, FAILED, FINISHED, FINISHED, FAILED, FAILED]
+    assert [trials[number].error for number in range(6)] == [ordinary, ordinary, "", "", cuda, cuda]
     pids = (app / "pids").read_text().split()
-    assert len(pids) == 6, "what fails by itself is not repeated, what a broken process did once more (max_failures)"
-    assert pids[0] == pids[1]
-    assert len(set(pids[2:])) == 4, "each in a process that no other had before"
+    assert len(pids) == 8, "what fails by itself is not repeated, what a broken process did once more (max_failures)"
+    assert len(set(pids[:5])) == 1
+    assert len(set(pids[4:])) == 4, "after a CUDA error in a process that no other had before"
+    assert trials[2].value == 0, "after errors nothing is set aside: their frames hold the networks"
+    assert trials[3].value > 100_000, "torch is not looked through after every trial"
     assert f"its process ended ({cuda}); it goes on in a new one" in done.stdout
 
 
