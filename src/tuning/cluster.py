@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from src.cores import cpu_cores
 from src.errors import ExitCode, UserError
 from src.tuning.job import PROJECT, STATE
-from src.tuning.settings import Ray, Resources, Trials
+from src.tuning.settings import Ray, Resources, SweeperSettings, Trials
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +115,9 @@ def check_shared(sweep_dir: Path) -> None:
 def resources_of(config: DictConfig, settings: Trials, count: int | None) -> tune.PlacementGroupFactory:
     """What a trial gets: a bundle for each machine that it trains on. count: how many trials there are.
 
-    config: of the job, whose trainer.devices, num_nodes and accelerator are what it asks for. A share of the cores that
-    is not said is a machine's, divided by the trials that run at once there. Raises UserError where it never fits.
+    config: of the job, whose trainer.devices, num_nodes and accelerator are what it asks for, and whose `resources` may
+    refer to it (${data.num_workers}). A share of the cores that is not said is a machine's, divided by the trials that run
+    at once there. Raises UserError where it never fits.
     """
     nodes = int(OmegaConf.select(config, "trainer.num_nodes", default=1))
     devices = OmegaConf.select(config, "trainer.devices", default=1)
@@ -135,7 +136,8 @@ def resources_of(config: DictConfig, settings: Trials, count: int | None) -> tun
         )
     devices = len(devices) if OmegaConf.is_list(devices) else int(devices)
 
-    wanted: Resources = settings.resources
+    plugin = "sweeper" if isinstance(settings, SweeperSettings) else "launcher"
+    wanted: Resources = OmegaConf.select(config, f"hydra.{plugin}.resources", default=settings.resources)
     gpus = wanted.gpu if wanted.gpu is not None else (devices if on_gpu else 0)
     cpus = wanted.cpu
     if cpus is None:

@@ -18,6 +18,7 @@ import cloudpickle
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import BasicVariantGenerator
 
 from src.errors import ExitCode, Terminated, UserError
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
@@ -105,7 +106,7 @@ TUNES_OWN = {"done", "should_checkpoint", "training_iteration", "iterations_sinc
 def run_trials(
     sweep: Sweep,
     *,
-    search: Trials | None,
+    search: Trials | BasicVariantGenerator,
     scheduler: TrialScheduler | None,
     space: dict[str, Any],
     num_samples: int,
@@ -114,8 +115,8 @@ def run_trials(
 ) -> None:
     """Returns when all trials have ended. state: a name for Tune's own files; if they are there, the sweep goes on.
 
-    search: None where Tune itself draws from the space, which pbt needs. Raises KeyboardInterrupt or Terminated after
-    the trials have saved their positions; UserError where the metric is not reported.
+    Raises KeyboardInterrupt or Terminated after the trials have saved their positions; UserError where the metric is not
+    reported.
     """
     global _sweep
     _sweep = sweep
@@ -126,10 +127,10 @@ def run_trials(
     runnable = tune.with_resources(tune.with_parameters(trainable.HydraTrial, context=context), resources)
     path = context.sweep_dir / STATE / state
     if any(path.glob("experiment_state-*")):
-        tuner = _restored(path, runnable, space, again=search is None)
+        tuner = _restored(path, runnable, space, again=not isinstance(search, Trials))
     else:
         shutil.rmtree(path, ignore_errors=True)  # of a sweep that was killed before Tune had saved anything
-        if search is not None:
+        if isinstance(search, Trials):
             search.catch_up()
         tuner = tune.Tuner(
             runnable,
@@ -140,7 +141,6 @@ def run_trials(
                 search_alg=search,
                 scheduler=scheduler,
                 num_samples=num_samples,
-                max_concurrent_trials=settings.max_concurrent if search is None else None,
                 time_budget_s=settings.time_budget_s,
                 reuse_actors=settings.reuse_actors,
                 trial_dirname_creator=_directory,

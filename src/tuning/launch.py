@@ -28,6 +28,7 @@ from src.tuning.results import failures
 from src.tuning.resuming import Again, NumberedSearch, open_sweep, trials_of
 from src.tuning.settings import LauncherSettings
 from src.tuning.table import SweepDisplay
+from src.tuning.without_effect import warn_without_effect
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ def launch(
         )
     longest = max(judging.max_epochs_of(one) for one in configs.values())
     scheduler = build_scheduler(settings, None, longest)
+    warn_without_effect(settings)
     identity = {"kind": "launcher", "metric": metric, "mode": mode, "scheduler": settings.scheduler}
     with open_sweep(folder, identity, settings.resume) as journal:
         _check_jobs(journal, jobs, folder)

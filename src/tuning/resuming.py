@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
-from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
 from src import logs
@@ -161,3 +161,8 @@ def trials_of(search: NumberedSearch, max_concurrent: int | None) -> Trials:
     if max_concurrent is not None:
         again = ConcurrencyLimiter(again, max_concurrent)
     return Trials(again)
+
+
+def drawn_by_tune(first: dict[str, Any] | None, max_concurrent: int | None) -> BasicVariantGenerator:
+    """For pbt, which takes no other: Tune itself draws the points. first: the one of trial 0; None: drawn too."""
+    return BasicVariantGenerator([first] if first is not None else None, max_concurrent=max_concurrent or 0)

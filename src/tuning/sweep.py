@@ -25,10 +25,11 @@ from src.tuning.finishing import conclude
 from src.tuning.job import compose, make_context
 from src.tuning.points import Points, random_point
 from src.tuning.results import failures
-from src.tuning.resuming import Again, open_sweep, trials_of
+from src.tuning.resuming import Again, drawn_by_tune, open_sweep, trials_of
 from src.tuning.settings import SweeperSettings
 from src.tuning.space import Space, default_point, read_space
 from src.tuning.table import SweepDisplay
+from src.tuning.without_effect import warn_without_effect
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +66,15 @@ def sweep(
     scheduler = build_scheduler(settings, space, epochs)
     by_tune = changes_points(settings.scheduler)
     count = _count(settings, space)
-    if not by_tune:
+    beginning = default if settings.default_first else None
+    if by_tune:
+        points, search = None, drawn_by_tune(beginning, settings.max_concurrent)
+    else:
         inner = build_search(settings.search, space, metric, mode, settings.seed)
-        search = Points(inner, space, settings.seed, default if settings.default_first else None)
+        points = Points(inner, space, settings.seed, beginning)
         Points.limit = count if count is not None else -1
+        search = trials_of(points, settings.max_concurrent)
+    warn_without_effect(settings)
 
     if settings.dry_run:
         describe(settings, space, metric, mode, count, folder, example)
@@ -104,7 +110,7 @@ def sweep(
             )
             run_trials(
                 Sweep(context, settings, journal, display, mode, epochs),
-                search=None if by_tune else trials_of(search, settings.max_concurrent),
+                search=search,
                 scheduler=scheduler,
                 space=space.domains if by_tune else {},
                 num_samples=count if by_tune and count is not None else -1,
@@ -112,8 +118,8 @@ def sweep(
                 state="state",
             )
         results = conclude(folder, journal, metric, mode)
-        if not by_tune and search.skipped:
-            log.info(f"skipped   {search.skipped} points that were tried before")
+        if points is not None and points.skipped:
+            log.info(f"skipped   {points.skipped} points that were tried before")
         if (error := failures(journal)) is not None:
             raise error
     return results.get("best_value")
@@ -209,7 +215,11 @@ def _shares(
     example: DictConfig,
 ) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
     """What a trial gets, as a function of its point."""
-    if not any(one.key.partition(".")[0].lstrip("+") in OF_THE_MACHINE for one in space.parameters.values()):
+    wanted = example.hydra.sweeper.resources
+    own = any(OmegaConf.is_interpolation(wanted, name) for name in wanted)  # of each trial's own settings
+    if not own and not any(
+        one.key.partition(".")[0].lstrip("+") in OF_THE_MACHINE for one in space.parameters.values()
+    ):
         same = resources_of(example, settings, count)
         return lambda point: same
     return lambda point: resources_of(composed(space.overrides(point)), settings, count)

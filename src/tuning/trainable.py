@@ -87,11 +87,13 @@ class HydraTrial(tune.Trainable):
     """One trial at a time; the process is used for many (reuse_actors)."""
 
     def setup(self, config: dict[str, Any], context: Context) -> None:
-        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU")
-        if cpus:
-            os.environ[TRIAL_CPUS] = str(cpus)
+        share = ray.get_runtime_context().get_assigned_resources()
+        if share.get("CPU"):
+            os.environ[TRIAL_CPUS] = str(share["CPU"])
             # Ray's own choice for the whole trial, which every process of strategy=ddp would take for its own.
             os.environ.pop("OMP_NUM_THREADS", None)
+        if not share.get("GPU"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all in sight, and trainer.accelerator=auto takes one
         self.context = context
         self.runner = JobRunner(context)
         self.job: Job | None = None

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from src.reporting.sweep_journal import FINISHED, Journal
-from tests.conftest import SMALL
+from tests.conftest import ROOT, SMALL
 from tests.running import start
 from tests.warm import command_environment
 
@@ -76,6 +76,7 @@ def head() -> Iterator[str]:
         port = address.partition(":")[2]
         node = start_node(
             "--head",
+            "--num-gpus=1",  # as far as Ray knows; the trials of most tests ask for none
             "--include-dashboard=false",
             "--node-ip-address=127.0.0.1",
             f"--port={port}",
@@ -102,6 +103,51 @@ def test_a_trial_trains_on_two_machines(tmp_path, head, second):
     assert (trial.state, sorted(trial.rows)) == (FINISHED, [1, 2])
     log = (tmp_path / "runs/both/0/train.log").read_text()
     assert "on 2 x cpu" in log, log
+
+
+SEEN = """
+import os
+import time
+from pathlib import Path
+
+import hydra
+
+from src.tuning import settings
+
+def job(config):
+    me = Path(f"{config.gpu} {config.seed}")
+    me.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+    deadline = time.monotonic() + 60
+    while not Path(f"{config.gpu} {1 - config.seed}").exists():  # until the other one has begun
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return 1.0
+
+if __name__ == "__main__":
+    settings.register()
+    hydra.main(version_base="1.3", config_path=str(Path("conf").absolute()), config_name="app")(job)()
+"""
+
+
+def test_two_trials_share_a_gpu_and_those_without_one_see_none(tmp_path, head):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "app.yaml").write_text(f"gpu: 0\nseed: 0\nhydra: {{searchpath: ['file://{ROOT}/conf']}}\n")
+    (tmp_path / "app.py").write_text(SEEN)
+    words = ("gpu=0,0.5", "seed=0,1", "hydra.launcher.resources.cpu=0.25", "hydra.launcher.resources.gpu=${gpu}")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "app", "-m", "hydra/launcher=ray_tune", *words, "hydra.sweep.dir=sweep"),
+            f"hydra.launcher.ray.init.address={head}",
+        ],
+        cwd=tmp_path,
+        env=command_environment() | TOKEN,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = {path.name: path.read_text() for path in tmp_path.glob("0* [01]")}
+    assert seen == {"0 0": "", "0 1": "", "0.5 0": "0", "0.5 1": "0"}
 
 
 def in_training(sweep: Path) -> set[int]:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from src.cores import cpu_cores
 from src.errors import ExitCode, UserError
 from src.tuning import cluster
-from src.tuning.settings import LauncherSettings, Ray, RayInit, Resources
+from src.tuning.settings import LauncherSettings, Ray, RayInit, Resources, SweeperSettings
 
 
 @pytest.fixture
@@ -68,6 +68,16 @@ def test_a_job_of_any_application_gets_a_core(machines):
     machines({"CPU": 8})
     (only,) = cluster.resources_of(OmegaConf.create({}), LauncherSettings(), None).bundles
     assert only == {"CPU": 1}
+
+
+def test_resources_may_refer_to_the_settings_of_each_job(machines):
+    machines({"CPU": 16, "GPU": 4})
+    for plugin, settings in (("launcher", LauncherSettings()), ("sweeper", SweeperSettings())):
+        for workers, gpus in ((2, 0), (6, 0.5)):
+            resources = {"cpu": "${data.num_workers}", "gpu": gpus}
+            config = OmegaConf.create({"data": {"num_workers": workers}, "hydra": {plugin: {"resources": resources}}})
+            (only,) = cluster.resources_of(config, settings, 4).bundles
+            assert only == {"CPU": workers} | ({"GPU": gpus} if gpus else {})
 
 
 @pytest.mark.parametrize(
