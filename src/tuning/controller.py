@@ -111,9 +111,11 @@ def run_trials(
     space: dict[str, Any],
     num_samples: int,
     resources: Callable[[dict[str, Any]], tune.PlacementGroupFactory],
+    at_once: int,
     state: str,
 ) -> None:
-    """Returns when all trials have ended. state: a name for Tune's own files; if they are there, the sweep goes on.
+    """Returns when all trials have ended. at_once: how many there is room for when it begins. state: a name for Tune's own
+    files; if they are there, the sweep goes on.
 
     Raises KeyboardInterrupt or Terminated after the trials have saved their positions; UserError where the metric is not
     reported.
@@ -122,6 +124,8 @@ def run_trials(
     _sweep = sweep
     settings, context = sweep.settings, sweep.context
     os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = str(int(settings.grace_s) + 5)
+    # Else Tune starts the workers of a search one after another, two seconds each. pbt's are started all at once.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once) if isinstance(search, Trials) else "auto"
     mark = trainable.interruption_mark(context.sweep_dir)
     mark.unlink(missing_ok=True)
     runnable = tune.with_resources(tune.with_parameters(trainable.HydraTrial, context=context), resources)

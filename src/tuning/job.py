@@ -162,6 +162,7 @@ class JobRunner:
         ]
         self.loader = ConfigLoaderImpl(search_path)
         self.folder: Path | None = None  # of the job at hand
+        self.set_aside = False
 
     def run(
         self, number: int, overrides: Sequence[str], start_from: Path | None = None, first: bool = True
@@ -182,10 +183,11 @@ class JobRunner:
                 job_subdir_key="hydra.sweep.subdir",
                 hydra_context=HydraContext(self.loader, Callbacks(self.sweep)),
             )
-        if done.status == JobStatus.COMPLETED and "torch" in sys.modules and not gc.get_freeze_count():
+        if done.status == JobStatus.COMPLETED and "torch" in sys.modules and not self.set_aside:
             # Set aside what is there to stay (torch, Lightning, Ray): each collection would look through it again, for
             # 0.3 s. Not after an error, whose frames would be among it, and with them the network.
             gc.freeze()
+            self.set_aside = True  # gc.get_freeze_count() takes 50 ms
         if first and done.status == JobStatus.COMPLETED:
             write_json(returned_file(self.context.sweep_dir, number), {"value": _plain(done.return_value)})
         elif first:

@@ -138,14 +138,9 @@ def launch(
                     grace_s=settings.grace_s,
                     ship_code=settings.ray.ship_code,
                 )
-                display = SweepDisplay(
-                    journal,
-                    metric,
-                    mode,
-                    total=len(journal.trials.keys() | jobs.keys()),
-                    max_epochs=longest,
-                    concurrent=at_once(shares[todo[0]], settings.max_concurrent),
-                )
+                room = max(at_once(shares[number], settings.max_concurrent) for number in todo)
+                total = len(journal.trials.keys() | jobs.keys())
+                display = SweepDisplay(journal, metric, mode, total=total, max_epochs=longest, concurrent=room)
                 Again.handed_out = [{"job": number} for number in jobs if number in journal.trials]
                 Again.failed = [point for point in Again.handed_out if journal.trials[point["job"]].state == FAILED]
                 run_trials(
@@ -155,6 +150,7 @@ def launch(
                     space={},
                     num_samples=-1,
                     resources=lambda point: shares[point["job"]],
+                    at_once=room,
                     state=f"jobs-{initial_job_idx}",
                 )
         conclude(folder, journal, metric, mode)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -104,16 +105,24 @@ class NumberedSearch(Searcher):
 
 class Again(Searcher):
     """Hands out points again before it asks the search: of a sweep that is taken up, those that failed before, and those
-    that were under way and that Tune does not know of."""
+    that were under way and that Tune does not know of.
+
+    It hands out one more than there is room for, so that a machine that joins gets it, and no further ones: a search
+    that learns shall know as much as can be known.
+    """
 
     # On the class, since Tune pickles the object with the sweep, and a restored one would have those of back then.
     failed: ClassVar[list[dict[str, Any]]] = []
     handed_out: ClassVar[list[dict[str, Any]]] = []
+    room: ClassVar[Callable[[], float]] = staticmethod(
+        lambda: math.inf
+    )  # how many trials can run at once, as it is now
 
     def __init__(self, search: NumberedSearch) -> None:
         super().__init__()
         # Not `searcher`, which Tune would take for one of its own wrappers and save in another way.
         self.search = search
+        self.live: set[str] = set()  # handed out by this object, and not complete
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         self._metric, self._mode = metric, mode
@@ -123,7 +132,12 @@ class Again(Searcher):
         return self.search.set_max_concurrency(max_concurrent)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        return self.failed.pop(0) if self.failed else self.search.suggest(trial_id)
+        if len(self.live) > self.room():
+            return None
+        point = self.failed.pop(0) if self.failed else self.search.suggest(trial_id)
+        if isinstance(point, dict):
+            self.live.add(trial_id)
+        return point
 
     def catch_up(self) -> None:
         lost = self.search.catch_up(self.handed_out)
@@ -133,6 +147,7 @@ class Again(Searcher):
         self.search.on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.live.discard(trial_id)
         self.search.on_trial_complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:

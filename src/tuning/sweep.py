@@ -87,7 +87,7 @@ def sweep(
         **{"seed": settings.seed, "default_first": settings.default_first},
     }
     with open_sweep(folder, identity, settings.resume) as journal:
-        with connected(settings.ray):
+        with connected(settings.ray, last=True):
             check_shared(folder)
             shares = _shares(settings, space, count, lambda point: compose(loader, config, point, 0, folder), example)
             context = make_context(
@@ -103,6 +103,10 @@ def sweep(
             )
             room = at_once(shares(first), settings.max_concurrent)
             display = SweepDisplay(journal, metric, mode, total=count, max_epochs=epochs, concurrent=room)
+            if not judging.keeps_checkpoints(scheduler) and _all_alike(
+                space, example
+            ):  # none is paused to wait for more
+                Again.room = staticmethod(lambda: at_once(shares(first), settings.max_concurrent))
             Again.handed_out = [] if by_tune else _points_of(journal, space)
             Again.failed = [point for point in Again.handed_out if journal.trials[point["job"]].state == FAILED]
             log.info(
@@ -115,6 +119,7 @@ def sweep(
                 space=space.domains if by_tune else {},
                 num_samples=count if by_tune and count is not None else -1,
                 resources=shares,
+                at_once=room,
                 state="state",
             )
         results = conclude(folder, journal, metric, mode)
@@ -207,6 +212,15 @@ def _count(settings: SweeperSettings, space: Space) -> int | None:
     return settings.num_samples if size is None else min(size, settings.num_samples)
 
 
+def _all_alike(space: Space, example: DictConfig) -> bool:
+    """Whether all trials ask for the same of the machines."""
+    wanted = example.hydra.sweeper.resources
+    return not (
+        any(OmegaConf.is_interpolation(wanted, name) for name in wanted)
+        or any(one.key.partition(".")[0].lstrip("+") in OF_THE_MACHINE for one in space.parameters.values())
+    )
+
+
 def _shares(
     settings: SweeperSettings,
     space: Space,
@@ -215,11 +229,7 @@ def _shares(
     example: DictConfig,
 ) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
     """What a trial gets, as a function of its point."""
-    wanted = example.hydra.sweeper.resources
-    own = any(OmegaConf.is_interpolation(wanted, name) for name in wanted)  # of each trial's own settings
-    if not own and not any(
-        one.key.partition(".")[0].lstrip("+") in OF_THE_MACHINE for one in space.parameters.values()
-    ):
+    if _all_alike(space, example):
         same = resources_of(example, settings, count)
         return lambda point: same
     return lambda point: resources_of(composed(space.overrides(point)), settings, count)

@@ -164,6 +164,21 @@ def test_a_sweep_of_which_tune_had_saved_nothing_catches_up(again, max_concurren
     assert trials.searcher.suggest("c") == {"job": 2, "lr": 3}
 
 
+def test_a_search_is_asked_for_one_point_more_than_there_is_room_for(again, monkeypatch):
+    """What it suggests later, it suggests with more results known; a machine that joins gets trials at once."""
+    search, room = again(grid()), [1]
+    monkeypatch.setattr(Again, "room", staticmethod(lambda: room[0]))
+    assert [search.suggest(name) and name for name in "abc"] == ["a", "b", None]
+    search.on_trial_complete("a", {"acc": 1.0})
+    assert search.suggest("c") == {"job": 2, "lr": 3}
+    assert search.suggest("d") is None
+    room[0] = 2
+    assert search.suggest("d") == {"job": 3, "lr": 4}
+    assert search.suggest("e") is None, "not the end: one of the trials may come again"
+    room[0] = 9
+    assert search.suggest("e") == FINISHED
+
+
 def test_a_search_that_had_ended_is_asked_again(again):
     """There may be more trials now, or failed ones."""
     trials = trials_of(GivenJobs([0]), None)
