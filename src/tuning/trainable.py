@@ -87,13 +87,7 @@ class HydraTrial(tune.Trainable):
     """One trial at a time; the process is used for many (reuse_actors)."""
 
     def setup(self, config: dict[str, Any], context: Context) -> None:
-        share = ray.get_runtime_context().get_assigned_resources()
-        if share.get("CPU"):
-            os.environ[TRIAL_CPUS] = str(share["CPU"])
-            # Ray's own choice for the whole trial, which every process of strategy=ddp would take for its own.
-            os.environ.pop("OMP_NUM_THREADS", None)
-        if not share.get("GPU"):
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all in sight, and trainer.accelerator=auto takes one
+        _keep_to_the_share()
         self.context = context
         self.runner = JobRunner(context)
         self.job: Job | None = None
@@ -205,12 +199,23 @@ class Peer:
 
     def __init__(self, context: Context) -> None:
         os.environ["TUNE_ORIG_WORKING_DIR"] = str(Path.cwd())
-        os.environ.pop("OMP_NUM_THREADS", None)
+        _keep_to_the_share()
         self.runner = JobRunner(context)
 
     def run(self, number: int, overrides: Sequence[str], place: Place) -> None:
         with working_on(Trial(place=place)):
             self.runner.run(number, overrides, first=False)
+
+
+def _keep_to_the_share() -> None:
+    """Has the jobs of this process use the cores and GPUs that Ray gave to it."""
+    share = ray.get_runtime_context().get_assigned_resources()
+    if share.get("CPU"):
+        os.environ[TRIAL_CPUS] = str(share["CPU"])
+        # Ray's own choice for the whole trial, which every process of strategy=ddp would take for its own.
+        os.environ.pop("OMP_NUM_THREADS", None)
+    if not share.get("GPU"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all in sight, and trainer.accelerator=auto takes one
 
 
 def _poisons(error: Exception) -> bool:
