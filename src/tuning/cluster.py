@@ -6,7 +6,6 @@ import atexit
 import logging
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,11 +27,11 @@ EXAMPLE = "python -m src.train -m hydra/launcher=ray_tune optimizer.lr=1e-3,3e-3
 
 
 @contextmanager
-def connected(settings: Ray, last: bool = False) -> Iterator[None]:
+def connected(settings: Ray) -> Iterator[None]:
     """Inside, Ray is there: the cluster at the address, or one on this machine. Raises UserError where none answers.
 
-    Ray that runs already, of an earlier batch of the same sweep, is used again. last: no other batch comes. Ray then ends
-    in the background, which takes two seconds; otherwise with the process.
+    Ray that runs already, of an earlier batch of the same sweep, is used again. It ends with the process: ended in another
+    thread, while the report is made, Ray ends the process at times.
     """
     logger = logging.getLogger("ray")
     logger.handlers.clear()
@@ -40,8 +39,6 @@ def connected(settings: Ray, last: bool = False) -> Iterator[None]:
     if not ray.is_initialized():
         _start(settings)
     yield
-    if last:
-        threading.Thread(target=ray.shutdown).start()
 
 
 def _start(settings: Ray) -> None:

@@ -87,7 +87,7 @@ def sweep(
         **{"seed": settings.seed, "default_first": settings.default_first},
     }
     with open_sweep(folder, identity, settings.resume) as journal:
-        with connected(settings.ray, last=True):
+        with connected(settings.ray):
             check_shared(folder)
             shares = _shares(settings, space, count, lambda point: compose(loader, config, point, 0, folder), example)
             context = make_context(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
@@ -168,16 +167,6 @@ def test_ray_is_started_here_once_unless_there_is_an_address(started, monkeypatc
     with cluster.connected(Ray(init=RayInit(address="10.0.0.1:6379"))):
         assert started["address"] == "10.0.0.1:6379"
     assert "num_cpus" not in started, "a cluster has its own"
-
-
-def test_ray_ends_with_the_last_batch_and_not_with_one_that_others_may_follow(started, monkeypatch):
-    ended = threading.Event()
-    monkeypatch.setattr(cluster.ray, "shutdown", ended.set)
-    with cluster.connected(Ray()):
-        pass
-    with cluster.connected(Ray(), last=True):
-        assert not ended.wait(0.1)
-    assert ended.wait(5)
 
 
 def test_a_cluster_that_does_not_answer(started, monkeypatch):
