@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-TRIAL_CPUS = "TRIAL_CPUS"  # environment variable: the cores that a sweep gives to a trial; src/tuning/trainable.py sets it
+TRIAL_CPUS = (
+    "TRIAL_CPUS"  # environment variable: the cores that a sweep gives to a trial; src/tuning/trainable.py sets it
+)
 
 
 def cpu_cores() -> int:

@@ -20,6 +20,7 @@ DDP = (*CPU, "strategy=ddp", "trainer.devices=2")
 # pictures that a process sees. 20 steps.
 SAME = (
     *SMALL,
+    "model.backbone=resnet18",
     "data.num_pictures=75",
     "data.class_weights=balanced",
     "data.augment=standard",
@@ -89,14 +90,14 @@ def test_another_strategy_continues_the_run(runs, command, tmp_path):
 
 def test_a_sweep_over_numbers_of_devices_repeats_no_job(command, tmp_path):
     """Lightning's own launcher runs the whole sweep again in every process, and waits for ever at 2,1."""
-    done = command("train", "-m", *SMALL, *CPU, "strategy=ddp", "trainer.devices=2,1,2", "name=sweep")
+    done = command("train", "-m", *SMALL, *CPU, "strategy=ddp", "trainer.devices=2,1", "name=sweep")
     assert done.code == 0, done.text
     jobs = sorted(path for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir())
-    assert [job.name for job in jobs] == ["0", "1", "2"]
-    assert [len(list(job.glob("rank*.log"))) for job in jobs] == [1, 0, 1]
-    assert [result(job)["steps"] for job in jobs] == [6, 6, 6]
-    assert len(list((tmp_path / "runs").rglob("result.json"))) == 3
-    assert [json.loads((job / "environment.json").read_text())["command"].count(" -m ") for job in jobs] == [2, 2, 2]
+    assert [job.name for job in jobs] == ["0", "1"]
+    assert [len(list(job.glob("rank*.log"))) for job in jobs] == [1, 0]
+    assert [result(job)["steps"] for job in jobs] == [6, 6]
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 2
+    assert [json.loads((job / "environment.json").read_text())["command"].count(" -m ") for job in jobs] == [2, 2]
 
 
 def test_what_one_process_finds_wrong_is_printed_once(command, tmp_path):

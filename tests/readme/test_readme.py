@@ -7,6 +7,7 @@ documented exit code 69.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -52,7 +53,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_the_page_works(folder, page):
     """One test for a page: later commands use what earlier ones made. The first is a fresh process, as all are for a
-    user; the others save the import of torch (tests/warm.py)."""
+    user; the others save the import of torch (tests/warm.py). FIRST_RUN: a file with what `python -m src.train` printed,
+    which .ci/run has run already."""
     lines = [line for line in commands(page) if line not in RUN_BY_CI + NOT_RUN]
     for number, line in enumerate(lines):
         check_command(folder, line, cold=number == 0)
@@ -60,6 +62,9 @@ def test_every_command_of_the_page_works(folder, page):
 
 def check_command(folder: Path, line: str, cold: bool) -> None:
     words = shlex.split(line)
+    if words == ["python", "-m", "src.train"] and (recorded := os.environ.get("FIRST_RUN")):
+        check_first_run(Path(recorded).read_text())
+        return
     shortened = words[:3] == ["python", "-m", "src.train"] and not {"--help", "--cfg", "debug=true"} & set(words)
     if shortened and len(words) > 3:
         words += SHORT[:1] if "data.batch_size=" in line else SHORT

@@ -141,7 +141,7 @@ def test_a_dry_run_does_nothing(command, tmp_path):
     assert "1e-05 to 0.1, logarithmic" in done.out
     assert "trials    9" in done.out
     assert "runs/dry" in done.out
-    assert "backbone: resnet18" in done.out
+    assert "backbone: shufflenet_v2_x0_5" in done.out
     assert not (tmp_path / "runs").exists()
 
 

@@ -60,26 +60,21 @@ def app(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_cuda_error_ends_its_process_and_an_ordinary_error_does_not(app):
-    done = sweep(app, "app", "error=ordinary,none,cuda", "seed=0,1")
+def test_errors_of_the_gpu_and_of_memory_end_their_process_and_an_ordinary_error_does_not(app):
+    done = sweep(app, "app", "error=ordinary,none,cuda,memory", "seed=0,1")
     assert done.returncode != 0
     trials = Journal(app / "sweep").trials
-    ordinary, cuda = "ValueError: an ordinary one", "RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert [trials[number].state for number in range(6)] == [FAILED, FAILED, FINISHED, FINISHED, FAILED, FAILED]
-    assert [trials[number].error for number in range(6)] == [ordinary, ordinary, "", "", cuda, cuda]
+    ordinary, memory = "ValueError: an ordinary one", "the GPU has no memory left"
+    cuda = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert [trials[number].state for number in range(8)] == [*[FAILED] * 2, *[FINISHED] * 2, *[FAILED] * 4]
+    assert [trials[number].error for number in range(8)] == [*[ordinary] * 2, "", "", *[cuda] * 2, *[memory] * 2]
     pids = (app / "pids").read_text().split()
-    assert len(pids) == 8, "what fails by itself is not repeated, what a broken process did once more (max_failures)"
+    assert len(pids) == 12, "what fails by itself is not repeated, what a broken process did once more (max_failures)"
     assert len(set(pids[:5])) == 1
-    assert len(set(pids[4:])) == 4, "after a CUDA error in a process that no other had before"
+    assert len(set(pids[4:])) == 8, "after a broken process one that no other had before"
     assert trials[2].value == 0, "after errors nothing is set aside: their frames hold the networks"
     assert trials[3].value > 100_000, "torch is not looked through after every trial"
     assert f"its process ended ({cuda}); it goes on in a new one" in done.stdout
-
-
-def test_out_of_memory_ends_its_process_too_and_is_told(app):
-    sweep(app, "app", "error=memory")
-    assert Journal(app / "sweep").trials[0].error == "the GPU has no memory left"
-    assert len(set((app / "pids").read_text().split())) == 2
 
 
 def test_a_process_that_cannot_begin_says_why(app):
