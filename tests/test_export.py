@@ -101,7 +101,7 @@ def test_channels_last_survives_torch_export(run, tmp_path):
     WRITERS["torch_export"](LoadedModel.read(run / "model"), tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").state_dict
     weights = [tensor for tensor in loaded.values() if tensor.dim() == 4]
-    assert len(weights) == 20
+    assert len(weights) == 56
     assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in weights)
 
 

@@ -56,7 +56,7 @@ def test_a_run_leaves_everything_about_it(command, tmp_path):
     best = max(float(row["val/acc"]) for row in rows)
     assert ended["metrics"]["val/acc"] == pytest.approx(best, abs=1e-6)
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["num_pictures"] == 60
-    assert "state_dict: 122 tensors" in (run / "model_summary.txt").read_text()
+    assert "state_dict: 338 tensors" in (run / "model_summary.txt").read_text()
     assert f"python -m src.evaluate run={Path('runs/one')}" in done.out
 
     again = command("train", *SMALL, "name=one", "logger.tensorboard=true")
@@ -335,10 +335,10 @@ def test_choices_that_go_together_work(command, tmp_path, words):
         name: tuple(tensor.shape) for name, tensor in load_file(tmp_path / "runs/x/model/model.safetensors").items()
     }
     if "model.head=append" in words:
-        assert shapes["backbone.fc.weight"] == (1000, 512)
+        assert shapes["backbone.fc.weight"] == (1000, 1024)
         assert shapes["head.weight"] == (3, 1000)
     if "model.task=binary" in words:
-        assert shapes["head.weight"] == (1, 512)
+        assert shapes["head.weight"] == (1, 1024)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

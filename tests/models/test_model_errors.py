@@ -9,8 +9,10 @@ import pytest
 import torch
 import torchvision
 
-from tests.conftest import ROOT, SMALL, check_error
+from tests import conftest
+from tests.conftest import ROOT, check_error
 
+SMALL = (*conftest.SMALL, "model.backbone=resnet18")
 RESNET = (*SMALL, "model.weights=default")
 
 

@@ -38,10 +38,10 @@ def commands(page: Path) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()] + in_tables
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+@pytest.fixture
+def folder(tmp_path) -> Path:
     """What the page supposes: photos/, new_photos/, a picture, a table."""
-    folder = tmp_path_factory.mktemp("readme")
+    folder = tmp_path
     write_pictures(folder / "photos", {"cats": 10, "dogs": 10})
     write_pictures(folder / "new_photos", {"": 3}, seed=1)
     shutil.copy(folder / "photos/cats/000.png", folder / "cat.jpg")
