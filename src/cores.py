@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 
-TRIAL_CPUS = (
-    "TRIAL_CPUS"  # environment variable: the cores that a sweep gives to a trial; src/tuning/trainable.py sets it
-)
+TRIAL_CPUS = "TRIAL_CPUS"  # environment variable: the cores a sweep gives to a trial; src/tuning/trainable.py sets it
 
 
 def cpu_cores() -> int:

@@ -114,9 +114,7 @@ class Again(Searcher):
     # On the class, since Tune pickles the object with the sweep, and a restored one would have those of back then.
     failed: ClassVar[list[dict[str, Any]]] = []
     handed_out: ClassVar[list[dict[str, Any]]] = []
-    room: ClassVar[Callable[[], float]] = staticmethod(
-        lambda: math.inf
-    )  # how many trials can run at once, as it is now
+    room: ClassVar[Callable[[], float]] = staticmethod(lambda: math.inf)  # for trials at once, as it is now
 
     def __init__(self, search: NumberedSearch) -> None:
         super().__init__()

@@ -103,9 +103,8 @@ def sweep(
             )
             room = at_once(shares(first), settings.max_concurrent)
             display = SweepDisplay(journal, metric, mode, total=count, max_epochs=epochs, concurrent=room)
-            if not judging.keeps_checkpoints(scheduler) and _all_alike(
-                space, example
-            ):  # none is paused to wait for more
+            # Not where trials are paused, which then wait for others to come.
+            if not judging.keeps_checkpoints(scheduler) and _all_alike(space, example):
                 Again.room = staticmethod(lambda: at_once(shares(first), settings.max_concurrent))
             Again.handed_out = [] if by_tune else _points_of(journal, space)
             Again.failed = [point for point in Again.handed_out if journal.trials[point["job"]].state == FAILED]
