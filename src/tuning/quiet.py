@@ -1,4 +1,7 @@
-"""Ray's own output, which would tear the table of a sweep: switched off before ray is imported, which reads most of this."""
+"""What Ray would do of its own accord: switched off before ray is imported, which reads most of this.
+
+Above all its output, which would tear the table of a sweep.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # after it Ctrl-C ends with exit code 0
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # we say which trial it was
+    "RAY_prestart_worker_first_driver": "0",  # a process per core before the first trial; Tune's trials take none of them
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what a trial without a GPU sees; else a warning about a change to come
 }
 
