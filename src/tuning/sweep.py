@@ -65,8 +65,8 @@ def sweep(
     epochs = judging.max_epochs_of(example)
     scheduler = build_scheduler(settings, space, epochs)
     by_tune = changes_points(settings.scheduler)
-    count = _count(settings, space)
     beginning = default if settings.default_first else None
+    count = _count(settings, space, beginning)
     if by_tune:
         points, search = None, drawn_by_tune(beginning, settings.max_concurrent)
     else:
@@ -188,9 +188,11 @@ def _check_launcher(config: DictConfig) -> None:
         )
 
 
-def _count(settings: SweeperSettings, space: Space) -> int | None:
-    """How many trials there will be; None: until the time is over."""
+def _count(settings: SweeperSettings, space: Space, beginning: dict[str, Any] | None) -> int | None:
+    """How many trials there will be; None: until the time is over. beginning: the point of trial 0, if it is given."""
     size = space.size()
+    if size is not None and beginning is not None and not space.contains(beginning):
+        size += 1
     if settings.search == "grid":
         return size
     if settings.num_samples == -1:

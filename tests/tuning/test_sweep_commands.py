@@ -125,6 +125,8 @@ def test_a_population_keeps_its_numbers(command, tmp_path):
         if event["event"] == "started":
             rates.setdefault(event["trial"], set()).add(event["params"]["optimizer.lr"])
     assert any(len(values) > 1 for values in rates.values()), "no trial was changed"
+    first = next(event for event in events if event["trial"] == 0)
+    assert first["params"]["optimizer.lr"] == 0.003, "the config as it is"
     for number, trial in trials.items():
         assert sorted(trial.rows) == [1, 2, 3, 4, 5]
         assert result(folder / str(number))["state"] == "finished"
@@ -146,6 +148,16 @@ def test_a_dry_run_does_nothing(command, tmp_path):
     assert "runs/dry" in done.out
     assert "backbone: shufflenet_v2_x0_5" in done.out
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_grid_is_tried_whole_beside_the_config_as_it_is(command, tmp_path):
+    """The default rate, 0.003, is not in the grid."""
+    words = ("optimizer.lr=0.001,0.01", "hydra.sweeper.search=grid", "hydra.sweeper.num_samples=9", "name=whole")
+    done = command("train", *SWEEPER, *words, "trainer.max_epochs=1")
+    assert done.code == 0, done.text
+    assert "hydra.sweeper.num_samples=9 has no effect: search=grid tries every combination" in done.text
+    trials = Journal(tmp_path / "runs/whole").trials
+    assert [trials[number].params["optimizer.lr"] for number in sorted(trials)] == [0.003, 0.001, 0.01]
 
 
 MISTAKES = [  # the words, the exit code, and what the answer must name
