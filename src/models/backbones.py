@@ -7,6 +7,7 @@ blocks. Nothing here loads weights: that is weights.py.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.util
 from collections.abc import Sequence
 from itertools import chain
@@ -134,6 +135,9 @@ def build_backbone(
             backbone = ModelParallelResNet50(split_at=split_at)
         else:
             backbone = torchvision.models.get_model(name, weights=None, **_arguments(name))
+        if isinstance(backbone, torchvision.models.MNASNet):
+            # Its own way refuses tensors that do not say of which version they are, as plain dictionaries cannot.
+            backbone._load_from_state_dict = functools.partial(nn.Module._load_from_state_dict, backbone)
         if not keep_classifier:
             remove_classifier(backbone)
     return backbone, check_input_size(backbone, name, image_size)

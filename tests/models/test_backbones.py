@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import importlib.util
 import subprocess
 import sys
@@ -232,6 +233,14 @@ def test_the_dry_run_on_meta_agrees_with_the_real_network(name):
         except RuntimeError:
             works = False
         assert (_try_size(backbone, size).error is None) == works, size
+
+
+def test_a_copy_of_an_mnasnet_takes_its_tensors_back_from_a_plain_dictionary():
+    """As a checkpoint has them; torchvision's own class asks for the number of a version beside them."""
+    backbone = copy.deepcopy(build_backbone("mnasnet0_5", keep_classifier=False, image_size=64)[0])
+    changed = {name: tensor + 1 for name, tensor in backbone.state_dict().items()}
+    backbone.load_state_dict(changed)
+    assert all(torch.equal(tensor, changed[name]) for name, tensor in backbone.state_dict().items())
 
 
 def test_the_real_network_has_the_last_word(monkeypatch):
