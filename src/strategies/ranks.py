@@ -161,5 +161,5 @@ def _losses_explained(seconds: float) -> Iterator[None]:
 
 def is_loss_of_a_process(error: RuntimeError) -> bool:
     """Whether an exchange between processes failed, which is not the mistake of this one."""
-    words = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL")
+    words = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "caused pair closure", "NCCL")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

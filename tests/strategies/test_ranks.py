@@ -78,6 +78,7 @@ def test_a_process_that_is_alone_asks_nobody():
     [
         (dist.DistNetworkError("timed out"), True),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"), True),
+        (RuntimeError("Got the following error: RuntimeError: Application timeout caused pair closure"), True),
         (RuntimeError("NCCL communicator was aborted on rank 1"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
