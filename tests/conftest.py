@@ -28,14 +28,6 @@ SMALL = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a fixture of their module go to one process (--dist loadgroup): made twice, some take a minute more."""
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if any(one.scope == "module" for definitions in fixtures for one in definitions):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @dataclass
 class Done:
     """What a command left: exit code, what it printed."""
