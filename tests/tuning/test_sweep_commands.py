@@ -60,9 +60,8 @@ def test_a_grid_its_failures_and_its_winner(command, tmp_path):
 def test_a_search_that_prunes_and_gets_more_trials(command, tmp_path):
     words = (*SWEEPER, "trainer.max_epochs=4", RATE, "model.head=choice(linear,mlp)", "name=search")
     words += ("hydra.sweeper.search=optuna", "hydra.sweeper.scheduler=asha", "hydra.sweeper.grace_epochs=1")
-    words += (
-        "hydra.sweeper.metric=val/loss",
-    )  # of nine pictures an accuracy is often the same, and asha stops no equals
+    # Of nine pictures an accuracy is often the same, and asha stops no equals.
+    words += ("hydra.sweeper.metric=val/loss",)
     done = command("train", *words, "hydra.sweeper.num_samples=5")
     assert done.code == 0, done.text
     folder = tmp_path / "runs/search"
