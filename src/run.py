@@ -44,7 +44,7 @@ from src.preprocessing import Preprocessing
 from src.reporting.introduction import introduce
 from src.reporting.report import write_report
 from src.reporting.tables import print_result, write_confusion
-from src.run_dir import RunFolder, shell_command, write_csv, write_text
+from src.run_dir import RunFolder, write_csv, write_text
 from src.selection import choose_weights
 from src.strategies.building import computing_at_once
 from src.strategies.precision import check_precision
@@ -52,6 +52,7 @@ from src.strategies.ranks import Ranks, joined, leave
 from src.strategies.shared_folder import open_folder
 from src.strategies.stage_balance import choose_split
 from src.trainer import build_trainer, find_callback
+from src.user_command import shell_command
 
 log = logging.getLogger(__name__)
 

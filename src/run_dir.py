@@ -14,7 +14,6 @@ import os
 import platform
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from src.errors import ExitCode, Terminated, UserError
+from src.user_command import shell_command
 
 log = logging.getLogger(__name__)
 
@@ -226,17 +226,6 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "git": _git_state(),
     }
-
-
-def shell_command() -> str:
-    """The command line as it can be pasted again; of a process that it started, that of the command."""
-    import shlex
-
-    if "TRAIN_COMMAND" in os.environ:
-        return os.environ["TRAIN_COMMAND"]
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    start = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
-    return shlex.join(start + sys.argv[1:])
 
 
 def _git_state() -> dict[str, Any] | None:

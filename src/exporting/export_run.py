@@ -14,7 +14,8 @@ from src.exporting.formats import WHOLE, Format
 from src.exporting.pictures import pictures_below, pictures_of_run
 from src.exporting.verification import TOLERANCE, verify
 from src.exporting.writers import WRITERS, LoadedModel
-from src.run_dir import read_run, shell_command, write_atomically
+from src.run_dir import read_run, write_atomically
+from src.user_command import shell_command
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from src.data.sources import load_pictures
 from src.data.splits import read_split_file
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
-from src.run_dir import shell_command
+from src.user_command import shell_command
 
 MOST = 16
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from src.errors import ExitCode, UserError
 from src.exporting.formats import Format
-from src.run_dir import shell_command
+from src.user_command import shell_command
 
 # float32 sums in another order differ by 1e-6 or so; a wrong weight, layer or normalisation by far more.
 TOLERANCE = 1e-4

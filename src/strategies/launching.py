@@ -31,7 +31,8 @@ import yaml
 from src import trial as trials
 from src.config import Config, device_count, plain
 from src.errors import ErrorOfProcess, ExitCode, Terminated, UserError
-from src.run_dir import RunFolder, claim, shell_command
+from src.run_dir import RunFolder, claim
+from src.user_command import shell_command
 
 log = logging.getLogger(__name__)
 

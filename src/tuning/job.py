@@ -33,8 +33,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
 import src
-from src.run_dir import shell_command, write_json
+from src.run_dir import write_json
 from src.tuning import settings
+from src.user_command import shell_command
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import yaml
 
 from src import config_checks
 from src.errors import ErrorOfProcess, Terminated, UserError
-from src.run_dir import shell_command
 from src.strategies import launching
+from src.user_command import shell_command
 
 FINISH = "(path / 'result.json').write_text(json.dumps({'metrics': {'val/acc': 0.5}}))"
 HEAD = """

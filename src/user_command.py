@@ -1,0 +1,62 @@
+"""The user's own command line: as it was typed, and corrected for the `fix` lines of a UserError.
+
+A fix keeps every word the user typed and changes only what was wrong, so that pasting it does what was meant.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+FRONT_DOORS = ("train", "evaluate", "predict", "export")
+
+
+def shell_command() -> str:
+    """The command line as it can be pasted again. In a rank or a trial, the command that the user typed to start it."""
+    if "TRAIN_COMMAND" in os.environ:
+        return os.environ["TRAIN_COMMAND"]
+    return shlex.join([*_program(), *sys.argv[1:]])
+
+
+def corrected(*words: str, remove: Sequence[str] = ()) -> str:
+    """The user's command with these words put right, quoted for the shell.
+
+    A `key=value` word takes the place of what was typed for the same key, or is added at the end; a flag (`-m`) is put
+    before the first word. remove: keys, or whole words, that are left out. Outside a front door (a notebook, a test)
+    there is no user's command, and the words are given to src.train.
+    """
+    program, typed = _split(shell_command())
+    removed = set(remove)
+    kept = [word for word in typed if _key(word) not in removed and word not in removed]
+    for word in words:
+        if word.startswith("-"):
+            kept = kept if word in kept else [word, *kept]
+            continue
+        places = [place for place, other in enumerate(kept) if "=" in other and _key(other) == _key(word)]
+        if places:
+            kept[places[0]] = word
+            kept = [other for place, other in enumerate(kept) if place not in places[1:]]
+        else:
+            kept.append(word)
+    return shlex.join([*program, *kept])
+
+
+def _program() -> list[str]:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
+
+
+def _split(command: str) -> tuple[list[str], list[str]]:
+    """The program and the user's words; src.train without a word where the command is not one of ours."""
+    parts = shlex.split(command)
+    start = 3 if parts[1:2] == ["-m"] else 2
+    program, words = parts[:start], parts[start:]
+    if program[-1].removesuffix(".py").replace("/", ".").rpartition(".")[2] not in FRONT_DOORS:
+        return ["python", "-m", "src.train"], []
+    return program, words
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
