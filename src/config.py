@@ -41,7 +41,9 @@ class Data:
     background: list[int] = field(default_factory=lambda: [255, 255, 255])  # RGB behind transparent pictures
     max_megapixels: float = 100.0  # larger pictures are refused by their header, before any memory is spent
     on_bad_image: str = choice("error", "skip", default="error")  # stop with a list of them, or train without them
-    class_weights: str = choice("none", "balanced", default="none")  # balanced: rare classes count more in the loss
+    class_weights: str = choice(
+        "none", "balanced", "inverse", default="none"
+    )  # an image of a rare class counts more in the loss: by 1/sqrt(images of the class), or by 1/images
     batch_size: Any = 32  # pictures per optimizer step, over all devices; auto: the largest that fits
     num_workers: int | None = None  # loader processes, over all devices; null: one per core, 0 for pictures in memory
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from src.cores import cpu_cores
 from src.data.loading import eval_loader, num_workers
 from src.data.pictures import Pictures
 from src.data.sources import load_pictures, load_unsplit
+from src.data.splits import read_csv
 from src.errors import ExitCode, UserError
 from src.machine import choose_device, set_threads
 from src.models.building import build_loss, rebuild
@@ -60,7 +62,7 @@ def evaluate(
     metrics, loss = SplitMetrics(num_classes).to(device), loss.to(device).eval()
     batches = track(batches, "measuring", transient=True, disable=not sys.stdout.isatty())
     for logits, labels in logits_of(network, batches, device, precision):
-        metrics.update(loss(logits, labels), predicted_classes(logits, loss.task), labels)
+        metrics.update(loss(logits, labels), predicted_classes(logits, loss.task), labels, loss.weight(labels))
     return metrics.compute(), metrics.confusion.compute().cpu()
 
 
@@ -74,7 +76,7 @@ def measure_split(
 ) -> tuple[dict[str, float], torch.Tensor]:
     """What `evaluate` returns, for a split of a run's pictures."""
     loader = eval_loader(pictures, split, preprocessing, config.data, num_workers(config.data, pictures))
-    loss = build_loss(config, pictures)
+    loss = build_loss(config, pictures.counts("train"))
     return evaluate(network, loader, loss, len(pictures.classes), device, config.precision.name)
 
 
@@ -90,7 +92,11 @@ def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path |
     check_precision(settings.precision.name, device)
     set_threads(settings.trainer.threads)
 
-    values, confusion = measure_split(settings, rebuild(card, state), pictures, split, card.preprocessing, device)
+    loader = eval_loader(pictures, split, card.preprocessing, settings.data, num_workers(settings.data, pictures))
+    weighted = settings.data.class_weights != "none"
+    loss = build_loss(settings, _training_counts(run, card.classes) if weighted else ())
+    precision = settings.precision.name
+    values, confusion = evaluate(rebuild(card, state), loader, loss, len(card.classes), device, precision)
     metrics = {f"{split}/{name}": value for name, value in values.items()}
     out = out or run
     out.mkdir(parents=True, exist_ok=True)
@@ -108,11 +114,16 @@ def _pictures_to_measure(settings: Config, run: Path, overrides: list[str]) -> P
     data = settings.data
     if data.source in ("image_folder", "table"):
         if _named(overrides, "data.root", "data.table"):
-            data.class_weights = "none"  # they are made from the training pictures, which are not here
             return load_unsplit(data, memory=memory, workers=cpu_cores())
         data.split_file = data.split_file if _named(overrides, "data.split_file") else str(run / "split.csv")
         data.on_bad_image = "skip"  # what the run left out is not in its split; what broke since then is said
     return load_pictures(data, settings.seed, memory=memory, bad_list=None, workers=cpu_cores())
+
+
+def _training_counts(run: Path, classes: Sequence[str]) -> list[int]:
+    """How many images of each class the run trained on: its class weights, with which other images are measured too."""
+    counts = Counter(row["label"] for row in read_csv(run / "split.csv", ("label", "split")) if row["split"] == "train")
+    return [counts[name] for name in classes]
 
 
 def _named(overrides: list[str], *keys: str) -> bool:

@@ -92,7 +92,7 @@ def run(config: Config, path: Path) -> float:
         model = build_classifier(config, network, pictures, steps, hparams=plain)
         trainer = build_trainer(config, folder, devices, phases)
         if ranks.is_first:
-            introduce(config, folder, pictures, network, weights, preprocessing, steps, devices)
+            introduce(config, folder, pictures, network, weights, preprocessing, steps, devices, phases)
 
         fit(trainer, model, data, folder, start)
         leave()
@@ -179,7 +179,7 @@ def settle_batch_size(
         return config
 
     def find() -> int:
-        loss, count = build_loss(config, pictures), len(pictures.splits["train"])
+        loss, count = build_loss(config, pictures.counts("train")), len(pictures.splits["train"])
         shares = device_count(config.trainer) * config.trainer.num_nodes
         size = preprocessing.image_size
         return find_batch_size(config, network, loss, phases, device, count, size, folder.path, devices=shares)

@@ -32,6 +32,7 @@ from src.errors import ExitCode, UserError
 from src.reporting.metrics_csv import MetricsCsv
 from src.run_dir import RunFolder
 from src.strategies.building import build_precision, build_strategy, can_repeat_steps
+from src.strategies.sync_batchnorm import SyncedBatchNorm
 from src.trial import current
 
 Kind = TypeVar("Kind", bound=L.Callback)
@@ -62,7 +63,6 @@ def build_trainer(config: Config, folder: RunFolder, devices: Sequence[torch.dev
         devices=[device.index for device in devices] if kind == "cuda" else len(devices),
         num_nodes=settings.num_nodes,
         strategy=build_strategy(config, devices),
-        sync_batchnorm=config.strategy.sync_batchnorm,
         max_epochs=settings.max_epochs,
         max_time=settings.max_time,
         limit_train_batches=settings.limit_batches,
@@ -77,6 +77,7 @@ def build_trainer(config: Config, folder: RunFolder, devices: Sequence[torch.dev
         plugins=[
             DurableCheckpointIO(config.checkpoint.background),
             build_precision(config, devices[0]),  # not by name: Lightning would turn fp16 on a CPU into bf16
+            *([SyncedBatchNorm()] if config.strategy.sync_batchnorm else []),  # Lightning's own drops activations
         ],
         default_root_dir=folder.path,
         use_distributed_sampler=False,  # src/data/sampler.py divides the batches

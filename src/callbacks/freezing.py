@@ -19,6 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from src.config import Freeze
 from src.errors import UserError
+from src.models.backbones import blocks as blocks_of
+from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
@@ -32,22 +34,52 @@ def schedule(config: Freeze, blocks: Sequence[str], max_epochs: int, parameters:
     backbone's parameters, for phases that name a part of a block. A phase may name head, all, last_8, a block (layer4 or
     backbone.layer4), a part of one (layer4.1) or a pattern (layer*). Raises UserError for any other name.
     """
-    if config.phases is not None:
-        words = config.phases
-    else:
-        words = _preset(config, blocks)
-    late = [epoch for epoch in words if epoch >= max_epochs]
-    if late:
-        log.warning(
-            f"Freezing: the phase of epoch {min(late)} is never reached, since trainer.max_epochs={max_epochs}; "
-            "set freeze.unfreeze_epoch or freeze.phases to unfreeze earlier."
-        )
-    return {
+    words = _preset(config, blocks) if config.phases is None else config.phases
+    phases = {
         epoch: [
             name for word in words[epoch] for name in _resolve(str(word).removeprefix("backbone."), blocks, parameters)
         ]
         for epoch in sorted(words)
     }
+    for warning in _oddities(phases, max_epochs) + _without_effect(config):
+        log.warning(f"Freezing: {warning}.")
+    return phases
+
+
+def _oddities(phases: Phases, max_epochs: int) -> list[str]:
+    """What is allowed and hardly meant."""
+    found = []
+    late = [epoch for epoch in phases if epoch >= max_epochs]
+    if late:
+        found.append(
+            f"the phase of epoch {min(late)} is never reached, since trainer.max_epochs={max_epochs}; "
+            "set freeze.unfreeze_epoch or freeze.phases to unfreeze earlier"
+        )
+    head = min((epoch for epoch, names in phases.items() if "head" in names), default=max_epochs)
+    if head >= max_epochs:
+        found.append(
+            "no phase that is reached trains the head, so its random weights stay as they are; name head in phase 0"
+        )
+    elif head > 0:
+        found.append(f"the head is not trained before epoch {head}: until then the blocks learn for a random head")
+    for epoch, names in phases.items():
+        before = trainable(phases, epoch - 1)
+        if all(_inside(name, before) for name in names):
+            found.append(f"the phase of epoch {epoch} changes nothing: all that it names is trained already")
+    return found
+
+
+def _without_effect(config: Freeze) -> list[str]:
+    """Keys that were set and that nothing looks at."""
+    usual = Freeze()
+    if config.phases is not None:
+        reason, unread = "freeze.phases says it all", ("preset", "last_n", "unfreeze_epoch")
+    elif config.preset in ("head_only", "full"):
+        reason, unread = f"freeze.preset={config.preset} has one phase", ("last_n", "unfreeze_epoch")
+    else:
+        return []
+    changed = [f"freeze.{key}={getattr(config, key)}" for key in unread if getattr(config, key) != getattr(usual, key)]
+    return [f"{word} has no effect, since {reason}" for word in changed]
 
 
 def _preset(config: Freeze, blocks: Sequence[str]) -> Phases:
@@ -75,14 +107,46 @@ def _resolve(word: str, blocks: Sequence[str], parameters: Sequence[str]) -> lis
         raise UserError(
             f"freeze.phases names {word!r}, which is no block of the backbone",
             why=f"blocks, from the input on: {', '.join(blocks)}; also head, all, last_N, and patterns such as layer*",
-            fix=f"python -m src.train 'freeze.phases={{0:[head],2:[{blocks[-1]}]}}'",
+            fix=corrected(f"freeze.phases={{0:[head],2:[{blocks[-1]}]}}"),
         )
     return [f"backbone.{block}" for block in found]
+
+
+def _inside(name: str, modules: Sequence[str]) -> bool:
+    """Whether a module or a parameter is one of the modules or in one of them."""
+    return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 def trainable(phases: Phases, epoch: int) -> list[str]:
     """The modules that learn in an epoch, in the order in which they began to."""
     return list(dict.fromkeys(name for start, names in phases.items() if start <= epoch for name in names))
+
+
+def described(network: nn.Module, phases: Phases, max_epochs: int) -> str:
+    """What is trained from which epoch of a TransferNetwork: 'epoch 0: head; from epoch 1: head and 94 % of the backbone
+    (12 of 17 blocks)'. The share is that of the backbone's parameters."""
+    told = []
+    for epoch in [epoch for epoch in phases if epoch < max_epochs]:
+        text = _described(network, trainable(phases, epoch))
+        if not told or not told[-1].endswith(f": {text}"):
+            told.append(f"{'from epoch' if epoch else 'epoch'} {epoch}: {text}")
+    return "; ".join(told if len(told) <= 4 else [*told[:2], "...", told[-1]])
+
+
+def _described(network: nn.Module, names: Sequence[str]) -> str:
+    sizes = {f"backbone.{name}": p.numel() for name, p in network.backbone.named_parameters()}
+    trained = sum(size for name, size in sizes.items() if _inside(name, names))
+    if not trained:
+        return "head"
+    blocks = [f"backbone.{block}" for block in blocks_of(network.backbone)]
+    whole = sum(_inside(block, names) for block in blocks)
+    percent = 100 * trained / sum(sizes.values())
+    if whole == len(blocks):
+        text = f"100 % of the backbone (all {whole} blocks)"
+    else:
+        share = f"{min(percent, 99):.0f}" if percent >= 1 else f"{percent:.1g}"
+        text = f"{share} % of the backbone ({whole} of {len(blocks)} blocks)"
+    return f"head and {text}" if "head" in names else text
 
 
 def apply(network: nn.Module, phases: Phases, epoch: int, batchnorm: str) -> bool:
@@ -97,7 +161,7 @@ def apply(network: nn.Module, phases: Phases, epoch: int, batchnorm: str) -> boo
     names = trainable(phases, epoch)
 
     def learns(name: str) -> bool:
-        return any(name == own or name.startswith(own + ".") for own in names)
+        return _inside(name, names)
 
     changed = False
     for name, parameter in network.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,11 +10,10 @@ import torch
 from src import seeding
 from src.checkpoints.model_folder import ModelCard
 from src.config import Config, Data, Model
-from src.data.pictures import Pictures
 from src.errors import ExitCode, UserError
 from src.models.backbones import check_backbone_name, pretrained_preprocessing
 from src.models.heads import explain_shape_mismatch
-from src.models.losses import ClassificationLoss, balanced_weights
+from src.models.losses import ClassificationLoss, class_weights
 from src.models.network import Architecture, TransferNetwork, build_network
 from src.models.weights import load_pretrained
 from src.preprocessing import Preprocessing
@@ -86,7 +86,7 @@ def _try_forward(network: TransferNetwork, image_size: int) -> None:
         raise explain_shape_mismatch(error, network, images) or error from error
 
 
-def build_loss(config: Config, pictures: Pictures) -> ClassificationLoss:
-    """The loss of the config's task, with a weight per class where the config asks for it."""
-    weights = balanced_weights(pictures.counts("train")) if config.data.class_weights == "balanced" else None
+def build_loss(config: Config, counts: Sequence[int]) -> ClassificationLoss:
+    """The loss of the config's task, weighted as data.class_weights says. counts: training images of each class."""
+    weights = class_weights(counts, config.data.class_weights)
     return ClassificationLoss(config.model.task, weights, config.model.label_smoothing)

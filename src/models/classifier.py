@@ -17,7 +17,7 @@ from src.models.building import build_loss
 from src.models.losses import ClassificationLoss, predicted_classes
 from src.models.metrics import SplitMetrics
 from src.models.network import TransferNetwork
-from src.models.optimizers import build_optimizer, build_plateau, build_schedule
+from src.models.optimizers import build_optimizer, build_plateau, build_schedule, parameter_groups
 from src.out_of_memory import InParts
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images uint8 (B, 3, S, S), labels int64 (B,)
@@ -53,6 +53,7 @@ class Classifier(L.LightningModule):
         self.train_metrics, self.val_metrics = SplitMetrics(num_classes), SplitMetrics(num_classes)
         self._part: float | torch.Tensor = 1.0  # of the batch in this process, times the number of processes
         self._counted: int | None = None  # how many of the batch's pictures are of its own; None: all
+        self._decay_by_shape = False  # True where a run goes on that began so
         self._in_parts = InParts(self)  # for validation: in eval mode a batch in parts gives the same
         self.save_hyperparameters(hparams, logger=False)
 
@@ -88,12 +89,12 @@ class Classifier(L.LightningModule):
 
     def on_train_batch_end(self, outputs: dict[str, torch.Tensor], batch: Batch, batch_idx: int) -> None:
         if self._counted != 0:
-            counted = slice(self._counted)
-            self.train_metrics.update(outputs["loss"], outputs["predicted"][counted], batch[1][counted])
+            predicted, labels = outputs["predicted"][: self._counted], batch[1][: self._counted]
+            self.train_metrics.update(outputs["loss"], predicted, labels, self.loss.weight(labels))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss, predicted = self._step(batch, self._in_parts)
-        self.val_metrics.update(loss, predicted, batch[1])
+        self.val_metrics.update(loss, predicted, batch[1], self.loss.weight(batch[1]))
 
     def _step(self, batch: Batch, forward: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = batch
@@ -125,8 +126,17 @@ class Classifier(L.LightningModule):
         if not getattr(self.trainer.strategy, "runs_backward", False):  # see src/strategies/own_backward.py
             optimizer.zero_grad()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run that began when weight decay also fell on tokens and position embeddings goes on with the groups that its
+        optimizer's state was saved for. Lightning calls this before configure_optimizers."""
+        if not checkpoint.get("optimizer_states"):
+            return
+        saved = [len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
+        groups = parameter_groups(self.network, self.optimizer_config, self.lr_decay)
+        self._decay_by_shape = saved != [len(group["params"]) for group in groups]
+
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[dict[str, Any]]]:
-        optimizer = build_optimizer(self.network, self.optimizer_config, self.lr_decay)
+        optimizer = build_optimizer(self.network, self.optimizer_config, self.lr_decay, by_shape=self._decay_by_shape)
         schedule = build_schedule(optimizer, self.optimizer_config, self.total_steps)
         schedules: list[dict[str, Any]] = [{"scheduler": schedule, "interval": "step"}]
         if self.optimizer_config.schedule == "plateau":
@@ -147,7 +157,7 @@ def build_classifier(
     """The LightningModule of a run."""
     return Classifier(
         network,
-        build_loss(config, pictures),
+        build_loss(config, pictures.counts("train")),
         config.optimizer,
         num_classes=len(pictures.classes),
         total_steps=total_steps,

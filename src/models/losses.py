@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -9,7 +11,9 @@ import torch.nn.functional as F
 class ClassificationLoss(torch.nn.Module):
     """Cross-entropy of (B, C) logits, or binary cross-entropy of (B, 1) logits; a mean over the batch.
 
-    class_weights: one factor per class, or None. With them the mean is weighted, as in torch's cross_entropy.
+    class_weights: one factor per class, or None. An image weighs as much as its class: the loss is the weighted mean of the
+    images' cross-entropies. torch's own weight= is not used, since it also multiplies each class's term of the smoothed
+    target: the smoothing mass then falls on the rare classes, and a common class is trained to be called a rare one.
     label_smoothing: share of the target spread evenly over the classes (Szegedy et al., 2016), while training only: what
     is measured is the plain loss.
     """
@@ -25,7 +29,11 @@ class ClassificationLoss(torch.nn.Module):
         if self.task == "binary":  # one logit z tells the two classes apart as the logits (0, z) do
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
         smoothing = self.label_smoothing if self.training else 0.0
-        return F.cross_entropy(logits, labels, self.class_weights, label_smoothing=smoothing)
+        if self.class_weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        weights = self.class_weights[labels]
+        return (each * weights).sum() / weights.sum()
 
     def weight(self, labels: torch.Tensor) -> torch.Tensor | int:
         """What the mean over these labels is divided by: their number, or the sum of their classes' weights."""
@@ -45,7 +53,17 @@ def predicted_classes(logits: torch.Tensor, task: str) -> torch.Tensor:
     return logits.argmax(1) if task == "multiclass" else (logits[:, 0] > 0).long()
 
 
-def balanced_weights(counts: list[int]) -> list[float]:
-    """One weight per class, inverse to its count, 1 on average over the pictures (scikit-learn's 'balanced')."""
-    total, classes = sum(counts), len(counts)
-    return [total / (classes * count) for count in counts]
+# The power of a class's count that its weight is the inverse of. docs/uneven.md has the measurement behind 'balanced'.
+CLASS_WEIGHT_POWERS = {"none": 0.0, "balanced": 0.5, "inverse": 1.0}
+
+
+def class_weights(counts: Sequence[int], form: str) -> list[float] | None:
+    """One weight per class, 1 on average over the images: scikit-learn's 'balanced' for inverse, tempered for balanced.
+
+    counts: training images of each class; one without any weighs as much as one with a single image. None for form none.
+    """
+    if form == "none":
+        return None
+    raw = [max(1, count) ** -CLASS_WEIGHT_POWERS[form] for count in counts]
+    mean = sum(weight * count for weight, count in zip(raw, counts, strict=True)) / sum(counts)
+    return [weight / mean for weight in raw]

@@ -20,13 +20,14 @@ PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 2
 
 
 def parameter_groups(
-    network: nn.Module, config: OptimizerConfig, lr_decay: float | None = None
+    network: nn.Module, config: OptimizerConfig, lr_decay: float | None = None, *, by_shape: bool = False
 ) -> list[dict[str, Any]]:
-    """The backbone and the head, each with and without weight decay. Biases and norms (1-d) are not decayed.
+    """The backbone and the head, each with and without weight decay (`decays`).
 
     lr_decay: null, or a group per block of the backbone ('backbone.layer4'), each of which learns with lr_decay times
     the lr of the block after it, so that the general features near the input change least ("discriminative
     fine-tuning", Howard and Ruder, 2018, https://arxiv.org/abs/1801.06146).
+    by_shape: decay whatever has two dimensions or more, as this project did once (Classifier.on_load_checkpoint).
     """
     lr = config.lr * config.backbone_lr_scale
     if lr_decay is None:
@@ -34,22 +35,40 @@ def parameter_groups(
     else:
         names = blocks(network.backbone)
         rates = {f"backbone.{name}": lr * lr_decay ** (len(names) - 1 - i) for i, name in enumerate(names)}
+    listed = _named_by_timm(network.backbone)
     groups: list[dict[str, Any]] = []
     for part, rate in (rates | {"head": config.lr}).items():
-        own = [p for name, p in network.named_parameters() if name == part or name.startswith(part + ".")]
-        for name, members, decay in (
-            (part, [p for p in own if p.ndim > 1], config.weight_decay),
-            (f"{part}/no_decay", [p for p in own if p.ndim <= 1], 0.0),
-        ):
+        own = [(name, p) for name, p in network.named_parameters() if name == part or name.startswith(part + ".")]
+        decayed = [p.ndim > 1 if by_shape else decays(name, p) and name not in listed for name, p in own]
+        for name, wanted, decay in ((part, True, config.weight_decay), (f"{part}/no_decay", False, 0.0)):
+            members = [p for (_, p), found in zip(own, decayed, strict=True) if found == wanted]
             if members:
                 groups.append({"params": members, "lr": rate, "weight_decay": decay, "name": name})
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters())), "a parameter in no group"
     return groups
 
 
-def build_optimizer(network: nn.Module, config: OptimizerConfig, lr_decay: float | None = None) -> Optimizer:
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay falls on a parameter: on the weights of layers, which are matrices and kernels.
+
+    Not on biases and norms, which are 1-d, nor on what has a name of its own, whatever its shape: class tokens, position
+    embeddings and relative position biases, layer scales, temperatures; they are no weights to be kept small. cpb_mlp makes
+    Swin V2's position biases, and its authors do not decay it either.
+    """
+    return parameter.ndim > 1 and "weight" in name.rpartition(".")[2] and "cpb_mlp" not in name
+
+
+def _named_by_timm(backbone: nn.Module) -> set[str]:
+    """The parameters that a timm model says are not to be decayed."""
+    ask = getattr(backbone, "no_weight_decay", None)
+    return {f"backbone.{name}" for name in ask()} if callable(ask) else set()
+
+
+def build_optimizer(
+    network: nn.Module, config: OptimizerConfig, lr_decay: float | None = None, *, by_shape: bool = False
+) -> Optimizer:
     """AdamW skips parameters without a gradient, and so does SGD: the frozen ones stay as they are."""
-    groups = parameter_groups(network, config, lr_decay)
+    groups = parameter_groups(network, config, lr_decay, by_shape=by_shape)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum or 0.0, nesterov=bool(config.momentum))
     return torch.optim.AdamW(groups, lr=config.lr)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from src.callbacks import freezing
+from src.callbacks.freezing import Phases
 from src.config import Config
 from src.data.pictures import Pictures
 from src.models.network import TransferNetwork
@@ -26,6 +28,7 @@ def introduce(
     preprocessing: Preprocessing,
     steps: int,
     devices: Sequence[torch.device],
+    phases: Phases,
 ) -> None:
     """Says what is about to happen, and writes the model's summary. devices: those of this machine."""
     counts = ", ".join(f"{len(members)} {split}" for split, members in pictures.splits.items())
@@ -33,6 +36,7 @@ def introduce(
     log.info(f"pictures  {len(pictures.names)} in {len(pictures.classes)} classes: {counts}")
     log.info(f"backbone  {config.model.backbone}: {weights}")
     log.info(f"model     {write_summary(folder.path / 'model_summary.txt', network, preprocessing.image_size)}")
+    log.info(f"freezing  {freezing.described(network, phases, config.trainer.max_epochs)}")
     where = f"{described(config, devices)}, {config.precision.name}"
     log.info(f"training  {steps} steps of {config.data.batch_size} pictures on {where}")
     log.info("")
