@@ -43,7 +43,7 @@ class Data:
     on_bad_image: str = choice("error", "skip", default="error")  # stop with a list of them, or train without them
     class_weights: str = choice(
         "none", "balanced", "inverse", default="none"
-    )  # an image of a rare class counts more in the loss: by 1/sqrt(images of the class), or by 1/images
+    )  # an image of a rare class counts more in the loss: as 1 / images of its class, in balanced at most 10-fold
     batch_size: Any = 32  # pictures per optimizer step, over all devices; auto: the largest that fits
     num_workers: int | None = None  # loader processes, over all devices; null: one per core, 0 for pictures in memory
 

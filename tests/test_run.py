@@ -87,16 +87,18 @@ FOLDER = ("data=image_folder", "data.root=photos", "data.image_size=32", *SMALL[
 
 def test_evaluate_and_predict_repeat_the_runs_numbers(command, tmp_path):
     photos = folder_of_pictures(tmp_path)
-    done = command("train", *FOLDER, "name=fruit", "optimizer.lr=0.01", "data.num_workers=1")
+    words = ("optimizer.lr=0.01", "data.num_workers=1", "data.class_weights=inverse")
+    done = command("train", *FOLDER, "name=fruit", *words)
     assert done.code == 0, done.text
     run = tmp_path / "runs" / "fruit"
     trained = {name: value for name, value in result(run)["metrics"].items() if name.startswith("test/")}
 
     assert command("evaluate", "run=runs/fruit").code == 0
     assert json.loads((run / "evaluation.json").read_text())["metrics"] == trained
-    assert command("evaluate", "run=runs/fruit", "split=val", "out=elsewhere").code == 0
+    assert command("evaluate", "run=runs/fruit", "split=val", "out=elsewhere", "data.batch_size=3").code == 0
     val = json.loads((tmp_path / "elsewhere" / "evaluation.json").read_text())["metrics"]
-    assert val == {name: value for name, value in result(run)["metrics"].items() if name.startswith("val/")}
+    expected = {name: value for name, value in result(run)["metrics"].items() if name.startswith("val/")}
+    assert val == pytest.approx(expected, rel=1e-6), "the size of a batch changes the weighted loss"
 
     # Folders in another order (a new first class that is empty of test pictures would shift every number by one).
     test_rows = [row for row in table(run / "split.csv") if row["split"] == "test"]
@@ -104,6 +106,9 @@ def test_evaluate_and_predict_repeat_the_runs_numbers(command, tmp_path):
         target = tmp_path / "test_pictures" / row["path"]
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(photos / row["path"], target)
+    assert command("evaluate", "run=runs/fruit", "data.root=test_pictures", "out=others").code == 0
+    elsewhere = json.loads((tmp_path / "others" / "evaluation.json").read_text())["metrics"]
+    assert elsewhere == pytest.approx(trained, rel=1e-6), "other images are measured with other class weights"
     shutil.rmtree(tmp_path / "test_pictures" / "apple")
     done = command("evaluate", "run=runs/fruit", "data.root=test_pictures", "out=others")
     assert done.code == 0, done.text

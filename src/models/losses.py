@@ -53,17 +53,20 @@ def predicted_classes(logits: torch.Tensor, task: str) -> torch.Tensor:
     return logits.argmax(1) if task == "multiclass" else (logits[:, 0] > 0).long()
 
 
-# The power of a class's count that its weight is the inverse of. docs/uneven.md has the measurement behind 'balanced'.
-CLASS_WEIGHT_POWERS = {"none": 0.0, "balanced": 0.5, "inverse": 1.0}
+# How many times an image of the largest class an image of a rare class weighs at most (data.class_weights=balanced). Inverse
+# frequency alone makes a lottery of a class with one image, which then weighs 171 times one of 171: docs/uneven.md has numbers.
+LARGEST_WEIGHT = 10
 
 
 def class_weights(counts: Sequence[int], form: str) -> list[float] | None:
-    """One weight per class, 1 on average over the images: scikit-learn's 'balanced' for inverse, tempered for balanced.
+    """One weight per class, inverse to its count, 1 on average over the images; None for form none.
 
-    counts: training images of each class; one without any weighs as much as one with a single image. None for form none.
+    counts: training images of each class; none weighs as much as one. form: inverse as it is (scikit-learn's 'balanced'), or
+    balanced, which goes no further than LARGEST_WEIGHT times the weight of the largest class.
     """
     if form == "none":
         return None
-    raw = [max(1, count) ** -CLASS_WEIGHT_POWERS[form] for count in counts]
+    least = max(1, max(counts) / LARGEST_WEIGHT) if form == "balanced" else 1
+    raw = [1 / max(count, least) for count in counts]
     mean = sum(weight * count for weight, count in zip(raw, counts, strict=True)) / sum(counts)
     return [weight / mean for weight in raw]

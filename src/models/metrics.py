@@ -14,6 +14,7 @@ class WeightedMean(Metric):
     off is summed beside the sums (Knuth's TwoSum, The Art of Computer Programming 2, 4.2.2), without waiting for the device.
     """
 
+    full_state_update = False
     sums: torch.Tensor  # float32 (2,): of value * weight, and of weight
     rounded_off: torch.Tensor  # float32 (2,): what is missing in the sums
 

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-from src.callbacks.freezing import FreezingSchedule, apply, schedule, trainable
+from src.callbacks.freezing import FreezingSchedule, apply, described, schedule, trainable
 from src.config import Freeze
 from src.errors import UserError
 from src.models.backbones import blocks
@@ -59,6 +59,46 @@ def test_a_phase_that_never_comes_is_said(caplog):
     assert not caplog.messages
     phases(max_epochs=3, preset="gradual", last_n=3, unfreeze_epoch=1)
     assert "the phase of epoch 3 is never reached" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"phases": {0: ["layer4"]}}, "no phase that is reached trains the head"),
+        ({"phases": {0: ["layer4"], 200: ["head"]}}, "no phase that is reached trains the head"),
+        ({"phases": {0: ["layer4"], 2: ["head"]}}, "the head is not trained before epoch 2"),
+        ({"phases": {0: ["all"], 2: ["layer4"]}}, "the phase of epoch 2 changes nothing"),
+        ({"phases": {0: ["head", "layer4"], 1: ["layer4.1", "head"]}}, "the phase of epoch 1 changes nothing"),
+        ({"phases": {0: ["head"]}, "preset": "full"}, "freeze.preset=full has no effect"),
+        ({"phases": {0: ["head"]}, "last_n": 3}, "freeze.last_n=3 has no effect"),
+        ({"preset": "full", "unfreeze_epoch": 3}, "freeze.unfreeze_epoch=3 has no effect"),
+        ({"preset": "head_only", "last_n": 3}, "freeze.last_n=3 has no effect"),
+    ],
+)
+def test_what_is_hardly_meant_is_said(settings, said, caplog):
+    phases(**settings)
+    assert len(caplog.messages) == 1 + (200 in settings.get("phases", {}))
+    assert said in caplog.text
+
+
+def test_usual_phases_say_nothing(caplog):
+    for settings in ({}, {"preset": "full"}, {"preset": "gradual"}, {"preset": "head_only"}, {"last_n": 1000}):
+        phases(**settings)
+    phases(phases={0: ["head"], 1: ["layer4.1"], 2: ["layer4"], 3: ["all"]})
+    assert not caplog.messages
+
+
+def test_the_first_lines_say_what_is_trained_from_which_epoch(network):
+    def said(max_epochs: int = 9, **settings: object) -> str:
+        return described(network, phases(**settings), max_epochs)
+
+    assert said() == "epoch 0: head; from epoch 1: head and 100 % of the backbone (all 6 blocks)"
+    assert said(last_n=1) == "epoch 0: head; from epoch 1: head and 75 % of the backbone (1 of 6 blocks)"
+    assert said(last_n=5).endswith("99 % of the backbone (5 of 6 blocks)"), "all but the first convolution"
+    assert said(preset="head_only") == "epoch 0: head"
+    assert said(1) == "epoch 0: head", "a phase that is never reached"
+    assert said(phases={0: ["conv1"]}) == "epoch 0: 0.08 % of the backbone (1 of 6 blocks)"
+    assert said(preset="gradual").count("from epoch") == 2, "seven phases: the first two and the last"
 
 
 def test_phases_name_blocks_parts_and_patterns():

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import nn
 
 from src.config import Config, Optimizer
 from src.models.classifier import build_classifier
-from src.models.losses import ClassificationLoss, balanced_weights, predicted_classes, probabilities
+from src.models.losses import ClassificationLoss, predicted_classes, probabilities
 from src.models.metrics import SplitMetrics
 from src.models.optimizers import build_optimizer, build_plateau, build_schedule, parameter_groups
 from tests.callbacks.small_training import classifier, fit, freezing, network, pictures
@@ -25,7 +25,7 @@ def test_metrics_are_those_of_scikit_learn():
     predicted = torch.where(torch.rand(51) < 0.6, labels, torch.randint(0, 3, (51,)))
     metrics = SplitMetrics(3)
     for part in torch.arange(51).split(20):
-        metrics.update(torch.tensor(float(len(part))), predicted[part], labels[part])
+        metrics.update(torch.tensor(float(len(part))), predicted[part], labels[part], len(part))
     values = metrics.compute()
     assert values["acc"] == pytest.approx((labels == predicted).float().mean().item())
     assert values["balanced_acc"] == pytest.approx(balanced_accuracy_score(labels, predicted))
@@ -35,7 +35,7 @@ def test_metrics_are_those_of_scikit_learn():
 
 def test_a_class_without_pictures_counts_in_no_mean():
     metrics = SplitMetrics(4)
-    metrics.update(torch.tensor(1.0), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 1]))
+    metrics.update(torch.tensor(1.0), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 1]), 3)
     assert metrics.compute()["balanced_acc"] == metrics.compute()["macro_f1"] == 1.0
 
 
@@ -52,22 +52,13 @@ def test_the_binary_loss_is_torchs_own():
     assert predicted_classes(logits, "binary").tolist() == both.argmax(1).tolist()
 
 
-def test_balanced_weights_are_those_of_scikit_learn():
-    from sklearn.utils.class_weight import compute_class_weight
-
-    labels = [0] * 30 + [1] * 5 + [2]
-    assert balanced_weights([30, 5, 1]) == pytest.approx(
-        compute_class_weight("balanced", classes=np.array([0, 1, 2]), y=labels).tolist()
-    )
-
-
 def test_label_smoothing_is_for_training_only():
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 1])
     weights = torch.tensor([1.0, 2.0, 3.0])
     loss = ClassificationLoss("multiclass", weights.tolist(), label_smoothing=0.1)
-    torch.testing.assert_close(
-        loss.train()(logits, labels), F.cross_entropy(logits, labels, weights, label_smoothing=0.1)
-    )
+    smoothed = F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)
+    expected = (smoothed * weights[labels]).sum() / weights[labels].sum()
+    torch.testing.assert_close(loss.train()(logits, labels), expected)
     torch.testing.assert_close(loss.eval()(logits, labels), F.cross_entropy(logits, labels, weights))
 
 
@@ -94,12 +85,12 @@ def test_every_parameter_is_in_one_group_from_the_start_frozen_or_not():
 
 def test_with_lr_decay_every_block_has_groups_of_its_own():
     network = Network()
-    network.backbone.token = nn.Parameter(torch.zeros(1, 1, 4))  # bare, such as a ViT's class_token
+    network.backbone.token = nn.Parameter(torch.zeros(1, 1, 4))  # bare, such as a ViT's class_token: not decayed
     config = Optimizer(name="adamw", lr=0.01, backbone_lr_scale=0.1, weight_decay=0.05)
     groups = parameter_groups(network, config, lr_decay=0.5)
     found = {group["name"]: (group["lr"], group["weight_decay"], len(group["params"])) for group in groups}
     assert found == {
-        "backbone.token": (0.00025, 0.05, 1),
+        "backbone.token/no_decay": (0.00025, 0.0, 1),
         "backbone.0": (0.0005, 0.05, 1),
         "backbone.0/no_decay": (0.0005, 0.0, 1),
         "backbone.1/no_decay": (0.001, 0.0, 2),
@@ -108,6 +99,54 @@ def test_with_lr_decay_every_block_has_groups_of_its_own():
     }
     alike = parameter_groups(network, config, lr_decay=1.0)
     assert {group["lr"] for group in alike} == {0.001, 0.01}
+
+
+@pytest.mark.parametrize(
+    ("name", "free"),
+    [
+        ("vit_b_16", {"class_token", "encoder.pos_embedding"}),
+        ("swin_t", {"features.1.0.attn.relative_position_bias_table"}),
+        ("swin_v2_t", {"features.1.0.attn.logit_scale", "features.1.0.attn.cpb_mlp.0.weight"}),
+        ("convnext_tiny", {"features.1.0.layer_scale"}),
+        ("timm/vit_tiny_patch16_224", {"cls_token", "pos_embed"}),
+        ("timm/levit_128s", {"stages.0.blocks.0.attn.attention_biases"}),
+        ("timm/twins_svt_small", {"pos_block.0.proj.0.weight"}),  # which only timm's no_weight_decay() names
+    ],
+)
+def test_tokens_and_positions_are_not_decayed(name, free):
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    with torch.device("meta"):
+        if name.startswith("timm/"):
+            backbone = pytest.importorskip("timm").create_model(name.removeprefix("timm/"), num_classes=0)
+        else:
+            backbone = torchvision.models.get_model(name, weights=None)
+        network = nn.ModuleDict({"backbone": backbone, "head": nn.Linear(4, 2)})
+    groups = parameter_groups(network, Optimizer(name="adamw", lr=0.01, weight_decay=0.05))
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    found = {name: decay[id(p)] for name, p in backbone.named_parameters()}
+    assert {key: found[key] for key in free} == dict.fromkeys(free, 0.0)
+    layers = {f"{key}.weight" for key, layer in backbone.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    kept = {key for key in layers - free if "cpb_mlp" not in key and "pos_block" not in key}
+    assert {found[key] for key in kept} == {0.05}, "a layer's weights are not decayed"
+
+
+def test_a_run_that_began_with_other_groups_goes_on_with_them():
+    """Before tokens were left out of weight decay, the optimizer had one parameter less in backbone/no_decay."""
+    began, goes_on, new = classifier(1), classifier(1), classifier(1)
+    for model in (began, goes_on, new):
+        model.network.backbone.token = nn.Parameter(torch.zeros(1, 1, 8))
+    old = build_optimizer(began.network, began.optimizer_config, by_shape=True)
+    for parameter in began.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    old.step()
+    goes_on.on_load_checkpoint({"optimizer_states": [old.state_dict()]})
+    (optimizer,), _ = goes_on.configure_optimizers()
+    optimizer.load_state_dict(old.state_dict())
+    assert optimizer.state[goes_on.network.backbone.token]["step"] == 1
+    (optimizer,), _ = new.configure_optimizers()
+    with pytest.raises(ValueError, match="size of optimizer's group"):
+        optimizer.load_state_dict(old.state_dict())
 
 
 def test_blocks_whose_names_begin_alike_are_kept_apart():
