@@ -79,6 +79,16 @@ def _check_ranges(config: Config) -> None:
         ("optimizer.backbone_lr_scale", optimizer.backbone_lr_scale, 0.0, 100.0, 0.1),
         ("optimizer.weight_decay", optimizer.weight_decay, 0.0, 10.0, 0.01),
         ("optimizer.warmup_fraction", optimizer.warmup_fraction, 0.0, 0.9, 0.05),
+        ("optimizer.momentum", optimizer.momentum, 0.0, 0.9999, 0.9),
+        (
+            "trainer.gradient_clip",
+            trainer.gradient_clip,
+            1e-6,
+            1e6,
+            1.0,
+        ),  # Lightning takes 0 and less for "no clipping"
+        ("data.num_pictures", data.num_pictures, 1, 10**7, 60),
+        ("data.num_classes", data.num_classes, 2, 10**5, 3),
         ("freeze.batchnorm_momentum", config.freeze.batchnorm_momentum, 0.0001, 1.0, 0.1),
         ("freeze.lr_decay", config.freeze.lr_decay, 0.01, 1.0, 0.8),
         ("checkpoint.ema_decay", config.checkpoint.ema_decay, 0.0, 0.99999, 0.99),
@@ -206,7 +216,8 @@ def _check_together(config: Config) -> None:
         )
     if phases is not None and not (
         isinstance(phases, dict)
-        and all(isinstance(epoch, int) and isinstance(blocks, list) and blocks for epoch, blocks in phases.items())
+        and all(type(epoch) is int and epoch >= 0 for epoch in phases)
+        and all(isinstance(blocks, list) and blocks for blocks in phases.values())
     ):
         raise UserError(
             f"freeze.phases={phases} is not a schedule",
@@ -218,6 +229,10 @@ def _check_together(config: Config) -> None:
             f"freeze.phases={config.freeze.phases} says nothing of epoch 0",
             why="the first phase says what is trained from the start; with nothing to train there is no gradient",
             fix="python -m src.train 'freeze.phases={0:[head],2:[all]}'",
+        )
+    if optimizer.backbone_lr_scale == 0 and (phases is not None or config.freeze.preset != "head_only"):
+        log.warning(
+            "optimizer.backbone_lr_scale=0: blocks that are unfrozen learn nothing; freeze.preset=head_only is quicker."
         )
     if model.head == "append" and model.weights == "none":
         log.warning("model.head=append keeps the pretrained classifier, but model.weights=none leaves it random.")

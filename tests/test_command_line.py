@@ -59,6 +59,10 @@ MISTAKES = [  # the words, and what the answer must name
     (["oom.policy=stop", "oom.grow_after=5"], "oom.grow_after=5 has no effect"),
     (["freeze.preset=head_only", "freeze.lr_decay=0.8"], "freeze.lr_decay=0.8 has no effect"),
     (["freeze.lr_decay=2"], "freeze.lr_decay=2"),
+    (["trainer.gradient_clip=-1"], "trainer.gradient_clip=-1.0 is out of range"),
+    (["optimizer=sgd", "optimizer.momentum=1.5"], "optimizer.momentum=1.5 is out of range"),
+    (["data=synthetic", "data.num_classes=1"], "data.num_classes=1 is out of range"),
+    (["freeze.phases={-1:[head],0:[layer4]}"], "is not a schedule"),
     (["seed=0,1", "debug=true"], "python -m src.train -m seed=0,1 debug=true"),
     (["-m", "--cfg", "job", "seed=0,1"], "--cfg and --info are about one run"),
 ]
