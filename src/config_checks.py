@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.config import METRICS, Config, Data, Oom
 from src.config_strategies import check_strategy
 from src.errors import ExitCode, UserError
+from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +114,7 @@ def _check_ranges(config: Config) -> None:
 
 def out_of_range(name: str, value: Any, allowed: str, example: Any) -> UserError:
     """The error for a number that cannot be meant; the example parses as an override."""
-    return UserError(
-        f"{name}={value} is out of range", why=f"{name} is {allowed}", fix=f"python -m src.train {name}={example}"
-    )
+    return UserError(f"{name}={value} is out of range", why=f"{name} is {allowed}", fix=corrected(f"{name}={example}"))
 
 
 def _check_data(data: Data) -> None:

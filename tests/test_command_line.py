@@ -199,6 +199,7 @@ def test_imports_go_down_only():
     order = [
         {
             "errors",
+            "user_command",
             "seeding",
             "preprocessing",
             "machine",
