@@ -40,6 +40,7 @@ class Data:
     augment: str = choice("none", "light", "standard", "strong", default="standard")  # see src/data/transforms.py
     background: list[int] = field(default_factory=lambda: [255, 255, 255])  # RGB behind transparent pictures
     max_megapixels: float = 100.0  # larger pictures are refused by their header, before any memory is spent
+    bits: int | None = None  # how many bits the pictures' 16-bit channels use; null: as many as the check finds
     on_bad_image: str = choice("error", "skip", default="error")  # stop with a list of them, or train without them
     class_weights: str = choice(
         "none", "balanced", "inverse", default="none"

@@ -73,6 +73,7 @@ def _check_ranges(config: Config) -> None:
         ("data.image_size", data.image_size, 16, 4096, 224),
         ("data.crop_ratio", data.crop_ratio, 0.1, 1.0, 1.0),
         ("data.max_megapixels", data.max_megapixels, 0.001, 10_000, 100),
+        ("data.bits", data.bits, 1, 16, 12),
         ("model.dropout", model.dropout, 0.0, 0.95, 0.2),
         ("model.min_match", model.min_match, 0.0, 1.0, 0.9),
         ("model.label_smoothing", model.label_smoothing, 0.0, 0.9, 0.1),
@@ -127,6 +128,7 @@ def _check_data(data: Data) -> None:
         "name": ("torchvision",),
         "num_pictures": ("synthetic",),
         "num_classes": ("synthetic",),
+        "bits": ("image_folder", "table"),
     }
     for name, sources in used_by.items():
         if getattr(data, name) is not None and data.source not in sources:

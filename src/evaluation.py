@@ -86,6 +86,7 @@ def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path |
     if settings.data.batch_size == "auto":
         settings.data.batch_size = chosen_batch_size(run) or 32  # changes no number
     card, state = load_model(run / "model")
+    settings.data.bits = card.bits  # other pictures are read as those that it was trained on
     pictures = _with_classes_of(card.classes, _pictures_to_measure(settings, run, overrides), run)
     split = _choose_split(split, pictures)
     device = choose_device(accelerator)

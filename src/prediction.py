@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from src.checkpoints.model_folder import ModelCard, load_model
 from src.cores import cpu_cores
 from src.data.folders import list_pictures
-from src.data.reading import PictureError, ReadOptions, read_picture
+from src.data.reading import PictureError, read_picture
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
 from src.machine import choose_device
@@ -82,7 +82,7 @@ class _Files(Dataset[tuple[int, torch.Tensor | str]]):
     """place -> (place, uint8 (3, S, S)) or (place, why the file cannot be read)."""
 
     def __init__(self, paths: list[Path], card: ModelCard) -> None:
-        self.paths, self.options = paths, ReadOptions(card.background, card.max_megapixels)
+        self.paths, self.options = paths, card.read_options
         self.transform = eval_transform(card.preprocessing)
 
     def __len__(self) -> int:

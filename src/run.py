@@ -287,6 +287,7 @@ def package(
         channels_last=config.model.channels_last,
         precision=config.precision.name,
         metrics=metrics,
+        bits=pictures.bits,
     )
     save_model(folder.model, network.state_dict(), card)
     readme = model_readme(

@@ -17,6 +17,7 @@ import torchvision
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from src.data.reading import ReadOptions
 from src.errors import ExitCode, UserError
 from src.preprocessing import Preprocessing
 from src.run_dir import sha256, write_atomically, write_json
@@ -37,13 +38,19 @@ class ModelCard:
     channels_last: bool
     precision: str
     metrics: dict[str, float]
+    bits: int = 16  # of 16-bit channels, see ReadOptions; models of older runs were trained with all 16
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How the pictures were read that the network was trained on."""
+        return ReadOptions(self.background, self.max_megapixels, self.bits)
 
     def to_dict(self) -> dict[str, Any]:
         return {**self.__dict__, "preprocessing": self.preprocessing.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelCard:
-        known = {name: values[name] for name in cls.__dataclass_fields__}
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         known["preprocessing"] = Preprocessing.from_dict(known["preprocessing"])
         known["classes"], known["background"] = tuple(known["classes"]), tuple(known["background"])
         return cls(**known)

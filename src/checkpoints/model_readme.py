@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 
 from src.checkpoints.model_folder import load_model
-from src.data.reading import ReadOptions, read_picture
+from src.data.reading import read_picture
 from src.data.transforms import eval_transform
 from src.models.building import rebuild
 from src.models.losses import probabilities
@@ -39,7 +39,7 @@ from src.models.losses import probabilities
 card, state = load_model(Path("model"))
 network = rebuild(card, state).eval()
 
-picture = read_picture("picture.jpg", ReadOptions(card.background, card.max_megapixels))  # uint8 (3, H, W)
+picture = read_picture("picture.jpg", card.read_options)  # uint8 (3, H, W)
 images = eval_transform(card.preprocessing)(picture).unsqueeze(0)  # uint8 (1, 3, S, S)
 with torch.inference_mode():
     shares = probabilities(network(images), card.task)[0]

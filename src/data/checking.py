@@ -12,18 +12,21 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import PIL
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from src.data.oddities import ONE_COLOUR
 from src.data.reading import PictureError, ReadOptions, decode_picture, printable, read_bytes
 from src.errors import ExitCode, UserError
 from src.run_dir import write_text
+from src.user_command import corrected
 
-MEMORY_VERSION = 1
+MEMORY_VERSION = 2
+FLAT = 8  # of 255: a picture whose channels vary by no more shows nothing
 SHOWN = 8  # bad files on the screen; with them a UserError still fits its 15 lines
 
 log = logging.getLogger(__name__)
@@ -33,13 +36,16 @@ log = logging.getLogger(__name__)
 class Checked:
     """One picture: digest of the file's bytes (blake2b, 32 hex digits), upright size in pixels, error or None.
 
-    The digest is empty if the bytes could not be read. The size is 0 x 0 if there is an error.
+    The digest is empty if the bytes could not be read. The size is 0 x 0 if there is an error. bits: how many its 16-bit
+    channels use, 0 for a picture without such channels. notes: what is odd about it, see src/data/oddities.py.
     """
 
     digest: str
     width: int
     height: int
     error: str | None
+    bits: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def check_pictures(
@@ -59,7 +65,7 @@ def check_pictures(
     stamps = {name: _stamp(root / name) for name in ids}
     entries = _load(memory, options) if memory else {}
     known = {
-        name: Checked(*entries[name][2:])
+        name: Checked(*entries[name][2:7], notes=tuple(entries[name][7]))
         for name, stamp in stamps.items()
         if stamp is not None and name in entries and tuple(entries[name][:2]) == stamp
     }
@@ -72,7 +78,7 @@ def check_pictures(
                     known[name] = result
                     stamp = stamps[name]
                     if stamp is not None and lasting:
-                        entries[name] = [*stamp, result.digest, result.width, result.height, result.error]
+                        entries[name] = [*stamp, *astuple(result)]
             finally:  # Ctrl-C too: what was checked until then need not be checked again
                 if memory:
                     _save(memory, options, entries)
@@ -93,7 +99,7 @@ def refuse_bad_pictures(bad: Mapping[str, str], total: int, root: Path, list_fil
         f"{len(rows)} of {total} pictures cannot be read",
         where="\n".join([_tail(str(root), 110), *shown]),
         why="without data.on_bad_image=skip, training starts only if every picture can be decoded",
-        fix=["python -m src.train data.on_bad_image=skip  # and the rest of your command: trains without them", mend],
+        fix=[f"{corrected('data.on_bad_image=skip')}  # trains without them", mend],
         code=ExitCode.DATA,
     )
 
@@ -122,11 +128,14 @@ def _check(path: Path, name: str, options: ReadOptions) -> tuple[Checked, bool]:
         return Checked("", 0, 0, str(error).removeprefix(prefix)), False
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
-        image = decode_picture(data, name, options)
+        decoded = decode_picture(data, name, replace(options, bits=0))
     except PictureError as error:
         lasting = not isinstance(error.__cause__, MemoryError)
         return Checked(digest, 0, 0, str(error).removeprefix(prefix)), lasting
-    return Checked(digest, image.width, image.height, None), True
+    image, found = decoded.image, decoded.found
+    if all(high - low <= FLAT for low, high in image.getextrema()):
+        found.notes.add(ONE_COLOUR)
+    return Checked(digest, image.width, image.height, None, found.bits, tuple(sorted(found.notes))), True
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable, items: Sequence[str], in_flight: int) -> Iterator:
@@ -156,16 +165,17 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def _head(options: ReadOptions) -> dict[str, object]:
     """What a memory must have been made with to count; another Pillow may read more or fewer files."""
-    made_with = {"max_megapixels": options.max_megapixels, "pillow": PIL.__version__}
+    made_with = {"max_megapixels": options.max_megapixels, "background": list(options.background)}
+    made_with["pillow"] = PIL.__version__
     return {"version": MEMORY_VERSION, "options": made_with}
 
 
 def _load(memory: Path, options: ReadOptions) -> dict[str, list]:
-    """id -> [size, mtime_ns, digest, width, height, error]; empty if the memory is absent, damaged or foreign."""
+    """id -> [size, mtime_ns, digest, width, height, error, bits, notes]; empty if the memory is absent, damaged or foreign."""
     try:
         stored = json.loads(memory.read_bytes())
         entries = stored.pop("files")
-        usable = stored == _head(options) and all(type(row) is list and len(row) == 6 for row in entries.values())
+        usable = stored == _head(options) and all(type(row) is list and len(row) == 8 for row in entries.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return entries if usable else {}

@@ -24,6 +24,7 @@ class Pictures:
     splits: which picture belongs to which split, as indices; a split may be empty.
     read: index -> uint8 (3, H, W).
     in_memory: reading is only a lookup, so loader processes would cost more than they give.
+    bits: how many bits of 16-bit channels are read, see ReadOptions.
     """
 
     classes: tuple[str, ...]
@@ -32,6 +33,7 @@ class Pictures:
     splits: dict[str, list[int]]
     read: Callable[[int], torch.Tensor] = field(repr=False)
     in_memory: bool = False
+    bits: int = 16
 
     def counts(self, split: str) -> list[int]:
         """How many pictures of each class a split has."""

@@ -2,11 +2,12 @@
 
 The datasets call `read_picture`; src/data/checking.py calls `read_bytes` and `decode_picture`, so that one read of the
 file serves both its digest and its decode. Upright after EXIF, first frame, transparency laid on a background colour,
-16-bit, integer and float grey scaled to 8 bit. Colour of 16 bits per channel keeps its high byte (Pillow's way).
+more than 8 bits a channel scaled to 8 (src/data/wide_pixels.py). What a file holds beside its pixels is no reason to refuse it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import stat
@@ -17,6 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
+
+from src.data import foreign_formats, metadata, png_chunks, tiff_fields, wide_pixels
+from src.data.wide_pixels import Found
 
 # The file endings that are taken for pictures; what a file really is follows from its content.
 EXTENSIONS = frozenset(
@@ -33,8 +37,6 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
-_WIDE_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-_SIXTEEN_TO_EIGHT = np.rint(np.arange(65536) / 257).astype(np.uint8)
 _UPRIGHT = {  # EXIF orientation -> what makes the picture upright (TIFF 6.0, tag 274)
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,10 +50,25 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright (TIFF 6.0, ta
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """background: RGB, 0 to 255, laid under transparent pictures. max_megapixels: larger pictures are refused."""
+    """background: RGB, 0 to 255, laid under transparent pictures. max_megapixels: larger pictures are refused.
+
+    bits: how many bits the 16-bit channels of the set use: 2**bits-1 is white. 0: as many as the picture itself uses.
+    """
 
     background: tuple[int, int, int] = (255, 255, 255)
     max_megapixels: float = 100.0
+    bits: int = 16
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """image: upright, mode RGB. found: what is odd about the picture."""
+
+    image: Image.Image
+    found: Found
+
+
+EMPTY_ALPHA = "empty alpha"
 
 
 class PictureError(Exception):
@@ -63,7 +80,7 @@ class PictureError(Exception):
 
 def read_picture(path: str | Path, options: ReadOptions) -> torch.Tensor:
     """Reads the file into a tensor (3, H, W) uint8. Raises PictureError."""
-    image = decode_picture(read_bytes(path, str(path)), str(path), options)
+    image = decode_picture(read_bytes(path, str(path)), str(path), options).image
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
@@ -84,37 +101,39 @@ def read_bytes(path: str | Path, name: str) -> bytes:
         raise PictureError(f"{printable(name)}: the file cannot be read ({reason})") from error
 
 
-def decode_picture(data: bytes, name: str, options: ReadOptions) -> Image.Image:
-    """Decodes the bytes of a file into an upright picture of mode RGB. Raises PictureError, which calls it `name`."""
+def decode_picture(data: bytes, name: str, options: ReadOptions) -> Decoded:
+    """Decodes the bytes of a file. Raises PictureError, which calls the file `name`."""
     if not data:
         raise PictureError(f"{printable(name)}: empty file")
     try:
-        image = _open(data)
-        megapixels = image.width * image.height / 1e6
-        if megapixels <= options.max_megapixels:
-            if image.format == "PNG":  # its checksums, and that its last chunk is there; Pillow decodes without them
-                image.verify()
-                image = _open(data)
-            _scale_transparent_colour(image)
-            image.load()
-            return _upright(to_rgb(image, options.background), image)
+        return _decode(data, options)
+    except _Refused as error:
+        raise PictureError(f"{printable(name)}: {error}") from error
     except Exception as error:  # Pillow lets anything out of a damaged file, from struct.error to AssertionError
-        raise PictureError(f"{printable(name)}: {_reason(error)}") from error
-    limit = f"the limit is {options.max_megapixels:g} (data.max_megapixels)"
-    raise PictureError(f"{printable(name)}: {megapixels:.1f} megapixels, {limit}")
+        bare = metadata.without(data)
+        if bare is not None and not isinstance(error, MemoryError):
+            with contextlib.suppress(Exception):
+                return _decode(bare, options)
+        raise PictureError(f"{printable(name)}: {_reason(error, data)}") from error
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """Any Pillow image as mode RGB, 8 bits a channel; transparency is laid on the background colour."""
-    if image.mode in _WIDE_GREY:
-        image = _to_eight_bits(image)
+    return _to_rgb(image, ReadOptions(background), False, Found())
+
+
+def _to_rgb(image: Image.Image, options: ReadOptions, white_is_zero: bool, found: Found) -> Image.Image:
+    if image.mode in wide_pixels.GREY_MODES:
+        image = wide_pixels.grey_to_eight_bits(image, options.bits, white_is_zero, found)
     if image.mode == "La":  # Pillow converts it to LA only
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        canvas = Image.new("RGB", image.size, background)
-        canvas.paste(image, mask=image)
-        return canvas
+        if image.getchannel("A").getextrema()[1] > 0:
+            canvas = Image.new("RGB", image.size, options.background)
+            canvas.paste(image, mask=image)
+            return canvas
+        found.notes.add(EMPTY_ALPHA)  # a channel that was never filled: nothing would be left of the picture
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -123,10 +142,44 @@ def printable(name: str) -> str:
     return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
+class _Refused(Exception):
+    """A file that could be decoded, and is not; the argument says why."""
+
+
+def _decode(data: bytes, options: ReadOptions) -> Decoded:
+    found = Found()
+    white_is_zero = False
+    if data.startswith(png_chunks.SIGNATURE):
+        data = png_chunks.pixels_only(data)
+    elif tiff_fields.is_tiff(data):
+        if tiff_fields.is_camera_raw(data):
+            raise _Refused(_not_a_picture(data))
+        data, white_is_zero = tiff_fields.without_white_is_zero(data)
+    image = _open(data)
+    megapixels = image.width * image.height / 1e6
+    if megapixels > options.max_megapixels:
+        limit = f"the limit is {options.max_megapixels:g} (data.max_megapixels)"
+        raise _Refused(f"{megapixels:.1f} megapixels, {limit}")
+    _scale_transparent_colour(image)
+    if wide_pixels.has_sixteen_bit_colour(image):
+        pixels = wide_pixels.colour_to_eight_bits(image, lambda: _open(data), options.bits, found)
+    elif (
+        image.tile and wide_pixels.rawmode_of(image.tile[0]) == "RGBa"
+    ):  # where alpha is 0 Pillow would drop the colour
+        colour = wide_pixels.decoded_as(image, lambda _: "RGBA")
+        pixels = Image.frombytes("RGBa", image.size, colour.tobytes())
+    else:
+        image.load()
+        pixels = image
+    return Decoded(_upright(_to_rgb(pixels, options, white_is_zero, found), image), found)
+
+
 def _open(data: bytes) -> ImageFile.ImageFile:
     """Reads the header only. Another library may have told Pillow to fill up truncated files; not here."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    wide_pixels.correct_layout(image)
+    return image
 
 
 def _scale_transparent_colour(image: ImageFile.ImageFile) -> None:
@@ -156,36 +209,18 @@ def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
     return rgb if method is None else rgb.transpose(method)
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits as mode L, or LA if one grey is transparent.
-
-    0..65535 maps to 0..255. Integers outside of that, and floats outside of 0..1, are stretched from min..max.
-    """
-    values = np.asarray(image)
-    finite = values[np.isfinite(values)] if image.mode == "F" else values
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    if image.mode != "F" and low >= 0 and high <= 65535:
-        grey = _SIXTEEN_TO_EIGHT[values]
-    else:
-        if image.mode == "F" and low >= 0 and high <= 1:
-            low, high = 0.0, 1.0
-        values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
-        if high > low:
-            values = (values - low) * (255 / (high - low))
-        grey = np.rint(values.clip(0, 255)).astype(np.uint8)
-    if "transparency" not in image.info:
-        return Image.fromarray(grey)
-    alpha = np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8)
-    return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
-
-
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, data: bytes) -> str:
     """Why Pillow gave up, in plain words."""
     text = " ".join(str(error).split())
     if isinstance(error, UnidentifiedImageError):
-        return f"not a picture of a format that is read ({', '.join(FORMATS)}), or its header is damaged"
+        return _not_a_picture(data)
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if isinstance(error, EOFError) or "truncated" in text.lower() or "EOF" in text:
         return "the file ends too early (truncated)"
     return f"cannot be decoded ({type(error).__name__}: {text[:100]})"
+
+
+def _not_a_picture(data: bytes) -> str:
+    kind, advice = foreign_formats.describe(data) or ("bytes of an unknown kind", f"{', '.join(FORMATS)} are read")
+    return f"not a picture of a format that is read, but {kind}: {advice}"

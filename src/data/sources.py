@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from src.config import Data
-from src.data import folders, splits
+from src.data import folders, oddities, splits
 from src.data.checking import Checked, check_pictures, refuse_bad_pictures, same_bytes_across
 from src.data.pictures import SPLITS, Pictures
 from src.data.reading import ReadOptions, read_picture
@@ -42,7 +43,7 @@ def load_pictures(data: Data, seed: int, *, memory: Path, bad_list: Path | None,
     found = splits.choose_split(listing.names, listing.labels, listing.splits, data, seed)
     if data.split_file:  # pictures that it does not list are left out, and a class that only they have
         listing, found = _only_listed(listing, found)
-    pictures = _from_files(listing, found, data)
+    pictures = _from_files(listing, found, data, checked)
     where = str(data.table or listing.root)
     splits.check_splits(pictures.classes, pictures.labels, found, where)
     _refuse_leaks(listing.names, checked, found, where)
@@ -51,13 +52,14 @@ def load_pictures(data: Data, seed: int, *, memory: Path, bad_list: Path | None,
 
 def load_unsplit(data: Data, *, memory: Path, workers: int) -> Pictures:
     """Pictures of files to evaluate on: those of test/ where the data states a split, otherwise all of them, as test."""
-    listing, _ = _checked_files(data, memory, None, workers)
+    listing, checked = _checked_files(data, memory, None, workers)
     stated = listing.splits or ["test"] * len(listing.names)
-    return _from_files(listing, {split: [i for i, own in enumerate(stated) if own == split] for split in SPLITS}, data)
+    found = {split: [i for i, own in enumerate(stated) if own == split] for split in SPLITS}
+    return _from_files(listing, found, data, checked)
 
 
 def read_options(data: Data) -> ReadOptions:
-    return ReadOptions(background=tuple(data.background), max_megapixels=data.max_megapixels)
+    return ReadOptions(tuple(data.background), data.max_megapixels, data.bits or 16)
 
 
 def _checked_files(
@@ -85,11 +87,15 @@ def _only_listed(listing: folders.Listing, found: dict[str, list[int]]) -> tuple
     return listing.only(kept), {split: [place[index] for index in members] for split, members in found.items()}
 
 
-def _from_files(listing: folders.Listing, found: dict[str, list[int]], data: Data) -> Pictures:
+def _from_files(
+    listing: folders.Listing, found: dict[str, list[int]], data: Data, checked: dict[str, Checked]
+) -> Pictures:
+    bits = data.bits or oddities.bits_used(checked)
+    oddities.report(checked, bits)
     classes = tuple(sorted(set(listing.labels)))
     number = {name: index for index, name in enumerate(classes)}
-    read = partial(_read_file, listing.root, listing.names, read_options(data))
-    return Pictures(classes, listing.names, [number[label] for label in listing.labels], found, read)
+    read = partial(_read_file, listing.root, listing.names, replace(read_options(data), bits=bits))
+    return Pictures(classes, listing.names, [number[label] for label in listing.labels], found, read, bits=bits)
 
 
 def _read_file(root: Path, names: list[str], options: ReadOptions, index: int) -> torch.Tensor:

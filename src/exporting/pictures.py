@@ -14,7 +14,7 @@ from src.checkpoints.model_folder import ModelCard
 from src.config import Config
 from src.cores import cpu_cores
 from src.data.folders import list_pictures
-from src.data.reading import PictureError, ReadOptions, read_picture
+from src.data.reading import PictureError, read_picture
 from src.data.sources import load_pictures
 from src.data.splits import read_split_file
 from src.data.transforms import eval_transform
@@ -57,7 +57,7 @@ def pictures_below(images: Path, card: ModelCard) -> Tensor:
             fix=f"ls {images.parent}",
             code=ExitCode.NO_INPUT,
         )
-    options = _options(card)
+    options = card.read_options
     try:
         return _read(files, lambda file: read_picture(file, options), card)
     except PictureError as error:
@@ -70,7 +70,7 @@ def _reader(config: Config, card: ModelCard) -> Callable[[str], Tensor]:
     """A name of split.csv -> uint8 (3, H, W). Only the pictures that are asked for are opened."""
     data = config.data
     if data.source in ("image_folder", "table"):
-        root, options = Path(data.root) if data.root else Path(data.table or "").parent, _options(card)
+        root, options = Path(data.root) if data.root else Path(data.table or "").parent, card.read_options
         return lambda name: read_picture(root / name, options)
     pictures = load_pictures(
         data, config.seed, memory=Path(config.runs_dir) / ".checked", bad_list=None, workers=cpu_cores()
@@ -84,7 +84,3 @@ def _read(names: Sequence[Name], read: Callable[[Name], Tensor], card: ModelCard
     count = min(MOST, len(names))
     transform = eval_transform(card.preprocessing)
     return torch.stack([transform(read(names[place * len(names) // count])) for place in range(count)])
-
-
-def _options(card: ModelCard) -> ReadOptions:
-    return ReadOptions(card.background, card.max_megapixels)

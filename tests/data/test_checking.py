@@ -119,7 +119,7 @@ FOREIGN = [
     '{"version": 1, "options": {}, "files": {}}',
     '{"version": HEAD, "files": []}',
     '{"version": HEAD, "files": {"cat/0.png": [SIZE, TIME]}}',
-    '{"version": HEAD, "files": {"cat/0.png": [SIZE, TIME, 1, 2, 3, null, 5]}}',
+    '{"version": HEAD, "files": {"cat/0.png": [SIZE, TIME, "d", 2, 3, null]}}',
     '{"version": HEAD, "files": {"cat/0.png": {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "f": 6}}}',
 ]
 
@@ -142,7 +142,7 @@ def test_what_may_pass_without_a_change_of_the_file_is_not_remembered(tmp_path, 
     names = write_pictures(tmp_path, 2)
     memory = tmp_path / "memory.json"
     with monkeypatch.context() as patch:
-        patch.setattr("src.data.reading.to_rgb", raise_error(MemoryError()))
+        patch.setattr("src.data.reading._to_rgb", raise_error(MemoryError()))
         assert check(tmp_path, names[:1], memory)[names[0]].error == "not enough memory to decode it"
         patch.setattr(Path, "read_bytes", raise_error(PermissionError(13, "Permission denied")))
         assert "Permission denied" in check(tmp_path, names[1:], None)[names[1]].error

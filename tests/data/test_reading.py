@@ -155,7 +155,7 @@ FORMS = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"] + ["AVIF"] * featur
 def test_truncated_file_is_refused_whatever_the_global_switch_says(monkeypatch, form, missing):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     data = encode(form)
-    assert decode_picture(data, "whole", OPTIONS).size == (32, 24)
+    assert decode_picture(data, "whole", OPTIONS).image.size == (32, 24)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(PictureError, match=r"^cat/1\.x: "):
         decode_picture(data[: max(len(data) - missing, 20)], "cat/1.x", OPTIONS)

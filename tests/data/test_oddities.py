@@ -1,0 +1,97 @@
+"""What the check says about a set of pictures, and what it decides for all of them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.config import Data
+from src.data import checking
+from src.data.checking import check_pictures
+from src.data.oddities import bits_used, report
+from src.data.reading import ReadOptions
+from src.data.sources import load_pictures
+from tests.data.odd_pictures import colour_ramp
+
+TWELVE = np.linspace(0, 4095, 24 * 32).reshape(24, 32).astype(np.uint16)
+
+
+def write_odd_set(folder: Path) -> list[str]:
+    large = Image.fromarray(colour_ramp()).resize((400, 300))
+    images = {f"usual_{index}.png": large.point(lambda level, index=index: level // (index + 1)) for index in range(3)}
+    images["black.png"] = Image.new("RGB", (400, 300))
+    images["almost_white.png"] = Image.fromarray(np.random.default_rng(0).integers(250, 256, (300, 400, 3), np.uint8))
+    images["empty.png"] = Image.fromarray(np.dstack([np.asarray(large), np.zeros((300, 400), np.uint8)]))
+    images["icon.png"] = large.resize((16, 16))
+    images["heights.tif"] = Image.fromarray(np.linspace(-9999, 900, 120_000).reshape(300, 400).astype(np.float32))
+    holes = np.linspace(100, 900, 120_000).reshape(300, 400).astype(np.float32)
+    holes[0] = -9999
+    images["holes.tif"] = Image.fromarray(holes)
+    images["scan.tif"] = Image.fromarray(TWELVE).resize((400, 300), Image.Resampling.NEAREST)
+    images["dark.tif"] = Image.fromarray(TWELVE // 64).resize((400, 300), Image.Resampling.NEAREST)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in images.items():
+        image.save(folder / name)
+    return list(images)
+
+
+def said(folder: Path, names: list[str], memory: Path | None, caplog: pytest.LogCaptureFixture) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        checked = check_pictures(folder, names, ReadOptions(), memory, 1, show_progress=False)
+        report(checked, bits_used(checked))
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_each_oddity_is_said_once_with_its_count_and_again_from_memory(tmp_path, caplog, monkeypatch):
+    names = write_odd_set(tmp_path / "set")
+    lines = said(tmp_path / "set", names, tmp_path / "memory.json", caplog)
+    expected = [
+        ("2 of 11 pictures show a single colour", "black.png"),
+        ("1 of 11 pictures have an alpha channel that is 0 everywhere", "empty.png"),
+        ("1 of 11 pictures have values that stand for no data", "holes.tif"),
+        ("2 of 11 pictures hold floats, negative or 32-bit numbers", "heights.tif"),
+        ("1 of 11 pictures are icons: at most 64 pixels", "icon.png"),
+        ("2 of 11 pictures have 16-bit channels and use 12 bits of them: 0 to 4095", "scan.tif"),
+        ("1 of 11 pictures use at most 8 of the 12 bits", "dark.tif"),
+    ]
+    assert len(lines) == len(expected)
+    for line, (start, example) in zip(lines, expected, strict=True):
+        assert line.startswith(start)
+        assert line.endswith(f"for example {example}")
+    monkeypatch.setattr(checking, "decode_picture", None)  # nothing is decoded again
+    assert said(tmp_path / "set", names, tmp_path / "memory.json", caplog) == lines
+
+
+def test_usual_pictures_say_nothing(tmp_path, caplog):
+    names = write_odd_set(tmp_path)[:3]
+    Image.fromarray(TWELVE * 16).resize((400, 300)).save(tmp_path / "full.tif")
+    assert said(tmp_path, [*names, "full.tif"], None, caplog) == []
+    small = [f"small_{index}.png" for index in range(4)]
+    for index, name in enumerate(small):  # a set of small pictures is not odd
+        Image.fromarray(colour_ramp() // (index + 1)).resize((16, 16)).save(tmp_path / name)
+    assert said(tmp_path, small, None, caplog) == []
+
+
+def test_all_pictures_of_a_set_are_read_with_the_bits_of_the_set(tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for index in range(6):
+            dark = TWELVE // (8 if label == "b" else 1) + np.uint16(index)
+            Image.fromarray(dark.clip(0, 4095)).save(tmp_path / "set" / label / f"{index}.tif")
+    data = Data(source="image_folder", root=str(tmp_path / "set"))
+
+    def load(bits: int | None):
+        data.bits = bits
+        return load_pictures(data, 0, memory=tmp_path / "memory", bad_list=None, workers=1)
+
+    pictures = load(None)
+    assert pictures.bits == 12
+    assert pictures.read(pictures.names.index("a/0.tif")).max() == 255
+    assert pictures.read(pictures.names.index("b/0.tif")).max() == 32  # an eighth
+    assert load(16).bits == 16
+    assert load(16).read(0).max() == 16
