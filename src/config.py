@@ -52,7 +52,7 @@ class Data:
 @dataclass(kw_only=True)
 class Model:
     backbone: str = MISSING  # efficientnet_lite0, a torchvision model's name, or timm/NAME
-    weights: str = "default"  # default (pretrained), none (random), or a path to .pth, .safetensors or a run's model/
+    weights: str = "default"  # default (pretrained), none (random), or a path to .pth, .safetensors or a run
     min_match: float = 0.9  # a weights file that fits fewer of the backbone's tensors than this share is refused
     head: str = choice("linear", "mlp", "append", default="linear")  # see src/models/heads.py
     hidden: int = 512  # width of the hidden layer (head=mlp)

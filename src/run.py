@@ -39,6 +39,7 @@ from src.models.backbones import blocks
 from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
 from src.models.classifier import build_classifier
 from src.models.network import TransferNetwork
+from src.models.weights import refuse_frozen_random
 from src.out_of_memory import gpu_faults_explained
 from src.preprocessing import Preprocessing
 from src.reporting.introduction import introduce
@@ -78,13 +79,15 @@ def run(config: Config, path: Path) -> float:
         start = ranks.after_first(lambda: newest_position(folder.checkpoints))
         pictures = ranks.after_first(lambda: find_pictures(config, folder, start, ranks))
         ranks.check_same("pictures", {"pictures": len(pictures.names), "names, labels, splits": pictures.digest()})
-        network, weights = ranks.after_first(
+        network, loaded = ranks.after_first(
             lambda: build_pretrained(config.model, pictures.classes, preprocessing, config.seed)
         )
         parameters = [name for name, _ in network.backbone.named_parameters()]
         phases = schedule(config.freeze, blocks(network.backbone), config.trainer.max_epochs, parameters)
         settle_split(config, network, phases, device, preprocessing.image_size, ranks)
         freeze(network, phases, 0, config.freeze.batchnorm)  # later epochs: FreezingSchedule
+        if start is None:  # a run that made steps goes on as it began
+            refuse_frozen_random(network, loaded, config.model.weights)
         config = settle_batch_size(config, folder, network, pictures, preprocessing, phases, device, ranks)
         seen = pictures if ranks.is_first or config.strategy.name != "pipeline" else pictures.without_pixels()
         data = PictureData(config.data, seen, preprocessing, config.seed, config.trainer.limit_batches)
@@ -92,7 +95,7 @@ def run(config: Config, path: Path) -> float:
         model = build_classifier(config, network, pictures, steps, hparams=plain)
         trainer = build_trainer(config, folder, devices, phases)
         if ranks.is_first:
-            introduce(config, folder, pictures, network, weights, preprocessing, steps, devices, phases)
+            introduce(config, folder, pictures, network, loaded.line, preprocessing, steps, devices, phases)
 
         fit(trainer, model, data, folder, start)
         leave()
@@ -101,7 +104,7 @@ def run(config: Config, path: Path) -> float:
 
         best_epoch, chosen = choose_weights(config, folder.checkpoints, trainer, data, phases, device)
         metrics = measure(config, folder, network, pictures, preprocessing, device)
-        package(config, folder, network, pictures, preprocessing, metrics, weights, chosen, trainer.current_epoch)
+        package(config, folder, network, pictures, preprocessing, metrics, loaded.line, chosen, trainer.current_epoch)
         result = folder.finish(
             metrics=metrics,
             best_checkpoint="checkpoints/best.ckpt",

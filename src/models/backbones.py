@@ -6,6 +6,7 @@ blocks. Nothing here loads weights: that is weights.py.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import importlib.util
@@ -15,13 +16,14 @@ from types import ModuleType
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from src.errors import ExitCode, UserError
 from src.models import efficientnet_lite
 from src.models.heads import Attempt, attempt
 from src.models.model_parallel_resnet50 import ModelParallelResNet50
 from src.preprocessing import INTERPOLATIONS, Preprocessing
+from src.user_command import corrected
 
 TIMM_PREFIX = "timm/"
 
@@ -74,7 +76,7 @@ def _unknown(name: str, close: list[str], why: str) -> UserError:
         f"there is no backbone {name!r}" + (f"; close to it: {', '.join(close)}" if close else ""),
         where=f"model.backbone={name}",
         why=why,
-        fix=f"python -m src.train model.backbone={close[0] if close else 'resnet18'}",
+        fix=corrected(f"model.backbone={close[0] if close else 'resnet18'}"),
     )
 
 
@@ -159,7 +161,7 @@ def _build_timm(name: str, keep_classifier: bool) -> nn.Module:
             f"{name} has no classifier that a head could be appended to",
             where=f"model.backbone={name} model.head=append",
             why="its weights were trained without classes",
-            fix=f"python -m src.train model.backbone={name} model.head=linear",
+            fix=corrected(f"model.backbone={name}", "model.head=linear"),
         )
     return backbone
 
@@ -194,8 +196,8 @@ def _check_fixed_size(name: str, image_size: int) -> None:
             where=f"data.image_size={image_size}",
             why="its position embeddings were learned for that size",
             fix=[
-                f"python -m src.train model.backbone={name} data.image_size={size}",
-                f"python -m src.train model.backbone=resnet18 data.image_size={image_size}",
+                corrected(f"model.backbone={name}", f"data.image_size={size}"),
+                corrected("model.backbone=resnet18", f"data.image_size={image_size}"),
             ],
         )
 
@@ -219,20 +221,19 @@ def check_input_size(backbone: nn.Module, name: str, image_size: int) -> int:
         where=f"data.image_size={image_size}",
         why=(layer if tried.layer is not None else "") + f"torch says: {str(tried.error).splitlines()[0]}",
         fix=[
-            f"python -m src.train model.backbone={name} data.image_size={size}",
-            f"python -m src.train model.backbone=efficientnet_lite0 data.image_size={image_size}",
+            corrected(f"model.backbone={name}", f"data.image_size={size}"),
+            corrected("model.backbone=efficientnet_lite0", f"data.image_size={image_size}"),
         ],
     )
 
 
 def _try_size(backbone: nn.Module, image_size: int) -> Attempt:
     """A forward pass of one picture with every parameter and buffer replaced by a meta tensor."""
-    tensors = {n: t.to("meta") for n, t in chain(backbone.named_parameters(), backbone.named_buffers())}
-
-    def forward() -> Tensor:
-        return torch.func.functional_call(backbone, tensors, torch.zeros(1, 3, image_size, image_size, device="meta"))
-
-    return attempt(backbone, forward)
+    # A copy: torch.func.functional_call leaves meta tensors in layers that the network has under two names. What the
+    # memo maps to a meta tensor is not copied first.
+    memo = {id(tensor): tensor.to("meta") for tensor in chain(backbone.parameters(), backbone.buffers())}
+    twin = copy.deepcopy(backbone, memo)
+    return attempt(twin, lambda: twin(torch.zeros(1, 3, image_size, image_size, device="meta")))
 
 
 def _smallest_size(backbone: nn.Module, too_small: int, enough: int) -> int:

@@ -15,8 +15,9 @@ from src.models.backbones import check_backbone_name, pretrained_preprocessing
 from src.models.heads import explain_shape_mismatch
 from src.models.losses import ClassificationLoss, class_weights
 from src.models.network import Architecture, TransferNetwork, build_network
-from src.models.weights import load_pretrained
+from src.models.weights import Loaded, load_pretrained
 from src.preprocessing import Preprocessing
+from src.user_command import corrected
 
 
 def choose_preprocessing(model: Model, data: Data) -> Preprocessing:
@@ -34,14 +35,14 @@ def architecture_of(model: Model, classes: tuple[str, ...]) -> Architecture:
             f"model.num_classes={model.num_classes}, but the data has {len(classes)} classes",
             where=f"the classes are {shown}",
             why='labels run from 0 to num_classes-1; on a GPU a label outside appears as "device-side assert triggered"',
-            fix=[f"python -m src.train model.num_classes={len(classes)}", "or leave model.num_classes out"],
+            fix=[corrected(f"model.num_classes={len(classes)}"), corrected(remove=["model.num_classes"])],
             code=ExitCode.DATA,
         )
     if model.task == "binary" and len(classes) != 2:
         raise UserError(
             f"model.task=binary, but the data has {len(classes)} classes",
             why="a single logit tells two classes apart",
-            fix="python -m src.train model.task=multiclass",
+            fix=corrected("model.task=multiclass"),
             code=ExitCode.DATA,
         )
     outputs = 1 if model.task == "binary" else len(classes)
@@ -50,13 +51,13 @@ def architecture_of(model: Model, classes: tuple[str, ...]) -> Architecture:
 
 def build_pretrained(
     model: Model, classes: tuple[str, ...], preprocessing: Preprocessing, seed: int
-) -> tuple[TransferNetwork, str]:
-    """The network with its pretrained backbone and a new head, and a line that says which weights. Raises UserError."""
+) -> tuple[TransferNetwork, Loaded]:
+    """The network with its pretrained backbone and a new head, and what was loaded. Raises UserError."""
     seeding.seed_everything(seed, "new layers")
     architecture = architecture_of(model, classes)
     split_at = [] if model.split_at in ("auto", "auto_memory") else model.split_at  # [] until run.py has measured
     network = build_network(architecture, preprocessing, channels_last=model.channels_last, split_at=split_at)
-    line = load_pretrained(
+    loaded = load_pretrained(
         network.backbone,
         model.backbone,
         model.weights,
@@ -64,7 +65,7 @@ def build_pretrained(
         min_match=model.min_match,
     )
     _try_forward(network, preprocessing.image_size)
-    return network, line
+    return network, loaded
 
 
 def rebuild(card: ModelCard, state: dict[str, torch.Tensor]) -> TransferNetwork:

