@@ -238,9 +238,9 @@ def test_a_run_with_a_random_frozen_stem_is_refused(tmp_path, command, state):
     torch.save({key: value for key, value in state.items() if not key.startswith("features.0.")}, tmp_path / "a b.pth")
     words = ["debug=true", "data=synthetic", "data.image_size=64", f"model.backbone={NAME}", "trainer.threads=1"]
     done = command("train", *words, f"model.weights='{tmp_path}/a b.pth'", f"runs_dir={tmp_path}/runs", "name=a")
-    assert done.returncode == ExitCode.DATA, done.stdout + done.stderr
-    assert f"They begin with random values: {STEM}, features.0.bias" in done.stdout
-    assert f"not in the weights file, and frozen: {STEM}, features.0.bias" in done.stderr
+    assert done.code == ExitCode.DATA, done.text
+    assert f"They begin with random values: {STEM}, features.0.bias" in done.out
+    assert f"not in the weights file, and frozen: {STEM}, features.0.bias" in done.err
 
 
 # --- input channels --------------------------------------------------------------------------------------------------
