@@ -55,7 +55,7 @@ def test_a_run_can_start_from_the_model_of_another(command, tmp_path):
     assert command("train", *SMALL, "name=first").code == 0
     done = command("train", *SMALL, "name=second", "model.weights=runs/first/model", "seed=1")
     assert done.code == 0, done.text
-    assert "model.safetensors: 100 of 100 tensors matched" in done.out
+    assert "model.safetensors, key backbone: 100 of 100 tensors matched" in done.out
 
 
 def test_a_head_that_was_changed_and_does_not_fit_is_explained(command, tmp_path):
