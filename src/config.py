@@ -28,6 +28,7 @@ class Data:
     root: str | None = None  # folder of the pictures; for torchvision sets, where to download to
     table: str | None = None  # CSV file with the columns path,label and optionally split (data=table)
     name: str | None = None  # which torchvision set, e.g. CIFAR10 (data=torchvision)
+    layout: str = choice("auto", "classes", "splits", default="auto")  # what root's folders are: src/data/layout.py
     split_file: str | None = None  # a split.csv of an earlier run, to split in the same way
     val_fraction: float = 0.15  # share of each class held out for choosing the best epoch
     test_fraction: float = 0.15  # share of each class held out for the final numbers

@@ -129,9 +129,10 @@ def _check_data(data: Data) -> None:
         "num_pictures": ("synthetic",),
         "num_classes": ("synthetic",),
         "bits": ("image_folder", "table"),
+        "layout": ("image_folder",),
     }
     for name, sources in used_by.items():
-        if getattr(data, name) is not None and data.source not in sources:
+        if getattr(data, name) not in (None, Data.layout) and data.source not in sources:
             raise UserError(
                 f"data.{name}={getattr(data, name)} has no effect with data={data.source}",
                 why=f"only data={' or data='.join(sources)} looks at data.{name}",

@@ -6,8 +6,10 @@ import difflib
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -20,8 +22,9 @@ from src.config import Config
 from src.cores import cpu_cores
 from src.data.loading import eval_loader, num_workers
 from src.data.pictures import Pictures
+from src.data.seen_in_training import seen_in_training
 from src.data.sources import load_pictures, load_unsplit
-from src.data.splits import read_csv
+from src.data.table import read_csv
 from src.errors import ExitCode, UserError
 from src.machine import choose_device, set_threads
 from src.models.building import build_loss, rebuild
@@ -82,7 +85,8 @@ def measure_split(
 
 def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path | None, accelerator: str) -> None:
     """The work of src/evaluate.py. overrides: data.KEY=VALUE words that change the run's config. Raises UserError."""
-    settings = config_checks.read(OmegaConf.merge(read_run(run, "src.evaluate"), OmegaConf.from_dotlist(overrides)))
+    own_config = read_run(run, "src.evaluate")
+    settings = config_checks.read(OmegaConf.merge(own_config, OmegaConf.from_dotlist(overrides)))
     if settings.data.batch_size == "auto":
         settings.data.batch_size = chosen_batch_size(run) or 32  # changes no number
     card, state = load_model(run / "model")
@@ -93,37 +97,78 @@ def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path |
     check_precision(settings.precision.name, device)
     set_threads(settings.trainer.threads)
 
-    loader = eval_loader(pictures, split, card.preprocessing, settings.data, num_workers(settings.data, pictures))
+    network, precision = rebuild(card, state), settings.precision.name
     weighted = settings.data.class_weights != "none"
     loss = build_loss(settings, _training_counts(run, card.classes) if weighted else ())
-    precision = settings.precision.name
-    values, confusion = evaluate(rebuild(card, state), loader, loss, len(card.classes), device, precision)
-    metrics = {f"{split}/{name}": value for name, value in values.items()}
+
+    def measure(chosen: Pictures) -> tuple[dict[str, float], torch.Tensor]:
+        loader = eval_loader(chosen, split, card.preprocessing, settings.data, num_workers(settings.data, chosen))
+        values, confusion = evaluate(network, loader, loss, len(card.classes), device, precision)
+        return {f"{split}/{name}": value for name, value in values.items()}, confusion
+
+    metrics, confusion = measure(pictures)
+    seen = seen_in_training(run, own_config, pictures, split)
+    of_unseen = _of_unseen(pictures, split, seen, lambda chosen: measure(chosen)[0])
     out = out or run
     out.mkdir(parents=True, exist_ok=True)
     number = len(pictures.splits[split])
-    write_json(out / "evaluation.json", {"run": str(run), "changed": overrides, "pictures": number, "metrics": metrics})
+    write_json(
+        out / "evaluation.json",
+        {"run": str(run), "changed": overrides, "pictures": number, "metrics": metrics} | of_unseen,
+    )
     write_confusion(out / "evaluation_confusion.csv", card.classes, confusion.tolist())
     log.info(f"{run}: {number} {split} pictures, {len(card.classes)} classes")
     log.info(metrics_table(metrics))
+    _say_seen(of_unseen, split, number)
     log.info(f"files     {out}/evaluation.json, {out}/evaluation_confusion.csv")
+
+
+def _of_unseen(
+    pictures: Pictures, split: str, seen: dict[str, list[int]], measure: Callable[[Pictures], dict[str, float]]
+) -> dict[str, Any]:
+    """For evaluation.json: how many images the run learned from, and the metrics of the others. {} where it saw none."""
+    if not any(seen.values()):
+        return {}
+    rest = sorted(set(pictures.splits[split]) - {index for members in seen.values() for index in members})
+    metrics = measure(replace(pictures, splits=pictures.splits | {split: rest})) if rest else {}
+    return {
+        "seen_in_training": {part: len(members) for part, members in seen.items()},
+        "unseen": {"pictures": len(rest), "metrics": metrics},
+    }
+
+
+def _say_seen(of_unseen: dict[str, Any], split: str, number: int) -> None:
+    if not of_unseen:
+        return
+    train, val = (of_unseen["seen_in_training"][part] for part in ("train", "val"))
+    log.warning(
+        f"{train + val} of these {number} pictures are not new to the run: it trained on {train} of them and chose its "
+        f"best epoch by {val}. The numbers above are too good."
+    )
+    if not of_unseen["unseen"]["pictures"]:
+        log.warning("No other picture is left to measure on.")
+        return
+    log.info(f"without them: {of_unseen['unseen']['pictures']} {split} pictures")
+    log.info(metrics_table(of_unseen["unseen"]["metrics"]))
 
 
 def _pictures_to_measure(settings: Config, run: Path, overrides: list[str]) -> Pictures:
     """The run's own pictures in its own split, or the other ones that an override names."""
     memory = Path(settings.runs_dir) / ".checked"
-    data = settings.data
+    data, begun = settings.data, False
     if data.source in ("image_folder", "table"):
         if _named(overrides, "data.root", "data.table"):
             return load_unsplit(data, memory=memory, workers=cpu_cores())
-        data.split_file = data.split_file if _named(overrides, "data.split_file") else str(run / "split.csv")
+        begun = not _named(overrides, "data.split_file")
+        data.split_file = str(run / "split.csv") if begun else data.split_file
         data.on_bad_image = "skip"  # what the run left out is not in its split; what broke since then is said
-    return load_pictures(data, settings.seed, memory=memory, bad_list=None, workers=cpu_cores())
+    return load_pictures(data, settings.seed, memory=memory, bad_list=None, workers=cpu_cores(), begun=begun)
 
 
 def _training_counts(run: Path, classes: Sequence[str]) -> list[int]:
     """How many images of each class the run trained on: its class weights, with which other images are measured too."""
-    counts = Counter(row["label"] for row in read_csv(run / "split.csv", ("label", "split")) if row["split"] == "train")
+    rows = [row for _, row in read_csv(run / "split.csv", ("label", "split"))]
+    counts = Counter(row["label"] for row in rows if row["split"] == "train")
     return [counts[name] for name in classes]
 
 

@@ -150,9 +150,10 @@ def find_pictures(config: Config, folder: RunFolder, start: Path | None, ranks: 
         memory=Path(config.runs_dir) / ".checked",
         bad_list=folder.path / "bad_pictures.txt" if ranks.is_first else None,
         workers=cpu_cores(),
+        begun=start is not None,
     )
     if ranks.is_first:
-        write_csv(split, ("path", "label", "split"), pictures.rows())
+        write_csv(split, *pictures.table())
     return pictures
 
 

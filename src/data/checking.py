@@ -105,15 +105,23 @@ def refuse_bad_pictures(bad: Mapping[str, str], total: int, root: Path, list_fil
 
 
 def same_bytes_across(checked: Mapping[str, Checked], split_of: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Groups of ids whose files are equal byte for byte and lie in more than one split; sorted.
+    """Groups of ids whose files are equal byte for byte and lie in more than one split (or class); sorted.
 
-    split_of: id -> split; ids without a split and pictures with an error are left out.
+    split_of: id -> split or class; ids without one and pictures with an error are left out.
     """
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for name, result in checked.items():
         if result.error is None and name in split_of:
             groups[result.digest].append(name)
     return sorted(tuple(sorted(group)) for group in groups.values() if len({split_of[name] for name in group}) > 1)
+
+
+def remembered_digests(memory: Path) -> dict[str, str]:
+    """id -> digest of all files that a memory knows, which may be gone by now; empty if it cannot be read."""
+    try:
+        return {name: row[2] for name, row in json.loads(memory.read_bytes())["files"].items() if row[2]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return {}
 
 
 def _check(path: Path, name: str, options: ReadOptions) -> tuple[Checked, bool]:

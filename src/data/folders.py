@@ -1,19 +1,22 @@
-"""Finds the pictures of data=image_folder and data=table, without opening one.
+"""Lists the images of data=image_folder, and those that predict is given, without opening one.
 
-A folder per class, sorted by name; sub-folders train/, val/ and test/ where they exist. What is not read is counted and said.
+What a folder means is the rule of src/data/layout.py. What is not used is counted and said.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from src.data.reading import EXTENSIONS
-from src.data.splits import SPLIT_WORDS, known_split, read_csv
+from src.data.layout import choose_layout
+from src.data.reading import EXTENSIONS, printable
+from src.data.scanning import LeftOut, holds_images, how_to_convert, images_below, images_in, scan, sub_folders
+from src.data.spelling import refuse_alike
 from src.errors import ExitCode, UserError
+from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
@@ -33,136 +36,137 @@ class Listing:
         return Listing(self.root, [self.names[i] for i in indices], [self.labels[i] for i in indices], splits)
 
 
-def list_image_folder(root: Path) -> Listing:
-    """The pictures below root: root/CLASS/..., or root/train/CLASS/..., root/val/CLASS/... and root/test/CLASS/....
+def list_image_folder(root: Path, layout: str = "auto") -> Listing:
+    """The images below root, by the rule of src/data/layout.py. layout: data.layout.
 
-    Raises UserError for a root that is no folder, holds no picture, or has a class folder without one.
+    Raises UserError for a root that is no folder, holds no image, has a class folder without one, can be read in more
+    than one way, or has classes whose names differ only in how they are written.
     """
-    if not root.is_dir():
+    if not _is_folder(root):
         raise UserError(
             f"data.root={root} is not a folder",
             where=str(root.absolute()),
             why="data=image_folder reads one sub-folder per class",
-            fix=f"ls {root.parent}",
+            fix=f"ls {shlex.quote(str(root.parent))}",
             code=ExitCode.NO_INPUT,
         )
-    top = _sub_folders(root)
-    parts = {name: SPLIT_WORDS[name.lower()] for name in top if name.lower() in SPLIT_WORDS}
-    has_parts = "train" in parts.values() and len(parts) > 1 and all(_sub_folders(root / name) for name in parts)
-    listing = Listing(root, splits=[] if has_parts else None)
-    skipped: Counter[str] = Counter()
-    empty: list[str] = []
-    for part, split in parts.items() if has_parts else [("", "")]:
-        for label in _sub_folders(root / part):
-            found = _pictures_below(root / part / label, skipped)
-            if not found:
-                empty.append(str(root / part / label))
-            for path in found:
-                listing.names.append(path.relative_to(root).as_posix())
-                listing.labels.append(label)
-                if listing.splits is not None:
-                    listing.splits.append(split)
-    if skipped:
-        kinds = ", ".join(f"{count} {ending}" for ending, count in skipped.most_common(6))
-        log.warning(
-            f"{sum(skipped.values())} files in {root} are not pictures that are read and were left out: {kinds}"
-        )
-    if has_parts and (others := [name for name in top if name not in parts]):
-        log.warning(f"{root} has train/ and val/ or test/ folders, so these were left out: {', '.join(others[:6])}")
+    found = choose_layout(root, layout)
+    listing = Listing(root, splits=[] if found.parts[0][1] else None)
+    left_out = LeftOut()
+    scan(root, left_out)
+    empty: dict[Path, Counter[str]] = {}
+    loose: dict[Path, int] = {}
+    for part, split in found.parts:
+        folder = root / part
+        if part:
+            scan(folder, left_out)
+        loose[folder] = len(images_in(folder))
+        for label in sub_folders(folder):
+            inside = LeftOut()
+            paths = list(images_below(folder / label, inside, above=(root, folder)))
+            left_out.endings += inside.endings
+            left_out.system += inside.system
+            if not paths:
+                empty[folder / label] = inside.endings
+            listing.names += [path.relative_to(root).as_posix() for path in paths]
+            listing.labels += [label] * len(paths)
+            if listing.splits is not None:
+                listing.splits += [split] * len(paths)
     if not listing.names:
-        raise UserError(
-            f"no picture was found in {root}",
-            where=str(root.absolute()),
-            why=f"expected one folder per class with files ending in {', '.join(sorted(EXTENSIONS))}",
-            fix=f"find {root} -type f | head",
-            code=ExitCode.DATA,
-        )
+        raise _nothing_found(root, left_out)
     if empty:
-        raise UserError(
-            f"{len(empty)} class folder{'s have' if len(empty) > 1 else ' has'} no picture: {', '.join(empty[:5])}",
-            where=str(root.absolute()),
-            why="a class without pictures cannot be learned; its number would be in the model all the same",
-            fix=[f"rmdir {empty[0]}", "or put pictures into it"],
-            code=ExitCode.DATA,
-        )
-    return listing
-
-
-def list_table(table: Path, root: Path | None) -> Listing:
-    """The pictures of a CSV file with the columns path,label and optionally split. Paths start from root."""
-    rows = read_csv(table, ("path", "label"))
-    root = root or table.parent
-    listing = Listing(root, splits=[] if "split" in rows[0] else None)
-    missing = []
-    for line, row in enumerate(rows, start=2):
-        if not (row["path"] and row["label"]):
-            raise UserError(
-                "a row without a path or a label",
-                where=f"{table}, line {line}",
-                why="every picture needs both",
-                fix=f"sed -n {line}p {table}",
-                code=ExitCode.DATA,
-            )
-        if not (root / row["path"]).is_file():
-            missing.append(f"line {line}: {row['path']}")
-        listing.names.append(row["path"])
-        listing.labels.append(row["label"])
-        if listing.splits is not None:
-            listing.splits.append(known_split(row["split"] or "", table, line))
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(rows)} pictures in {table} do not exist",
-            where=f"below {root.absolute()}",
-            why="\n".join(missing[:5] + [f"and {len(missing) - 5} more"] * (len(missing) > 5)),
-            fix=f"python -m src.train data=table data.table={table} data.root=FOLDER_THE_PATHS_START_FROM",
-            code=ExitCode.NO_INPUT,
-        )
-    twice = [name for name, count in Counter(listing.names).items() if count > 1]
-    if twice:
-        raise UserError(
-            f"{len(twice)} pictures stand twice in {table}: {', '.join(twice[:3])}",
-            where=str(table.absolute()),
-            why="with two labels or in two splits a picture would spoil the result",
-            fix=f"grep -n '{twice[0]}' {table}",
-            code=ExitCode.DATA,
+        raise _empty_classes(root, empty)
+    where = printable(str(root.absolute()))
+    refuse_alike(listing.labels, where, f"give the folders of a class one name: ls {shlex.quote(str(root))}")
+    for sentence in left_out.sentences(root):
+        log.warning(sentence)
+    for folder, count in loose.items():
+        if count:
+            log.warning(f"Images directly in {printable(str(folder))}, in no class folder, left out: {count}")
+    if listing.splits is not None or found.parts[0][0]:
+        used = [name for name, _ in found.parts] + list(found.left_out)
+        if without := [printable(name) for name in sub_folders(root) if name not in used]:
+            log.warning(f"Beside the splits these folders hold no image: {', '.join(without[:6])}")
+    for name, reason in found.left_out.items():
+        log.warning(
+            f"{printable(str(root / name))} is left out: {reason}. After training, predict takes its images: "
+            f"python -m src.predict run=RUN images={shlex.quote(str(root / name))}"
         )
     return listing
 
 
 def list_pictures(path: Path) -> list[Path]:
-    """Every picture below a folder, or the one file; for predict."""
-    skipped: Counter[str] = Counter()
-    found = [path] if path.is_file() else _pictures_below(path, skipped)
-    if skipped:
-        log.warning(f"{sum(skipped.values())} files are not pictures that are read and were left out")
+    """Every picture below a folder, or the one file; for predict. Raises UserError for a folder that cannot be read."""
+    left_out = LeftOut()
+    found = [path] if path.is_file() else list(images_below(path, left_out))
+    for sentence in left_out.sentences(path):
+        log.warning(sentence)
     return found
 
 
-def _sub_folders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith((".", "__"))
+def _is_folder(path: Path) -> bool:
+    """Raises UserError where a folder above may not be entered."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise UserError(
+            f"data.root={printable(str(path))} cannot be looked into: {error.strerror}",
+            where=printable(str(path)),
+            why="a folder above it may not be entered, or the path is too long",
+            fix=f"ls -ld {shlex.quote(str(path.parent))}",
+            code=ExitCode.NO_INPUT,
+        ) from error
+
+
+def _nothing_found(root: Path, left_out: LeftOut) -> UserError:
+    """No class folder has an image: they lie a level too high, or are of formats that are not read."""
+    loose, where = images_in(root), printable(str(root.absolute()))
+    if loose:
+        above = root.absolute().parent
+        quoted = shlex.quote(str(root / loose[0]))
+        fix = [f"mkdir {shlex.quote(str(root / 'CLASS'))}; mv {quoted} {shlex.quote(str(root / 'CLASS'))}/"]
+        fix[0] += "   # and so on: one folder per class"
+        if sum(holds_images(above / name) for name in sub_folders(above)) > 1:
+            fix.append(corrected(f"data.root={above}") + "   # if this folder is one of the classes")
+        fix.append(corrected("data=table", "data.table=labels.csv", f"data.root={root}") + "   # columns path,label")
+        return UserError(
+            f"{len(loose)} images lie directly in {printable(str(root))}, in no class folder",
+            where=where,
+            why="they lie one level too high: the class of an image is the name of the folder it lies in",
+            fix=fix,
+            code=ExitCode.DATA,
+        )
+    kinds = ", ".join(f"{count} {printable(ending)}" for ending, count in left_out.endings.most_common(6))
+    return UserError(
+        f"no picture was found in {printable(str(root))}",
+        where=where,
+        why=f"expected one folder per class with files ending in {', '.join(sorted(EXTENSIONS))}"
+        + (f"\nit holds {kinds}{how_to_convert(left_out.endings)}" if kinds else ""),
+        fix=f"find {shlex.quote(str(root))} -type f | head",
+        code=ExitCode.DATA,
     )
 
 
-def _pictures_below(folder: Path, skipped: Counter[str]) -> list[Path]:
-    """Sorted pictures below a folder; hidden files and folders are passed over, links are followed but never in a circle."""
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-
-    def walk(current: Path) -> None:
-        status = current.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        for entry in sorted(os.scandir(current), key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                walk(Path(entry.path))
-            elif Path(entry.name).suffix.lower() in EXTENSIONS:
-                found.append(Path(entry.path))
-            else:
-                skipped[Path(entry.name).suffix.lower() or "without an ending"] += 1
-
-    walk(folder)
-    return found
+def _empty_classes(root: Path, empty: dict[Path, Counter[str]]) -> UserError:
+    """Class folders without an image. A folder is only ever removed if it is empty: it may be full of photos."""
+    names = ", ".join(printable(path.relative_to(root).as_posix()) for path in list(empty)[:5])
+    held = [
+        f"{printable(path.name)} holds {', '.join(f'{count} {printable(end)}' for end, count in kinds.most_common(4))}"
+        + how_to_convert(kinds)
+        for path, kinds in list(empty.items())[:4]
+        if kinds
+    ]
+    first = next(iter(empty))
+    aside = root.absolute().with_name(f"{root.absolute().name}-{first.name}")
+    fix = [f"mv {shlex.quote(str(first))} {shlex.quote(str(aside))}", "or put pictures into it"]
+    if held:
+        fix = ["convert the files to JPEG or PNG, in the same folder", fix[0] + "   # without the class"]
+    return UserError(
+        f"{len(empty)} class folder{'s have' if len(empty) > 1 else ' has'} no picture: {names}",
+        where=printable(str(root.absolute())),
+        why="\n".join(
+            ["a class without pictures cannot be learned; its number would be in the model all the same", *held]
+        ),
+        fix=fix,
+        code=ExitCode.DATA,
+    )

@@ -25,6 +25,7 @@ class Pictures:
     read: index -> uint8 (3, H, W).
     in_memory: reading is only a lookup, so loader processes would cost more than they give.
     bits: how many bits of 16-bit channels are read, see ReadOptions.
+    digests: of the bytes of each picture's file; None for pictures in memory.
     """
 
     classes: tuple[str, ...]
@@ -34,6 +35,7 @@ class Pictures:
     read: Callable[[int], torch.Tensor] = field(repr=False)
     in_memory: bool = False
     bits: int = 16
+    digests: list[str] | None = field(default=None, repr=False)
 
     def counts(self, split: str) -> list[int]:
         """How many pictures of each class a split has."""
@@ -50,6 +52,13 @@ class Pictures:
             for index, (name, label) in enumerate(zip(self.names, self.labels, strict=True))
             if index in split_of
         ]
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Header and rows of split.csv. The digests let evaluate know a picture again wherever its file has gone."""
+        if self.digests is None:
+            return ("path", "label", "split"), list(self.rows())
+        digest_of = dict(zip(self.names, self.digests, strict=True))
+        return ("path", "label", "split", "digest"), [(*row, digest_of[row[0]]) for row in self.rows()]
 
     def digest(self) -> str:
         """The same in two processes exactly if both have the same pictures, labels and splits."""

@@ -7,29 +7,37 @@ are downloaded and read by torchvision.
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from src.config import Data
-from src.data import folders, oddities, splits
-from src.data.checking import Checked, check_pictures, refuse_bad_pictures, same_bytes_across
+from src.data import copies, folders, oddities, splits
+from src.data.checking import Checked, check_pictures, refuse_bad_pictures
 from src.data.pictures import SPLITS, Pictures
-from src.data.reading import ReadOptions, read_picture
+from src.data.reading import ReadOptions, printable, read_picture
+from src.data.table import list_table
 from src.errors import ExitCode, UserError
 
 log = logging.getLogger(__name__)
 
 
-def load_pictures(data: Data, seed: int, *, memory: Path, bad_list: Path | None, workers: int) -> Pictures:
+def load_pictures(
+    data: Data, seed: int, *, memory: Path, bad_list: Path | None, workers: int, begun: bool = False
+) -> Pictures:
     """The pictures of the config: found, checked, split, their classes known. Raises UserError.
 
-    memory: folder that remembers which files were checked; bad_list: where to write the list of files that failed.
+    memory: folder that remembers which files were checked; bad_list: where to write the list of files that failed; the
+    list of copies goes beside it. begun: data.split_file is that of the run itself, which may be older than a rule by
+    which its folder would be refused today.
     """
     if data.source == "digits":
         return _split_in_memory(*_digits(), data, seed)
@@ -39,14 +47,19 @@ def load_pictures(data: Data, seed: int, *, memory: Path, bad_list: Path | None,
         from src.data.torchvision_sets import load_torchvision
 
         return load_torchvision(data, seed)
-    listing, checked = _checked_files(data, memory, bad_list, workers)
-    found = splits.choose_split(listing.names, listing.labels, listing.splits, data, seed)
+    listing, checked = _checked_files(data, memory, bad_list, workers, begun)
+    digests = [checked[name].digest for name in listing.names]
+    found = splits.choose_split(listing.names, listing.labels, listing.splits, data, seed, digests)
     if data.split_file:  # pictures that it does not list are left out, and a class that only they have
         listing, found = _only_listed(listing, found)
     pictures = _from_files(listing, found, data, checked)
     where = str(data.table or listing.root)
+    list_file = bad_list and bad_list.with_name("copies.txt")
+    if not begun:
+        copies.refuse_two_labels(pictures, checked, where, list_file)
     splits.check_splits(pictures.classes, pictures.labels, found, where)
-    _refuse_leaks(listing.names, checked, found, where)
+    copies.refuse_in_two_splits(pictures, checked, where, list_file)
+    copies.say_within_splits(pictures)
     return pictures
 
 
@@ -62,23 +75,42 @@ def read_options(data: Data) -> ReadOptions:
     return ReadOptions(tuple(data.background), data.max_megapixels, data.bits or 16)
 
 
+def memory_file(memory: Path, root: Path) -> Path:
+    """Where the check of the files below root is remembered."""
+    return memory / f"{blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()}.json"
+
+
 def _checked_files(
-    data: Data, memory: Path, bad_list: Path | None, workers: int
+    data: Data, memory: Path, bad_list: Path | None, workers: int, begun: bool = False
 ) -> tuple[folders.Listing, dict[str, Checked]]:
     """The files of data=image_folder or data=table, without the bad ones where data.on_bad_image=skip."""
-    if data.source == "table":
-        listing = folders.list_table(Path(data.table), Path(data.root) if data.root else None)
-    else:
-        listing = folders.list_image_folder(Path(data.root))
+    listing = _list_files(data, begun)
     checked = check_pictures(
         listing.root,
         listing.names,
         read_options(data),
-        memory / f"{_memory_name(listing.root)}.json",
+        memory_file(memory, listing.root),
         workers,
         show_progress=sys.stderr.isatty(),
     )
     return _apply_policy(listing, checked, data, bad_list), checked
+
+
+def _list_files(data: Data, begun: bool) -> folders.Listing:
+    if data.source == "table":
+        return list_table(Path(data.table), Path(data.root) if data.root else None)
+    root = Path(data.root)
+    try:
+        return folders.list_image_folder(root, data.layout)
+    except UserError as error:
+        if not begun or error.code != ExitCode.DATA:
+            raise
+        rows = splits.read_split_file(Path(data.split_file))
+        labels = {name: label for name, (_, label) in rows.items() if label and (root / name).is_file()}
+        if not labels:
+            raise
+        log.warning(f"{error.found}: the run's own split.csv says which pictures it has, and of which class.")
+        return folders.Listing(root, list(labels), list(labels.values()))
 
 
 def _only_listed(listing: folders.Listing, found: dict[str, list[int]]) -> tuple[folders.Listing, dict[str, list[int]]]:
@@ -95,17 +127,12 @@ def _from_files(
     classes = tuple(sorted(set(listing.labels)))
     number = {name: index for index, name in enumerate(classes)}
     read = partial(_read_file, listing.root, listing.names, replace(read_options(data), bits=bits))
-    return Pictures(classes, listing.names, [number[label] for label in listing.labels], found, read, bits=bits)
+    labels, digests = [number[label] for label in listing.labels], [checked[name].digest for name in listing.names]
+    return Pictures(classes, listing.names, labels, found, read, bits=bits, digests=digests)
 
 
 def _read_file(root: Path, names: list[str], options: ReadOptions, index: int) -> torch.Tensor:
     return read_picture(root / names[index], options)
-
-
-def _memory_name(root: Path) -> str:
-    from hashlib import blake2b
-
-    return blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
 
 
 def _apply_policy(
@@ -118,34 +145,19 @@ def _apply_policy(
     error = refuse_bad_pictures(bad, len(listing.names), listing.root, bad_list)
     if data.on_bad_image == "error":
         raise error
-    shown = ", ".join(list(bad)[:3]) + (", ..." if len(bad) > 3 else "")
+    shown = ", ".join(printable(name) for name in list(bad)[:3]) + (", ..." if len(bad) > 3 else "")
     log.warning(f"{len(bad)} of {len(listing.names)} pictures cannot be read and were left out: {shown}")
     good = listing.only([index for index, name in enumerate(listing.names) if name not in bad])
     gone = sorted(set(listing.labels) - set(good.labels))
     if gone:
         raise UserError(
-            f"class {gone[0]} has no picture left that can be read",
-            where=str(listing.root),
+            f"class {printable(gone[0])} has no picture left that can be read",
+            where=printable(str(listing.root)),
             why="all its files are damaged or of a format that is not read",
-            fix=f"ls -l {listing.root / gone[0]}",
+            fix=f"ls -l {shlex.quote(str(listing.root / gone[0]))}",
             code=ExitCode.DATA,
         )
     return good
-
-
-def _refuse_leaks(names: list[str], checked: dict[str, Checked], found: dict[str, list[int]], where: str) -> None:
-    """The same bytes in two splits make the numbers of the held-out one too good."""
-    split_of = {names[index]: split for split, members in found.items() for index in members}
-    groups = same_bytes_across({name: checked[name] for name in split_of}, split_of)
-    if groups:
-        shown = [" = ".join(f"{name} ({split_of[name]})" for name in group[:3]) for group in groups[:4]]
-        raise UserError(
-            f"{len(groups)} picture{'s are' if len(groups) > 1 else ' is'} in more than one split, byte for byte",
-            where=where,
-            why="\n".join(["what was trained on cannot be used to measure:", *shown]),
-            fix=f"delete the copies, for instance: rm {where}/{groups[0][-1]}",
-            code=ExitCode.DATA,
-        )
 
 
 def _split_in_memory(

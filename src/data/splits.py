@@ -6,8 +6,8 @@ split of the others as it was.
 
 from __future__ import annotations
 
-import csv
 import logging
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,33 +15,43 @@ from pathlib import Path
 from src import seeding
 from src.config import Data
 from src.data.pictures import SPLITS
+from src.data.reading import printable
+from src.data.spelling import alike, escaped
+from src.data.table import known_split, read_csv, relative, spellings
 from src.errors import ExitCode, UserError
+from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
-# What folders and CSV files call the splits.
-SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
 
 def choose_split(
-    names: list[str], labels: list[str], given: Sequence[str] | None, data: Data, seed: int
+    names: list[str],
+    labels: list[str],
+    given: Sequence[str] | None,
+    data: Data,
+    seed: int,
+    digests: Sequence[str] | None = None,
 ) -> dict[str, list[int]]:
-    """The split the data states, the one of data.split_file, or a stratified one; what is missing of the first is dealt."""
+    """The split the data states, the one of data.split_file, or a stratified one; what is missing of the first is dealt.
+
+    digests: of the files' bytes, so that copies are dealt to one split together.
+    """
     if data.split_file is not None:
         return _by_file(names, labels, Path(data.split_file), data)
     if given is None:
-        return stratified_split(labels, seed, data.val_fraction, data.test_fraction)
+        return stratified_split(labels, seed, data.val_fraction, data.test_fraction, digests)
     found = {split: [index for index, own in enumerate(given) if own == split] for split in SPLITS}
     if not found["val"] and found["train"]:
         train = found["train"]
-        dealt = stratified_split([labels[index] for index in train], seed, data.val_fraction, 0.0)
+        of_train = digests and [digests[index] for index in train]
+        dealt = stratified_split([labels[index] for index in train], seed, data.val_fraction, 0.0, of_train)
         found["train"], found["val"] = ([train[i] for i in dealt[part]] for part in ("train", "val"))
         log.info(f"There is no val split: {len(found['val'])} training pictures are held out for it.")
     return found
 
 
 def _by_file(names: list[str], labels: list[str], path: Path, data: Data) -> dict[str, list[int]]:
-    stated = read_split_file(path)
+    stated, absent = _as_in_the_data(read_split_file(path), names, data)
     found: dict[str, list[int]] = {split: [] for split in SPLITS}
     unlisted = []
     for index, (name, label) in enumerate(zip(names, labels, strict=True)):
@@ -49,50 +59,88 @@ def _by_file(names: list[str], labels: list[str], path: Path, data: Data) -> dic
         if split is None:
             unlisted.append(name)
             continue
-        if stated_label not in (None, label):
+        if stated_label is not None and stated_label.strip() != label.strip():
+            alike_ = alike(stated_label) == alike(label)
+            shown = [escaped(text) if alike_ else printable(text) for text in (label, stated_label)]
             raise UserError(
-                f"{name} is of class {label} here and of class {stated_label} in the split file",
-                where=str(path),
+                f"{printable(name)} is of class {shown[0]} here and of class {shown[1]} in the split file",
+                where=printable(str(path)),
                 why="the split file was made for other labels",
-                fix=f"grep -n '{name}' {path}",
+                fix=f"grep -n {shlex.quote(name)} {shlex.quote(str(path))}",
                 code=ExitCode.DATA,
             )
         found[split].append(index)
-    absent = sorted(set(stated) - set(names))
-    if len(absent) == len(stated):
+    _refuse_other_spelling(absent, unlisted, path)
+    if not stated:
         raise UserError(
-            f"none of the {len(stated)} pictures of the split file is in the data",
-            where=str(path),
-            why=f"it lists {absent[0]}, the data has {names[0]}",
-            fix=f"head -3 {path}",
+            f"none of the {len(absent)} pictures of the split file is in the data",
+            where=printable(str(path)),
+            why=f"it lists {printable(absent[0])}, the data has {printable(names[0])}",
+            fix=f"head -3 {shlex.quote(str(path))}",
             code=ExitCode.DATA,
         )
     if absent:
-        log.warning(f"{len(absent)} pictures of {path} are not in the data (any more): {', '.join(absent[:3])} ...")
+        log.warning(f"{len(absent)} pictures of {path} are not in the data (any more): {_first(absent)}")
     if unlisted:
-        log.warning(f"{len(unlisted)} pictures are not in {path} and were left out: {', '.join(unlisted[:3])} ...")
+        log.warning(f"{len(unlisted)} pictures are not in {path} and were left out: {_first(unlisted)}")
     return found
 
 
+Stated = dict[str, tuple[str, str | None]]
+
+
+def _as_in_the_data(rows: Stated, names: list[str], data: Data) -> tuple[Stated, list[str]]:
+    """The rows by the name that the data has for the picture, and the paths for which it has none."""
+    existing, root = set(names), Path(data.root or Path(data.table or "").parent)
+    stated, absent = {}, []
+    for path, row in rows.items():
+        name = next((form for form in (relative(form, root) for form in spellings(path)) if form in existing), None)
+        if name is None:
+            absent.append(path)
+        else:
+            stated[name] = row
+    return stated, sorted(absent)
+
+
+def _refuse_other_spelling(absent: list[str], unlisted: list[str], path: Path) -> None:
+    on_disk = {alike(name): name for name in unlisted}
+    confused = [(name, on_disk[alike(name)]) for name in absent if alike(name) in on_disk]
+    if confused:
+        shown = [f"{escaped(stated)}, while the data has {escaped(name)}" for stated, name in confused]
+        raise UserError(
+            f"{len(confused)} paths differ from the data's only in case, blanks or Unicode form",
+            where=printable(str(path)),
+            why="\n".join(shown[:5]),
+            fix=f"write them in {shlex.quote(str(path))} as the files are named",
+            code=ExitCode.DATA,
+        )
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(printable(name) for name in names[:3]) + (" ..." if len(names) > 3 else "")
+
+
 def stratified_split(
-    labels: Sequence[str], seed: int, val_fraction: float, test_fraction: float
+    labels: Sequence[str], seed: int, val_fraction: float, test_fraction: float, digests: Sequence[str] | None = None
 ) -> dict[str, list[int]]:
     """Indices of train, val and test, in rising order; every class gets its share of each split.
 
     A class with enough pictures to train on (3 or more) has at least one in val and, where a test split is asked for,
-    one in test, whatever the fractions round to.
+    one in test, whatever the fractions round to. Pictures of a class with the same digest count as one, and go to one
+    split together.
     """
-    members = defaultdict(list)
+    members: defaultdict[str, dict[int | str, list[int]]] = defaultdict(dict)
     for index, label in enumerate(labels):
-        members[label].append(index)
+        members[label].setdefault(digests[index] or index if digests else index, []).append(index)
     splits: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for label, indices in members.items():
-        order = [indices[i] for i in seeding.split_order(seed, label, len(indices))]
+    for label, copies in members.items():
+        groups = list(copies.values())
+        order = [groups[i] for i in seeding.split_order(seed, label, len(groups))]
         test = _share(test_fraction, len(order), spare=2)
         val = _share(val_fraction, len(order) - test, spare=1, of=len(order))
-        splits["test"] += order[:test]
-        splits["val"] += order[test : test + val]
-        splits["train"] += order[test + val :]
+        splits["test"] += [index for group in order[:test] for index in group]
+        splits["val"] += [index for group in order[test : test + val] for index in group]
+        splits["train"] += [index for group in order[test + val :] for index in group]
     return {split: sorted(indices) for split, indices in splits.items()}
 
 
@@ -103,64 +151,31 @@ def _share(fraction: float, available: int, spare: int, of: int | None = None) -
     return min(max(1, round(fraction * (of or available))), available - spare)
 
 
-def read_split_file(path: Path) -> dict[str, tuple[str, str | None]]:
-    """{picture: (split, label or None)} of a CSV with the columns path, split and optionally label."""
-    rows = read_csv(path, ("path", "split"))
-    found = {}
-    for line, row in enumerate(rows, start=2):
-        found[row["path"]] = (known_split(row["split"], path, line), row.get("label") or None)
+def read_split_file(path: Path) -> Stated:
+    """{picture: (split, label or None)} of a CSV with the columns path, split and optionally label. Raises UserError."""
+    found: Stated = {}
+    for line, row in read_csv(path, ("path", "split")):
+        stated = known_split(row["split"], path, line), row.get("label") or None
+        if found.setdefault(row["path"], stated) != stated:
+            raise UserError(
+                f"{printable(row['path'])} stands twice, in two splits or with two labels",
+                where=f"{printable(str(path))}, line {line}",
+                why="a picture belongs to one split and has one label",
+                fix=f"grep -n {shlex.quote(row['path'])} {shlex.quote(str(path))}",
+                code=ExitCode.DATA,
+            )
     return found
-
-
-def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file that must have the columns. Raises UserError."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}",
-            where=str(path.absolute()),
-            why="it must be a CSV file in UTF-8 with commas",
-            fix=f"head -3 {path}",
-            code=ExitCode.NO_INPUT,
-        ) from error
-    missing = [column for column in columns if column not in (reader.fieldnames or [])]
-    if missing or not rows:
-        found = ", ".join(reader.fieldnames or []) or "nothing"
-        raise UserError(
-            f"{path} has no column {missing[0]}" if missing else f"{path} has no rows",
-            where=str(path.absolute()),
-            why=f"its first line must name the columns {', '.join(columns)}; it names {found}",
-            fix=f"head -3 {path}",
-            code=ExitCode.DATA,
-        )
-    return rows
-
-
-def known_split(word: str, path: Path, line: int) -> str:
-    """train, val or test of a word that means one of them. Raises UserError."""
-    split = SPLIT_WORDS.get(word.strip().lower())
-    if split is None:
-        raise UserError(
-            f"{word!r} is not a split",
-            where=f"{path}, line {line}",
-            why="the column split takes train, val or test",
-            fix=f"sed -n {line}p {path}",
-            code=ExitCode.DATA,
-        )
-    return split
 
 
 def check_splits(classes: Sequence[str], labels: Sequence[int], splits: dict[str, list[int]], where: str) -> None:
     """Refuses data that cannot be trained on, naming the classes: too few classes, or one missing from a split."""
     if len(classes) < 2:
         raise UserError(
-            f"there {'is only one class' if classes else 'are no classes'}{': ' + classes[0] if classes else ''}",
-            where=where,
+            f"there {'is only one class' if classes else 'are no classes'}"
+            f"{': ' + printable(classes[0]) if classes else ''}",
+            where=printable(where),
             why="a classifier needs at least two classes; each is a folder of pictures with the class's name",
-            fix="python -m src.train data=image_folder data.root=photos/   # photos/cats/1.jpg, photos/dogs/1.jpg, ...",
+            fix=corrected("data=image_folder", "data.root=photos/") + "   # photos/cats/1.jpg, photos/dogs/1.jpg, ...",
             code=ExitCode.DATA,
         )
     for split in ("train", "val", "test"):
@@ -171,16 +186,17 @@ def check_splits(classes: Sequence[str], labels: Sequence[int], splits: dict[str
         if missing:
             raise UserError(
                 f"{_some(missing)} {'has' if len(missing) == 1 else 'have'} no picture in the {split} split",
-                where=where,
+                where=printable(where),
                 why=f"{'it could not be learned' if split == 'train' else 'its accuracy could not be measured'}; "
-                "a class needs at least 3 pictures, or one in each of train/ and val/ where these folders exist",
-                fix=[f"add pictures of {missing[0]}, or remove the class", f"ls {where}"],
+                "a class needs at least 3 pictures (copies of a file count as one), or one in each of train/ and val/ "
+                "where these folders exist",
+                fix=[f"add pictures of {printable(missing[0])}, or remove the class", f"ls {shlex.quote(where)}"],
                 code=ExitCode.DATA,
             )
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:6])
+    shown = ", ".join(printable(name) for name in names[:6])
     return (
         f"class {shown}"
         if len(names) == 1

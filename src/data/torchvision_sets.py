@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from src.data import splits
 from src.data.pictures import Pictures
 from src.data.reading import to_rgb
 from src.errors import ExitCode, UserError
+from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def load_torchvision(data: Data, seed: int) -> Pictures:
             f"data.name={data.name} is not a set that is known here; did you mean {guess}?",
             where="src/data/torchvision_sets.py",
             why=f"known are {', '.join(SETS)}",
-            fix=f"python -m src.train data=torchvision data.name={guess}",
+            fix=corrected("data=torchvision", f"data.name={guess}"),
         )
     parts = {split: _open(data.name, Path(data.root or "data"), keywords) for split, keywords in known.parts.items()}
     labels: list[int] = []
@@ -84,24 +86,49 @@ def load_torchvision(data: Data, seed: int) -> Pictures:
 
 
 def _open(name: str, root: Path, keywords: dict[str, Any]) -> Any:
-    """The part of the set; downloaded where torchvision can."""
+    """The part of the set: what is there already, else downloaded where torchvision can."""
     make: Callable[..., Any] = getattr(datasets, name)
     try:
+        try:  # first without a download: with one, some sets raise before they look at what is there
+            return make(root=str(root), download=False, **keywords)
+        except (OSError, RuntimeError, ValueError) as error:
+            _refuse_missing_package(name, error)
         return make(root=str(root), download=True, **keywords)
+    except ImportError as error:
+        raise _missing_package(name, error) from error
     except (OSError, RuntimeError, ValueError) as error:
+        _refuse_missing_package(name, error)
+        folder = shlex.quote(str(root))
+        code = f"from torchvision.datasets import {name}; {name}({str(root)!r}, download=True)"
+        lines = str(error).strip().splitlines() or [""]
         raise UserError(
             f"{name} is not in {root} and could not be downloaded",
             where=str(root.absolute()),
-            why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}\n"
-            "without the network the set must be put there by hand",
+            why=f"{type(error).__name__}: {lines[0]}\nwithout the network the set must be put there by hand",
             fix=[
-                "where there is network: "
-                f"python -c \"from torchvision.datasets import {name}; {name}('{root}', download=True)\"",
-                f"then copy its folder {root}/ here and repeat the command",
+                f"where there is network: python -c {shlex.quote(code)}",
+                f"then copy its folder {folder} here and repeat the command",
                 "python -m src.train data=digits   # needs no network",
             ],
             code=ExitCode.UNAVAILABLE,
         ) from error
+
+
+def _refuse_missing_package(name: str, error: BaseException) -> None:
+    """torchvision raises RuntimeError in the place of some ImportErrors, which are its context then."""
+    if isinstance(error.__context__, ImportError):
+        raise _missing_package(name, error.__context__) from error
+
+
+def _missing_package(name: str, error: ImportError) -> UserError:
+    package = (error.name or str(error)).partition(".")[0]
+    return UserError(
+        f"torchvision reads {name} with the package {package}, which is not installed",
+        where=f"data.name={name}",
+        why=str(error),
+        fix=f"pip install {shlex.quote(package)}",
+        code=ExitCode.UNAVAILABLE,
+    )
 
 
 def _labels(part: Any) -> list[int]:

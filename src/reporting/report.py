@@ -170,10 +170,10 @@ def _pictures(file: Path) -> list[str]:
     if not file.exists():
         return []
     with file.open(encoding="utf-8", newline="") as lines:
-        _, *rows = csv.reader(lines)  # path, label, split
-    sizes = Counter(split for _, _, split in rows)
+        rows = list(csv.DictReader(lines))
+    sizes = Counter(row["split"] for row in rows)
     counts = ", ".join(f"{sizes[split]:,} {split}" for split in ("train", "val", "test") if sizes[split])
-    return [f"{len(rows):,} pictures in {len({label for _, label, _ in rows})} classes ({counts})"]
+    return [f"{len(rows):,} pictures in {len({row['label'] for row in rows})} classes ({counts})"]
 
 
 def _metrics(result: dict[str, Any]) -> str:

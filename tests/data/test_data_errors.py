@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision
+from PIL import Image
 
 from src.config import Data
-from src.data.folders import list_image_folder, list_table
+from src.data.folders import list_image_folder
 from src.data.sources import load_pictures
+from src.data.table import list_table
 from src.errors import UserError
 from tests.conftest import check_error, write_pictures
 
@@ -201,3 +205,31 @@ def test_the_pictures_of_a_torchvision_set_come_out_right(tmp_path):
     assert pictures.read(place).shape == (3, 28, 28)
     assert pictures.read(place).unique().tolist() == [60]
     assert pictures.classes[pictures.labels[place]].startswith("3")
+
+
+def test_a_package_that_torchvision_needs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)  # as if it were not installed
+    with pytest.raises(UserError, match="PCAM with the package h5py") as error:
+        load(tmp_path, source="torchvision", name="PCAM", root=str(tmp_path))
+    assert error.value.fix == ["pip install h5py"]
+
+
+def test_a_set_that_torchvision_no_longer_downloads_is_read_where_it_is(tmp_path, monkeypatch):
+    """StanfordCars raises on download=True before it looks at what is there."""
+    asked = []
+
+    def cars(root, split, download):
+        asked.append(download)
+        if download:
+            raise ValueError("The original URL is broken")
+        if not (Path(root) / "stanford_cars").is_dir():
+            raise RuntimeError("Dataset not found")
+        return [(Image.new("RGB", (8, 8)), number % 2) for number in range(20)]
+
+    monkeypatch.setattr(torchvision.datasets, "StanfordCars", cars)
+    with pytest.raises(UserError, match="could not be downloaded") as error:
+        load(tmp_path, source="torchvision", name="StanfordCars", root=str(tmp_path / "my sets"))
+    assert asked == [False, True]
+    assert f"'{tmp_path}/my sets'" in error.value.fix[1]
+    (tmp_path / "my sets/stanford_cars").mkdir(parents=True)
+    assert len(load(tmp_path, source="torchvision", name="StanfordCars", root=str(tmp_path / "my sets")).names) == 40

@@ -1,0 +1,233 @@
+"""What the folders of data=image_folder mean. This docstring is the rule; docs/data.md has it with examples.
+
+**Not part of the set** are hidden entries (.git, .DS_Store, ._1.jpg) and those that NAS, desktop and notebook programs
+make (@eaDir, #recycle, $RECYCLE.BIN, lost+found, __MACOSX, Thumbs.db; the list is in src/data/scanning.py). They are
+left out and counted.
+
+**A split** is a folder whose name is one of these words, in any case, alone or as its first or last part behind a
+separator (- _ . + blank) or before digits: train, training, trainval; val, valid, validation, dev; test, testing. So
+seg_train, test_images, images.val and train2017 are splits. The words of a table's column `split` follow the same rule.
+
+**A class** is every other folder with images in it or below it; with splits, every folder in a split.
+
+How the top folders are read, images directly in a folder counting as unlabelled (a "flat" folder):
+
+- none is a split: they are the classes;
+- train/CLASS with val/CLASS, test/CLASS or both: the splits; without val, a part of train is held out for it;
+- a flat val/ or test/ beside train/CLASS, or one with a single folder that is no class of train: left out, and said;
+- a flat train/ beside flat folders of other names: a class, since nothing could be trained on otherwise.
+
+Everything else has more than one reading, and is refused with the command for each: `data.layout=classes` takes every
+top folder as a class, `data.layout=splits` the splits alone, and `data.root=` another folder as the set.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from src.data.reading import printable
+from src.data.scanning import holds_images, images_in, sub_folders
+from src.data.spelling import alike
+from src.errors import ExitCode, UserError
+from src.user_command import corrected
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "trainval": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass
+class Layout:
+    """parts: (folder below root, its split) of every folder that holds class folders; split None: to be made.
+
+    left_out: top folders that are not used, with the reason.
+    """
+
+    parts: list[tuple[str, str | None]]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def split_of(name: str) -> str | None:
+    """train, val or test for a name that means one of them by the rule above, else None."""
+    parts = [part for part in re.split(r"[-_.+\s]+", name.strip().lower()) if part]
+    if not parts:
+        return None
+    first, last = (re.sub(r"(?<=[a-z])\d+$", "", part) for part in (parts[0], parts[-1]))
+    return SPLIT_WORDS.get(first) or SPLIT_WORDS.get(last)
+
+
+def choose_layout(root: Path, how: str) -> Layout:
+    """What the top folders of root are. how: data.layout. Raises UserError where there is more than one reading."""
+    if how == "classes":
+        return Layout([("", None)])
+    top = [name for name in sub_folders(root) if holds_images(root / name)]
+    splits = {name: split for name in top if (split := split_of(name))}
+    labelled = [name for name in splits if any(holds_images(root / name / sub) for sub in sub_folders(root / name))]
+    unlabelled = {name: "it has no class folders" for name in splits if name not in labelled}
+    others = [name for name in top if name not in splits]
+    for name in _without_labels(root, labelled, splits):
+        labelled.remove(name)
+        unlabelled[name] = "its one folder is no class of the training images"
+
+    if how == "splits":
+        return _only_splits(root, labelled, splits, unlabelled | dict.fromkeys(others, "it is no split"))
+    if not labelled:
+        _refuse_unlabelled(root, splits, others)
+        _refuse_deeper(root, top)
+        return Layout([("", None)])
+    if others:
+        raise _mixed(root, labelled, splits, others)
+    if len(labelled) == 1 and splits[labelled[0]] == "train" and unlabelled:
+        return Layout([(labelled[0], None)], unlabelled)
+    if len(labelled) == 1:
+        raise _unclear(
+            root,
+            f"{_shown(labelled)} is the only folder with classes in {printable(str(root))}",
+            "it is not known whether it is the whole set or one of its splits",
+            [corrected(f"data.root={root / labelled[0]}")],
+        )
+    return _only_splits(root, labelled, splits, unlabelled)
+
+
+def _only_splits(root: Path, labelled: list[str], splits: dict[str, str], left_out: dict[str, str]) -> Layout:
+    for split in ("train", "val", "test"):
+        same = [name for name in labelled if splits[name] == split]
+        if len(same) > 1:
+            aside = [f"mv {_quoted(root / name)} {_quoted(_beside(root, name))}" for name in same[::-1]]
+            raise _unclear(
+                root,
+                f"{_shown(same)} are all {split} folders",
+                "one folder per split is read; move the others aside, or merge them",
+                aside[:3],
+            )
+    if "train" not in [splits[name] for name in labelled]:
+        readings = [corrected(f"data.root={root / name}") for name in labelled]
+        several = [corrected("data.layout=classes")] if len(labelled) > 1 else []
+        raise _unclear(
+            root,
+            f"there is no train folder with classes beside {_shown(labelled)}",
+            "the folders look like splits, and none is to be trained on",
+            readings + several or ["make train/CLASS/ folders, or list the images in a table: data=table"],
+        )
+    return Layout([(name, splits[name]) for name in labelled], left_out)
+
+
+def _without_labels(root: Path, labelled: list[str], splits: dict[str, str]) -> list[str]:
+    """val or test folders with a single sub-folder that is no class of train: test/unknown/1.jpg is unlabelled too."""
+    classes = {alike(name) for part in labelled if splits[part] == "train" for name in sub_folders(root / part)}
+    if not classes:
+        return []
+    held_out = {part: sub_folders(root / part) for part in labelled if splits[part] != "train"}
+    return [part for part, names in held_out.items() if len(names) == 1 and alike(names[0]) not in classes]
+
+
+def _refuse_unlabelled(root: Path, splits: dict[str, str], others: list[str]) -> None:
+    """Folders named as splits that hold images and no class folders."""
+    if splits and not others:
+        if len(splits) == 1:
+            return  # one folder of images: the error about a single class says it
+        raise _unclear(
+            root,
+            f"{_shown(splits)} hold images, but no class folders",
+            "the class of an image is the folder it lies in, such as train/CLASS/1.jpg",
+            [
+                corrected("data=table", "data.table=labels.csv", remove=["data.root"])
+                + "   # columns path,label,split",
+                corrected("data.layout=classes") + "   # if these are the classes",
+            ],
+        )
+    held_out = [name for name in splits if splits[name] != "train"]
+    if held_out and len(others) + len(splits) - len(held_out) > 1:
+        raise _unclear(
+            root,
+            f"{_shown(held_out)} may be a class, or images without labels, beside the folders {_shown(others)}",
+            "its name is that of a split, and it holds images but no class folders",
+            [corrected("data.layout=classes") + "   # it is a class"]
+            + [f"mv {_quoted(root / name)} {_quoted(_beside(root, name))}   # it is not" for name in held_out[:2]],
+        )
+
+
+def _refuse_deeper(root: Path, top: list[str]) -> None:
+    """Sets that begin further down: images/train/CLASS, archive/photos/CLASS, or CLASS/train."""
+    for name in top:
+        inside = [sub for sub in sub_folders(root / name) if split_of(sub) and holds_images(root / name / sub)]
+        if len({split_of(sub) for sub in inside}) < 2:
+            continue
+        if any(holds_images(root / name / sub / deep) for sub in inside for deep in sub_folders(root / name / sub)):
+            raise _unclear(
+                root,
+                f"the splits {_shown(inside)} lie in {_shown([name])}, a folder deeper",
+                "as it stands, the folders above them would be the classes",
+                [corrected(f"data.root={root / name}"), corrected("data.layout=classes")],
+            )
+        sorted_root = root.absolute().with_name(f"{root.absolute().name}-by-split")
+        move = 'for d in */*/; do c=${d%%/*}; s=${d#*/}; mkdir -p "$T/$s" && cp -r "$d" "$T/$s$c"; done'
+        raise _unclear(
+            root,
+            f"{_shown(inside)} lie inside the class folder {_shown([name])}",
+            "splits are read above the classes, as train/CLASS; below them they would be mixed",
+            [
+                f"(cd {_quoted(root)} && T={_quoted(sorted_root)} && {move})",
+                corrected(f"data.root={sorted_root}") + "   # after that",
+                corrected("data.layout=classes") + "   # the split is made anew",
+            ],
+        )
+    if len(top) == 1:
+        _refuse_wrapper(root, root / top[0])
+
+
+def _refuse_wrapper(root: Path, inner: Path) -> None:
+    """A single folder around the set, as archives have it."""
+    while True:
+        inside = [name for name in sub_folders(inner) if holds_images(inner / name)]
+        if len(inside) != 1 or images_in(inner):
+            break
+        inner = inner / inside[0]
+    if len(inside) > 1:
+        raise _unclear(
+            root,
+            f"the folders {_shown(inside)} lie in {_shown([inner.relative_to(root).as_posix()])}, a level deeper",
+            "as it stands, there would be only one class",
+            [corrected(f"data.root={inner}")],
+        )
+
+
+def _mixed(root: Path, labelled: list[str], splits: dict[str, str], others: list[str]) -> UserError:
+    readings = [corrected("data.layout=classes") + "   # every folder is a class"]
+    if len({splits[name] for name in labelled}) > 1 and "train" in {splits[name] for name in labelled}:
+        readings.append(corrected("data.layout=splits") + f"   # without {_shown(others)}")
+    readings += [corrected(f"data.root={root / name}") for name in labelled if splits[name] == "train"]
+    return _unclear(
+        root,
+        f"{_shown(labelled)} look like splits with classes in them, {_shown(others)} not",
+        "it is not known which of the folders are classes",
+        readings,
+    )
+
+
+def _unclear(root: Path, found: str, why: str, readings: list[str]) -> UserError:
+    return UserError(found, where=printable(str(root.absolute())), why=why, fix=readings, code=ExitCode.DATA)
+
+
+def _shown(names: list[str] | dict[str, str]) -> str:
+    shown = [f"{printable(name)}/" for name in list(names)[:6]]
+    return ", ".join(shown) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _beside(root: Path, name: str) -> Path:
+    return root.absolute().with_name(f"{root.absolute().name}-{name}")
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

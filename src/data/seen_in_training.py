@@ -1,0 +1,60 @@
+"""Which images of an evaluation the run has learned from already: an accuracy on those says little of new ones.
+
+A file is known again by the digest of its bytes, wherever it lies by now. src/evaluation.py asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from src.data.checking import remembered_digests
+from src.data.pictures import Pictures
+from src.data.sources import memory_file
+from src.data.table import read_csv
+
+log = logging.getLogger(__name__)
+
+
+def seen_in_training(run: Path, config: dict[str, Any], pictures: Pictures, split: str) -> dict[str, list[int]]:
+    """{"train": [...], "val": [...]}: images of the split that the run trained on, or chose its best epoch by.
+
+    config: the run's config.yaml. Images that are measured as what they were (split=train of the run's own) do not count.
+    """
+    seen: dict[str, list[int]] = {"train": [], "val": []}
+    split_of = _used_by(run, config, by_name=pictures.digests is None)
+    keys = pictures.digests or pictures.names
+    for index in pictures.splits[split]:
+        used_as = split_of.get(keys[index])
+        if used_as in seen and used_as != split:
+            seen[used_as].append(index)
+    return seen
+
+
+def _used_by(run: Path, config: dict[str, Any], by_name: bool) -> dict[str, str]:
+    """The split of each of the run's images, by its name or by the digest of its file."""
+    rows = [row for _, row in read_csv(run / "split.csv", ("path", "split"))]
+    if by_name or all(row.get("digest") for row in rows):
+        return {row["path" if by_name else "digest"]: row["split"] for row in rows}
+    data = config["data"]
+    root = Path(data.get("root") or Path(data.get("table") or "").parent)
+    remembered = remembered_digests(memory_file(Path(config["runs_dir"]) / ".checked", root))
+    digests = {row["path"]: _digest(root / row["path"]) or remembered.get(row["path"]) for row in rows}
+    unknown = sum(digest is None for digest in digests.values())
+    if unknown:
+        log.warning(
+            f"{run} keeps no digests, since it is older, and {unknown} of its {len(rows)} images are gone from {root}: "
+            "whether they are among these is not known."
+        )
+    return {digest: row["split"] for row in rows if (digest := digests[row["path"]])}
+
+
+def _digest(path: Path) -> str | None:
+    """As src/data/checking.py makes it."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except (OSError, ValueError):
+        return None
