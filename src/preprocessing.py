@@ -7,36 +7,47 @@ the command line reads it too.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+CROP_MODES = ("center", "squash", "border")
+ROUNDINGS = ("round", "floor")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """The steps, in order, for a uint8 picture (3, H, W):
 
-    1. its shorter side is resized to resize_size = round(image_size / crop_ratio), with this interpolation
-    2. the centre square of image_size is cut out
+    1. it is resized to resize_size = image_size / crop_ratio, rounded, with this interpolation. crop_mode says what gets
+       that size: center: its shorter side; squash: both sides; border: its longer side
+    2. the centre square of image_size is cut out. Where the picture is smaller, a border is added: black, or for
+       crop_mode=border of the colour mean
     3. it is divided by 255, and per channel (RGB) mean is subtracted and std divided by
 
     Raises ValueError for values that cannot be meant.
     """
 
     image_size: int  # side of the square the backbone sees, in pixels
-    crop_ratio: float  # share of the shorter side that the centre crop keeps
+    crop_ratio: float  # share of the resized side that the centre crop keeps; above 1 a border is added
     interpolation: str  # one of INTERPOLATIONS, always antialiased
     mean: tuple[float, float, float]  # RGB, of values in 0..1
     std: tuple[float, float, float]
+    crop_mode: str = "center"  # one of CROP_MODES, as timm has them
+    rounding: str = "round"  # of resize_size, one of ROUNDINGS: torchvision's weights round, timm's take the floor
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, not {self.image_size}")
-        if not 0 < self.crop_ratio <= 1:
-            raise ValueError(f"crop_ratio must be above 0 and at most 1, not {self.crop_ratio}")
+        if not 0 < self.crop_ratio <= 2:
+            raise ValueError(f"crop_ratio must be above 0 and at most 2, not {self.crop_ratio}")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {self.interpolation!r}")
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}, not {self.crop_mode!r}")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {self.rounding!r}")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError(f"mean and std need one value for each of R, G, B, not {self.mean} and {self.std}")
         if min(self.std) <= 0:
@@ -44,8 +55,24 @@ class Preprocessing:
 
     @property
     def resize_size(self) -> int:
-        """What the shorter side is resized to, in pixels."""
-        return round(self.image_size / self.crop_ratio)
+        """What a side is resized to, in pixels; which one says crop_mode."""
+        size = self.image_size / self.crop_ratio
+        return max(1, math.floor(size) if self.rounding == "floor" else round(size))
+
+    @property
+    def border(self) -> tuple[int, int, int]:
+        """The colour of a border, 0 to 255, where the resized picture is smaller than image_size."""
+        return tuple(round(255 * level) for level in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of a picture after the resize."""
+        size = self.resize_size
+        if self.crop_mode == "squash":
+            return size, size
+        if self.crop_mode == "border":
+            longer = max(height, width)
+            return max(1, round(height * size / longer)), max(1, round(width * size / longer))
+        return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for model.json."""

@@ -15,6 +15,7 @@ from src.checkpoints.model_folder import ModelCard
 from src.config import Config
 
 SHOWN_CLASSES = 20
+_SIDES = {"center": "The shorter side is", "squash": "Both sides are", "border": "The longer side is"}
 
 _LOADING = """\
 In an environment with this project (`pip install -e .` in its checkout), from the folder that `model/` lies in:
@@ -128,8 +129,9 @@ def _preprocessing(card: ModelCard) -> str:
         output = f"one logit: its sigmoid is the probability of {_plain(card.classes[1])}"
     return (
         f"1. Turned upright (EXIF), 8 bits of RGB; transparent pictures are laid on the colour {card.background}.\n"
-        f"2. The shorter side is resized to {steps.resize_size} pixels ({steps.interpolation}, antialiased), and the "
-        f"centre of {steps.image_size} x {steps.image_size} is cut out.\n"
+        f"2. {_SIDES[steps.crop_mode]} resized to {steps.resize_size} pixels ({steps.interpolation}, antialiased), and the "
+        f"centre of {steps.image_size} x {steps.image_size} is cut out; where the picture is smaller, a border of the "
+        f"colour {steps.border} is added.\n"
         f"3. Inside the network: divided by 255, less mean {_numbers(steps.mean)}, by std {_numbers(steps.std)} "
         "(R, G, B).\n\n"
         f"The network takes uint8 (B, 3, {steps.image_size}, {steps.image_size}) and gives {output}."

@@ -104,16 +104,23 @@ def pretrained_preprocessing(name: str) -> Preprocessing:
         timm = _timm()
         cfg = timm.get_pretrained_cfg(name.removeprefix(TIMM_PREFIX)).to_dict()
         data = timm.data.resolve_data_config({}, pretrained_cfg=cfg)
-        size, ratio, interpolation = data["input_size"][-1], data["crop_pct"], data["interpolation"]
-        mean, std = data["mean"], data["std"]
+        _, height, size = data["input_size"]
+        if height != size:
+            raise UserError(
+                f"{name} was trained on pictures of {height} x {size} pixels, which are no squares",
+                why="pictures are resized and cut to squares here, and its position embeddings would not fit them",
+                fix=corrected("model.backbone=timm/vit_base_patch16_224"),
+            )
+        ratio, interpolation, mean, std = (data[key] for key in ("crop_pct", "interpolation", "mean", "std"))
+        how = {"crop_mode": data["crop_mode"] or "center", "rounding": "floor"}
     else:
         steps = torchvision.models.get_model_weights(name).DEFAULT.transforms()
         size, interpolation = steps.crop_size[0], steps.interpolation.value
         ratio = size / steps.resize_size[0]
-        mean, std = steps.mean, steps.std
+        mean, std, how = steps.mean, steps.std, {}
     if interpolation not in INTERPOLATIONS:
         interpolation = "bicubic"
-    return Preprocessing(size, ratio, interpolation, tuple(mean), tuple(std))
+    return Preprocessing(size, ratio, interpolation, tuple(mean), tuple(std), **how)
 
 
 def build_backbone(
