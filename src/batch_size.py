@@ -27,6 +27,7 @@ from src.models.network import TransferNetwork
 from src.models.optimizers import build_optimizer
 from src.out_of_memory import free, is_out_of_memory
 from src.strategies.precision import autocast
+from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
@@ -149,9 +150,9 @@ def _nothing_fits(peak_mib: int | None, where: str) -> UserError:
         where=where,
         why="the network with its gradients and optimizer states, or the activations of one picture, are too large",
         fix=[
-            "python -m src.train data.batch_size=auto data.image_size=112",
-            "python -m src.train data.batch_size=auto freeze.preset=head_only",
-            "python -m src.train data.batch_size=auto model.backbone=resnet18",
+            corrected("data.image_size=112"),
+            corrected("freeze.preset=head_only", remove=["freeze.phases"]),
+            corrected("model.backbone=resnet18"),
         ],
         code=ExitCode.OUT_OF_MEMORY,
     )

@@ -10,11 +10,9 @@ import difflib
 import functools
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
@@ -24,12 +22,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import config
+from src import config, word_checks
 from src.errors import ExitCode, UserError
+from src.hydra_words import for_hydra, key_of
 from src.run_dir import new_name
+from src.stray_words import split
+from src.suggestions import CONF, HELP, choices, closest, example, knob_of, unknown_key
 from src.tuning import settings
+from src.user_command import corrected, shell_command, standing_in, typed_words
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 Words = TypeVar("Words")
 
 
@@ -50,13 +51,9 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
     # Hydra prints errors itself, at length; with this variable it raises them and we say what is to be done.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     OmegaConf.register_new_resolver("sweep_name", lambda name: name or new_name(), use_cache=True, replace=True)
+    words = sys.argv[1:]
+    word_checks.check_words(words)
     failures: list[Exception] = []
-    if any(word.startswith("hydra.run.dir=") for word in sys.argv):
-        raise UserError(
-            "hydra.run.dir has no effect here",
-            why="the folder of a run is runs_dir/name",
-            fix="python -m src.train runs_dir=runs name=NAME",
-        )
 
     @functools.wraps(task)
     def job(composed: DictConfig) -> Any:
@@ -69,7 +66,9 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
 
     job.check = check  # type: ignore[attr-defined]
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
+        options, typed = split(words)
+        with standing_in([*options, *for_hydra(typed, multirun=word_checks.is_sweep(words))]):
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise translate(error) from error
     except ValueError as error:
@@ -78,10 +77,7 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
         raise UserError(
             "--cfg and --info are about one run, and -m is a sweep",
             why="a sweep has a config for each of its jobs",
-            fix=[
-                "python -m src.train --cfg job optimizer.lr=1e-3",
-                "python -m src.train experiment=tune_head hydra.sweeper.dry_run=true # what a sweep would do",
-            ],
+            fix=[corrected(remove=["-m", "--multirun"]), corrected(remove=["--cfg", "-c", "job", "hydra", "all"])],
         ) from error
     for error in failures:
         raise translate(error) if isinstance(error, OmegaConfBaseException) else error
@@ -91,122 +87,74 @@ def translate(error: Exception) -> UserError:
     """Hydra's or OmegaConf's complaint, as what was found and what to type instead."""
     text = str(error) if not error.__cause__ else f"{error}\n{error.__cause__}"
     if isinstance(error, OverrideParseException):
-        has_value = "=" in str(error.override)
+        return UserError(f"{error.override!r} cannot be read", why="a setting is key=value", fix=HELP)
+    if found := re.search(r"Ambiguous value for argument '([^']+)'|Sweep parameters '([^']+)'", text):
         return UserError(
-            f"{error.override!r} cannot be read",
-            why="a setting is key=value; quote values with spaces, brackets or braces for the shell",
-            fix="python -m src.train 'freeze.phases={0:[head],2:[all]}'" if has_value else "python -m src.train --help",
-        )
-    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        typed = [word for word in sys.argv[1:] if word not in ("--cfg", "-c", "job", "hydra", "all")]
-        return UserError(
-            f"{found[1]} has several values, and this is one run",
+            f"{found[1] or found[2]} has several values, and this is one run",
             why="-m makes a sweep of them, one run for each; a list is written in brackets, KEY=[A,B]",
-            fix=shlex.join(["python", "-m", "src.train", "-m", *typed]),
+            fix=corrected("-m", remove=["--cfg", "-c", "job", "hydra", "all"]),
         )
     if isinstance(error, MissingConfigException):
         return _unknown_choice(text)
+    if found := re.search(r"Interpolation key '([^']+)' not found.*?full_key: ([\w.]+)", text, re.DOTALL):
+        close = closest(found[1], config.known_keys())
+        return UserError(
+            f"{found[2]}: ${{{found[1]}}} is not a setting" + (f"; did you mean ${{{close[0]}}}?" if close else ""),
+            why="${KEY} stands for the value of another setting",
+            fix=shell_command().replace(f"${{{found[1]}}}", f"${{{close[0]}}}") if close else HELP,
+        )
     if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(found[1])
-    if found := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
-        return UserError(
-            f"+{found[1]} adds a setting that exists",
-            why="a + is for new settings",
-            fix=f"python -m src.train {found[1]}=...",
-        )
+        return unknown_key(found[1])
     if found := re.search(r"Key '([^']+)' (?:is )?not in '?(\w+)'?.*?full_key: ([\w.]+)", text, re.DOTALL):
-        return _unknown_key(found[3])
+        return unknown_key(found[3])
     if found := re.search(r"full_key: ([\w.\[\]]+)", text):
-        key = found[1].partition("[")[0]
-        return UserError(
-            f"{key}: {_line_with(text, 'Value')}",
-            why="the type of every setting is declared in src/config.py",
-            fix=_corrected(key, key, _default(key)),
-        )
-    return UserError(
-        text.strip().splitlines()[0], why=" ".join(text.strip().splitlines()[1:3]), fix="python -m src.train --help"
-    )
-
-
-def _line_with(text: str, word: str) -> str:
+        return _wrong_type(found[1].partition("[")[0], text)
     lines = text.strip().splitlines()
-    return next((line.strip() for line in lines if word in line), lines[-1])
+    return UserError(lines[0], why=" ".join(lines[1:3]), fix=HELP)
 
 
-def _default(key: str) -> str:
-    """What a setting is when nothing is said of it, as it would be typed."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        value = OmegaConf.select(hydra.compose("train"), key)
-    return {None: "null", True: "true", False: "false"}.get(value, str(value).replace(" ", ""))
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
 
 
-def _unknown_key(key: str) -> UserError:
-    known = config.known_keys()
-    groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "hydra")
-    close = _closest(key, list(dict.fromkeys(known + groups)))
+def _wrong_type(key: str, text: str) -> UserError:
+    """A value of another type than the schema's. text: of OmegaConf, which says the value and a type in its own way."""
+    knob = knob_of(key)
+    kind = str(knob.type).partition(" ")[0].partition("[")[0] if knob is not None else ""
+    typed = next((word.partition("=")[2] for word in typed_words() if key_of(word) == key), None)
+    value = re.search(r"[Vv]alue '(.*?)'(?: of type| could| is|,| for|\)|$)", text)
+    shown = value[1] if value else typed
+    if kind not in KINDS:
+        lines = [line.strip() for line in text.splitlines() if line.strip() and "_type=" not in line]
+        found = f"{key}: {next((line for line in lines if not line.startswith('Error merging')), lines[0])}"
+    else:
+        found = f"{key} is {KINDS[kind]}, and {shown!r} is not" if shown is not None else f"{key} is {KINDS[kind]}"
     return UserError(
-        f"{key} is not a setting" + (f"; did you mean {close[0]}?" if close else ""),
-        why="settings are declared in src/config.py; the whole list with its values: python -m src.train --cfg job",
-        fix=[_corrected(key, guess) for guess in close[:2]] or "python -m src.train --help",
+        found, why="the type of every setting is declared in src/config.py", fix=corrected(f"{key}={example(key)}")
     )
-
-
-def _corrected(key: str, meant: str, value: str | None = None) -> str:
-    """The command line as typed, with one key (and its value, where one is given) put right."""
-    words = []
-    for word in sys.argv[1:]:
-        name, sign, typed = word.partition("=")
-        words.append(f"{meant}={value or typed}" if sign and name.lstrip("+~") == key else word)
-    return shlex.join(["python", "-m", "src.train", *words])
-
-
-# What other trainers call it.
-ALIASES = {
-    "learning_rate": "optimizer.lr",
-    "epochs": "trainer.max_epochs",
-    "num_epochs": "trainer.max_epochs",
-    "steps": "trainer.max_steps",
-    "gpus": "trainer.devices",
-    "workers": "data.num_workers",
-    "bs": "data.batch_size",
-    "arch": "model.backbone",
-    "pretrained": "model.weights",
-    "metric": "checkpoint.monitor",
-    "path": "data.root",
-    "dataset": "data",
-}
-
-
-def _closest(key: str, known: Sequence[str]) -> list[str]:
-    """The known keys nearest to a mistyped one, the likeliest first."""
-    leaf = key.rpartition(".")[2]
-    if leaf in ALIASES:
-        return [ALIASES[leaf]]
-
-    def squeeze(name: str) -> str:
-        return name.replace("_", "").replace(".", "").lower()
-
-    def alike(one: str, other: str) -> float:
-        return difflib.SequenceMatcher(None, squeeze(one), squeeze(other)).ratio()
-
-    near = {name: max(alike(key, name), alike(leaf, name.rpartition(".")[2])) for name in known}
-    close = [name for name in known if near[name] >= 0.75]
-    return sorted(close, key=lambda name: (-near[name], -alike(key, name)))
 
 
 def _unknown_choice(text: str) -> UserError:
     missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
+    if primary := re.search(r"Cannot find primary config '([^']+)'", text):
+        configs = sorted(path.stem for path in CONF.glob("*.yaml"))
+        return UserError(
+            f"there is no config {primary[1]}.yaml",
+            where=str(CONF),
+            why=f"it holds {', '.join(configs)}; a recipe of your own is conf/experiment/NAME.yaml: experiment=NAME",
+            fix=corrected(remove=["--config-name", "-cn", primary[1], f"--config-name={primary[1]}"]),
+        )
     name = missing[1] if missing else text.strip().splitlines()[0]
     group, _, choice = name.rpartition("/")
-    options = sorted(path.stem for path in (CONF / group).glob("*.yaml")) if group else []
-    close = difflib.get_close_matches(choice, options, n=1, cutoff=0.5) or options[:1]
+    options = choices(group) if group else []
     if not options:
-        return UserError(f"{name} is not a config of this project", where=str(CONF), fix="python -m src.train --help")
+        return UserError(f"{name} is missing", where=str(CONF), why=text.strip().splitlines()[0], fix=HELP)
+    options += ["basic"] if group in ("hydra/launcher", "hydra/sweeper") else []
+    close = (difflib.get_close_matches(choice, options, n=1, cutoff=0.5) or options)[0]
     return UserError(
-        f"{group}={choice} is not a choice" + (f"; did you mean {group}={close[0]}?" if close else ""),
+        f"{group}={choice} is not a choice; did you mean {group}={close}?",
         where=str(CONF / group),
         why=f"{group} is one of: {', '.join(options)}",
-        fix=_corrected(group, group, close[0]),
+        fix=corrected("-m", f"{group}={close}") if group.startswith("hydra/") else corrected(f"{group}={close}"),
     )
 
 
@@ -232,7 +180,7 @@ def read_words(
         elif key in config.known_keys() and key.startswith("data."):
             others.append(word)
         else:
-            close = _closest(key, [*known, *(name for name in config.known_keys() if name.startswith("data."))])
+            close = closest(key, [*known, *(name for name in config.known_keys() if name.startswith("data."))])
             raise UserError(
                 f"{key} is not a setting of {command}" + (f"; did you mean {close[0]}?" if close else ""),
                 why=f"it takes {', '.join(known)}",

@@ -7,11 +7,11 @@ refuses what contradicts itself. All of it runs before torch is imported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 # What a validation reports, and whether more of it is better.
 METRICS = {"val/acc": "max", "val/balanced_acc": "max", "val/macro_f1": "max", "val/loss": "min"}
@@ -203,7 +203,7 @@ def quick(config: Config) -> Config:
 
 def plain(config: Config) -> dict[str, Any]:
     """The config as nested dicts of plain values: what config.yaml and checkpoints hold."""
-    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)  # type: ignore[return-value]
+    return asdict(config)
 
 
 def device_count(trainer: Trainer) -> int:

@@ -6,6 +6,8 @@ from typing import Any
 
 from src.config import Config, Strategy, device_count
 from src.errors import UserError
+from src.hydra_words import key_of
+from src.user_command import corrected, typed_words
 
 STAGES = ("model_parallel", "pipeline")  # the strategies of a network that is split
 # Settings of a strategy, and who looks at them.
@@ -18,10 +20,17 @@ USED_BY = {
 }
 
 
-def command(strategy: str, *words: str, devices: int = 2) -> str:
-    """A command line of this strategy with these words, which can be pasted as it is."""
-    split = ["model=model_parallel_resnet50"] if strategy in STAGES else []
-    return " ".join(["python -m src.train", *split, f"strategy={strategy}", f"trainer.devices={devices}", *words])
+def command(strategy: str, *words: str, devices: int | None = None) -> str:
+    """The user's command with this strategy, on several devices, and with these words."""
+    typed = {key_of(word): word.partition("=")[2] for word in typed_words()}
+    needed = [f"strategy={strategy}"]
+    if strategy in STAGES and typed.get("model") != "model_parallel_resnet50":
+        needed.insert(0, "model=model_parallel_resnet50")
+    if devices is not None or (strategy != "single" and typed.get("trainer.devices", "1") == "1"):
+        needed.append(f"trainer.devices={devices or 2}")
+    of_another = [] if strategy not in STAGES or typed.get("model.backbone") == "resnet50" else ["model.backbone"]
+    unused = [f"strategy.{name}" for name, users in USED_BY.items() if strategy not in users]
+    return corrected(*needed, *words, remove=[*of_another, *unused])
 
 
 def check_strategy(config: Config) -> None:
@@ -36,7 +45,7 @@ def check_strategy(config: Config) -> None:
         raise UserError(
             "checkpoint.select=ema does not go with strategy=pipeline",
             why="no process has all weights of a step, of which the average would be taken",
-            fix="python -m src.train checkpoint.select=average_top_k",
+            fix=corrected("checkpoint.select=average_top_k"),
         )
 
 
@@ -59,13 +68,13 @@ def _check_used(strategy: Strategy) -> None:
             raise UserError(
                 f"strategy.{name}={number} is out of range",
                 why=f"strategy.{name} is from {lowest} to {highest}",
-                fix=command(strategy.name, f"strategy.{name}={example}"),
+                fix=corrected(f"strategy.{name}={example}"),
             )
     if strategy.name in STAGES and strategy.schedule not in ("1f1b", "gpipe"):
         raise UserError(
             f"strategy.schedule={strategy.schedule} is not a choice",
             why="strategy.schedule takes one of: 1f1b, gpipe",
-            fix=command(strategy.name, "strategy.schedule=1f1b"),
+            fix=corrected("strategy.schedule=1f1b"),
         )
 
 
@@ -80,19 +89,19 @@ def _check_devices(config: Config) -> None:
         raise UserError(
             f"trainer.devices={devices} is out of range",
             why="trainer.devices is a number from 1, a list of different devices such as [0,2], or auto: all GPUs",
-            fix="python -m src.train trainer.devices=1",
+            fix=corrected("trainer.devices=1"),
         )
     if name == "single" and (device_count(trainer) != 1 or trainer.num_nodes != 1):
         raise UserError(
             f"strategy=single does not go with trainer.devices={devices} trainer.num_nodes={trainer.num_nodes}",
             why="strategy=single trains on one device of one machine",
-            fix=["python -m src.train trainer.devices=1 trainer.num_nodes=1", command("ddp")],
+            fix=[corrected("trainer.devices=1", remove=["trainer.num_nodes"]), command("ddp")],
         )
     if name in ("dp", "model_parallel") and trainer.num_nodes != 1:
         raise UserError(
             f"strategy={name} does not go with trainer.num_nodes={trainer.num_nodes}",
             why=f"strategy={name} is one process, and so on one machine",
-            fix=command("ddp" if name == "dp" else "pipeline"),
+            fix=[corrected("trainer.num_nodes=1"), command("ddp" if name == "dp" else "pipeline")],
         )
 
 
@@ -112,19 +121,19 @@ def _check_split(config: Config) -> None:
         raise UserError(
             f"model.split_at={_typed(cuts)} has no effect with strategy={name}",
             why="the whole network is on every device there",
-            fix=[command("model_parallel"), "python -m src.train model.backbone=resnet50"],
+            fix=[command("model_parallel"), corrected(remove=["model.split_at", "model"])],
         )
     if model.backbone != "resnet50":
         raise UserError(
             f"model.split_at={_typed(cuts)} does not go with model.backbone={model.backbone}",
             why="ResNet50 is the network whose layers can be split here; see src/models/model_parallel_resnet50.py",
-            fix=command(name),
+            fix=corrected("model.backbone=resnet50"),
         )
     if not (cuts in ("auto", "auto_memory") or (isinstance(cuts, list) and all(isinstance(cut, str) for cut in cuts))):
         raise UserError(
             f"model.split_at={_typed(cuts)} is not a list of layers",
             why="it names the layers after which the network is cut; auto cuts by time, auto_memory by memory",
-            fix=command(name, "'model.split_at=[layer2]'"),
+            fix=corrected("model.split_at=auto"),
         )
     devices = device_count(trainer) * trainer.num_nodes
     stages = len(cuts) + 1 if isinstance(cuts, list) else devices
@@ -133,7 +142,11 @@ def _check_split(config: Config) -> None:
             f"{stages} stages do not fit {devices} devices",
             where=f"model.split_at={_typed(cuts)}, {_typed(trainer.devices)} devices on {trainer.num_nodes} machines",
             why="every stage has a device of its own, and there is one stage more than cuts",
-            fix=command(name, f"'model.split_at={_typed(cuts)}'", devices=max(2, stages)),
+            fix=corrected(
+                f"trainer.devices={max(2, stages)}", remove=["trainer.num_nodes"] if trainer.num_nodes > 1 else []
+            )
+            if isinstance(cuts, list)
+            else corrected("trainer.devices=2"),
         )
 
 
@@ -145,22 +158,22 @@ def _check_batch(config: Config) -> None:
             raise UserError(
                 f"data.batch_size=auto does not go with strategy={settings.name}",
                 why="it measures a network that is on one device",
-                fix=command(settings.name, "data.batch_size=32"),
+                fix=corrected("data.batch_size=32"),
             )
         return
     if settings.name in STAGES:
         parts, what, fewer = (
             settings.micro_batches or 1,
             "micro-batches",
-            command(settings.name, f"strategy.micro_batches={size}"),
+            corrected(f"strategy.micro_batches={size}"),
         )
     else:
-        parts, what, fewer = devices * config.trainer.num_nodes, "devices", command(settings.name, devices=size)
+        parts, what, fewer = devices * config.trainer.num_nodes, "devices", corrected(f"trainer.devices={size}")
     if size < parts:
         raise UserError(
             f"data.batch_size={size} is smaller than the number of {what}, {parts}",
             why="each of them takes an equal part of every batch, of one picture at least",
-            fix=[f"python -m src.train data.batch_size={parts}", fewer],
+            fix=[corrected(f"data.batch_size={parts}"), fewer],
         )
 
 
@@ -169,13 +182,13 @@ def _check_sync_batchnorm(config: Config) -> None:
         raise UserError(
             "strategy.sync_batchnorm=true does not go with trainer.accelerator=cpu",
             why="torch's SyncBatchNorm is for GPUs",
-            fix="python -m src.train strategy.sync_batchnorm=false freeze.batchnorm=keep",
+            fix=corrected("freeze.batchnorm=keep", remove=["strategy.sync_batchnorm"]),
         )
     if config.oom.policy == "split":
         raise UserError(
             "strategy.sync_batchnorm=true does not go with oom.policy=split",
             why="the processes would wait for each other's statistics while one of them repeats its batch in parts",
-            fix=command("ddp", "strategy.sync_batchnorm=true", "oom.policy=stop"),
+            fix=corrected("oom.policy=stop"),
         )
 
 

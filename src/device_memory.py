@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 
 from src.errors import ExitCode, UserError
+from src.user_command import corrected
 
 MIB = 2**20
 
@@ -46,7 +47,7 @@ def memory_of(device: torch.device) -> DeviceMemory:
     raise UserError(
         f"data.batch_size=auto needs to measure memory, which is not possible on this {device.type}",
         why="it can be measured on CUDA GPUs, and on CPUs under Linux, where /proc/self/clear_refs can be written",
-        fix="python -m src.train data.batch_size=32",
+        fix=corrected("data.batch_size=32"),
         code=ExitCode.UNAVAILABLE,
     )
 

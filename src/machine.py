@@ -8,7 +8,7 @@ import sys
 import torch
 
 from src.cores import TRIAL_CPUS, cpu_cores
-from src.errors import ExitCode, UserError
+from src.gpus import no_gpu, too_few, unavailable
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -17,13 +17,7 @@ def choose_device(accelerator: str) -> torch.device:
     if accelerator == "auto":
         accelerator = next(name for name in ("gpu", "mps", "cpu") if available[name])
     if not available[accelerator]:
-        kind = "CUDA" if accelerator == "gpu" else "Apple"
-        raise UserError(
-            f"trainer.accelerator={accelerator}, but this machine has no {kind} GPU that torch can use",
-            why=f"torch {torch.__version__} finds no device; on a GPU machine `nvidia-smi` shows whether the driver works",
-            fix="python -m src.train trainer.accelerator=cpu",
-            code=ExitCode.UNAVAILABLE,
-        )
+        raise unavailable(accelerator, f"torch {torch.__version__} finds no device")
     return torch.device({"gpu": "cuda", "mps": "mps", "cpu": "cpu"}[accelerator])
 
 
@@ -39,30 +33,12 @@ def choose_devices(accelerator: str, devices: int | list[int] | str) -> list[tor
     numbers = devices if isinstance(devices, list) else list(range(devices))
     if kind == "cpu":
         if accelerator == "auto" and len(numbers) > 1:
-            raise UserError(
-                f"trainer.devices={_typed(devices)}, but this machine has no GPU that torch can use",
-                why="one CPU is one device, however many cores it has; several can be tried out on it, slowly",
-                fix=[
-                    "nvidia-smi",
-                    f"python -m src.train strategy=ddp trainer.accelerator=cpu trainer.devices={_typed(devices)}",
-                ],
-                code=ExitCode.UNAVAILABLE,
-            )
+            raise no_gpu(devices)
         return [torch.device("cpu")] * len(numbers)
     if max(numbers) >= there:
-        raise UserError(
-            f"trainer.devices={_typed(devices)}, but this machine has {there} GPU{'s' if there > 1 else ''}",
-            where=", ".join(torch.cuda.get_device_name(number) for number in range(there)) if kind == "cuda" else kind,
-            why="devices are counted from 0; CUDA_VISIBLE_DEVICES, where it is set, hides the others",
-            fix=f"python -m src.train strategy=ddp trainer.devices={there}",
-            code=ExitCode.UNAVAILABLE,
-        )
+        names = [torch.cuda.get_device_name(number) for number in range(there)] if kind == "cuda" else [kind]
+        raise too_few(devices, there, ", ".join(names))
     return [torch.device(kind, number) for number in numbers]
-
-
-def _typed(devices: int | list[int] | str) -> str:
-    """As it is typed: a list without spaces."""
-    return str(devices).replace(" ", "")
 
 
 def set_threads(threads: int | None, sharers: int = 1) -> None:

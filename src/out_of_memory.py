@@ -16,6 +16,7 @@ from torch import Tensor
 
 from src.device_memory import MIB, available_memory
 from src.errors import ExitCode, UserError
+from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,8 @@ def gpu_fault_explained(error: BaseException) -> UserError:
         f"the GPU stopped while it computed: {_first_line(error)}",
         why="usually a label that is not in 0..num_classes-1; a GPU reports it late and not where it happened",
         fix=[
-            "python -m src.train trainer.accelerator=cpu  # and the words of your command: a CPU names the place",
-            "CUDA_LAUNCH_BLOCKING=1 python -m src.train  # likewise, if it works on a CPU: slow, but names the place",
+            corrected("trainer.accelerator=cpu") + "  # a CPU names the place",
+            f"CUDA_LAUNCH_BLOCKING=1 {corrected()}  # if it works on a CPU: slow, but names the place",
         ],
         code=ExitCode.GPU_FAULT,
     )
@@ -109,14 +110,14 @@ class Exhausted:
 
     def with_one_picture(self) -> UserError:
         """What a user reads when the batch cannot be divided any further."""
-        others = ["python -m src.train precision=bf16  # or fp16", "nvidia-smi  # other processes on the GPU"]
+        others = [corrected("precision=bf16") + "  # or fp16", "nvidia-smi  # other processes on the GPU"]
         return UserError(
             "out of memory with a single picture at a time",
             where=self.memory,
             why=self.message,
             fix=[
-                "python -m src.train data.image_size=112",
-                "python -m src.train model.backbone=resnet18",
+                corrected("data.image_size=112"),
+                corrected("model.backbone=resnet18"),
                 *(others if self.device.type == "cuda" else []),
             ],
             code=ExitCode.OUT_OF_MEMORY,
@@ -129,8 +130,8 @@ class Exhausted:
             where=self.memory,
             why=f"oom.policy=stop looks for no size that fits; {self.message}",
             fix=[
-                "python -m src.train oom.policy=split",
-                f"python -m src.train data.batch_size={max(1, pictures * processes // 2)}",
+                corrected("oom.policy=split"),
+                corrected(f"data.batch_size={max(1, pictures * processes // 2)}"),
             ],
             code=ExitCode.OUT_OF_MEMORY,
         )
@@ -143,9 +144,9 @@ class Exhausted:
             why="some weights may have moved already, and fewer pictures at a time would not help: AdamW keeps two "
             f"numbers for every weight that is trained; {self.message}",
             fix=[
-                "python -m src.train optimizer=sgd",
-                "python -m src.train freeze.preset=head_only  # or a smaller freeze.last_n",
-                "python -m src.train model.backbone=resnet18",
+                corrected("optimizer=sgd"),
+                corrected("freeze.preset=head_only", remove=["freeze.phases"]) + "  # or a smaller freeze.last_n",
+                corrected("model.backbone=resnet18"),
             ],
             code=ExitCode.OUT_OF_MEMORY,
         )

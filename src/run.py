@@ -45,6 +45,7 @@ from src.preprocessing import Preprocessing
 from src.reporting.introduction import introduce
 from src.reporting.report import write_report
 from src.reporting.tables import print_result, write_confusion
+from src.rules import without_effect
 from src.run_dir import RunFolder, write_csv, write_text
 from src.selection import choose_weights
 from src.strategies.building import computing_at_once
@@ -53,7 +54,7 @@ from src.strategies.ranks import Ranks, joined, leave
 from src.strategies.shared_folder import open_folder
 from src.strategies.stage_balance import choose_split
 from src.trainer import build_trainer, find_callback
-from src.user_command import shell_command
+from src.user_command import corrected, shell_command
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def run(config: Config, path: Path) -> float:
 
     Of several processes all train, and only the first writes, evaluates and packages; the others return nan.
     """
+    unread = without_effect(config)
     if config.debug:
         config = configuration.quick(config)
     plain = configuration.plain(config)
@@ -73,6 +75,8 @@ def run(config: Config, path: Path) -> float:
                 print_result(folder.path, done)
             return done["metrics"][config.checkpoint.monitor]
 
+        for warning in unread:
+            log.warning(warning)
         devices = set_up_machine(config, ranks)
         device = devices[ranks.local_rank]
         preprocessing = choose_preprocessing(config.model, config.data)
@@ -218,7 +222,7 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
             "BatchNorm cannot normalise a single picture",
             where=f"step {trainer.global_step + 1}; torch says: {error}",
             why="its statistics are taken over the pictures that are in a device, or in a micro-batch, at a time",
-            fix=["python -m src.train data.batch_size=64", "python -m src.train freeze.batchnorm=keep"],
+            fix=[corrected("data.batch_size=64"), corrected("freeze.batchnorm=keep")],
         ) from error
     except PictureError as error:  # was whole when it was checked
         # A loader process puts its traceback before the message.

@@ -24,6 +24,7 @@ from src.evaluation import measure_split
 from src.models.network import TransferNetwork
 from src.strategies.precision import autocast
 from src.trainer import find_callback
+from src.user_command import named
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def best_weights(folder: Path, ranking: Sequence[int]) -> tuple[int, State]:
         "the weights of the best epoch cannot be read",
         where=str(folder),
         why="\n".join(broken),
-        fix=f"make room or mend the disk, then train again: python -m src.train name={folder.parent.name}-2",
+        fix=f"make room or mend the disk, then train again: {named(folder.parent.name, '-2')}",
         code=ExitCode.DAMAGED,
     )
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -26,6 +25,8 @@ from src import config_checks
 from src.command_line import run_hydra
 from src.errors import UserError, run_and_report
 from src.strategies import launching
+from src.strategies.launch_checks import check_launched
+from src.user_command import corrected
 
 log = logging.getLogger("src.train")  # __name__ is __main__
 _current_run: list[Path] = []  # the folder of the job at hand, for the traceback of an error
@@ -36,7 +37,7 @@ def train(composed: DictConfig) -> float:
     settings = config_checks.read(composed)
     hydra = HydraConfig.get()
     _check_multirun(hydra)
-    launching.check_launched(settings, multirun=hydra.mode == RunMode.MULTIRUN)
+    check_launched(settings, multirun=hydra.mode == RunMode.MULTIRUN)
     if launching.launched_from_outside():
         launching.end_with(os.getppid())  # torchrun's agent, which may be killed itself
     if hydra.mode == RunMode.MULTIRUN:
@@ -62,7 +63,7 @@ def _check_multirun(hydra: HydraConf) -> None:
         raise UserError(
             f"{asked[0]} has no effect without -m",
             why="without it the command is one run, and not a sweep",
-            fix=shlex.join(["python", "-m", "src.train", "-m", *sys.argv[1:]]),
+            fix=corrected("-m"),
         )
 
 

@@ -34,6 +34,7 @@ from src.run_dir import RunFolder
 from src.strategies.building import build_precision, build_strategy, can_repeat_steps
 from src.strategies.sync_batchnorm import SyncedBatchNorm
 from src.trial import current
+from src.user_command import corrected
 
 Kind = TypeVar("Kind", bound=L.Callback)
 
@@ -136,7 +137,10 @@ def _need(package: str, extra: str) -> None:
         raise UserError(
             f"logger={extra} needs the package {package}, which is not installed",
             why="it is an extra, so that those who do not use it need not install it",
-            fix=[f'pip install -e ".[{extra}]"', "python -m src.train logger=default"],
+            fix=[
+                f'pip install -e ".[{extra}]"',
+                corrected("logger=default", remove=["logger.project", "logger.offline", "logger.tracking_uri"]),
+            ],
             code=ExitCode.UNAVAILABLE,
         )
 
@@ -163,9 +167,15 @@ def _own_callback(entry: Any) -> L.Callback:
 
 
 def _refused(entry: Any, why: str) -> UserError:
-    return UserError(
-        f"callbacks.extra: {entry} is not allowed",
-        where="callbacks.extra",
-        why=why,
-        fix="python -m src.train 'callbacks.extra=[{_target_: src.callbacks.mine.MyCallback}]'",
-    )
+    target = str(entry.get("_target_", "") if isinstance(entry, dict) else "")
+    package, _, name = target.rpartition(".")
+    fix = [corrected("callbacks.extra=[{_target_: src.callbacks.mine.MyCallback}]")]
+    if target.startswith("src.callbacks.mine.") or (target.startswith("src.") and "argument" in why):
+        fix = [corrected(f"callbacks.extra=[{{_target_: {target}}}]"), corrected("callbacks.extra=[]")]
+    elif package and name.isidentifier() and not target.startswith("src."):  # a class of two lines makes it ours
+        keys = "".join(f", {key}: {value}" for key, value in entry.items() if key != "_target_")
+        fix = [
+            f"printf 'from {package} import {name} as Base\\nclass {name}(Base):\\n    pass\\n' > src/callbacks/mine.py",
+            corrected(f"callbacks.extra=[{{_target_: src.callbacks.mine.{name}{keys}}}]"),
+        ]
+    return UserError(f"callbacks.extra: {entry} is not allowed", where="callbacks.extra", why=why, fix=fix)

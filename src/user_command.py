@@ -8,16 +8,53 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 FRONT_DOORS = ("train", "evaluate", "predict", "export")
+_COMMAND = "TRAIN_COMMAND"  # environment variable: what the user typed, where sys.argv is something else
 
 
 def shell_command() -> str:
     """The command line as it can be pasted again. In a rank or a trial, the command that the user typed to start it."""
-    if "TRAIN_COMMAND" in os.environ:
-        return os.environ["TRAIN_COMMAND"]
+    if _COMMAND in os.environ:
+        return os.environ[_COMMAND]
     return shlex.join([*_program(), *sys.argv[1:]])
+
+
+def is_training() -> bool:
+    """Whether the user's command is src.train, whose settings have sections; the other programs' words have none."""
+    return _split(shell_command())[0][-1].removesuffix(".py").endswith("train")
+
+
+def typed_words() -> list[str]:
+    """The user's words, as the shell gave them."""
+    return _split(shell_command())[1]
+
+
+def rewritten(words: Sequence[str]) -> str:
+    """The user's program with these words instead of those that were typed, quoted for the shell."""
+    return shlex.join([*_split(shell_command())[0], *words])
+
+
+def named(folder: str, suffix: str = "") -> str:
+    """The user's command with its name, which is the folder's where none was typed, so that it goes on; or with another."""
+    name = next((word.partition("=")[2] for word in typed_words() if _key(word) == "name"), folder)
+    return corrected(f"name={name}{suffix}")
+
+
+@contextmanager
+def standing_in(words: Sequence[str]) -> Iterator[None]:
+    """Inside, sys.argv has these words for a library that reads it; messages still know those that the user typed."""
+    argv, before = sys.argv[:], os.environ.get(_COMMAND)
+    os.environ[_COMMAND] = shell_command()
+    sys.argv[1:] = words
+    try:
+        yield
+    finally:
+        sys.argv[:] = argv
+        if before is None:
+            os.environ.pop(_COMMAND, None)
 
 
 def corrected(*words: str, remove: Sequence[str] = ()) -> str:

@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from src.errors import ExitCode, UserError
+from src.hydra_words import for_hydra
 from tests import warm
 from tests.warm import ROOT, command_environment
 
@@ -85,6 +86,7 @@ def parses(words: list[str]) -> bool:
     config.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name: name or "sweep", replace=True)
     settings.register()
+    words = for_hydra(words, multirun="-m" in words)
     if "-m" in words:
         words = [_as_one_run(word) for word in words]
     words = [word for word in words if word not in ("-m", "--help")]

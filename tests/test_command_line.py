@@ -208,9 +208,11 @@ def test_imports_go_down_only():
             "device_memory",
             "out_of_memory",
             "cores",
+            "gpus",
+            "user_command",
             "trial",
         },
-        {"config", "config_strategies", "config_checks", "run_dir"},
+        {"config", "config_strategies", "config_checks", "rules", "hydra_words", "run_dir"},
         {"checkpoints"},
         {"data"},
         {"models", "strategies"},
@@ -221,6 +223,7 @@ def test_imports_go_down_only():
         {"run"},
         {"tuning"},
         {"plugins"},
+        {"suggestions", "stray_words", "word_checks"},
         {"command_line", "train", "rank", "evaluate", "predict", "export"},
     ]
     level = {room: number for number, rooms in enumerate(order) for room in rooms}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from src.checkpoints.checksum import damage
 from src.checkpoints.writing import LAST, PREVIOUS
 from src.errors import ExitCode, UserError
+from src.user_command import named, shell_command
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +43,8 @@ def newest_position(folder: Path) -> Path | None:
         where=str(folder),
         why="\n".join(broken),
         fix=[
-            f"copy the folder {folder} back from a backup, then repeat the command",
-            f"python -m src.train name={folder.parent.name}-2 # the same run, from the start",
+            f"copy the folder {shlex.quote(str(folder))} back from a backup, then repeat: {shell_command()}",
+            named(folder.parent.name, "-2") + " # the same run, from the start",
         ],
         code=ExitCode.DAMAGED,
     )

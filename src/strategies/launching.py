@@ -6,7 +6,7 @@ can always answer: to Ctrl-C and SIGTERM, which it hands on; to the death of a p
 itself, its processes notice and end. torch is not imported here.
 
 Where something else starts the processes (torchrun, or SLURM through it), they are `python -m src.train` themselves, and
-nothing here but `check_launched` runs. Both ways the environment variables are torchrun's.
+only src/strategies/launch_checks.py is of use. Both ways the environment variables are torchrun's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from src import trial as trials
 from src.config import Config, device_count, plain
 from src.errors import ErrorOfProcess, ExitCode, Terminated, UserError
 from src.run_dir import RunFolder, claim
-from src.user_command import shell_command
+from src.user_command import corrected, named, shell_command
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _wait(processes: Sequence[_Process], trial: trials.Trial | None) -> None:
 def _raise_failure(processes: Sequence[_Process], path: Path) -> None:
     """Raises what ended the run, if anything did: what happened first, not the broken connections that followed."""
     count = len(processes)
-    again = f"repeat the command with name={path.name} to continue from the last checkpoint"
+    again = f"{named(path.name)} # continues from the last checkpoint"
     killed = [process for process in processes if process.code < 0 and not process.hung]
     failed = [process for process in processes if process.code > 0 and process.code not in STOPPED]
     causes = [process for process in failed if process.code != ExitCode.PROCESS_LOST]
@@ -194,7 +194,7 @@ def _raise_failure(processes: Sequence[_Process], path: Path) -> None:
             f"process {hung[0].rank} of the {count} processes no longer answered",
             where=str(path),
             why="the others waited for it for strategy.timeout_seconds and gave up; it hung, or was far too slow",
-            fix=[again, "python -m src.train strategy=ddp strategy.timeout_seconds=600"],
+            fix=[again, corrected("strategy.timeout_seconds=600")],
             code=ExitCode.PROCESS_LOST,
         )
     if failed:
@@ -236,62 +236,3 @@ def claim_path(config: Config) -> Path:
             return Path(config.runs_dir)
         name = launch if launch != "none" else None
     return claim(Path(config.runs_dir), name)
-
-
-def check_launched(config: Config, multirun: bool) -> None:
-    """What must hold where torchrun started this process, or srun did by mistake. Raises UserError."""
-    if not launched_from_outside():
-        if trials.current() is None:  # a trial may be one of several machines, and its worker one of srun's tasks
-            _check_alone(config)
-        return
-    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    name, trainer = config.strategy.name, config.trainer
-    if multirun:
-        raise UserError(
-            "a sweep (-m) cannot be started by torchrun",
-            where=f"WORLD_SIZE={world}",
-            why="every process would run the sweep; a sweep starts the processes of its jobs by itself",
-            fix="python -m src.train -m strategy=ddp trainer.devices=2 optimizer.lr=1e-3,3e-3",
-        )
-    if name not in PROCESS_PER_DEVICE and world > 1:
-        raise UserError(
-            f"strategy={name} does not go with torchrun",
-            where=f"{world} processes were started (WORLD_SIZE={world})",
-            why=f"strategy={name} is one process, so each of them would train the same by itself",
-            fix=[
-                f"python -m src.train strategy={name} trainer.devices={local if name == 'dp' else 1}",
-                f"torchrun --nproc-per-node {local} -m src.train strategy=ddp trainer.devices={local}",
-            ],
-        )
-    if world != device_count(trainer) * trainer.num_nodes or local != device_count(trainer):
-        raise UserError(
-            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} is not what was started",
-            where=f"{world} processes in all, {local} on this machine",
-            why="each process trains on one device",
-            fix=f"scripts/launch_torchrun.sh strategy={name} trainer.devices={local} trainer.num_nodes={world // local}",
-        )
-    if config.name is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
-        raise UserError(
-            "name= is missing",
-            where=f"--max-restarts={os.environ['TORCHELASTIC_MAX_RESTARTS']}",
-            why="a run that is started again has to find what it left",
-            fix="python -m torch.distributed.run --max-restarts=3 -m src.train strategy=ddp name=NAME",
-        )
-
-
-def _check_alone(config: Config) -> None:
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        raise UserError(
-            f"srun started this command {os.environ['SLURM_STEP_NUM_TASKS']} times",
-            why="each of them would train by itself; one task per machine is enough, which starts the processes there",
-            fix="sbatch scripts/launch_slurm.sh strategy=ddp name=NAME",
-        )
-    if config.trainer.num_nodes > 1:
-        raise UserError(
-            f"trainer.num_nodes={config.trainer.num_nodes}, but this command runs on one machine",
-            why="on several machines it is started on each of them",
-            fix=[
-                "NNODES=2 HEAD=10.0.0.1 scripts/launch_torchrun.sh strategy=ddp name=NAME # on both; HEAD: one's address",
-                "sbatch scripts/launch_slurm.sh strategy=ddp name=NAME",
-            ],
-        )

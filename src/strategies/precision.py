@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from src.errors import ExitCode, UserError
+from src.user_command import corrected, is_training
 
 if TYPE_CHECKING:
     from lightning.pytorch.plugins.precision import Precision
@@ -66,7 +67,7 @@ def _refused(name: str, device: torch.device, why: str, instead: str) -> UserErr
     return UserError(
         f"precision={name} does not work on {device.type}",
         why=why,
-        fix=f"python -m src.train precision={instead}",
+        fix=corrected(f"precision={instead}" if is_training() else "accelerator=auto"),
         code=ExitCode.UNAVAILABLE,
     )
 

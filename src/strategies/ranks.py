@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from src.config import Config
 from src.errors import ExitCode, UserError
 from src.run_dir import flat
+from src.user_command import corrected, shell_command
 
 Result = TypeVar("Result")
 
@@ -129,7 +130,7 @@ def _not_met(error: Exception, seconds: float) -> UserError:
             f"port {port} is in use",
             where=f"{address}:{port}, where the processes of this run would meet",
             why="another program, or another run, listens there",
-            fix=["python -m src.train strategy=ddp strategy.port=null # takes a free one", f"ss -ltnp | grep {port}"],
+            fix=[corrected("strategy.port=null") + " # takes a free one", f"ss -ltnp | grep {port}"],
             code=ExitCode.BUSY,
         )
     return UserError(
@@ -154,7 +155,7 @@ def _losses_explained(seconds: float) -> Iterator[None]:
             where=f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} on {socket.gethostname()}",
             why=f"it ended, or it did not answer for {seconds:g} seconds (strategy.timeout_seconds); "
             f"{str(error).splitlines()[0][:200]}",
-            fix="see what the other processes say, then repeat the command with the same name= to continue",
+            fix=f"see what the other processes say, then repeat the command with its name= to continue: {shell_command()}",
             code=ExitCode.PROCESS_LOST,
         ) from error
 

@@ -12,6 +12,7 @@ from src import logs
 from src.errors import ExitCode, UserError
 from src.run_dir import RunFolder
 from src.strategies.ranks import Ranks
+from src.user_command import corrected
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def open_folder(ranks: Ranks, path: Path, config: dict[str, Any], resume: str) -
                 f"{path} is not the same folder on all machines",
                 where=f"{path.absolute()} on {platform.node()}",
                 why="the first process has made it, and this one does not see it; all read the checkpoints in it",
-                fix="python -m src.train runs_dir=/a/folder/that/all/machines/share",
+                fix=corrected("runs_dir=/a/folder/that/all/machines/share"),
                 code=ExitCode.NO_INPUT,
             )
         with logs.to_file(path / ("train.log" if ranks.is_first else f"rank{ranks.rank}.log")):

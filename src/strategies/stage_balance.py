@@ -28,6 +28,7 @@ from src.models.network import TransferNetwork
 from src.models.optimizers import build_optimizer
 from src.strategies.precision import autocast
 from src.strategies.stage_threads import warmup
+from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,7 @@ def choose_split(
             f"a ResNet50 cannot be cut into {stages} stages",
             where=f"model.split_at={config.model.split_at} makes a stage for every device",
             why=f"it has {len(BLOCKS) + 1} parts: the first layers, and blocks that are not cut any further",
-            fix=f"python -m src.train model=model_parallel_resnet50 strategy=model_parallel model.split_at=auto "
-            f"trainer.devices={len(BLOCKS) + 1}",
+            fix=corrected(f"trainer.devices={len(BLOCKS) + 1}"),
         )
     blocks = measure(config, network, device, image_size)
     if config.model.split_at == "auto":

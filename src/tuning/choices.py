@@ -25,13 +25,14 @@ from ray.tune.search import Searcher
 
 from src import seeding
 from src.errors import ExitCode, UserError
+from src.tuning.commands import SPACE, sweep_command
 from src.tuning.points import BayesianPoints, GridPoints, RandomPoints
 from src.tuning.settings import SweeperSettings, Trials
-from src.tuning.space import SWEEP, Space
+from src.tuning.space import Space
+from src.user_command import rewritten
 
 SEARCHES = ("random", "grid", "optuna", "bayesopt")
 SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt")
-SPACE = "'optimizer.lr=tag(log,interval(1e-5,1e-1))'"
 # What a network in training can still take on: the others decide what is built, or which pictures it sees.
 MUTABLE = ("model.dropout", "model.label_smoothing", "data.augment")
 HOMES = {"search": ("ray.tune.search.", Searcher), "scheduler": ("ray.tune.schedulers.", TrialScheduler)}
@@ -93,8 +94,8 @@ def check_together(search: Any, scheduler: Any) -> None:
             f"search={search} does not go with scheduler={scheduler}",
             why="it draws its first trials at random and chooses all later values itself; Ray refuses any other search",
             fix=[
-                f"{SWEEP} hydra.sweeper.search=random hydra.sweeper.scheduler=pbt {SPACE}",
-                f"{SWEEP} hydra.sweeper.search=optuna hydra.sweeper.scheduler=asha {SPACE}",
+                sweep_command("search=random"),
+                sweep_command("scheduler=asha"),
             ],
         )
 
@@ -115,13 +116,13 @@ def _bayesopt(space: Space, metric: str, mode: str, seed: int) -> Searcher:
                 f"search=bayesopt cannot choose among the values of {parameter.key}",
                 where=f"{parameter.key}: {parameter.describe()}",
                 why="it takes intervals only, where a value between two others lies between them in effect too",
-                fix=f"{SWEEP} hydra.sweeper.search=optuna {SPACE} 'model.head=choice(linear,mlp)'",
+                fix=sweep_command("search=optuna"),
             )
     if importlib.util.find_spec("bayes_opt") is None:
         raise UserError(
             "search=bayesopt needs the package bayesian-optimization, which is not installed",
             why="it is an extra, so that those who do not use it need not install it",
-            fix=['pip install -e ".[bayesopt]"', f"{SWEEP} hydra.sweeper.search=optuna {SPACE}"],
+            fix=['pip install -e ".[bayesopt]"', sweep_command("search=optuna")],
             code=ExitCode.UNAVAILABLE,
         )
     return BayesianPoints(space, metric, mode, seed)
@@ -134,7 +135,10 @@ def _population(settings: Trials, space: Space | None) -> TrialScheduler:
             "scheduler=pbt needs the sweeper",
             where="hydra.launcher.scheduler",
             why="it changes values while a trial runs, and the launcher's jobs are to be run as they are",
-            fix=f"{SWEEP} hydra.sweeper.scheduler=pbt {SPACE}",
+            fix=[
+                sweep_command("scheduler=asha"),
+                rewritten(["-m", "hydra/sweeper=ray_tune", "hydra.sweeper.scheduler=pbt", SPACE]),
+            ],
         )
     wrong = [one.key for one in space.parameters.values() if not _can_change(one.key.lstrip("+"))]
     if wrong:
@@ -143,8 +147,8 @@ def _population(settings: Trials, space: Space | None) -> TrialScheduler:
             where="hydra.sweeper.scheduler=pbt",
             why=f"in the middle of a run it can change numbers of the optimizer, and {', '.join(MUTABLE)}",
             fix=[
-                f"{SWEEP} hydra.sweeper.scheduler=pbt {SPACE} 'model.dropout=interval(0,0.5)'",
-                f"{SWEEP} hydra.sweeper.scheduler=asha {SPACE}",
+                sweep_command("scheduler=asha"),
+                sweep_command(remove=wrong),
             ],
         )
     assert isinstance(settings, SweeperSettings)
@@ -178,8 +182,8 @@ def _check_grace(grace: int, max_epochs: int) -> None:
             where=f"grace_epochs={grace}, trainer.max_epochs={max_epochs}",
             why="a scheduler acts after grace_epochs and before the last epoch; scheduler=none runs all to their end",
             fix=[
-                f"{SWEEP} hydra.sweeper.scheduler=asha hydra.sweeper.grace_epochs=1 trainer.max_epochs=12 {SPACE}",
-                f"{SWEEP} hydra.sweeper.scheduler=none {SPACE}",
+                sweep_command("grace_epochs=1", *(["trainer.max_epochs=12"] if max_epochs < 2 else [])),
+                sweep_command("scheduler=none", remove=["grace_epochs"]),
             ],
         )
 
@@ -189,7 +193,7 @@ def _check_factor(factor: float) -> None:
         raise UserError(
             f"reduction_factor={factor:g} stops no trial",
             why="of so many trials one goes on, so it has to be above 1",
-            fix=f"{SWEEP} hydra.sweeper.scheduler=asha hydra.sweeper.reduction_factor=3 {SPACE}",
+            fix=sweep_command("reduction_factor=3"),
         )
 
 
@@ -241,7 +245,7 @@ def _refused(entry: dict[str, Any], setting: str, why: str) -> UserError:
         f"{setting}: {entry.get('_target_')} cannot be used",
         where=f"{setting}={entry}",
         why=why,
-        fix=f"{SWEEP} 'hydra.sweeper.{setting}={examples[setting]}' {SPACE}",
+        fix=sweep_command(f"{setting}={examples[setting]}"),
     )
 
 
@@ -250,5 +254,5 @@ def _unknown(setting: str, name: Any, known: Sequence[str]) -> UserError:
     return UserError(
         f"{setting}={name} is not a choice" + (f"; did you mean {close[0]}?" if close else ""),
         why=f"{setting} is one of: {', '.join(known)}, or {{_target_: {HOMES[setting][0]}NAME}}",
-        fix=f"{SWEEP} hydra.sweeper.{setting}={(close or known)[0]} {SPACE}",
+        fix=sweep_command(f"{setting}={(close or known)[0]}"),
     )

@@ -18,12 +18,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from src.cores import cpu_cores
 from src.errors import ExitCode, UserError
+from src.tuning.commands import sweep_command
 from src.tuning.job import PROJECT, STATE
 from src.tuning.settings import Ray, Resources, SweeperSettings, Trials
+from src.user_command import corrected, shell_command
 
 log = logging.getLogger(__name__)
-
-EXAMPLE = "python -m src.train -m hydra/launcher=ray_tune optimizer.lr=1e-3,3e-3"
 
 
 @contextmanager
@@ -59,11 +59,11 @@ def _start(settings: Ray) -> None:
             why=str(error).strip().splitlines()[0][:300]
             + ("\nor it asks for a token, which is in ~/.ray/auth_token of whoever started it" if address else ""),
             fix=[
-                f"RAY_AUTH_MODE=token {EXAMPLE} hydra.launcher.ray.init.address={address}",
+                f"RAY_AUTH_MODE=token {shell_command()}",
                 "scripts/launch_ray_cluster.sh --help",
             ]
             if address
-            else EXAMPLE,
+            else f"RAY_TMPDIR=/tmp {shell_command()} # where the path of TMPDIR is long",
             code=ExitCode.UNAVAILABLE,
         ) from error
 
@@ -106,8 +106,8 @@ def check_shared(sweep_dir: Path) -> None:
             where=str(sweep_dir),
             why="\n".join(problems[:6]),
             fix=[
-                f"{EXAMPLE} runs_dir=/a/folder/that/all/machines/share",
-                f"{EXAMPLE} hydra.launcher.ray.ship_code=true # where it is the code that they lack",
+                corrected("runs_dir=/a/folder/that/all/machines/share"),
+                sweep_command("ray.ship_code=true") + " # where it is the code that they lack",
             ],
             code=ExitCode.NO_INPUT,
         )
@@ -133,7 +133,7 @@ def resources_of(config: DictConfig, settings: Trials, count: int | None) -> tun
             f"trainer.devices={str(devices).replace(' ', '')} cannot be had in a sweep",
             where="trainer.devices",
             why="Ray chooses which GPUs a trial gets; CUDA_VISIBLE_DEVICES says which it may choose from",
-            fix=f"{EXAMPLE} trainer.devices={len(devices)}",
+            fix=corrected(f"trainer.devices={len(devices)}"),
         )
     devices = len(devices) if OmegaConf.is_list(devices) else int(devices)
 
@@ -162,7 +162,7 @@ def _check_fits(bundle: dict[str, float], nodes: int, machines: list[dict[str, f
         f"a trial asks for {asked}" + (f" on each of {nodes} machines" if nodes > 1 else ""),
         where="trainer.devices, trainer.num_nodes and resources of the sweep",
         why=f"the cluster has {len(machines)} machine{'s' if len(machines) > 1 else ''}: {'; '.join(shown[:6])}",
-        fix=[f"{EXAMPLE} trainer.devices=1 trainer.num_nodes=1", f"{EXAMPLE} hydra.launcher.resources.cpu=1"],
+        fix=[corrected("trainer.devices=1", remove=["trainer.num_nodes"]), sweep_command("resources.cpu=1")],
         code=ExitCode.UNAVAILABLE,
     )
 

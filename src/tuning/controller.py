@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from src.errors import ExitCode, Terminated, UserError
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
 from src.run_dir import read_metrics
 from src.tuning import trainable
+from src.tuning.commands import sweep_command
 from src.tuning.job import STATE, Context, describe
 from src.tuning.resuming import Trials
 from src.tuning.settings import Trials as Settings
@@ -175,7 +177,7 @@ def _restored(path: Path, runnable: Any, space: dict[str, Any], again: bool) -> 
             "Ray's state of this sweep cannot be read",
             where=str(path),
             why=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
-            fix=f"rm -r {path} # then the same command: the trials' folders stay, and what is finished is not repeated",
+            fix=f"rm -r {shlex.quote(str(path))} # then the same command: trials and what is finished stay",
             code=ExitCode.DAMAGED,
         ) from error
 
@@ -193,9 +195,7 @@ def _after(sweep: Sweep) -> None:
             f"the trials do not report {metric}" + (f"; did you mean {close[0]}?" if close else ""),
             where="metric of the sweep",
             why=f"they report: {', '.join(names)}",
-            fix=f"python -m src.train -m hydra/launcher=ray_tune hydra.launcher.metric={close[0]} seed=0,1"
-            if close
-            else "",
+            fix=sweep_command(f"metric={close[0]}") if close else "",
         )
     if sweep.signal == signal.SIGINT:
         raise KeyboardInterrupt

@@ -11,7 +11,9 @@ from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining, Tri
 
 from src.config import METRICS
 from src.errors import UserError
+from src.tuning.commands import sweep_command
 from src.tuning.settings import Trials
+from src.user_command import corrected
 
 SUBDIR = "${hydra.job.num}"
 
@@ -23,7 +25,7 @@ def folder_of_sweep(config: DictConfig) -> Path:
         raise UserError(
             f"hydra.sweep.subdir={subdir} has no effect with Ray Tune",
             why="the folder of a trial is its number, by which a sweep that is taken up finds it",
-            fix="python -m src.train -m hydra/launcher=ray_tune seed=0,1 name=NAME",
+            fix=corrected(remove=["hydra.sweep.subdir"]),
         )
     return Path(str(config.hydra.sweep.dir)).absolute()
 
@@ -36,7 +38,7 @@ def metric_of(settings: Trials, config: DictConfig) -> tuple[str, str]:
         raise UserError(
             f"mode={mode} is not a choice",
             why="mode is max or min",
-            fix="python -m src.train -m hydra/launcher=ray_tune seed=0,1 hydra.launcher.mode=max",
+            fix=sweep_command("mode=max"),
         )
     return metric, mode
 

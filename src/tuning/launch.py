@@ -17,10 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from ray.tune.search import Searcher
 
 from src.errors import UserError
+from src.hydra_words import unquoted
 from src.reporting.sweep_journal import FAILED, FINISHED, PRUNED, Journal
 from src.tuning import judging
 from src.tuning.choices import build_scheduler, changes_points
 from src.tuning.cluster import at_once, check_shared, connected, resources_of
+from src.tuning.commands import SPACE, sweep_command
 from src.tuning.controller import Sweep, run_trials
 from src.tuning.finishing import conclude, say_if_basic_is_faster
 from src.tuning.job import compose, make_context, returned_file
@@ -29,6 +31,7 @@ from src.tuning.resuming import Again, NumberedSearch, open_sweep, trials_of
 from src.tuning.settings import LauncherSettings
 from src.tuning.table import SweepDisplay
 from src.tuning.without_effect import warn_without_effect
+from src.user_command import named, rewritten
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Jobs:
 
 
 def _typed(value: str) -> Any:
+    value = unquoted(value)
     for kind in (int, float):
         try:
             return kind(value)
@@ -112,7 +116,10 @@ def launch(
         raise UserError(
             "scheduler=pbt needs a space, and the launcher has jobs",
             why="it changes the parameters of trials under way",
-            fix="python -m src.train -m hydra/sweeper=ray_tune hydra.sweeper.scheduler=pbt 'optimizer.lr=interval(1e-4,1e-2)'",
+            fix=[
+                sweep_command("scheduler=asha"),
+                rewritten(["-m", "hydra/sweeper=ray_tune", "hydra.sweeper.scheduler=pbt", SPACE]),
+            ],
         )
     longest = max(judging.max_epochs_of(one) for one in configs.values())
     scheduler = build_scheduler(settings, None, longest)
@@ -168,7 +175,7 @@ def _check_jobs(journal: Journal, jobs: dict[int, list[str]], folder: Path) -> N
                 f"{folder.name} is the folder of another sweep",
                 where=str(folder),
                 why=f"job {number} was: {' '.join(before.overrides)}\nand is now: {' '.join(words)}",
-                fix=f"python -m src.train -m hydra/launcher=ray_tune seed=0,1 name={folder.name}-2 # another name",
+                fix=named(folder.name, "-2"),
             )
 
 
@@ -196,6 +203,6 @@ def _job_return(folder: Path, journal: Journal, number: int, config: DictConfig,
         f"job {number} did not come to its end",
         where=str(folder / str(number)),
         why="the sweep's time was over, or its process was ended before it had measured its best weights",
-        fix=f"python -m src.train -m hydra/launcher=ray_tune seed=0,1 name={folder.name}",
+        fix=named(folder.name),
     )
     return result

@@ -21,8 +21,9 @@ from ray.tune.search import Searcher
 
 from src import seeding
 from src.errors import UserError
+from src.tuning.commands import sweep_command
 from src.tuning.resuming import NumberedSearch
-from src.tuning.space import SWEEP, Parameter, Space, plain
+from src.tuning.space import Parameter, Space, plain
 
 Point = dict[str, Any]
 
@@ -85,13 +86,21 @@ class GridPoints(NumberedPoints):
                     f"search=grid cannot list the values of {parameter.key}",
                     where=f"{parameter.key}: {parameter.describe()}",
                     why="a grid has every combination of values that are named, and an interval names none",
-                    fix=[f"{SWEEP} hydra.sweeper.search=grid optimizer.lr=1e-4,1e-3,1e-2", f"{SWEEP} seed=range(4)"],
+                    fix=[sweep_command("search=random"), sweep_command(f"{parameter.key}={_listed(parameter)}")],
                 )
 
     def point(self, number: int) -> Point | None:
         combinations = itertools.product(*(parameter.values for parameter in self.space.parameters.values()))
         values = next(itertools.islice(combinations, number, None), None)
         return None if values is None else dict(zip(self.space.parameters, values, strict=True))
+
+
+def _listed(parameter: Parameter) -> str:
+    """Both ends of an interval, and a value between them, as they are typed."""
+    low, high = parameter.domain.lower, parameter.domain.upper - parameter.whole
+    middle = math.sqrt(low * high) if parameter.log else (low + high) / 2
+    values = [low, round(middle) if parameter.whole else middle, high]
+    return ",".join(f"{value:g}" for value in dict.fromkeys(values))
 
 
 class BayesianPoints(Searcher):

@@ -20,6 +20,7 @@ from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNIN
 from src.reporting.sweep_scale import shown
 from src.run_dir import write_csv, write_text
 from src.tuning.table import best_text, short_names
+from src.user_command import named
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def failures(journal: Journal) -> UserError | None:
         f"{len(failed)} of {_trials(len(journal.trials))} failed",
         where=str(folder),
         why="\n".join(lines),
-        fix=f"repeat the command with the same name (name={folder.name}) to try only these again",
+        fix=f"{named(folder.name)} # tries only these again",
         code=ExitCode.TRIALS_FAILED,
     )
 

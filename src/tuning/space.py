@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,8 @@ from ray import tune
 from ray.tune.search.sample import Domain, Integer
 
 from src.errors import UserError
+from src.tuning.commands import SPACE, sweep_command
 
-SWEEP = "python -m src.train -m hydra/sweeper=ray_tune"  # how a command that is suggested begins
 PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_][a-z0-9_./-]*", re.ASCII | re.IGNORECASE)  # needs no quotes
 
 
@@ -142,7 +141,7 @@ def read_space(arguments: Sequence[str], params: Mapping[str, Any], config_loade
                 f"{_bare_key(override)} is given twice",
                 where=override.input_line,
                 why="a setting that is swept can be said only once, or one of the two would be ignored",
-                fix=f"{SWEEP} {shlex.quote(override.input_line)}",
+                fix=sweep_command(override.input_line),
             )
         parameter = _parameter(override)
         parameters[parameter.name] = parameter
@@ -152,8 +151,8 @@ def read_space(arguments: Sequence[str], params: Mapping[str, Any], config_loade
             where=" ".join(fixed) or "the command line",
             why="a search needs at least one setting with several values, here or in hydra.sweeper.params",
             fix=[
-                f"{SWEEP} 'optimizer.lr=tag(log,interval(1e-5,1e-1))' 'model.head=choice(linear,mlp)'",
-                f"{SWEEP} hydra.sweeper.search=grid optimizer.lr=1e-4,1e-3,1e-2",
+                sweep_command(SPACE),
+                sweep_command("optimizer.lr=1e-4,1e-3,1e-2", "hydra.sweeper.search=grid"),
             ],
         )
     return Space(parameters, fixed)
@@ -218,7 +217,7 @@ def _parameter(override: Override) -> Parameter:
             f"tag({', '.join(sorted(unknown))}, ...) has no meaning here",
             where=override.input_line,
             why="the only tag is log, and it is for an interval",
-            fix=f"{SWEEP} '{key}=tag(log,interval(0.001,0.1))'",
+            fix=sweep_command(f"{key}=tag(log,interval(0.001,0.1))"),
         )
     if interval:
         return Parameter(key, name, _interval_domain(override, sweep), None, "log" in sweep.tags)
@@ -229,7 +228,7 @@ def _parameter(override: Override) -> Parameter:
             f"{override.input_line} has no values",
             where=key,
             why="a range ends before its end, and a glob is for the options of a config group",
-            fix=f"{SWEEP} optimizer.lr=1e-4,1e-3,1e-2",
+            fix=sweep_command(f"{key}=1,2" if key == "seed" else "optimizer.lr=1e-4,1e-3,1e-2", remove=[key]),
         )
     return Parameter(key, name, _discrete_domain(values, override.is_range_sweep()), values)
 
@@ -249,14 +248,17 @@ def _interval_domain(override: Override, sweep: IntervalSweep) -> Domain:
             f"{override.input_line}: an interval needs two numbers, the smaller one first",
             where=key,
             why=f"there is nothing between {low:g} and {high:g}" if low >= high else "both have to be finite",
-            fix=f"{SWEEP} '{key}=interval({first:g},{last:g})'",
+            fix=sweep_command(f"{key}=interval({first:g},{last:g})"),
         )
     if log and low <= 0:
         raise UserError(
             f"{override.input_line}: a logarithmic interval begins above 0",
             where=key,
             why=f"there is no logarithm of {low:g}",
-            fix=[f"{SWEEP} '{key}=interval({low:g},{high:g})'", f"{SWEEP} '{key}=tag(log,interval(1e-5,1e-1))'"],
+            fix=[
+                sweep_command(f"{key}=interval({low:g},{high:g})"),
+                sweep_command(f"{key}=tag(log,interval(1e-5,1e-1))"),
+            ],
         )
     if isinstance(low, int):  # Tune leaves the end of whole numbers out
         return (tune.lograndint if log else tune.randint)(low, high + 1)

@@ -20,6 +20,7 @@ from src.reporting.sweep_journal import FAILED, Journal
 from src.tuning import judging
 from src.tuning.choices import build_scheduler, build_search, changes_points, check_together
 from src.tuning.cluster import at_once, check_shared, connected, resources_of
+from src.tuning.commands import sweep_command
 from src.tuning.controller import Sweep, run_trials
 from src.tuning.finishing import conclude
 from src.tuning.job import compose, make_context
@@ -30,6 +31,7 @@ from src.tuning.settings import SweeperSettings
 from src.tuning.space import Space, default_point, read_space
 from src.tuning.table import SweepDisplay
 from src.tuning.without_effect import warn_without_effect
+from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +146,7 @@ def describe(
     budget = f", at most {settings.time_budget_s:g} s" if settings.time_budget_s else ""
     lines = ["space", *(f"  {line}" for line in space.describe())]
     lines += [
-        f"points    {space.size() or 'without end'}",
+        f"points    {space.size() or 'infinitely many'}",
         f"trials    {'until the time is over' if count is None else count}{budget}",
         f"search    {settings.search}, seed {settings.seed}",
         f"scheduler {settings.scheduler}",
@@ -184,7 +186,7 @@ def _check_launcher(config: DictConfig) -> None:
         raise UserError(
             f"hydra/launcher={launcher} has no effect with hydra/sweeper=ray_tune",
             why="the sweeper starts its trials itself, with the settings of hydra.sweeper",
-            fix="python -m src.train -m hydra/sweeper=ray_tune 'optimizer.lr=tag(log,interval(1e-5,1e-1))'",
+            fix=corrected(remove=["hydra/launcher"]),
         )
 
 
@@ -199,16 +201,15 @@ def _count(settings: SweeperSettings, space: Space, beginning: dict[str, Any] | 
         if size is None and settings.time_budget_s is None:
             raise UserError(
                 "num_samples=-1 needs an end",
-                why="the space has points without end, so the sweep would have none either",
-                fix="python -m src.train -m hydra/sweeper=ray_tune hydra.sweeper.num_samples=-1 "
-                "hydra.sweeper.time_budget_s=3600 'optimizer.lr=tag(log,interval(1e-5,1e-1))'",
+                why="the space has infinitely many points, so the sweep would never end",
+                fix=[sweep_command("time_budget_s=3600"), sweep_command("num_samples=20")],
             )
         return size
     if settings.num_samples < 1:
         raise UserError(
             f"num_samples={settings.num_samples} is out of range",
             why="num_samples is at least 1, or -1: until the time is over, or all points were tried",
-            fix="python -m src.train -m hydra/sweeper=ray_tune hydra.sweeper.num_samples=20 seed=0,1",
+            fix=sweep_command("num_samples=20"),
         )
     return settings.num_samples if size is None else min(size, settings.num_samples)
 

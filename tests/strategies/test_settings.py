@@ -83,7 +83,7 @@ def test_srun_without_the_script_is_noticed(command):
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has a GPU")
 def test_several_devices_without_a_gpu(command):
     done = command("train", *SMALL, "strategy=dp", "trainer.devices=2")
-    check_error(done, 69, "trainer.devices=2, but this machine has no GPU", "strategy=ddp trainer.accelerator=cpu")
+    check_error(done, 69, "trainer.devices=2, but this machine has no GPU", "trainer.devices=2 trainer.accelerator=cpu")
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_failures_are_an_error_that_lists_them(journal):
     assert "1 of 4 trials failed" in text
     assert f"where   {journal.path.parent}" in text
     assert "#1 ValueError: boom (runs/heads/1)" in text
-    assert "fix     repeat the command with the same name (name=heads) to try only these again" in text
+    assert "fix     python -m src.train name=heads # tries only these again" in text
 
 
 def test_many_failures_leave_room_for_what_to_do(tmp_path):
@@ -197,7 +197,7 @@ def test_many_failures_leave_room_for_what_to_do(tmp_path):
     assert len(lines) <= MAX_LINES
     assert sum("ValueError: a long story" in line and "/sweep/" in line for line in lines) == 8
     assert lines[-3].strip() == "and 12 more"
-    assert lines[-2].startswith("fix     repeat the command")
+    assert lines[-2].endswith("# tries only these again")
 
 
 def test_no_failures_are_no_error(tmp_path):

@@ -1,0 +1,126 @@
+"""The words of src.train as Hydra's grammar takes them: a setting that is text is the text that the shell gave.
+
+Hydra reads every value by a grammar of its own, in which blanks, brackets, quotes, commas, umlauts and `=` are signs, and
+`1e3` is a number. A user has quoted for the shell already and means the characters. So src/command_line.py puts Hydra's
+quotes around the values of text settings before Hydra reads the command line; what only Hydra's grammar can say (a sweep,
+an interpolation, null, a value in inner quotes) stays as it is. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from src import config
+
+# Settings that name a file or folder: `~` is the home folder, and what exists is meant, whatever it is called.
+PATHS = ("data.root", "data.table", "data.split_file", "runs_dir", "model.weights", "hydra.sweep.dir")
+# Free text may hold a comma; the other texts are words from a list, and a comma between two of them asks for a sweep.
+FREE = (*PATHS, "name", "logger.project", "logger.tracking_uri")
+
+
+def for_hydra(words: Sequence[str], *, multirun: bool) -> list[str]:
+    """The words with Hydra's quotes where a text needs them. multirun: whether they are a sweep's."""
+    return [_for_hydra(word, multirun) for word in words]
+
+
+def at_home(path: str) -> str:
+    """The path with ~ as the home folder, which no shell replaces behind a =; that of nobody's home stays as it is."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path raises for ~nobody, and rewrites the rest of a path
+
+
+def key_of(word: str) -> str:
+    """The setting that a key=value word is about, without Hydra's + and ~."""
+    return word.partition("=")[0].lstrip("+~")
+
+
+def parsed(word: str) -> Override | None:
+    """The word as Hydra reads it; None where its grammar has no such word."""
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+
+
+def unquoted(value: str) -> str:
+    """A value of a job's command line without Hydra's quotes."""
+    override = parsed(f"key={value}")
+    return str(override.value()) if override is not None and _is_quoted(value) else value
+
+
+def text_settings(schema: type = config.Config, prefix: str = "") -> set[str]:
+    """The keys whose value is text; of those without a list of choices it can be any."""
+    keys = {"hydra.sweep.dir"} if not prefix else set()
+    for knob in fields(schema):
+        group = knob.default_factory
+        if isinstance(group, type) and is_dataclass(group):
+            keys |= text_settings(group, f"{prefix}{knob.name}.")
+        elif knob.type in ("str", "str | None"):
+            keys.add(prefix + knob.name)
+    return keys
+
+
+TEXTS = text_settings()
+
+
+def _for_hydra(word: str, multirun: bool) -> str:
+    key, sign, value = word.partition("=")
+    name = key.lstrip("+")
+    return f"{key}={_value(name, value, multirun)}" if sign and name in TEXTS else word
+
+
+def _value(key: str, value: str, multirun: bool) -> str:
+    if value in ("", "null"):
+        return value
+    expanded = at_home(value) if key in PATHS else value
+    if key in PATHS and _exists(expanded):
+        return _text(expanded, re.sub(r"(\\*)\$\{", r"\1\1\\${", expanded))
+    override = parsed(f"key={value}")
+    if override is not None and not override.is_sweep_override() and _is_quoted(value):
+        return value
+    if override is not None and override.is_sweep_override():
+        read = override.value()
+        if not (isinstance(read, ChoiceSweep) and read.simple_form):
+            return value  # choice(...), range(...), ...: nobody calls a folder that
+        if not multirun and (key not in FREE or (key in PATHS and _all_exist(value))):
+            return value  # Hydra refuses several values without -m, and that message is the right one
+    if multirun and "," in value and len(parts := _split(value)) > 1:
+        return ",".join(_value(key, part, multirun=False) for part in parts)
+    # Without its end a ${ is no interpolation.
+    return _text(expanded, re.sub(r"(\\*)\$\{(?!.*\})", r"\1\1\\${", expanded, flags=re.DOTALL))
+
+
+def _text(value: str, escaped: str) -> str:
+    """The text for Hydra; without quotes where it reads the same text anyway. escaped: for OmegaConf's interpolations."""
+    if value == escaped and "${" not in value:
+        override = parsed(f"key={value}")
+        if override is not None and isinstance(override.value(), str) and override.value() == value:
+            return value
+    return QuotedString(text=escaped, quote=Quote.single).with_quotes()
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.lexists(path)
+    except (OSError, ValueError):  # too long, or a null character
+        return False
+
+
+def _all_exist(value: str) -> bool:
+    return all(part in ("default", "none") or _exists(at_home(part)) for part in _split(value))
+
+
+def _split(value: str) -> list[str]:
+    """The values of a sweep: split at commas outside of quotes and of ${...}."""
+    parts = re.findall(r"""(?:\$\{[^}]*\}|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,])+""", value)
+    return [part.strip() for part in parts if part.strip()]

@@ -1,0 +1,168 @@
+"""Settings that nothing reads beside the other settings: a table, and what is said of each.
+
+A setting counts where it is not its default, so somebody has chosen it, on the command line or in a YAML file. Where it
+can only be a mistake the config is refused (src/config_checks.py); elsewhere, as in a sweep over the setting that decides,
+a run warns and goes on (src/run.py). Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+from src.config import Config
+from src.errors import UserError
+from src.user_command import corrected
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`key` has an effect only if `effective`, which the setting `beside` decides."""
+
+    key: str
+    beside: str
+    effective: Callable[[Config], bool]
+    why: str
+    use: Sequence[str] = ()  # words that give it an effect; none: the setting is left out
+    refused: bool = False
+
+
+def _one_of(key: str, *values: Any) -> Callable[[Config], bool]:
+    return lambda config: attrgetter(key)(config) in values
+
+
+def _for_sources(name: str, *sources: str, refused: bool = True) -> Rule:
+    why = f"only data={' or data='.join(sources)} looks at data.{name}"
+    return Rule(f"data.{name}", "data.source", _one_of("data.source", *sources), why, [f"data={sources[0]}"], refused)
+
+
+def _unfreezes(config: Config) -> bool:
+    return config.freeze.phases is None and config.freeze.preset in ("last_n", "gradual")
+
+
+def _backbone_learns(config: Config) -> bool:
+    return config.freeze.phases is not None or config.freeze.preset != "head_only"
+
+
+FILES = ("image_folder", "table", "torchvision")
+LATE = ["freeze.preset=last_n", "freeze.phases=null"]
+RULES = [
+    _for_sources("root", *FILES),
+    _for_sources("table", "table"),
+    _for_sources("name", "torchvision"),
+    _for_sources("num_pictures", "synthetic"),
+    _for_sources("num_classes", "synthetic"),
+    _for_sources("split_file", "image_folder", "table", refused=False),
+    _for_sources("background", *FILES, refused=False),
+    _for_sources("max_megapixels", "image_folder", "table", refused=False),
+    _for_sources("on_bad_image", "image_folder", "table", refused=False),
+    Rule(
+        *("model.hidden", "model.head", _one_of("model.head", "mlp")),
+        "it is the width of the mlp's hidden layer",
+        ["model.head=mlp"],
+    ),
+    Rule(
+        *("model.dropout", "model.head", lambda config: config.model.head != "append"),
+        "append is one layer behind the kept classifier, which has its own dropout where it was trained with one",
+        refused=True,
+    ),
+    Rule(
+        *("model.min_match", "model.weights", lambda config: config.model.weights not in ("default", "none")),
+        "it is about a weights file of your own",
+    ),
+    Rule(
+        *("optimizer.backbone_lr_scale", "freeze.preset", _backbone_learns),
+        "it is about the backbone's blocks, and none of them is trained",
+        ["freeze.preset=full"],
+    ),
+    Rule(
+        *("freeze.lr_decay", "freeze.preset", _backbone_learns),
+        "it is about the backbone's blocks, and none of them is trained",
+        ["freeze.preset=full"],
+        refused=True,
+    ),
+    Rule("freeze.preset", "freeze.phases", lambda config: config.freeze.phases is None, "phases replace the preset"),
+    Rule(
+        "freeze.unfreeze_epoch", "freeze.preset", _unfreezes, "last_n and gradual unfreeze later, phases say when", LATE
+    ),
+    Rule("freeze.last_n", "freeze.preset", _unfreezes, "only the presets last_n and gradual count blocks", LATE),
+    Rule(
+        *("freeze.batchnorm_momentum", "freeze.batchnorm", _one_of("freeze.batchnorm", "update")),
+        "statistics that are kept take no share of a new batch",
+        ["freeze.batchnorm=update"],
+    ),
+    Rule(
+        *("checkpoint.ema_decay", "checkpoint.select", _one_of("checkpoint.select", "ema")),
+        "only checkpoint.select=ema takes a moving average of the weights",
+        ["checkpoint.select=ema"],
+        refused=True,
+    ),
+    Rule(
+        *("oom.grow_after", "oom.policy", _one_of("oom.policy", "split")),
+        "only parts of a batch can grow back, and oom.policy=stop makes none",
+        ["oom.policy=split"],
+        refused=True,
+    ),
+    Rule(
+        *("logger.project", "logger", lambda config: config.logger.wandb or config.logger.mlflow),
+        "it is for Weights & Biases and MLflow",
+        ["logger=wandb"],
+    ),
+    Rule("logger.tracking_uri", "logger", lambda config: config.logger.mlflow, "it is for MLflow", ["logger=mlflow"]),
+    Rule(
+        "logger.offline", "logger", lambda config: config.logger.wandb, "it is for Weights & Biases", ["logger=wandb"]
+    ),
+    Rule("resume", "name", lambda config: config.name is not None, "a run without a name is always a new one"),
+    Rule(
+        *("trainer.limit_batches", "debug", lambda config: not config.debug),
+        "debug=true takes three batches of each split",
+        ["debug=false"],
+    ),
+]
+_DEFAULTS = Config()
+
+
+def check_rules(config: Config) -> None:
+    """Raises UserError for a setting that nothing reads, where that can only be a mistake."""
+    for rule in _broken(config):
+        if rule.refused:
+            raise UserError(
+                _found(rule, config),
+                why=rule.why,
+                fix=corrected(*rule.use, f"{rule.key}={_typed(_value(rule.key, config))}")
+                if rule.use
+                else corrected(remove=[rule.key]),
+            )
+
+
+def without_effect(config: Config) -> list[str]:
+    """What a run has to say of settings that it does not read."""
+    return [f"{_found(rule, config)}: {rule.why}." for rule in _broken(config) if not rule.refused]
+
+
+def _broken(config: Config) -> list[Rule]:
+    return [
+        rule
+        for rule in RULES
+        if _value(rule.key, config) not in (None, _value(rule.key, _DEFAULTS)) and not rule.effective(config)
+    ]
+
+
+def _found(rule: Rule, config: Config) -> str:
+    beside = _value(rule.beside, config)
+    shown = re.sub(r"\.(source|name)$", "", rule.beside)
+    setting = "this logger" if rule.beside == "logger" else f"{shown}={_typed(beside)}"
+    return f"{rule.key}={_typed(_value(rule.key, config))} has no effect with {setting}"
+
+
+def _value(key: str, config: Config) -> Any:
+    return attrgetter(key)(config)
+
+
+def _typed(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value).replace(" ", "") if isinstance(value, list | dict) else str(value)

@@ -1,0 +1,84 @@
+"""What must hold where torchrun, srun or nobody started this process as one of several. torch is not imported here."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+from src import trial as trials
+from src.config import Config, device_count
+from src.errors import UserError
+from src.gpus import check_enough
+from src.strategies.launching import PROCESS_PER_DEVICE, launched_from_outside
+from src.user_command import corrected
+
+
+def check_launched(config: Config, multirun: bool) -> None:
+    """What must hold where torchrun started this process, or srun did by mistake. Raises UserError."""
+    if not launched_from_outside():
+        if trials.current() is None:  # a trial may be one of several machines, and its worker one of srun's tasks
+            _check_alone(config)
+            if config.trainer.devices != "auto":
+                check_enough(config.trainer.accelerator, config.trainer.devices)
+        return
+    world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    name, trainer = config.strategy.name, config.trainer
+    if multirun:
+        raise UserError(
+            "a sweep (-m) cannot be started by torchrun",
+            where=f"WORLD_SIZE={world}",
+            why="every process would run the sweep; a sweep starts the processes of its jobs by itself",
+            fix=corrected("-m", "strategy=ddp", f"trainer.devices={local}") + " # without torchrun",
+        )
+    if name not in PROCESS_PER_DEVICE and world > 1:
+        raise UserError(
+            f"strategy={name} does not go with torchrun",
+            where=f"{world} processes were started (WORLD_SIZE={world})",
+            why=f"strategy={name} is one process, so each of them would train the same by itself",
+            fix=[
+                corrected(f"trainer.devices={local if name == 'dp' else 1}", "trainer.num_nodes=1")
+                + " # without torchrun",
+                f"torchrun --nproc-per-node {local} -m src.train {_words('strategy=ddp', f'trainer.devices={local}')}",
+            ],
+        )
+    if world != device_count(trainer) * trainer.num_nodes or local != device_count(trainer):
+        raise UserError(
+            f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} is not what was started",
+            where=f"{world} processes in all, {local} on this machine",
+            why="each process trains on one device",
+            fix="scripts/launch_torchrun.sh "
+            + _words(f"trainer.devices={local}", f"trainer.num_nodes={world // local}"),
+        )
+    if config.name is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise UserError(
+            "name= is missing",
+            where=f"--max-restarts={os.environ['TORCHELASTIC_MAX_RESTARTS']}",
+            why="a run that is started again has to find what it left",
+            fix=f"python -m torch.distributed.run --max-restarts=3 --nproc-per-node {local} "
+            f"-m src.train {_words('name=first')}",
+        )
+
+
+def _words(*words: str) -> str:
+    """The user's words with these, for another program than python -m src.train."""
+    return shlex.join(shlex.split(corrected(*words))[3:])
+
+
+def _check_alone(config: Config) -> None:
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        raise UserError(
+            f"srun started this command {os.environ['SLURM_STEP_NUM_TASKS']} times",
+            why="each of them would train by itself; one task per machine is enough, which starts the processes there",
+            fix=f"sbatch scripts/launch_slurm.sh {_words()}",
+        )
+    if config.trainer.num_nodes > 1:
+        named_if = [] if config.name else ["name=first"]  # how the machines find each other's run
+        raise UserError(
+            f"trainer.num_nodes={config.trainer.num_nodes}, but this command runs on one machine",
+            why="on several machines it is started on each of them",
+            fix=[
+                f"NNODES={config.trainer.num_nodes} HEAD=10.0.0.1 scripts/launch_torchrun.sh {_words(*named_if)} "
+                "# on each; HEAD: the address of one",
+                f"sbatch scripts/launch_slurm.sh {_words(*named_if)}",
+            ],
+        )

@@ -1,0 +1,204 @@
+"""What is wrong with the words of src.train before Hydra reads them: flags, stray words, keys and values that cannot be.
+
+src/command_line.py calls `check_words` first. Every answer is the user's own command, corrected. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from src.errors import UserError
+from src.hydra_words import TEXTS, for_hydra, key_of, parsed
+from src.stray_words import check_flags, check_strays, settings_of
+from src.suggestions import (
+    CONF,
+    HELP,
+    choices,
+    example,
+    groups,
+    is_section,
+    knob_of,
+    not_a_choice,
+    replaced,
+    setting_like,
+)
+from src.user_command import corrected
+
+log = logging.getLogger(__name__)
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raises UserError for the first mistake that can be seen in the words alone."""
+    settings = settings_of(words)
+    check_flags(words)
+    check_strays(settings)
+    for word in settings:
+        _check_word(word)
+    _check_twice(settings)
+    _check_sweep(words, settings)
+
+
+def is_sweep(words: Sequence[str]) -> bool:
+    """Whether the command is a sweep: -m, or a recipe that says so."""
+    if any(word in ("-m", "--multirun") for word in words):
+        return True
+    modes = [word.partition("=")[2] for word in words if key_of(word) == "hydra.mode"]
+    recipe = [_recipe(word.partition("=")[2]) for word in words if key_of(word) == "experiment"]
+    if modes:
+        return modes[-1] == "MULTIRUN"
+    return any("MULTIRUN" in str(OmegaConf.select(one, "hydra.mode", default="")) for one in recipe)
+
+
+def _check_word(word: str) -> None:
+    """One word that is key=value."""
+    key, _, value = word.partition("=")
+    name = key_of(word)
+    if key.startswith("~") and not name.startswith("hydra"):
+        knob = knob_of(name)
+        optional = knob is not None and "None" in str(knob.type)
+        raise UserError(
+            f"{key} takes a setting away, which is not possible here",
+            why="every setting is needed; what a setting without a value is called is null",
+            fix=[*([replaced(word, f"{name}=null")] if optional else []), corrected(remove=[word])],
+        )
+    if not name:
+        raise UserError(f"{word!r} cannot be read: it has no key", why="a setting is key=value", fix=HELP)
+    if key.startswith("+") and not key.startswith("++") and (knob_of(name) is not None or name in groups()):
+        raise UserError(
+            f"{key} adds a setting that exists", why="a + is for new settings", fix=replaced(word, f"{name}={value}")
+        )
+    text = name in TEXTS
+    if value.startswith("=") and not text:
+        raise UserError(
+            f"{word!r} has two =",
+            why="a setting is key=value with one =",
+            fix=replaced(word, f"{key}={value.lstrip('= ')}"),
+        )
+    if text and value == "???":
+        raise UserError(
+            f"{name}=??? cannot be used: it is the sign of Hydra for a value that is missing",
+            why="no file of that name can be named here",
+            fix=replaced(word, f"{name}={example(name)}"),
+        )
+    if text:
+        return
+    override = parsed(word)
+    if is_section(name) or name in groups():
+        _check_section(word, name, value)
+    elif override is None:
+        raise _unreadable(word, name, value)
+
+
+def _check_section(word: str, section: str, value: str) -> None:
+    override = parsed(word)
+    if override is not None and override.is_sweep_override():
+        values = value.split(",") if override.is_choice_sweep() and "(" not in value else []
+    else:
+        values = [] if value.startswith("{") and not choices(section) else [value.strip("'\"")]
+    if section == "experiment" and value in ("", "null"):
+        return
+    for one in values:
+        if one.strip() not in choices(section):
+            raise not_a_choice(word, section, one.strip())
+
+
+def _unreadable(word: str, key: str, value: str) -> UserError:
+    """A value of a number, a list or a mapping that Hydra's grammar does not know."""
+    knob = knob_of(key)
+    close = [key] if knob is not None else setting_like(key)[:1]
+    inner = f'{key}="{value}"' if knob is None and '"' not in value else None
+    fix = replaced(word, inner) if inner and parsed(inner) else HELP
+    if close:
+        fix = replaced(word, f"{close[0]}={value if knob is None and close[0] in TEXTS else example(close[0])}")
+    return UserError(
+        f"{word!r} cannot be read" + (f"; did you mean {close[0]}?" if close and knob is None else ""),
+        why="brackets and braces come in pairs, and text with blanks, brackets or umlauts in them is quoted once more"
+        if any(sign in value for sign in "[]{}()")
+        else "the value has signs that no number, list or mapping has",
+        fix=fix,
+    )
+
+
+def _check_twice(settings: Sequence[str]) -> None:
+    last: dict[str, str] = {}
+    for word in settings:
+        key = key_of(word)
+        if last.get(key, word).lstrip("+") != word.lstrip("+"):
+            log.warning(f"{key} is given twice: {last[key]} has no effect, {word} counts.")
+        last[key] = word
+
+
+def _check_sweep(words: Sequence[str], settings: Sequence[str]) -> None:
+    """Words of a sweep, or for one, that would have no effect."""
+    sweep = is_sweep(words)
+    for word in settings:
+        key, _, value = word.partition("=")
+        name = key_of(word)
+        override = parsed(*for_hydra([word], multirun=sweep))
+        several = sweep and override is not None and override.is_sweep_override()
+        if name == "hydra.run.dir":
+            raise UserError(
+                "hydra.run.dir has no effect here",
+                why="the folder of a run is runs_dir/name",
+                fix=corrected(*_folder_as_words(value), remove=["hydra.run.dir"]),
+            )
+        if name == "hydra.job.chdir" and value.lower() not in ("false", "null"):
+            raise UserError(
+                "hydra.job.chdir=true does not go with this program",
+                why="relative paths, as of data.root and runs_dir, start from the folder the command is run in",
+                fix=corrected(remove=["hydra.job.chdir"]),
+            )
+        if name.startswith(("hydra.sweep.", "hydra.sweeper.", "hydra.launcher.")) and not sweep:
+            raise UserError(
+                f"{name} has no effect without -m",
+                why="it is about a sweep, and this is one run",
+                fix=[corrected("-m"), corrected(remove=[key])],
+            )
+        if several and name.startswith(("hydra.", "hydra/")) and not name.startswith("hydra.sweeper.params"):
+            raise UserError(
+                f"{name} has several values, and a sweep has one",
+                why="jobs differ in their settings; how they are started and chosen is the sweep's own",
+                fix=replaced(word, f"{key}={value.partition(',')[0]}"),
+            )
+        if several and name in ("name", "runs_dir"):
+            first = value.partition(",")[0]
+            raise UserError(
+                f"{name} has several values, and a sweep has one folder",
+                why="its jobs are the folders 0, 1, ... in runs_dir/name; a comma in a name needs inner quotes",
+                fix=[replaced(word, f"{name}={first}"), replaced(word, f'{name}="{value}"')],
+            )
+        if several and name == "experiment":
+            _check_recipes(word, value)
+
+
+def _check_recipes(word: str, value: str) -> None:
+    recipes = value.split(",") if "(" not in value else choices("experiment")
+    searches = [one.strip() for one in recipes if _brings_sweep(one.strip())]
+    if searches:
+        raise UserError(
+            f"experiment={value} would run {' and '.join(searches)} without the search",
+            where=str(CONF / "experiment"),
+            why="a recipe that brings hydra/sweeper or hydra/launcher is a sweep itself, and no job of one",
+            fix=[replaced(word, f"experiment={one}") for one in searches],
+        )
+
+
+def _recipe(name: str) -> object:
+    file = CONF / "experiment" / f"{name}.yaml"
+    return OmegaConf.load(file) if file.is_file() else OmegaConf.create({})
+
+
+def _brings_sweep(name: str) -> bool:
+    defaults = OmegaConf.select(_recipe(name), "defaults", default=[])  # type: ignore[arg-type]
+    return any("hydra/sweeper" in str(one) or "hydra/launcher" in str(one) for one in defaults)
+
+
+def _folder_as_words(folder: str) -> list[str]:
+    """hydra.run.dir=a/b is runs_dir=a name=b."""
+    path = Path(folder)
+    plain = bool(path.name) and "$" not in folder
+    return [*([f"runs_dir={path.parent}"] if str(path.parent) != "." else []), f"name={path.name}"] if plain else []

@@ -1,0 +1,200 @@
+"""Wrong commands, and the answer to each: the user's own command, corrected, with every other word kept."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src import config, config_checks, word_checks
+from src.command_line import translate
+from src.errors import UserError
+from src.hydra_words import for_hydra
+from src.rules import without_effect
+from src.stray_words import split
+from src.suggestions import CONF
+from src.tuning import settings
+from tests.conftest import parses
+
+OTHERS = ["model.head=mlp", "name=it's me (1)"]  # what must stand in every fix
+WRONG = [  # the words, what the answer names, and the words of its first fix beside the others
+    ("--batch-size 4", "did you mean data.batch_size=4?", "data.batch_size=4"),
+    ("--lr=0.1 --epochs 5", "--lr=0.1 is not an option", "optimizer.lr=0.1 trainer.max_epochs=5"),
+    ("-b 4", "-b is not an option", "data.batch_size=4"),
+    ("--gpus 2 strategy=ddp", "trainer.devices=2", "trainer.devices=2 strategy=ddp"),
+    ("--fp16", "precision=fp16", "precision=fp16"),
+    ("--debug", "debug=true", "debug=true"),
+    ("--pretrained --arch resnet50", "model.weights=default", "model.weights=default model.backbone=resnet50"),
+    ("--device cuda", "trainer.accelerator=gpu", "trainer.accelerator=gpu"),
+    ("\u2014m seed=1,2", "did you mean -m?", "-m seed=1,2"),
+    ("--multrun seed=1,2", "did you mean --multirun?", "--multirun seed=1,2"),
+    ("data.batch_size 4", "'data.batch_size' cannot be read", "data.batch_size=4"),
+    ("data.batch_size = 4", "cannot be read", "data.batch_size=4"),
+    ("data.batch_size= 4", "cannot be read", "data.batch_size=4"),
+    ("data.batch_size =4", "cannot be read", "data.batch_size=4"),
+    ("data.batch_size==4", "has two =", "data.batch_size=4"),
+    ("data.batch_size:4", "cannot be read", "data.batch_size=4"),
+    ("data.batch_size: 4", "cannot be read", "data.batch_size=4"),
+    ("freeze.phases={0: [head], 2: [all]}", "cannot be read", "'freeze.phases={0: [head], 2: [all]}'"),
+    ("data=image_folder data.root=my photos", "'photos' cannot be read", "data=image_folder 'data.root=my photos'"),
+    ("\"'seed=1'\"", "cannot be read", "seed=1"),
+    ("sgd", "'sgd' cannot be read", "optimizer=sgd"),
+    ("debug", "'debug' cannot be read", "debug=true"),
+    ("somewhere", "'somewhere' cannot be read", "data=image_folder data.root=somewhere"),
+    ("freeze=head_only", "freeze is a section; did you mean freeze.preset=head_only?", "freeze.preset=head_only"),
+    ("trainer=gpu", "did you mean trainer.accelerator=gpu?", "trainer.accelerator=gpu"),
+    ("trainer=ddp trainer.devices=2", "did you mean strategy=ddp?", "strategy=ddp trainer.devices=2"),
+    ("checkpoint=best", "did you mean checkpoint.select=best?", "checkpoint.select=best"),
+    ("model=resnet50", "did you mean model.backbone=resnet50?", "model.backbone=resnet50"),
+    ("optimizer=1", "did you mean optimizer.lr=1?", "optimizer.lr=1"),
+    ("optimizer=adam", "did you mean optimizer=adamw?", "optimizer=adamw"),
+    ("precision=16", "did you mean precision=fp16?", "precision=fp16"),
+    ("logger=none", "did you mean logger=csv?", "logger=csv"),
+    ("memory=false", "did you mean memory.log=false?", "memory.log=false"),
+    ("data=somewhere", "did you mean data=image_folder data.root=somewhere?", "data=image_folder data.root=somewhere"),
+    ("dataset=somewhere", "did you mean data?", "data=image_folder data.root=somewhere"),
+    ("seed=abc", "seed is a whole number, and 'abc' is not", "seed=0"),
+    ("seed=", "seed is a whole number", "seed=0"),
+    ("seed=1.5", "seed is a whole number, and '1.5' is not", "seed=0"),
+    ("optimizer.lr=high", "optimizer.lr is a number, and 'high' is not", "optimizer.lr=0.003"),
+    ("trainer.max_epochs=true", "trainer.max_epochs is a whole number", "trainer.max_epochs=12"),
+    ("debug=maybe", "debug is true or false", "debug=false"),
+    ("data.image_size=[1", "cannot be read", "data.image_size=64"),
+    ("resume=false", "resume=false is not a choice", "resume=never"),
+    ("data.batch_size=0", "data.batch_size=0 is out of range", "data.batch_size=32"),
+    ("optimizer.lr=-1", "optimizer.lr=-1.0 is out of range", "optimizer.lr=0.001"),
+    ("trainer.gradient_clip=-1", "trainer.gradient_clip=-1.0 is out of range", "trainer.gradient_clip=1.0"),
+    ("data.num_pictures=0 data=synthetic", "data.num_pictures=0 is out of range", "data.num_pictures=240 data=synthetic"),
+    ("data.root=", "data.root= has no value", "data.root=photos/ data=image_folder"),
+    ("+seed=3", "+seed adds a setting that exists", "seed=3"),
+    ("~data.root", "~data.root takes a setting away", "data.root=null"),
+    ("optimzer.lr=1", "did you mean optimizer.lr?", "optimizer.lr=1"),
+    ("+data.batchsize=4", "did you mean data.batch_size?", "data.batch_size=4"),
+    ("runs_dir=${sede}", "${sede} is not a setting; did you mean ${seed}?", "'runs_dir=${seed}'"),
+    ("seed=0,1", "seed has several values", "-m seed=0,1"),
+    ("hydra.run.dir=a/b", "hydra.run.dir has no effect", "runs_dir=a"),
+    ("hydra.job.chdir=true", "hydra.job.chdir=true does not go", ""),
+    ("hydra.sweep.dir=x", "hydra.sweep.dir has no effect without -m", "-m hydra.sweep.dir=x"),
+    ("-m runs_dir=a,b seed=0,1", "runs_dir has several values", "-m runs_dir=a seed=0,1"),
+    ("-m experiment=tune_head,tune_finetune", "would run tune_head and", "-m experiment=tune_head"),
+    ("-m hydra/launcher=basic,ray_tune seed=0,1", "hydra/launcher has several values", "-m hydra/launcher=basic seed=0,1"),
+    ("data.root=somewhere", "has no effect with data=digits", "data=image_folder data.root=somewhere"),
+    ("optimizer.momentum=0.9", "does not go with optimizer=adamw", "optimizer=sgd optimizer.momentum=0.9"),
+    ("checkpoint.ema_decay=0.9", "has no effect with checkpoint.select=best", "checkpoint.select=ema checkpoint.ema_decay=0.9"),
+    ("checkpoint.monitor=val/accuracy", "is not a metric", "checkpoint.monitor=val/acc"),
+    ("strategy.port=4000", "strategy.port=4000 has no effect", "strategy=ddp strategy.port=4000"),
+    ("trainer.devices=2", "strategy=single does not go with trainer.devices=2", "trainer.devices=1"),
+    ("strategy=pipeline", "needs a network that is split", "strategy=pipeline"),
+    ("strategy=ddp trainer.devices=4 data.batch_size=2", "is smaller than", "strategy=ddp trainer.devices=4 data.batch_size=4"),
+]  # fmt: skip
+
+
+def answer(words: list[str]) -> UserError:
+    """What src.train says of the words before it imports torch."""
+    try:
+        word_checks.check_words(words)
+        sweep = word_checks.is_sweep(words)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose("train", overrides=for_hydra(split(words)[1], multirun=sweep))
+        config_checks.read(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        return translate(error)
+    except UserError as error:
+        return error
+    raise AssertionError(f"{words} is right")
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    Path("somewhere").mkdir()
+    config.register()
+    settings.register()
+    OmegaConf.register_new_resolver("sweep_name", lambda name: name or "sweep", replace=True)
+
+
+@pytest.mark.parametrize(("typed", "named", "fixed"), WRONG, ids=[one[0] for one in WRONG])
+def test_the_fix_is_the_command_corrected(typed, named, fixed, monkeypatch):
+    words = [*(shlex.split(typed) if "{" not in typed or "$" in typed else typed.split()), *OTHERS]
+    monkeypatch.setenv("TRAIN_COMMAND", shlex.join(["python", "-m", "src.train", *words]))
+    error = answer(words)
+    assert named in error.found
+    assert len(error.render(Path("trace")).splitlines()) <= 15
+    for place, line in enumerate(error.fix):
+        command = shlex.split(line, comments=True)
+        assert command[:3] == ["python", "-m", "src.train"], line
+        assert set(OTHERS) <= set(command), f"{line} lost a word"
+        assert "..." not in line
+        if not (set(command) & {"-m", "--multirun"}):
+            assert parses(command[3:]), line
+        if place == 0:
+            wanted = shlex.split(fixed)
+            assert set(wanted) <= set(command), f"{line} lacks {wanted}"
+            assert [word for word in words if word in command] == [word for word in command if word in words]
+
+
+@pytest.mark.parametrize("word", ["nonsense", "help", "--foo 3", "=3", "new.key=1", "optimizer.lr=\u201c1\u201d"])
+def test_what_nothing_is_near_to_is_answered_with_help_or_a_value(word, monkeypatch):
+    monkeypatch.setenv("TRAIN_COMMAND", f"python -m src.train {word}")
+    error = answer(word.split())
+    assert error.fix[0] in ("python -m src.train --help", "python -m src.train optimizer.lr=0.003")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["model.hidden=64"], "model.hidden=64 has no effect with model.head=linear"),
+        (["model.min_match=0.5"], "model.min_match=0.5 has no effect with model.weights=default"),
+        (["data.on_bad_image=skip"], "data.on_bad_image=skip has no effect with data=digits"),
+        (["+data.background=[0,0,0]", "data=synthetic"], "has no effect with data=synthetic"),
+        (["freeze.preset=full", "freeze.last_n=3"], "freeze.last_n=3 has no effect with freeze.preset=full"),
+        (["freeze.phases={0:[head]}", "freeze.unfreeze_epoch=3"], "freeze.unfreeze_epoch=3 has no effect"),
+        (["freeze.phases={0:[head]}", "freeze.preset=full"], "freeze.preset=full has no effect with freeze.phases"),
+        (
+            ["freeze.preset=head_only", "optimizer.backbone_lr_scale=0.5"],
+            "optimizer.backbone_lr_scale=0.5 has no effect",
+        ),
+        (["freeze.batchnorm=keep", "freeze.batchnorm_momentum=0.5"], "freeze.batchnorm_momentum=0.5 has no effect"),
+        (["logger.project=x"], "logger.project=x has no effect with this logger"),
+        (["logger=wandb", "logger.tracking_uri=x"], "logger.tracking_uri=x has no effect"),
+        (["logger.offline=true"], "logger.offline=true has no effect"),
+        (["resume=never"], "resume=never has no effect with name=null"),
+        (["debug=true", "trainer.limit_batches=5"], "trainer.limit_batches=5 has no effect with debug=true"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_setting_that_nothing_reads_is_said(words, named):
+    words = [word.replace("data.on", "+data.on") for word in words]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        said = without_effect(config_checks.read(compose("train", overrides=words)))
+    assert len(said) == 1
+    assert named in said[0]
+
+
+def test_the_ready_configs_have_no_setting_without_effect():
+    for words in ([], ["experiment=linear_probe"], ["experiment=finetune_all"], ["logger=wandb"], ["data=synthetic"]):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            assert without_effect(config_checks.read(compose("train", overrides=words))) == []
+
+
+def test_a_key_given_twice_is_said(caplog):
+    word_checks.check_words(["seed=1", "seed=2", "name=a", "name=a"])
+    assert caplog.messages == ["seed is given twice: seed=1 has no effect, seed=2 counts."]
+
+
+def test_options_may_stand_between_settings():
+    assert split(["seed=1", "-m", "--cfg", "job", "a=1"]) == (["-m", "--cfg", "job"], ["seed=1", "a=1"])
+    assert word_checks.is_sweep(["seed=1", "-m"])
+    assert word_checks.is_sweep(["experiment=tune_head"])
+    assert not word_checks.is_sweep(["experiment=tune_head", "hydra.mode=RUN"])
+    assert not word_checks.is_sweep(["experiment=linear_probe"])
+
+
+def test_the_environment_is_as_before():
+    assert "TRAIN_COMMAND" not in os.environ
