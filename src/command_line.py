@@ -88,7 +88,7 @@ def translate(error: Exception) -> UserError:
     text = str(error) if not error.__cause__ else f"{error}\n{error.__cause__}"
     if isinstance(error, OverrideParseException):
         return UserError(f"{error.override!r} cannot be read", why="a setting is key=value", fix=HELP)
-    if found := re.search(r"Ambiguous value for argument '([^']+)'|Sweep parameters '([^']+)'", text):
+    if found := re.search(r"Ambiguous value for argument '([^'=]+)|Sweep parameters '([^'=]+)", text):
         return UserError(
             f"{found[1] or found[2]} has several values, and this is one run",
             why="-m makes a sweep of them, one run for each; a list is written in brackets, KEY=[A,B]",

@@ -64,6 +64,12 @@ RANGES: dict[str, tuple[float, float, Any]] = {  # key: lowest, highest, an exam
     "trainer.threads": (1, ANY, 2),
     "trainer.gradient_clip": (1e-6, 1e6, 1.0),  # Lightning takes 0 and less for "no clipping"
 }
+EXAMPLE_TEXTS = {
+    "data.root": "photos/",
+    "data.table": "labels.csv",
+    "data.name": "CIFAR10",
+    "data.split_file": "runs/NAME/split.csv",
+}
 # A value that a setting takes, for the commands that are suggested.
 EXAMPLES: dict[str, Any] = {name: example for name, (_, _, example) in RANGES.items()} | {
     "data.batch_size": 32,
@@ -77,6 +83,7 @@ EXAMPLES: dict[str, Any] = {name: example for name, (_, _, example) in RANGES.it
     "strategy.timeout_seconds": 120,
     "strategy.port": 29500,
     "strategy.micro_batches": 4,
+    **EXAMPLE_TEXTS,
 }
 
 
@@ -156,34 +163,34 @@ def out_of_range(name: str, value: Any, allowed: str) -> UserError:
 
 
 def _check_names(config: Config) -> None:
-    for key in ("name", "runs_dir"):
-        if getattr(config, key) == "":
+    """A variable of the shell that is not set leaves an empty text, which Python takes for the folder at hand."""
+    examples = EXAMPLE_TEXTS | {
+        "runs_dir": "runs",
+        "name": "first",
+        "model.weights": "default",
+        "model.backbone": "resnet18",
+    }
+    for key, example in examples.items():
+        if attrgetter(key)(config) == "":
             raise UserError(
                 f"{key}= has no value",
-                why="a variable of the shell that is not set leaves nothing behind the =",
-                fix=corrected("name=first" if key == "name" else "runs_dir=runs"),
+                why="a variable of the shell that is not set leaves nothing behind the =; the folder at hand is .",
+                fix=corrected(f"{key}={example}"),
             )
 
 
 def _check_data(data: Data) -> None:
     """Each source needs its own settings, and what they name has to be there."""
     needs = {"image_folder": "root", "table": "table", "torchvision": "name"}
-    examples = {"root": "data.root=photos/", "table": "data.table=labels.csv", "name": "data.name=CIFAR10"}
     needed = needs.get(data.source)
     if needed and getattr(data, needed) is None:
         raise UserError(
             f"data.{needed} is missing",
             why=f"data={data.source} needs to know where the pictures are",
-            fix=corrected(examples[needed]),
+            fix=corrected(f"data.{needed}={EXAMPLE_TEXTS[f'data.{needed}']}"),
         )
     for name in ("table", "split_file", "root"):
         path = getattr(data, name)
-        if path == "":
-            raise UserError(
-                f"data.{name}= has no value",
-                why="a variable of the shell that is not set leaves nothing behind the =; the folder at hand is .",
-                fix=corrected(examples.get(name, "data.split_file=runs/NAME/split.csv")),
-            )
         if path is not None and data.source != "torchvision" and not Path(path).exists():
             raise _missing(name, path)
     if data.val_fraction + data.test_fraction > 0.9:

@@ -144,7 +144,7 @@ def _check_sweep(words: Sequence[str], settings: Sequence[str]) -> None:
             raise UserError(
                 "hydra.run.dir has no effect here",
                 why="the folder of a run is runs_dir/name",
-                fix=corrected(*_folder_as_words(value), remove=["hydra.run.dir"]),
+                fix=corrected(*_folder_as_words(value, settings), remove=["hydra.run.dir"]),
             )
         if name == "hydra.job.chdir" and value.lower() not in ("false", "null"):
             raise UserError(
@@ -197,8 +197,10 @@ def _brings_sweep(name: str) -> bool:
     return any("hydra/sweeper" in str(one) or "hydra/launcher" in str(one) for one in defaults)
 
 
-def _folder_as_words(folder: str) -> list[str]:
+def _folder_as_words(folder: str, settings: Sequence[str]) -> list[str]:
     """hydra.run.dir=a/b is runs_dir=a name=b."""
+    if any(key_of(word) == "name" for word in settings):
+        return [f"runs_dir={folder}"]
     path = Path(folder)
     plain = bool(path.name) and "$" not in folder
     return [*([f"runs_dir={path.parent}"] if str(path.parent) != "." else []), f"name={path.name}"] if plain else []

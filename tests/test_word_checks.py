@@ -41,7 +41,7 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("data.batch_size==4", "has two =", "data.batch_size=4"),
     ("data.batch_size:4", "cannot be read", "data.batch_size=4"),
     ("data.batch_size: 4", "cannot be read", "data.batch_size=4"),
-    ("freeze.phases={0: [head], 2: [all]}", "cannot be read", "'freeze.phases={0: [head], 2: [all]}'"),
+    ("freeze.phases={0: [head], 2: [all]}", "cannot be read", "'freeze.phases={0:[head],2:[all]}'"),
     ("data=image_folder data.root=my photos", "'photos' cannot be read", "data=image_folder 'data.root=my photos'"),
     ("\"'seed=1'\"", "cannot be read", "seed=1"),
     ("sgd", "'sgd' cannot be read", "optimizer=sgd"),
@@ -71,14 +71,14 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("optimizer.lr=-1", "optimizer.lr=-1.0 is out of range", "optimizer.lr=0.001"),
     ("trainer.gradient_clip=-1", "trainer.gradient_clip=-1.0 is out of range", "trainer.gradient_clip=1.0"),
     ("data.num_pictures=0 data=synthetic", "data.num_pictures=0 is out of range", "data.num_pictures=240 data=synthetic"),
-    ("data.root=", "data.root= has no value", "data.root=photos/ data=image_folder"),
+    ("data=image_folder data.root=", "data.root= has no value", "data=image_folder data.root=photos/"),
     ("+seed=3", "+seed adds a setting that exists", "seed=3"),
     ("~data.root", "~data.root takes a setting away", "data.root=null"),
     ("optimzer.lr=1", "did you mean optimizer.lr?", "optimizer.lr=1"),
     ("+data.batchsize=4", "did you mean data.batch_size?", "data.batch_size=4"),
     ("runs_dir=${sede}", "${sede} is not a setting; did you mean ${seed}?", "'runs_dir=${seed}'"),
     ("seed=0,1", "seed has several values", "-m seed=0,1"),
-    ("hydra.run.dir=a/b", "hydra.run.dir has no effect", "runs_dir=a"),
+    ("hydra.run.dir=a/b", "hydra.run.dir has no effect", "runs_dir=a/b"),
     ("hydra.job.chdir=true", "hydra.job.chdir=true does not go", ""),
     ("hydra.sweep.dir=x", "hydra.sweep.dir has no effect without -m", "-m hydra.sweep.dir=x"),
     ("-m runs_dir=a,b seed=0,1", "runs_dir has several values", "-m runs_dir=a seed=0,1"),
@@ -136,7 +136,8 @@ def test_the_fix_is_the_command_corrected(typed, named, fixed, monkeypatch):
         if place == 0:
             wanted = shlex.split(fixed)
             assert set(wanted) <= set(command), f"{line} lacks {wanted}"
-            assert [word for word in words if word in command] == [word for word in command if word in words]
+            kept = [word for word in command[3:] if word in words]
+            assert [word for word in words if word in kept] == kept, "in another order"
 
 
 @pytest.mark.parametrize("word", ["nonsense", "help", "--foo 3", "=3", "new.key=1", "optimizer.lr=\u201c1\u201d"])
@@ -152,7 +153,7 @@ def test_what_nothing_is_near_to_is_answered_with_help_or_a_value(word, monkeypa
         (["model.hidden=64"], "model.hidden=64 has no effect with model.head=linear"),
         (["model.min_match=0.5"], "model.min_match=0.5 has no effect with model.weights=default"),
         (["data.on_bad_image=skip"], "data.on_bad_image=skip has no effect with data=digits"),
-        (["+data.background=[0,0,0]", "data=synthetic"], "has no effect with data=synthetic"),
+        (["data.background=[0,0,0]", "data=synthetic"], "has no effect with data=synthetic"),
         (["freeze.preset=full", "freeze.last_n=3"], "freeze.last_n=3 has no effect with freeze.preset=full"),
         (["freeze.phases={0:[head]}", "freeze.unfreeze_epoch=3"], "freeze.unfreeze_epoch=3 has no effect"),
         (["freeze.phases={0:[head]}", "freeze.preset=full"], "freeze.preset=full has no effect with freeze.phases"),
@@ -170,7 +171,6 @@ def test_what_nothing_is_near_to_is_answered_with_help_or_a_value(word, monkeypa
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_setting_that_nothing_reads_is_said(words, named):
-    words = [word.replace("data.on", "+data.on") for word in words]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         said = without_effect(config_checks.read(compose("train", overrides=words)))
     assert len(said) == 1
