@@ -209,7 +209,6 @@ def test_imports_go_down_only():
             "out_of_memory",
             "cores",
             "gpus",
-            "user_command",
             "trial",
         },
         {"config", "config_strategies", "config_checks", "rules", "hydra_words", "run_dir"},
