@@ -56,6 +56,7 @@ RULES = [
     _for_sources("num_pictures", "synthetic"),
     _for_sources("num_classes", "synthetic"),
     _for_sources("bits", "image_folder", "table"),
+    _for_sources("layout", "image_folder"),
     _for_sources("split_file", "image_folder", "table", refused=False),
     _for_sources("background", *FILES, refused=False),
     _for_sources("max_megapixels", "image_folder", "table", refused=False),
