@@ -5,8 +5,9 @@ make (@eaDir, #recycle, $RECYCLE.BIN, lost+found, __MACOSX, Thumbs.db; the list 
 left out and counted.
 
 **A split** is a folder whose name is one of these words, in any case, alone or as its first or last part behind a
-separator (- _ . + blank) or before digits: train, training, trainval; val, valid, validation, dev; test, testing. So
-seg_train, test_images, images.val and train2017 are splits. The words of a table's column `split` follow the same rule.
+separator (- _ . + blank, brackets, a capital) or before digits: train, training, trainval; val, valid, validation, dev;
+test, testing. So seg_train, test_images, images.val, TrainImages and train2017 are splits. The words of a table's column
+`split` follow the same rule.
 
 **A class** is every other folder with images in it or below it; with splits, every folder in a split.
 
@@ -15,6 +16,7 @@ How the top folders are read, images directly in a folder counting as unlabelled
 - none is a split: they are the classes;
 - train/CLASS with val/CLASS, test/CLASS or both: the splits; without val, a part of train is held out for it;
 - a flat val/ or test/ beside train/CLASS, or one with a single folder that is no class of train: left out, and said;
+- a flat val/ or test/ beside a single flat folder: two classes;
 - a flat train/ beside flat folders of other names: a class, since nothing could be trained on otherwise.
 
 Everything else has more than one reading, and is refused with the command for each: `data.layout=classes` takes every
@@ -60,7 +62,7 @@ class Layout:
 
 def split_of(name: str) -> str | None:
     """train, val or test for a name that means one of them by the rule above, else None."""
-    parts = [part for part in re.split(r"[-_.+\s]+", name.strip().lower()) if part]
+    parts = [part.lower() for part in re.split(r"[-_.+\s()\[\]]+|(?<=[a-z])(?=[A-Z])", name) if part]
     if not parts:
         return None
     first, last = (re.sub(r"(?<=[a-z])\d+$", "", part) for part in (parts[0], parts[-1]))
@@ -85,7 +87,9 @@ def choose_layout(root: Path, how: str) -> Layout:
     if not labelled:
         _refuse_unlabelled(root, splits, others)
         _refuse_deeper(root, top)
+        _refuse_same_inside(root, top)
         return Layout([("", None)])
+    _refuse_doubled(root, labelled)
     if others:
         raise _mixed(root, labelled, splits, others)
     if len(labelled) == 1 and splits[labelled[0]] == "train" and unlabelled:
@@ -94,7 +98,7 @@ def choose_layout(root: Path, how: str) -> Layout:
         raise _unclear(
             root,
             f"{_shown(labelled)} is the only folder with classes in {printable(str(root))}",
-            "it is not known whether it is the whole set or one of its splits",
+            "it is not known whether it is the whole set or one of its splits" + _empty_splits(root, top),
             [corrected(f"data.root={root / labelled[0]}")],
         )
     return _only_splits(root, labelled, splits, unlabelled)
@@ -148,6 +152,13 @@ def _refuse_unlabelled(root: Path, splits: dict[str, str], others: list[str]) ->
             ],
         )
     held_out = [name for name in splits if splits[name] != "train"]
+    if splits and len(others) == 1 and len(sub_folders(root / others[0])) > 1 and not images_in(root / others[0]):
+        raise _unclear(
+            root,
+            f"{_shown(others)} has folders in it, and {_shown(splits)} beside it images only",
+            "either the folders in it are the classes, or the two are",
+            [corrected(f"data.root={root / others[0]}"), corrected("data.layout=classes")],
+        )
     if held_out and len(others) + len(splits) - len(held_out) > 1:
         raise _unclear(
             root,
@@ -203,6 +214,51 @@ def _refuse_wrapper(root: Path, inner: Path) -> None:
         )
 
 
+def _refuse_doubled(root: Path, labelled: list[str]) -> None:
+    """training_set/training_set/CLASS, as some archives have it: the classes begin a folder deeper than the split."""
+    deeper = {}
+    for name in labelled:
+        inside = sub_folders(root / name)
+        if len(inside) == 1 and _num_with_images(root / name / inside[0]) > 1:
+            deeper[name] = inside[0]
+    if deeper:
+        move = [
+            f"mv {_quoted(root / name / inner)}/* {_quoted(root / name)}/ && rmdir {_quoted(root / name / inner)}"
+            for name, inner in deeper.items()
+        ]
+        raise _unclear(
+            root,
+            f"the classes lie in {_shown([f'{name}/{inner}' for name, inner in deeper.items()])}, a folder too deep",
+            "a split's own folders are its classes, and it would have only one",
+            [" && ".join(move) + "   # then repeat the command"],
+        )
+
+
+def _num_with_images(folder: Path) -> int:
+    return sum(holds_images(folder / name) for name in sub_folders(folder))
+
+
+def _refuse_same_inside(root: Path, top: list[str]) -> None:
+    """Folders with the same folders in them and names that remind of splits, such as traindata/ and testdata/, fold1/."""
+    inside = [{alike(sub) for sub in sub_folders(root / name)} for name in top]
+    same = len(top) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside)
+    if same and any(re.search("train|valid|test|fold|split|eval|holdout", name.lower()) for name in top):
+        raise _unclear(
+            root,
+            f"{_shown(top)} hold the same folders: they may be splits, or classes",
+            "as it stands each would be a class; splits are named train, val and test",
+            [
+                f"ls {_quoted(root)}   # rename the folders that are splits to train, val and test",
+                corrected("data.layout=classes"),
+            ],
+        )
+
+
+def _empty_splits(root: Path, top: list[str]) -> str:
+    empty = [name for name in sub_folders(root) if name not in top and split_of(name)]
+    return f"; {_shown(empty)} hold no image" if empty else ""
+
+
 def _mixed(root: Path, labelled: list[str], splits: dict[str, str], others: list[str]) -> UserError:
     readings = [corrected("data.layout=classes") + "   # every folder is a class"]
     if len({splits[name] for name in labelled}) > 1 and "train" in {splits[name] for name in labelled}:
@@ -210,8 +266,8 @@ def _mixed(root: Path, labelled: list[str], splits: dict[str, str], others: list
     readings += [corrected(f"data.root={root / name}") for name in labelled if splits[name] == "train"]
     return _unclear(
         root,
-        f"{_shown(labelled)} look like splits with classes in them, {_shown(others)} not",
-        "it is not known which of the folders are classes",
+        f"{_shown(labelled)} named like splits, with classes in them, beside {_shown(others)}",
+        "it is not known which of the folders are classes; a split of another name can be renamed to val or test",
         readings,
     )
 

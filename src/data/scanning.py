@@ -27,7 +27,7 @@ SYSTEM_NAMES = frozenset(
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "zbthumbnail.info"),
         # Unix, macOS, archives, Python
         *("lost+found", "__macosx", "icon\r", "network trash folder", "temporary items", "thevolumesettingsfolder"),
-        *("__pycache__", "node_modules"),
+        *("__pycache__", "node_modules", "thumbnails", "_thumbnails", "_thumbs"),
     ]
 )
 

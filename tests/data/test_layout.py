@@ -44,7 +44,17 @@ def refusal(root: Path, layout: str = "auto") -> str:
     [
         *(
             (word, "train")
-            for word in ("train", "TRAIN", "Training", "seg_train", "train-2019", "train2017", "my.train")
+            for word in (
+                "train",
+                "TRAIN",
+                "Training",
+                "seg_train",
+                "train-2019",
+                "train2017",
+                "my.train",
+                "TrainImages",
+                "(train)",
+            )
         ),
         *((word, "val") for word in ("val", "valid", "Validation", "dev", "images.val", "val_images", "valid 2")),
         *((word, "test") for word in ("test", "testing", "test_images", "seg_test", "Test Set", "test1")),
@@ -90,10 +100,10 @@ def test_an_unlabelled_test_folder_beside_two_splits(tmp_path, caplog):
         (["cat/3", "dog/3", "test-tube/5"], "test-tube/ may be a class", ["data.layout=classes", "mv "]),
         (
             ["train/cat/3", "train/dog/3", "val/cat/1", "val/dog/1", "more/cat/3"],
-            "train/, val/ look like splits with classes in them, more/ not",
+            "train/, val/ named like splits, with classes in them, beside more/",
             ["data.layout=classes", "data.layout=splits", "data.root={root}/train"],
         ),
-        (["bus/3", "car/3", "train/steam/3", "train/diesel/3"], "train/ look like", ["data.layout=classes"]),
+        (["bus/3", "car/3", "train/steam/3", "train/diesel/3"], "train/ named like", ["data.layout=classes"]),
         (["train/cat/3", "val/cat/3", "validation/cat/2"], "val/, validation/ are all val", ["mv "]),
         (
             ["images/train/cat/3", "images/val/cat/3"],
