@@ -70,7 +70,7 @@ class Optimizer:
     name: str = choice("adamw", "sgd")  # chosen by optimizer=NAME
     lr: float = MISSING  # learning rate of the head, for the whole (global) batch
     backbone_lr_scale: float = 0.3  # the backbone learns with lr times this
-    weight_decay: float = 0.01  # of weights; biases and norm layers are not decayed
+    weight_decay: float = 0.01  # of layers' weights; biases, norms, tokens and position embeddings are not decayed
     momentum: float | None = None  # of sgd
     schedule: str = choice("cosine", "onecycle", "plateau", "constant", default="cosine")  # how lr changes over time
     warmup_fraction: float = 0.05  # share of the steps in which lr rises to its value

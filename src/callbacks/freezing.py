@@ -195,9 +195,11 @@ class FreezingSchedule(L.Callback):
         self.phases, self.batchnorm, self.momentum = phases, batchnorm, momentum
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for layer in pl_module.network.backbone.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.momentum = self.momentum
+        layers = [m for m in pl_module.network.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for layer in layers:
+            layer.momentum = self.momentum
+        if self.batchnorm == "keep" and not layers and trainer.is_global_zero:
+            log.warning("freeze.batchnorm=keep has no effect: the backbone has no BatchNorm layers.")
         apply(pl_module.network, self.phases, trainer.current_epoch, self.batchnorm)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -7,12 +7,16 @@ one that model.json describes.
 
 from __future__ import annotations
 
+import logging
+
 from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.errors import UserError
 from src.user_command import corrected
+
+log = logging.getLogger(__name__)
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -29,6 +33,8 @@ class SyncedBatchNorm(LayerSync):
 
     def apply(self, model: nn.Module) -> nn.Module:
         layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+        if not layers:
+            log.warning("strategy.sync_batchnorm=true has no effect: the network has no BatchNorm layers.")
         variants = [_synchronised(type(layer)) for layer in layers]  # before any is changed
         self._before = [(layer, type(layer)) for layer in layers]
         for layer, variant in zip(layers, variants, strict=True):

@@ -81,6 +81,15 @@ def test_what_is_hardly_meant_is_said(settings, said, caplog):
     assert said in caplog.text
 
 
+def test_batchnorm_that_is_not_there_cannot_be_kept(caplog):
+    model = SimpleNamespace(network=nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)}))
+    trainer = SimpleNamespace(current_epoch=0, is_global_zero=True)
+    FreezingSchedule({0: ["head"]}, "update").setup(trainer, model, "fit")
+    assert not caplog.messages
+    FreezingSchedule({0: ["head"]}, "keep").setup(trainer, model, "fit")
+    assert "freeze.batchnorm=keep has no effect" in caplog.text
+
+
 def test_usual_phases_say_nothing(caplog):
     for settings in ({}, {"preset": "full"}, {"preset": "gradual"}, {"preset": "head_only"}, {"last_n": 1000}):
         phases(**settings)
