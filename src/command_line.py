@@ -128,8 +128,10 @@ def _wrong_type(key: str, text: str) -> UserError:
         found = f"{key}: {next((line for line in lines if not line.startswith('Error merging')), lines[0])}"
     else:
         found = f"{key} is {KINDS[kind]}, and {shown!r} is not" if shown is not None else f"{key} is {KINDS[kind]}"
+    whole = kind == "int" and typed is not None and re.fullmatch(r"\d+(\.0*)?([eE]\+?\d)?", typed)
+    instead = str(int(float(typed))) if whole and typed is not None else example(key)
     return UserError(
-        found, why="the type of every setting is declared in src/config.py", fix=corrected(f"{key}={example(key)}")
+        found, why="the type of every setting is declared in src/config.py", fix=corrected(f"{key}={instead}")
     )
 
 

@@ -59,6 +59,7 @@ def check_flags(words: Sequence[str]) -> None:
     """--batch-size 4 becomes data.batch_size=4."""
     unknown = [word for word in settings_of(words) if _is_flag(word)]
     if not unknown:
+        _check_cfg(words)
         return
     mended, understood, skip = [], True, False
     for place, word in enumerate(words):
@@ -82,6 +83,21 @@ def check_flags(words: Sequence[str]) -> None:
         fix=rewritten(mended) if understood else HELP,
         code=ExitCode.USAGE,
     )
+
+
+def _check_cfg(words: Sequence[str]) -> None:
+    """--cfg needs to be told whose config; the other options are for those who know Hydra, which answers them itself."""
+    for place, word in enumerate(words):
+        name, sign, value = word.partition("=")
+        told = value if sign else "".join(words[place + 1 : place + 2])
+        if name in ("--cfg", "-c") and told not in ("job", "hydra", "all"):
+            left = words[place + 1 :] if sign or "=" in told else words[place + 2 :]
+            raise UserError(
+                f"{name} is to show job, hydra or all" + (f", and {told!r} is none of them" if told else ""),
+                why="job is the config of the run: every setting with its value",
+                fix=rewritten([*words[:place], "--cfg", "job", *left]),
+                code=ExitCode.USAGE,
+            )
 
 
 def _after(words: Sequence[str], word: str) -> str | None:

@@ -137,9 +137,9 @@ def is_section(key: str) -> bool:
 
 
 def knobs_of(section: str) -> Sequence[Field[Any]]:
-    """The fields of a section's schema."""
+    """The fields of a section's schema; none of a group that is no section (experiment)."""
     knob: Any = knob_of(section)
-    return fields(knob.default_factory)
+    return fields(knob.default_factory) if is_section(section) else ()
 
 
 def closest(key: str, known: Sequence[str]) -> list[str]:

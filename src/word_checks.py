@@ -86,6 +86,12 @@ def _check_word(word: str) -> None:
         )
     if text:
         return
+    if name != name.strip() and (knob_of(name.strip()) is not None or name.strip() in groups()):
+        raise UserError(
+            f"{word!r} has a blank beside its key",
+            why="a setting is key=value without blanks around the key",
+            fix=replaced(word, f"{name.strip()}={value}"),
+        )
     override = parsed(word)
     if is_section(name) or name in groups():
         _check_section(word, name, value)
@@ -171,7 +177,7 @@ def _check_sweep(words: Sequence[str], settings: Sequence[str]) -> None:
                 why="its jobs are the folders 0, 1, ... in runs_dir/name; a comma in a name needs inner quotes",
                 fix=[replaced(word, f"{name}={first}"), replaced(word, f'{name}="{value}"')],
             )
-        if several and name == "experiment":
+        if name == "experiment" and override is not None and override.is_sweep_override():
             _check_recipes(word, value)
 
 
