@@ -1,7 +1,7 @@
 """From the command line to a checked config, and from Hydra's complaints to ours.
 
-train.py goes through Hydra (`run_hydra`); evaluate and predict take a few key=value words (`read_words`). Both answer a
-typo with the key that was meant. Nothing here imports torch.
+train.py goes through Hydra (`run_hydra`); the words of evaluate, predict and export: src/words.py. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,15 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src import config, word_checks
-from src.errors import ExitCode, UserError
+from src.errors import UserError
 from src.hydra_words import for_hydra, key_of
 from src.run_dir import new_name
 from src.stray_words import split
 from src.suggestions import CONF, HELP, choices, closest, example, knob_of, unknown_key
 from src.tuning import settings
 from src.user_command import corrected, shell_command, standing_in, typed_words
-
-Words = TypeVar("Words")
 
 
 def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], Any]) -> None:
@@ -158,42 +155,3 @@ def _unknown_choice(text: str) -> UserError:
         why=f"{group} is one of: {', '.join(options)}",
         fix=corrected("-m", f"{group}={close}") if group.startswith("hydra/") else corrected(f"{group}={close}"),
     )
-
-
-def read_words(
-    schema: type[Words], words: Sequence[str], command: str, usage: str, needed: str
-) -> tuple[Words, list[str]]:
-    """key=value words as the dataclass `schema`, and the data.KEY=VALUE words, which change a run's config.
-
-    command: such as 'src.evaluate', for messages; usage: the text that --help prints; needed: a word that must be there.
-    Raises UserError.
-    """
-    if not words or any(word in ("-h", "--help") for word in words):
-        print(usage.strip())
-        sys.exit(ExitCode.OK if words else ExitCode.CONFIG)
-    own, others = [], []
-    known = [knob.name for knob in fields(schema)]  # type: ignore[arg-type]
-    for word in words:
-        key, sign, _ = word.partition("=")
-        if not sign:
-            raise UserError(f"{word!r} cannot be read", why="a setting is key=value", fix=f"python -m {command} --help")
-        if key in known:
-            own.append(word)
-        elif key in config.known_keys() and key.startswith("data."):
-            others.append(word)
-        else:
-            close = closest(key, [*known, *(name for name in config.known_keys() if name.startswith("data."))])
-            raise UserError(
-                f"{key} is not a setting of {command}" + (f"; did you mean {close[0]}?" if close else ""),
-                why=f"it takes {', '.join(known)}",
-                fix=f"python -m {command} --help",
-            )
-    if not any(word.startswith(f"{needed}=") for word in own):
-        raise UserError(
-            f"{needed}= is missing", why=f"{command} cannot do without it", fix=f"python -m {command} --help"
-        )
-    try:
-        values = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.from_dotlist(own))
-        return OmegaConf.to_object(values), others  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise translate(error) from error

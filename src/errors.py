@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import signal
-import sys
 import tempfile
 import textwrap
 import threading
@@ -22,8 +20,17 @@ from pathlib import Path
 from types import FrameType
 
 from src import logs
+from src.text import printable, printable_lines, shell_word
+from src.user_command import corrected
 
 MAX_LINES = 15
+# How torch says that loader processes have no shared memory left.
+SHARED_MEMORY = (
+    "Bus error",
+    "unable to write to file </torch_",
+    "unable to allocate shared memory",
+    "out of shared memory",
+)
 NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk, a quota; Windows has no quota error
 
 
@@ -83,7 +90,7 @@ class UserError(Exception):
         room = MAX_LINES - len(tail)
         if len(lines) > room:
             lines = [*lines[: room - 1], "        ..."]
-        return "\n".join(lines + tail)
+        return "\n".join(map(printable_lines, lines + tail))
 
 
 class ErrorOfProcess(UserError):
@@ -93,13 +100,13 @@ class ErrorOfProcess(UserError):
         super().__init__(text, code=code)
 
     def render(self, trace_file: Path | None = None) -> str:
-        return "\n".join(self.found.splitlines()[-MAX_LINES:])
+        return "\n".join(map(printable_lines, self.found.splitlines()[-MAX_LINES:]))
 
 
 def _row(label: str, text: str) -> str:
     """'label   text', continued under the text. Commands are kept on one line so that they can be pasted."""
     if label in ("fix", "or", "trace"):
-        return f"{label:<7} {text}"
+        return f"{label:<7} {printable(text)}"
     wrapped = []
     for line in text.split("\n"):
         wrapped += textwrap.wrap(line, 110, break_long_words=False, break_on_hyphens=False) or [""]
@@ -114,23 +121,58 @@ def run_and_report(work: Callable[[], object], trace_dir: Callable[[], Path | No
     logs.to_screen()
     if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
         signal.signal(signal.SIGTERM, _terminate)
+    code = _run(work, trace_dir)
+    unwritten = logs.flush_screen()
+    return code if unwritten is None or code != ExitCode.OK else _cannot_print(unwritten)
+
+
+def _cannot_print(error: OSError) -> int:
+    logs.say(f"ERROR   what was printed cannot be written: {error.strerror}  (exit code {ExitCode.CANNOT_WRITE.value})")
+    return ExitCode.CANNOT_WRITE
+
+
+def _run(work: Callable[[], object], trace_dir: Callable[[], Path | None]) -> int:
     try:
         work()
         return ExitCode.OK
     except KeyboardInterrupt:
-        print("\nInterrupted. Repeat the command with the same name= to continue.", file=sys.stderr)
+        logs.say("\nInterrupted. Repeat the command with the same name= to continue.")
         return ExitCode.INTERRUPTED
     except Terminated:
-        print("\nEnded by SIGTERM. Repeat the command with the same name= to continue.", file=sys.stderr)
+        logs.say("\nEnded by SIGTERM. Repeat the command with the same name= to continue.")
         return ExitCode.TERMINATED
+    except SystemExit as error:  # --help
+        if not isinstance(error.code, int | None):
+            raise
+        return error.code or ExitCode.OK
+    except BrokenPipeError:  # whoever read what was printed has seen enough: `| head`
+        return ExitCode.OK
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and logs.is_screen_full():
+            return _cannot_print(error)
         trace = None if isinstance(error, ErrorOfProcess) else _write_trace(trace_dir())
-        known = _disk_full(error, trace_dir()) if isinstance(error, OSError) and error.errno in NO_ROOM else error
+        known = _explained(error, trace_dir())
         if isinstance(known, UserError):
-            print(known.render(trace), file=sys.stderr)
+            logs.say(known.render(trace))
             return known.code
-        print(_unexpected(error, trace), file=sys.stderr)
+        logs.say(_unexpected(error, trace))
         return ExitCode.BUG
+
+
+def _explained(error: Exception, folder: Path | None) -> Exception:
+    """What the machine lacks, where that is what an error of a library means; else the error itself."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return _disk_full(error, folder)
+    cause = next((sign for sign in SHARED_MEMORY if sign in str(error)), None)
+    if cause is None or isinstance(error, UserError):
+        return error
+    return UserError(
+        "the loader processes ran out of shared memory",
+        where=f"/dev/shm; the error was: {_cause(error)}",
+        why="they hand their batches over in it, and a container has 64 MB of it unless it is told otherwise",
+        fix=[corrected("data.num_workers=0"), "docker run --shm-size=8g, or a larger /dev/shm"],
+        code=ExitCode.UNAVAILABLE,
+    )
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -143,7 +185,7 @@ def _disk_full(error: OSError, folder: Path | None) -> UserError:
         f"the disk is full: {error.strerror}",
         where=str(path.absolute()),
         why="results, logs and checkpoints need room; what was written before is whole",
-        fix=[f"df -h {shlex.quote(str(path.parent))}", "make room, then repeat the command with the same name="],
+        fix=[f"df -h {shell_word(path.parent)}", "make room, then repeat the command with the same name="],
         code=ExitCode.CANNOT_WRITE,
     )
 
@@ -153,14 +195,22 @@ def _unexpected(error: Exception, trace_file: Path | None) -> str:
     if os.environ.get("FULL_TRACE") == "1":
         return traceback.format_exc()
     frames = [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
-    message = (str(error).strip() or "(no message)").splitlines()[:4]
-    lines = _row("ERROR", f"unexpected {type(error).__name__}: " + "\n".join(message)).split("\n")[:7]
+    lines = _row("ERROR", f"unexpected {type(error).__name__}: {_cause(error)}").split("\n")[:7]
     lines += [_row("at", frame) for frame in frames[-3:]]
     lines.append(_row("why", "this is a defect of the program or of a library, not a setting that was refused"))
     lines.append(_row("fix", "set FULL_TRACE=1 and repeat the command to see the whole traceback here"))
     if trace_file:
         lines.append(_row("trace", str(trace_file)))
-    return "\n".join(lines)
+    return "\n".join(map(printable_lines, lines))
+
+
+def _cause(error: Exception) -> str:
+    """The lines of a message that say most. An exception that comes from a loader process begins with the whole traceback
+    there: its last line is the cause."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()] or ["(no message)"]
+    if lines[0].startswith("Caught ") and " in DataLoader worker" in lines[0]:
+        return f"{lines[-1].strip()}\n{lines[0]}"
+    return "\n".join(lines[:4])
 
 
 def _write_trace(folder: Path | None) -> Path | None:
@@ -172,7 +222,7 @@ def _write_trace(folder: Path | None) -> Path | None:
             handle, name = tempfile.mkstemp(prefix="train-error-", suffix=".log")
             os.close(handle)
             path = Path(name)
-        path.write_text(traceback.format_exc(), encoding="utf-8")
+        path.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         return path
     except OSError:
         return None

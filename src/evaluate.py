@@ -5,34 +5,54 @@
     python -m src.evaluate run=runs/NAME data.root=other/       other pictures of the same classes
     python -m src.evaluate run=runs/NAME data.batch_size=16     any data. setting of the run can be changed
 
-Also: out=FOLDER (where evaluation.json and evaluation_confusion.csv go; default: the run's folder) and
-accelerator=auto|cpu|gpu|mps. The model, its classes, their order and its preprocessing are the run's own.
+Also: out=FOLDER (where the numbers go; default: the run's folder) and accelerator=auto|cpu|gpu|mps. Writes
+evaluation_SPLIT.json and its confusion matrix, of other pictures evaluation_SPLIT_FOLDER.json; evaluation.json is the
+newest of them. The model, its classes, their order and its preprocessing are the run's own.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-from src.command_line import read_words
-from src.errors import run_and_report
+from src import config_checks
+from src.config import choice
+from src.errors import UserError, run_and_report
+from src.run_lookup import find_run
+from src.run_settings import merged, stored_settings
+from src.text import path_in
+from src.user_command import corrected
+from src.words import read_words
 
 
 @dataclass
 class Words:
-    run: str | None = None  # the run's folder
-    split: str | None = None  # train, val or test; default: test, or val where there is no test
+    run: str  # the run's folder
+    split: str | None = choice("train", "val", "test", default=None)  # default: test, or val where there is no test
     out: str | None = None  # where to write; default: the run's folder
-    accelerator: str = "auto"  # auto, cpu, gpu, mps
+    accelerator: str = choice("auto", "cpu", "gpu", "mps", default="auto")
 
 
 def work() -> None:
-    words, overrides = read_words(Words, sys.argv[1:], "src.evaluate", __doc__ or "", needed="run")
+    words, changes = read_words(Words, sys.argv[1:], "src.evaluate", __doc__ or "", needed="run", data=True)
+    run = find_run(words.run)
+    settings = config_checks.read(merged(stored_settings(run), changes))
+    _check_effects(changes, settings.data.source)
     from src.evaluation import evaluate_run  # after the words are known to be right: torch takes seconds to import
 
-    out = Path(words.out) if words.out else None
-    evaluate_run(Path(words.run or ""), words.split, overrides, out, words.accelerator)
+    evaluate_run(run, settings, changes, words.split, path_in(words.out) if words.out else run, words.accelerator)
+
+
+def _check_effects(changes: dict[str, object], source: str) -> None:
+    """Settings that other ones make without effect."""
+    other_pictures = "data.root" in changes or "data.table" in changes
+    others = {
+        "data.on_bad_image": "of the run's own pictures, what cannot be read any more is left out and counted",
+        "data.layout": "it says how the folders below data.root are read",
+    }
+    for key, why in others.items():
+        if key in changes and source in ("image_folder", "table") and not other_pictures:
+            raise UserError(f"{key} has no effect here", why=why, fix=corrected(remove=[key]))
 
 
 if __name__ == "__main__":

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from rich.progress import track
 
-from src import config_checks
 from src.batch_size_search import chosen_batch_size
 from src.checkpoints.model_folder import load_model
 from src.config import Config
@@ -26,6 +27,7 @@ from src.data.seen_in_training import seen_in_training
 from src.data.sources import load_pictures, load_unsplit
 from src.data.table import read_csv
 from src.errors import ExitCode, UserError
+from src.files import make_folder, write_json
 from src.machine import choose_device, set_threads
 from src.models.building import build_loss, rebuild
 from src.models.losses import ClassificationLoss, predicted_classes
@@ -34,8 +36,10 @@ from src.models.network import TransferNetwork
 from src.out_of_memory import InParts
 from src.preprocessing import Preprocessing
 from src.reporting.tables import metrics_table, write_confusion
-from src.run_dir import read_run, write_json
+from src.run_settings import merged, stored_settings
 from src.strategies.precision import autocast, check_precision
+from src.text import printable
+from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
@@ -83,15 +87,16 @@ def measure_split(
     return evaluate(network, loader, loss, len(pictures.classes), device, config.precision.name)
 
 
-def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path | None, accelerator: str) -> None:
-    """The work of src/evaluate.py. overrides: data.KEY=VALUE words that change the run's config. Raises UserError."""
-    own_config = read_run(run, "src.evaluate")
-    settings = config_checks.read(OmegaConf.merge(own_config, OmegaConf.from_dotlist(overrides)))
+def evaluate_run(
+    run: Path, settings: Config, changes: Mapping[str, Any], split: str | None, out: Path, accelerator: str
+) -> None:
+    """The work of src/evaluate.py. settings: the run's, with the changes ({"data.batch_size": 16}). Raises UserError."""
     if settings.data.batch_size == "auto":
         settings.data.batch_size = chosen_batch_size(run) or 32  # changes no number
     card, state = load_model(run / "model")
+    make_folder(out, "out")
     settings.data.bits = card.bits  # other pictures are read as those that it was trained on
-    pictures = _with_classes_of(card.classes, _pictures_to_measure(settings, run, overrides), run)
+    pictures = _with_classes_of(card.classes, _pictures_to_measure(settings, run, changes), run)
     split = _choose_split(split, pictures)
     device = choose_device(accelerator)
     check_precision(settings.precision.name, device)
@@ -107,20 +112,20 @@ def evaluate_run(run: Path, split: str | None, overrides: list[str], out: Path |
         return {f"{split}/{name}": value for name, value in values.items()}, confusion
 
     metrics, confusion = measure(pictures)
-    seen = seen_in_training(run, own_config, pictures, split)
+    seen = seen_in_training(run, merged(stored_settings(run), {}), pictures, split)
     of_unseen = _of_unseen(pictures, split, seen, lambda chosen: measure(chosen)[0])
-    out = out or run
-    out.mkdir(parents=True, exist_ok=True)
     number = len(pictures.splits[split])
-    write_json(
-        out / "evaluation.json",
-        {"run": str(run), "changed": overrides, "pictures": number, "metrics": metrics} | of_unseen,
-    )
-    write_confusion(out / "evaluation_confusion.csv", card.classes, confusion.tolist())
-    log.info(f"{run}: {number} {split} pictures, {len(card.classes)} classes")
+    changed = [f"{key}={value}" for key, value in changes.items()]
+    measured = {"run": str(run), "changed": changed, "pictures": number, "metrics": metrics} | of_unseen
+    name, replaced = _name_of(out, f"evaluation_{split}", changes, changed)
+    # A file per split and pictures, and the newest of them under a name that is always there.
+    for file in (name, "evaluation"):
+        write_json(out / f"{file}.json", measured)
+        write_confusion(out / f"{file}_confusion.csv", card.classes, confusion.tolist())
+    log.info(f"{printable(run)}: {number} {split} pictures, {len(card.classes)} classes")
     log.info(metrics_table(metrics))
     _say_seen(of_unseen, split, number)
-    log.info(f"files     {out}/evaluation.json, {out}/evaluation_confusion.csv")
+    log.info(f"files     {out / name}.json, {name}_confusion.csv{', which replace older ones' if replaced else ''}")
 
 
 def _of_unseen(
@@ -152,14 +157,39 @@ def _say_seen(of_unseen: dict[str, Any], split: str, number: int) -> None:
     log.info(metrics_table(of_unseen["unseen"]["metrics"]))
 
 
-def _pictures_to_measure(settings: Config, run: Path, overrides: list[str]) -> Pictures:
-    """The run's own pictures in its own split, or the other ones that an override names."""
+def _name_of(out: Path, name: str, changes: Mapping[str, Any], changed: list[str]) -> tuple[str, bool]:
+    """The name of the files, without ending, and whether they stand there already, made of the same pictures.
+
+    Other pictures are named by their folder or table; those that share such a name get a number.
+    """
+    pictures = [
+        str(changes[key]) for key in ("data.root", "data.table", "data.split_file", "data.name") if key in changes
+    ]
+    if pictures:
+        name += "_" + re.sub(r"[^\w.-]+", "_", printable(Path(pictures[0]).absolute().name))[:60]
+    for candidate in chain([name], (f"{name}-{number}" for number in count(2))):
+        file = out / f"{candidate}.json"
+        if not file.exists():
+            return candidate, False
+        earlier = json.loads(file.read_text(encoding="utf-8")).get("changed", [])
+        if _which(earlier) == _which(changed):
+            return candidate, True
+    raise AssertionError("numbers do not end")
+
+
+def _which(changed: list[str]) -> list[str]:
+    """The changes that choose pictures; a batch size does not."""
+    return sorted(word for word in changed if not word.startswith(("data.batch_size=", "data.num_workers=")))
+
+
+def _pictures_to_measure(settings: Config, run: Path, changes: Mapping[str, Any]) -> Pictures:
+    """The run's own pictures in its own split, or the other ones that a change names."""
     memory = Path(settings.runs_dir) / ".checked"
     data, begun = settings.data, False
     if data.source in ("image_folder", "table"):
-        if _named(overrides, "data.root", "data.table"):
+        if ("data.root" in changes or "data.table" in changes) and "data.split_file" not in changes:
             return load_unsplit(data, memory=memory, workers=cpu_cores())
-        begun = not _named(overrides, "data.split_file")
+        begun = "data.split_file" not in changes
         data.split_file = str(run / "split.csv") if begun else data.split_file
         data.on_bad_image = "skip"  # what the run left out is not in its split; what broke since then is said
     return load_pictures(data, settings.seed, memory=memory, bad_list=None, workers=cpu_cores(), begun=begun)
@@ -172,10 +202,6 @@ def _training_counts(run: Path, classes: Sequence[str]) -> list[int]:
     return [counts[name] for name in classes]
 
 
-def _named(overrides: list[str], *keys: str) -> bool:
-    return any(word.partition("=")[0] in keys for word in overrides)
-
-
 def _choose_split(split: str | None, pictures: Pictures) -> str:
     sizes = {name: len(members) for name, members in pictures.splits.items()}
     split = split or ("test" if sizes["test"] else "val")
@@ -183,8 +209,8 @@ def _choose_split(split: str | None, pictures: Pictures) -> str:
         raise UserError(
             f"there is no picture in the split {split}",
             why=f"there are {', '.join(f'{size} in {name}' for name, size in sizes.items() if size)}",
-            fix=f"python -m src.evaluate run=... split={next(name for name, size in sizes.items() if size)}",
-            code=ExitCode.DATA if split in sizes else ExitCode.CONFIG,
+            fix=[corrected(f"split={name}") for name, size in sizes.items() if size],
+            code=ExitCode.DATA,
         )
     return split
 
@@ -195,14 +221,17 @@ def _with_classes_of(classes: tuple[str, ...], pictures: Pictures, run: Path) ->
     if not unknown:
         return pictures.in_order_of(classes)
     guesses = {name: difflib.get_close_matches(name, classes, n=1) for name in unknown}
-    shown = [f"{name}{f' (did it mean {guess[0]}?)' if guess else ''}" for name, guess in list(guesses.items())[:6]]
+    shown = [
+        f"{printable(name)}{f' (did it mean {printable(guess[0])}?)' if guess else ''}"
+        for name, guess in list(guesses.items())[:6]
+    ]
     raise UserError(
         f"{len(unknown)} classes of these pictures are unknown to the model: {', '.join(shown)}",
         where=str(run / "model" / "model.json"),
-        why=f"the model knows {', '.join(classes[:12])}{', ...' if len(classes) > 12 else ''}",
+        why=f"the model knows {', '.join(map(printable, classes[:12]))}{', ...' if len(classes) > 12 else ''}",
         fix=[
             "rename the folders to the model's classes, or leave the unknown ones out",
-            f"python -m src.evaluate run={run}",
+            corrected(remove=["data.root", "data.table"]),
         ],
         code=ExitCode.DATA,
     )

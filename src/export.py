@@ -15,38 +15,31 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
-from src.command_line import read_words
-from src.errors import UserError, run_and_report
+from src.errors import run_and_report
 from src.exporting.formats import choose_format
+from src.run_lookup import find_run
+from src.text import path_in
+from src.words import read_words
 
 
 @dataclass
 class Words:
-    run: str | None = None  # the run's folder; its model/ is exported
+    run: str  # the run's folder; its model/ is exported
     format: str | None = None  # one of src.exporting.formats.FORMATS
     out: str | None = None  # where to write; default: export/ in the run's folder
     images: str | None = None  # pictures to compare the outputs on; default: the run's own
 
 
 def work() -> None:
-    words, overrides = read_words(Words, sys.argv[1:], "src.export", __doc__ or "", needed="run")
-    if overrides:
-        raise UserError(
-            f"{overrides[0]} is not a setting of src.export",
-            why="an export takes no data. settings; other pictures to compare on are images=FOLDER",
-            fix=f"python -m src.export run={words.run} format={words.format or 'safetensors'} images=FOLDER",
-        )
-    run = Path(words.run or "")
-    form = choose_format(words.format, run)
-    from src.exporting.export_run import (
-        export_run,
-    )  # after the words are known to be right: torch takes seconds to import
+    words, _ = read_words(Words, sys.argv[1:], "src.export", __doc__ or "", needed="run")
+    form = choose_format(words.format)
+    run = find_run(words.run)
+    # After the words are known to be right: torch takes seconds to import.
+    from src.exporting.export_run import export_run
 
-    export_run(
-        run, form, Path(words.out) if words.out else run / "export", Path(words.images) if words.images else None
-    )
+    out = path_in(words.out) if words.out else run / "export"
+    export_run(run, form, out, path_in(words.images) if words.images else None)
 
 
 if __name__ == "__main__":

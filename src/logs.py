@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
+
+from src.text import printable_lines
 
 # Warnings of libraries that are about our own choices and that a user can do nothing about.
 NOISE = (
@@ -26,7 +30,13 @@ IN_FILES = ("py.warnings", "ray")  # what a sweep has to say of its trials it sa
 
 
 def to_screen() -> None:
-    """Prints log messages, once for the whole command: of several processes only the first prints more than errors."""
+    """Prints log messages, once for the whole command: of several processes only the first prints more than errors.
+
+    What a console cannot show in its encoding is written with escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     root = logging.getLogger()
     if not any(isinstance(handler, _Screen) for handler in root.handlers):
         screen = _Screen()
@@ -35,11 +45,52 @@ def to_screen() -> None:
         root.setLevel(logging.INFO)
 
 
+def say(text: str) -> None:
+    """Prints to stderr, if anybody is there to read it."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def flush_screen() -> OSError | None:
+    """Writes out what was printed, at the end of a command. Returns why it cannot be written; a reader that went away
+    (`| head`) is no reason to complain."""
+    unwritten = None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            unwritten = unwritten if isinstance(error, BrokenPipeError) else error
+            _silence(stream)
+        except ValueError:  # closed
+            pass
+    return unwritten
+
+
+def is_screen_full() -> bool:
+    """Whether nothing more can be written to stdout, as with `> /dev/full`. Asked after an error; it tries an empty line."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError:
+        _silence(sys.stdout)
+        return True
+    except ValueError:
+        pass
+    return False
+
+
+def _silence(stream: TextIO) -> None:
+    """Nobody reads the stream any more: what is printed from now on, and what waits in its buffer, goes nowhere."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 @contextmanager
 def to_file(path: Path) -> Iterator[None]:
     """Inside, log messages and Python warnings are kept in the file too; a sweep writes many, one after another."""
-    handler = _File(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = _File(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(_InFile("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     for name in ("lightning.pytorch", "lightning.fabric"):  # they print by themselves what they also hand on
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -69,15 +120,28 @@ class _Screen(logging.StreamHandler):
         self.addFilter(_worth_showing)
         self.setFormatter(_Plain())
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """The reader of the screen went away (`| head`), or what it is written to is full: the work goes on, and the run's
+        own log has all messages."""
+        if isinstance(sys.exc_info()[1], OSError):
+            _silence(self.stream)
+        else:
+            super().handleError(record)
+
 
 def _worth_showing(record: logging.LogRecord) -> bool:
     return record.name.startswith("src") or (record.levelno >= logging.WARNING and not record.name.startswith(IN_FILES))
+
+
+class _InFile(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
         if record.levelno < logging.WARNING:
-            return text
+            return printable_lines(text)
         source = "" if record.name.startswith("src") else f"{record.name}: "
-        return f"{'WARNING' if record.levelno < logging.ERROR else 'ERROR'}  {source}{text}"
+        return printable_lines(f"{'WARNING' if record.levelno < logging.ERROR else 'ERROR'}  {source}{text}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from rich.cells import cell_len
 from rich.progress import track
-from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from src.checkpoints.model_folder import ModelCard, load_model
@@ -18,17 +18,21 @@ from src.data.folders import list_pictures
 from src.data.reading import PictureError, read_picture
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
+from src.files import existing_parent, make_folder, write_csv
 from src.machine import choose_device
 from src.models.building import rebuild
 from src.models.losses import probabilities
 from src.out_of_memory import InParts
-from src.run_dir import write_csv
 from src.strategies.precision import autocast, usable_precision
+from src.text import printable, shell_word
+from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
 TOP = 5
 SHOWN = 10
+LEAST_OF_A_PATH, MOST_OF_AN_ERROR = 24, 40  # columns; a longer error goes on in the next line
+HEADER = b"path,class,probability,"  # how a file of predictions begins
 
 
 def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: int | None, accelerator: str) -> None:
@@ -36,21 +40,22 @@ def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: 
     card, state = load_model(model)
     if not images.exists():
         raise UserError(
-            f"images={images} does not exist",
+            f"images={printable(images)} does not exist",
             where=str(images.absolute()),
             why="relative paths start from the folder the command is run in",
-            fix=f"ls {images.parent}",
+            fix=f"ls {shell_word(existing_parent(images))}",
             code=ExitCode.NO_INPUT,
         )
     paths = list_pictures(images)
     if not paths:
         raise UserError(
-            f"no picture was found in {images}",
+            f"no picture was found in {printable(images)}",
             where=str(images.absolute()),
             why="it and its sub-folders hold no file of a format that is read",
-            fix=f"find {images} -type f | head",
+            fix=f"find {shell_word(images)} -type f | head",
             code=ExitCode.NO_INPUT,
         )
+    replaced = _try(out)
     device = choose_device(accelerator)
     precision = usable_precision(card.precision, device)
     forward = InParts(rebuild(card, state).to(device).eval())
@@ -75,7 +80,36 @@ def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: 
     write_csv(out, header, rows)
     bad = [row for row in rows if row[-1]]
     _show(rows, top)
-    log.info(f"{out} has all {len(rows)} rows; {len(bad)} of them are files that could not be read")
+    note = "; it replaces the one that stood there" if replaced else ""
+    log.info(f"{out} has all {len(rows)} rows; {len(bad)} of them are files that could not be read{note}")
+
+
+def _try(out: Path) -> bool:
+    """Makes the folder of the file and tries it, before the first picture. Returns whether an earlier prediction is there.
+
+    Raises UserError where nothing can be written, or where the file was written by somebody else.
+    """
+    if out.is_dir():
+        raise UserError(
+            f"out={printable(out)} is a folder",
+            where=str(out.absolute()),
+            why="the rows are written to a file",
+            fix=corrected(f"out={out / 'predictions.csv'}"),
+            code=ExitCode.CANNOT_WRITE,
+        )
+    make_folder(out.parent, "out")
+    if not out.exists():
+        return False
+    with out.open("rb") as file:
+        if file.read(len(HEADER)) not in (HEADER, b""):
+            raise UserError(
+                f"out={printable(out)} exists and was not written by src.predict",
+                where=str(out.absolute()),
+                why="it would be overwritten",
+                fix=corrected(f"out={out.with_name(out.stem + '-predictions.csv')}"),
+                code=ExitCode.CANNOT_WRITE,
+            )
+    return True
 
 
 class _Files(Dataset[tuple[int, torch.Tensor | str]]):
@@ -121,14 +155,32 @@ def _rows(
 
 
 def _show(rows: list[list[str]], top: int) -> None:
-    table = Table("path", "class", "probability", f"next {min(2, top - 1)}", box=None, pad_edge=False)
-    for row in rows[:SHOWN]:
-        others = (
-            ", ".join(f"{row[3 + 2 * i]} {float(row[4 + 2 * i]):.2f}" for i in range(1, min(3, top)))
-            if not row[-1]
-            else row[-1]
-        )
-        table.add_row(row[0], row[1], row[2][:5], others)
-    Console().print(table)
+    """The first rows as a table that fits the terminal; of a long path its end, where the file's name is."""
+    header = ["path", "class", "probability", f"next {min(2, top - 1)}"]
+    lines = [header] + [[printable(cell) for cell in _shown(row, top)] for row in rows[:SHOWN]]
+    widths = [max(map(cell_len, column)) for column in zip(*(line[:3] for line in lines), strict=True)]
+    others = max(min(cell_len(line[3]), MOST_OF_AN_ERROR) for line in lines)
+    room = shutil.get_terminal_size((100, 0)).columns - widths[1] - widths[2] - others - 6
+    widths[0] = min(widths[0], max(room, LEAST_OF_A_PATH))
+    for line in lines:
+        cells = [_end(line[0], widths[0]), *line[1:3]]
+        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+        log.info("  ".join([*padded, line[3]]).rstrip())
     if len(rows) > SHOWN:
         log.info(f"... and {len(rows) - SHOWN} more")
+
+
+def _shown(row: list[str], top: int) -> list[str]:
+    if row[-1]:
+        return [row[0], "", "", row[-1].removeprefix(f"{printable(row[0])}: ")]
+    others = [f"{row[3 + 2 * place]} {float(row[4 + 2 * place]):.2f}" for place in range(1, min(3, top))]
+    return [row[0], row[1], f"{float(row[2]):.3f}", ", ".join(others)]
+
+
+def _end(text: str, width: int) -> str:
+    """The end of the text in so many columns of the terminal."""
+    if cell_len(text) <= width:
+        return text
+    while cell_len(text) >= width:
+        text = text[1:]
+    return f"…{text}"

@@ -5,13 +5,12 @@ Not for people: python -m src.train strategy=ddp trainer.devices=2 starts these.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import yaml
 
-from src import config_checks
+from src import config_checks, run_dir
 from src.errors import run_and_report
 from src.strategies.launching import end_with
 
@@ -26,7 +25,7 @@ def main() -> int:
 
         run(settings, path)
 
-    return run_and_report(work, lambda: path if os.environ["RANK"] == "0" else None)
+    return run_and_report(work, run_dir.opened)
 
 
 if __name__ == "__main__":

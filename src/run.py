@@ -73,7 +73,7 @@ def run(config: Config, path: Path) -> float:
             log.info(f"{folder.path} is finished already; this is its result.")
             if ranks.is_first:
                 print_result(folder.path, done)
-            return done["metrics"][config.checkpoint.monitor]
+            return done["metrics"].get(config.checkpoint.monitor, math.nan)
 
         for warning in unread:
             log.warning(warning)
@@ -231,7 +231,7 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
             f"a picture broke while the run was under way: {cause}",
             where=str(folder.path),
             why="all pictures could be read before the first step; the file was changed since, or the disk fails",
-            fix=f"mend or delete the file, then repeat the command: {shell_command()}",
+            fix=["mend or delete the file, then repeat the command:", shell_command()],
             code=ExitCode.DATA,
         ) from error
 

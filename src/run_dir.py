@@ -1,12 +1,11 @@
-"""A run is a folder: its name, its lock, its provenance, and files written so that a crash leaves the old one whole.
+"""A run is a folder: its name, its lock, its provenance, and what becomes of it when the run ends.
 
-run.py opens the folder of a run; evaluate and predict read one. What is in it: README.md, 'A run's folder'.
+run.py opens the folder of a run. Its files are written by src/files.py, an older run's settings are read by
+src/run_settings.py. What is in it: README.md, 'A run's folder'.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -15,27 +14,37 @@ import platform
 import secrets
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
 from src.errors import ExitCode, Terminated, UserError
-from src.user_command import shell_command
+from src.files import read_metrics as read_metrics  # the names under which they are imported elsewhere
+from src.files import sha256 as sha256
+from src.files import write_atomically as write_atomically
+from src.files import write_csv as write_csv
+from src.files import write_json, write_text
+from src.run_settings import flat as flat
+from src.run_settings import refuse_other_settings, stored_settings
+from src.user_command import corrected, shell_command
 
 log = logging.getLogger(__name__)
 
-# Settings that may change when a run is continued: they say where and how, not what is computed.
-FREE_TO_CHANGE = (
-    *("name", "runs_dir", "resume", "data.num_workers", "logger", "trainer.threads", "trainer.accelerator"),
-    *("checkpoint.every_n_steps", "checkpoint.every_n_minutes", "checkpoint.background", "memory", "oom"),
-    *("strategy", "trainer.devices", "trainer.num_nodes", "model.split_at"),
-)
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow", "timm", "ray")
+# Exit codes of a command that was refused: nothing was computed, and nothing in the folder is worth keeping.
+REFUSALS = (ExitCode.USAGE, ExitCode.CONFIG, ExitCode.DATA, ExitCode.NO_INPUT, ExitCode.UNAVAILABLE)
+# What a run writes before its first step, and every later start of the run writes again.
+BEFORE_THE_FIRST_STEP = (
+    *("config.yaml", "environment.json", "result.json", "split.csv", "train.log", "rank*.log"),
+    *("model_summary.txt", "memory.csv", "batch_size.json", "tensorboard/events*", "tensorboard/hparams.yaml"),
+)
+_opened: list[Path] = []  # the folder that this process writes
 
 
 def new_name() -> str:
@@ -75,12 +84,14 @@ class RunFolder:
         """Makes or takes up the folder. config: the run's whole config as plain values. writes: False in the processes of a
         run that only look at the folder which the first process has.
 
-        Raises UserError if another process writes there, if it holds a run of another config, or if it exists and
-        resume is 'never'. Whatever ends the block is noted in result.json (state finished, interrupted or failed).
+        Raises UserError if another process writes there, or if it holds a run that made a step and has another config, or
+        may not be continued (resume: 'never'). Whatever ends the block is noted in result.json (state finished,
+        interrupted or failed); the folder of a command that was refused is removed again.
         """
         if not writes:
             yield cls(path, config)
             return
+        _opened.clear()
         _make(path)
         lock = FileLock(path / ".lock")
         try:
@@ -90,52 +101,75 @@ class RunFolder:
                 f"another process is writing the run {path.name}",
                 where=str(path),
                 why="two writers in one folder would spoil each other's checkpoints",
-                fix="wait for it to end, or give this run another name: python -m src.train name=" + new_name(),
+                fix=["wait for it to end", corrected(f"name={new_name()}")],
                 code=ExitCode.BUSY,
             ) from None
         try:
             folder = cls(path, config)
             folder._take_up(resume)
+            _opened[:] = [path]
             try:
                 yield folder
             except BaseException as error:
-                stopped = isinstance(error, KeyboardInterrupt | SystemExit | Terminated)
-                folder._note(
-                    {"state": "interrupted" if stopped else "failed", "error": f"{type(error).__name__}: {error}"}
-                )
+                folder._note_end(error)
                 raise
+            _opened.clear()
         finally:
             lock.release()
 
     def _take_up(self, resume: str) -> None:
         before = self.path / "config.yaml"
-        if before.exists():
+        if before.exists() and (made_a_step(self.path) or not (self.path / "environment.json").exists()):
             if resume == "never":
                 raise UserError(
                     f"a run named {self.path.name} exists already",
                     where=str(self.path),
                     why="resume=never forbids to continue it",
-                    fix=f"python -m src.train name={self.path.name}-2",
+                    fix=corrected(f"name={free_name(self.path)}"),
                 )
-            _refuse_other_config(self.path, yaml.safe_load(before.read_text(encoding="utf-8")), self.config)
-        else:
-            write_text(before, yaml.safe_dump(self.config, sort_keys=False))
+            refuse_other_settings(self.path, self.config, free_name(self.path))
+        elif not before.exists() or flat(stored_settings(self.path)) != flat(self.config):
+            # A run of other settings that never made a step gives its name back: nothing of it is lost.
+            if before.exists():
+                _clear(self.path)
+                for name in ("error.log", "bad_pictures.txt", "copies.txt"):
+                    (self.path / name).unlink(missing_ok=True)
             write_json(self.path / "environment.json", environment())
+            write_text(before, yaml.safe_dump(self.config, sort_keys=False))
         for leftover in self.path.rglob("*.tmp"):  # of a process that was killed while it wrote; we hold the lock
             leftover.unlink(missing_ok=True)
         if self.result() is None:
             self._note({"state": "running"})
 
+    def _note_end(self, error: BaseException) -> None:
+        """What ended the run is kept in result.json. A command that was refused leaves no folder, unless the folder holds
+        more than every start writes again: a list that the message names, a step."""
+        if isinstance(error, UserError) and error.code in REFUSALS and self._is_of_a_single_run():
+            theirs = {path for pattern in BEFORE_THE_FIRST_STEP for path in self.path.glob(pattern)}
+            others = [path for path in self.path.rglob("*") if path.is_file() and path not in theirs]
+            if not made_a_step(self.path) and [path.name for path in others] in ([], [".lock"]):
+                _clear(self.path)
+                _opened.clear()
+                for path in (self.path / ".lock", self.path / "checkpoints", self.path / "tensorboard", self.path):
+                    with suppress(OSError):  # a folder that holds something is left
+                        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+                return
+        if self.result() is None:
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit | Terminated)
+            self._note({"state": "interrupted" if stopped else "failed", "error": f"{type(error).__name__}: {error}"})
+
+    def _is_of_a_single_run(self) -> bool:
+        """A sweep has a folder for each of its jobs, also for those that failed."""
+        return self.path.absolute().parent == Path(self.config.get("runs_dir", "")).absolute()
+
     def result(self) -> dict[str, Any] | None:
         """result.json of a run that finished, else None."""
-        path = self.path / "result.json"
-        result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        result = _read_result(self.path)
         return result if result.get("state") == "finished" else None
 
     def note_death(self, error: UserError) -> None:
         """What a run whose first process was killed could not note itself."""
-        path = self.path / "result.json"
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["state"] == "running":
+        if _read_result(self.path).get("state") == "running":
             self._note({"state": "failed", "error": f"{type(error).__name__}: {error}"})
 
     def finish(self, **result: Any) -> dict[str, Any]:
@@ -153,6 +187,43 @@ class RunFolder:
         return result
 
 
+def opened() -> Path | None:
+    """The folder of the run that this process writes, or that an error ended: where the error's traceback goes."""
+    return _opened[0] if _opened else None
+
+
+def made_a_step(path: Path) -> bool:
+    """Whether the folder of a run holds what a training step leaves: a checkpoint, whole or not, a row of metrics, a result.
+
+    Where it does not, nothing is lost if another run takes its name.
+    """
+    metrics = path / "metrics.csv"
+    if metrics.exists() and len(metrics.read_bytes().splitlines()) > 1:
+        return True
+    return (
+        any(path.glob("checkpoints/*.ckpt*"))
+        or (path / "model").exists()
+        or _read_result(path).get("state") == "finished"
+    )
+
+
+def free_name(path: Path) -> str:
+    """The run's name with the first number from 2 that no other run has."""
+    return next(name for number in count(2) if not (path.parent / (name := f"{path.name}-{number}")).exists())
+
+
+def _clear(path: Path) -> None:
+    """Removes what a run wrote before its first step."""
+    for pattern in BEFORE_THE_FIRST_STEP:
+        for file in path.glob(pattern):
+            file.unlink(missing_ok=True)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    file = path / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
 def _make(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -166,49 +237,9 @@ def _cannot_make(path: Path, error: OSError) -> UserError:
         f"the run folder {path} cannot be made: {error.strerror}",
         where=str(path.absolute()),
         why="every result of the run goes there",
-        fix="python -m src.train runs_dir=another/folder",
+        fix=corrected("runs_dir=another/folder"),
         code=ExitCode.CANNOT_WRITE,
     )
-
-
-def _refuse_other_config(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    old_flat, new_flat = flat(old), flat(new)
-    changed = [key for key in {**old_flat, **new_flat} if old_flat.get(key) != new_flat.get(key)]
-    changed = [key for key in changed if not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)]
-    if changed:
-        shown = [f"{key}: {old_flat.get(key)} there, {new_flat.get(key)} now" for key in changed[:5]]
-        raise UserError(
-            f"the run {path.name} was made with other settings",
-            where=str(path / "config.yaml"),
-            why="\n".join([*shown, f"and {len(changed) - 5} more"] if len(changed) > 5 else shown),
-            fix=f"give this run another name: python -m src.train name={path.name}-2",
-        )
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'data.batch_size': 64, ...} of nested dicts with text keys; other values, dicts with number keys too, stay whole."""
-    result: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict) and value and all(isinstance(inner, str) for inner in value):
-            result |= flat(value, f"{prefix}{name}.")
-        else:
-            result[f"{prefix}{name}"] = value
-    return result
-
-
-def read_run(path: Path, command: str) -> dict[str, Any]:
-    """The config of an existing run folder; command: src.evaluate or such, for the message. Raises UserError."""
-    file = path / "config.yaml"
-    if not file.is_file():
-        known = sorted((run.parent for run in path.parent.glob("*/config.yaml")), key=lambda run: run.stat().st_mtime)
-        raise UserError(
-            f"run={path} is not the folder of a run",
-            where=str(path.absolute()),
-            why="it has no config.yaml" + ("" if known else f", and {path.parent.absolute()} holds no run either"),
-            fix=[f"python -m {command} run={run}" for run in known[-1:-3:-1]] or "python -m src.train name=first",
-            code=ExitCode.NO_INPUT,
-        )
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def environment() -> dict[str, Any]:
@@ -237,60 +268,3 @@ def _git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changed_files": len(git("status", "--porcelain").splitlines())}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep_old_as: Path | None = None) -> None:
-    """Writes beside the target, syncs, then renames: a reader or a crash finds the old file or the new one, whole.
-
-    The temporary file is in the target's folder, since a rename is atomic on one file system only. keep_old_as: the name
-    that the old file gets; a crash between the two renames leaves the old file under that name and the new one not yet.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_old_as is not None and path.exists():
-            path.replace(keep_old_as)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # makes the rename itself durable; Windows has no such call
-        handle = os.open(path.parent, os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A CSV file with one header line; UTF-8, comma, RFC 4180 quoting."""
-    import io
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv as numbers; cells without a value are left out."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-
-
-def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

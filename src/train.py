@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.conf import HydraConf
@@ -21,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from src import config_checks
+from src import config_checks, run_dir
 from src.command_line import run_hydra
 from src.errors import UserError, run_and_report
 from src.strategies import launching
@@ -29,7 +30,6 @@ from src.strategies.launch_checks import check_launched
 from src.user_command import corrected
 
 log = logging.getLogger("src.train")  # __name__ is __main__
-_current_run: list[Path] = []  # the folder of the job at hand, for the traceback of an error
 
 
 def train(composed: DictConfig) -> float:
@@ -45,13 +45,17 @@ def train(composed: DictConfig) -> float:
         log.info(f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task)}")
     else:
         path = launching.claim_path(settings)
-    _current_run[:] = [path]
-    if processes := launching.processes_to_start(settings):
-        return launching.run_in_processes(settings, path, processes)
+    try:
+        if processes := launching.processes_to_start(settings):
+            return launching.run_in_processes(settings, path, processes)
 
-    from src.run import run  # after the command line is known to be right: torch takes seconds to import
+        from src.run import run  # after the command line is known to be right: torch takes seconds to import
 
-    return run(settings, path)
+        return run(settings, path)
+    finally:
+        if settings.name is None:
+            with suppress(OSError):  # the folder that was made for the name's sake; one that holds anything stays
+                path.rmdir()
 
 
 def _check_multirun(hydra: HydraConf) -> None:
@@ -68,9 +72,7 @@ def _check_multirun(hydra: HydraConf) -> None:
 
 
 def main() -> int:
-    return run_and_report(
-        lambda: run_hydra(train, config_checks.read), lambda: _current_run[0] if _current_run else None
-    )
+    return run_and_report(lambda: run_hydra(train, config_checks.read), run_dir.opened)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from src.text import shell_word
+
 FRONT_DOORS = ("train", "evaluate", "predict", "export")
 _COMMAND = "TRAIN_COMMAND"  # environment variable: what the user typed, where sys.argv is something else
 
@@ -34,7 +36,7 @@ def typed_words() -> list[str]:
 
 def rewritten(words: Sequence[str]) -> str:
     """The user's program with these words instead of those that were typed, quoted for the shell."""
-    return shlex.join([*_split(shell_command())[0], *words])
+    return " ".join(map(shell_word, [*_split(shell_command())[0], *words]))
 
 
 def named(folder: str, suffix: str = "") -> str:
@@ -77,7 +79,7 @@ def corrected(*words: str, remove: Sequence[str] = ()) -> str:
             kept = [other for place, other in enumerate(kept) if place not in places[1:]]
         else:
             kept.append(word)
-    return shlex.join([*program, *kept])
+    return " ".join(map(shell_word, [*program, *kept]))
 
 
 def _program() -> list[str]:

@@ -210,8 +210,10 @@ def test_imports_go_down_only():
             "cores",
             "gpus",
             "trial",
+            "text",
+            "files",
         },
-        {"config", "config_strategies", "config_checks", "rules", "hydra_words", "run_dir"},
+        {"config", "config_strategies", "config_checks", "rules", "hydra_words", "run_settings", "run_dir"},
         {"checkpoints"},
         {"data"},
         {"models", "strategies"},
@@ -222,7 +224,7 @@ def test_imports_go_down_only():
         {"run"},
         {"tuning"},
         {"plugins"},
-        {"suggestions", "stray_words", "word_checks"},
+        {"suggestions", "stray_words", "word_checks", "words", "run_lookup"},
         {"command_line", "train", "rank", "evaluate", "predict", "export"},
     ]
     level = {room: number for number, rooms in enumerate(order) for room in rooms}

@@ -57,3 +57,72 @@ def test_without_a_run_the_traceback_goes_to_a_file_of_its_own(capsys):
 def test_ctrl_c(error, code, capsys):
     assert run_and_report(raise_(error)) == code
     assert "to continue" in capsys.readouterr().err
+
+
+def test_the_cause_of_a_loader_process_comes_first(capsys, monkeypatch):
+    monkeypatch.delenv("FULL_TRACE", raising=False)
+    text = "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+    text += "  File a, line 1, in b\n    c()\n" * 8 + "ValueError: the cause"
+    assert run_and_report(raise_(ValueError(text))) == 70
+    assert capsys.readouterr().err.splitlines()[0] == "ERROR   unexpected ValueError: ValueError: the cause"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of shm",
+        "Caught RuntimeError in DataLoader worker process 1.\nTraceback\nRuntimeError: unable to write to file </torch_9_1>: "
+        "No space left on device (28)",
+    ],
+)
+def test_loaders_without_shared_memory(text, capsys, monkeypatch):
+    monkeypatch.setenv("TRAIN_COMMAND", "python -m src.train name=x data.num_workers=2")
+    assert run_and_report(raise_(RuntimeError(text))) == 69
+    shown = capsys.readouterr().err
+    assert "python -m src.train name=x data.num_workers=0" in shown
+    assert "--shm-size" in shown
+
+
+def test_names_from_elsewhere_are_no_commands_to_the_terminal(capsys):
+    name = "\x1b]0;title\x07\u202egnp\udcdf"
+    assert run_and_report(raise_(UserError(f"{name} is bad", where=name, why=name, fix=f"rm {name}"))) == 64
+    assert run_and_report(raise_(KeyError(name))) == 70
+    shown = capsys.readouterr().err
+    assert all(letter.isprintable() or letter == "\n" for letter in shown)
+
+
+PRINTING = """
+import logging, sys
+from src.errors import run_and_report
+say = print if sys.argv[1] == "print" else logging.getLogger("src.x").info
+def work():
+    for _ in range(20_000):
+        say("B\xfccher \u732b")
+sys.exit(run_and_report(work))
+"""
+
+
+@pytest.mark.parametrize("way", ["log", "print"])
+@pytest.mark.parametrize(
+    ("behind", "code", "said"),
+    [("| head -1", 0, ""), ("2>&1 | head -1", 0, ""), ("> /dev/full", 73, "cannot be written")],
+)
+def test_a_reader_that_has_seen_enough(tmp_path, way, behind, code, said):
+    import subprocess
+    import sys
+
+    from tests.conftest import ROOT, command_environment
+
+    (tmp_path / "program.py").write_text(PRINTING)
+    shell = f"set -o pipefail; {sys.executable} program.py {way} {behind}"
+    variables = command_environment() | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        ["bash", "-c", shell], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60
+    )
+    if way == "log" and code:
+        code, said = 0, ""  # messages are in train.log too; nothing was lost that was asked for
+    assert done.returncode == code, done
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == (1 if said else 0), done.stderr
+    if "head" in behind:
+        assert done.stdout.strip() == "B\\xfccher \\u732b"

@@ -194,7 +194,7 @@ def test_a_format_that_does_not_exist_is_answered_without_torch(command):
     [
         (["run=runs/x"], "format= is missing", ExitCode.CONFIG),
         (["format=onnx"], "run= is missing", ExitCode.CONFIG),
-        (["run=runs/x", "format=onnx", "data.root=y"], "data.root=y is not a setting", ExitCode.CONFIG),
+        (["run=runs/x", "format=onnx", "data.root=y"], "data.root is not a setting of src.export", ExitCode.CONFIG),
         (["run=runs/x", "fromat=onnx"], "did you mean format?", ExitCode.CONFIG),
         (["run=runs/x", "format=onnx"], "run=runs/x is not the folder of a run", ExitCode.NO_INPUT),
     ],
@@ -209,10 +209,10 @@ def test_onnx_without_its_packages_says_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name))
     with pytest.raises(UserError, match="onnxscript, which is not installed") as error:
-        choose_format("onnx", Path("runs/x"))
+        choose_format("onnx")
     assert error.value.code == ExitCode.UNAVAILABLE
     assert error.value.fix[0] == 'pip install -e ".[onnx]"'
-    assert choose_format("torch_export", Path("runs/x")) is TORCH_EXPORT
+    assert choose_format("torch_export") is TORCH_EXPORT
 
 
 def test_a_run_without_a_model_is_refused(work, run, tmp_path):

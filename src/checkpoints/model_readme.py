@@ -6,13 +6,13 @@ run.py writes it beside what save_model writes. It says what the run knows; noth
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 
 from src.checkpoints.model_folder import ModelCard
 from src.config import Config
+from src.text import for_markdown
 
 SHOWN_CLASSES = 20
 _SIDES = {"center": "The shorter side is", "squash": "Both sides are", "border": "The longer side is"}
@@ -67,7 +67,7 @@ def model_readme(
     chosen: whose weights these are, such as 'epoch 7'; epochs: how many were trained. day: when the training ended.
     """
     sections = {
-        f"# {_plain(name)}": _summary(card, config, day),
+        f"# {for_markdown(name)}": _summary(card, config, day),
         "## Data": _data(card, config, pictures),
         "## Metrics": _metrics(card.metrics),
         "## Training": _training(config, weights, chosen, epochs),
@@ -80,7 +80,7 @@ def model_readme(
 
 def _summary(card: ModelCard, config: Config, day: date) -> str:
     return (
-        f"A network that says which of {len(card.classes)} classes a picture shows: {_plain(config.model.backbone)} with "
+        f"A network that says which of {len(card.classes)} classes a picture shows: {for_markdown(config.model.backbone)} with "
         f"a new head ({config.model.head}), trained on {day.isoformat()}. The weights are in `model.safetensors`, all "
         "else that is needed to use them in `model.json`."
     )
@@ -92,9 +92,9 @@ def _data(card: ModelCard, config: Config, pictures: Mapping[str, int]) -> str:
     source = data.name or Path(data.table or data.root or "").name
     more = len(card.classes) - SHOWN_CLASSES
     return (
-        f"Source: {data.source}{f', {_plain(source)}' if source else ''}.\n\n"
+        f"Source: {data.source}{f', {for_markdown(source)}' if source else ''}.\n\n"
         f"{_table(['split', 'pictures'], pictures.items())}\n\n"
-        f"Classes: {', '.join(map(_plain, card.classes[:SHOWN_CLASSES]))}"
+        f"Classes: {', '.join(map(for_markdown, card.classes[:SHOWN_CLASSES]))}"
         f"{f' and {more} more, which are in `model.json`' if more > 0 else ''}."
     )
 
@@ -104,8 +104,12 @@ def _metrics(metrics: Mapping[str, float]) -> str:
     splits = list(dict.fromkeys(key.partition("/")[0] for key in metrics))
     names = list(dict.fromkeys(key.partition("/")[2] for key in metrics))
     return _table(
-        ["split", *names], [[split, *(f"{metrics[f'{split}/{name}']:.4f}" for name in names)] for split in splits]
+        ["split", *names], [[split, *(_cell(metrics.get(f"{split}/{name}")) for name in names)] for split in splits]
     )
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 def _training(config: Config, weights: str, chosen: str, epochs: int) -> str:
@@ -126,7 +130,7 @@ def _training(config: Config, weights: str, chosen: str, epochs: int) -> str:
 def _preprocessing(card: ModelCard) -> str:
     steps, output = card.preprocessing, "a logit per class: softmax gives the probabilities"
     if card.task == "binary":
-        output = f"one logit: its sigmoid is the probability of {_plain(card.classes[1])}"
+        output = f"one logit: its sigmoid is the probability of {for_markdown(card.classes[1])}"
     return (
         f"1. Turned upright (EXIF), 8 bits of RGB; transparent pictures are laid on the colour {card.background}.\n"
         f"2. {_SIDES[steps.crop_mode]} resized to {steps.resize_size} pixels ({steps.interpolation}, antialiased), and the "
@@ -164,15 +168,10 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    lines = [list(header), *(map(_plain, row) for row in rows)]
+    lines = [list(header), *(map(for_markdown, row) for row in rows)]
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _numbers(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def _plain(value: object) -> str:
-    """As text that Markdown leaves alone: the names of folders may hold anything."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(str(value).split()))

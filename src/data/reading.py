@@ -21,6 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from src.data import foreign_formats, metadata, png_chunks, tiff_fields, wide_pixels
 from src.data.wide_pixels import Found
+from src.text import printable as printable
 
 # The file endings that are taken for pictures; what a file really is follows from its content.
 EXTENSIONS = frozenset(
@@ -135,11 +136,6 @@ def _to_rgb(image: Image.Image, options: ReadOptions, white_is_zero: bool, found
             return canvas
         found.notes.add(EMPTY_ALPHA)  # a channel that was never filled: nothing would be left of the picture
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def printable(name: str) -> str:
-    """The name on one line: names with line breaks, or bytes that are not text, are shown with escapes."""
-    return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
 class _Refused(Exception):

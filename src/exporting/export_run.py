@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-from src.errors import ExitCode, UserError
 from src.exporting.formats import WHOLE, Format
 from src.exporting.pictures import pictures_below, pictures_of_run
 from src.exporting.verification import TOLERANCE, verify
 from src.exporting.writers import WRITERS, LoadedModel
-from src.run_dir import read_run, write_atomically
-from src.user_command import shell_command
+from src.files import make_folder, write_atomically
+from src.run_settings import merged, stored_settings
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +24,13 @@ def export_run(run: Path, form: Format, out: Path, images: Path | None) -> None:
 
     Raises UserError, and then leaves `out` as it was.
     """
-    config = read_run(run, f"src.export format={form.name}")
+    config = merged(stored_settings(run), {})
     model = LoadedModel.read(run / "model")
     pictures = pictures_below(images, model.card) if images else pictures_of_run(run, config, model.card)
+    make_folder(out, "out")
     with torch.inference_mode():
         expected = model.network(pictures).numpy()
 
-    _make(out)
     with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out) as name:
         draft = Path(name)
         shutil.copyfile(run / "model" / "model.json", draft / "model.json")
@@ -41,19 +40,6 @@ def export_run(run: Path, form: Format, out: Path, images: Path | None) -> None:
         for file in names:
             _copy(draft / file, out / file)
     _report(form, [out / file for file in names if file != "model.json"], model, len(pictures), difference)
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the folder {out} cannot be made: {error.strerror}",
-            where=str(out.absolute()),
-            why="the export goes there",
-            fix=f"{shell_command()} out=another/folder",
-            code=ExitCode.CANNOT_WRITE,
-        ) from error
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 
 from src.errors import ExitCode, UserError
+from src.text import printable
+from src.user_command import corrected
 
 
 @dataclass(frozen=True)
@@ -118,14 +119,14 @@ session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionPro
 FORMATS = {form.name: form for form in (STATE_DICT, WHOLE, SAFETENSORS, TORCH_EXPORT, ONNX)}
 
 
-def choose_format(name: str | None, run: Path) -> Format:
+def choose_format(name: str | None) -> Format:
     """The format of that name, whose packages are installed. Raises UserError."""
     if name not in FORMATS:
-        close = difflib.get_close_matches(name or "", FORMATS, n=1) or [SAFETENSORS.name]
+        close = difflib.get_close_matches((name or "").lower(), FORMATS, n=1) or [SAFETENSORS.name]
         raise UserError(
-            f"format={name} is not a format" if name else "format= is missing",
+            f"format={printable(name)} is not a format" if name else "format= is missing",
             why="\n".join(f"{form.name}: {form.about}" for form in FORMATS.values()),
-            fix=f"python -m src.export run={run} format={close[0]}",
+            fix=corrected(f"format={close[0]}"),
         )
     form = FORMATS[name]
     missing = [package for package in form.packages if importlib.util.find_spec(package) is None]
@@ -133,7 +134,7 @@ def choose_format(name: str | None, run: Path) -> Format:
         raise UserError(
             f"format={name} needs {', '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not installed",
             why=f"{', '.join(form.packages)} are an extra of this project",
-            fix=[f'pip install -e ".[{name}]"', f"python -m src.export run={run} format={TORCH_EXPORT.name}"],
+            fix=[f'pip install -e ".[{name}]"', corrected(f"format={TORCH_EXPORT.name}")],
             code=ExitCode.UNAVAILABLE,
         )
     return form

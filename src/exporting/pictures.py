@@ -19,6 +19,8 @@ from src.data.sources import load_pictures
 from src.data.splits import read_split_file
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
+from src.files import existing_parent
+from src.text import printable, shell_word
 from src.user_command import shell_command
 
 MOST = 16
@@ -51,10 +53,10 @@ def pictures_below(images: Path, card: ModelCard) -> Tensor:
     files = list_pictures(images) if images.exists() else []
     if not files:
         raise UserError(
-            f"images={images} {'holds no picture' if images.exists() else 'does not exist'}",
+            f"images={printable(images)} {'holds no picture' if images.exists() else 'does not exist'}",
             where=str(images.absolute()),
             why="an export is compared on pictures",
-            fix=f"ls {images.parent}",
+            fix=f"ls {shell_word(existing_parent(images))}",
             code=ExitCode.NO_INPUT,
         )
     options = card.read_options

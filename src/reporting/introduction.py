@@ -12,11 +12,11 @@ from src.callbacks import freezing
 from src.callbacks.freezing import Phases
 from src.config import Config
 from src.data.pictures import Pictures
-from src.data.reading import printable
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
 from src.reporting.summary import write_summary
 from src.run_dir import RunFolder
+from src.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def introduce(
 ) -> None:
     """Says what is about to happen, and writes the model's summary. devices: those of this machine."""
     counts = ", ".join(f"{len(members)} {split}" for split, members in pictures.splits.items())
-    log.info(f"run       {folder.path}")
+    log.info(f"run       {printable(folder.path)}")
     log.info(f"pictures  {len(pictures.names)} in {len(pictures.classes)} classes: {counts}")
     log.info(f"classes   {class_counts(pictures)}")
     if uneven := uneven_classes(pictures):

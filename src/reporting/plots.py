@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from src.text import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -142,7 +144,7 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], x_label: str, y_label: st
 
 def shortened(name: str, letters: int = LONGEST_NAME) -> str:
     """The name in one line of at most so many letters."""
-    name = " ".join(name.split())  # a folder's name may hold a line break
+    name = printable(" ".join(name.split()))  # a folder's name may hold anything, a line break too
     return name if len(name) <= letters else name[: letters - 1] + "…"
 
 

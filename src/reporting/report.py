@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-import shlex
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +21,10 @@ from urllib.parse import quote
 import numpy as np
 import yaml
 
+from src.files import NAMES, write_text
 from src.reporting import plots
 from src.reporting.tables import COLUMNS
-from src.run_dir import write_text
+from src.text import printable, printable_lines, shell_word
 
 Phases = Mapping[int, Sequence[str]]  # epoch, counted from 0 -> modules trained from then on, besides the earlier ones
 
@@ -49,6 +50,8 @@ p { margin: 0.5rem 0; }
 table { border-collapse: collapse; }
 th, td { padding: 0.2rem 1.2rem 0.2rem 0; border-bottom: 1px solid var(--rule); text-align: left; font-weight: normal; }
 th { color: var(--faint); }
+.text { min-width: 4rem; }
+@media screen and (max-width: 30rem) { th, td { padding-right: 0.5rem; } }
 .number { text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 figure { margin: 0.5rem 0; break-inside: avoid; }
 figure svg { background: #ffffff; }
@@ -110,8 +113,12 @@ Cell = str | float | Link
 
 
 def page(title: str, parts: Iterable[str], style: str = "") -> str:
-    """A whole HTML page. title: plain text; parts: HTML, '' for those that have nothing to show; style: further CSS."""
-    return PAGE % {"title": escape(title), "body": "\n".join(part for part in parts if part), "style": style}
+    """A whole HTML page. title: plain text; parts: HTML, '' for those that have nothing to show; style: further CSS.
+
+    Control characters, and marks that turn or hide text, are shown with escapes wherever they stand.
+    """
+    body = "\n".join(part for part in parts if part)
+    return printable_lines(PAGE % {"title": escape(printable(title)), "body": body, "style": style})
 
 
 def section(title: str, *parts: str) -> str:
@@ -134,8 +141,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
 
 def _inner(value: Cell) -> str:
     if isinstance(value, Link):
-        return f'<a href="{escape(quote(value.target))}">{escape(value.text)}</a>'
-    return escape(f"{value:.4f}" if isinstance(value, float) else str(value))
+        return f'<a href="{escape(quote(os.fsencode(value.target)))}">{escape(printable(value.text))}</a>'
+    return escape(f"{value:.4f}" if isinstance(value, float) else printable(value))
 
 
 def figure(svgs: Sequence[str], caption: str = "", kind: str = "shrinking") -> str:
@@ -150,7 +157,9 @@ def figure(svgs: Sequence[str], caption: str = "", kind: str = "shrinking") -> s
 
 def _headline(folder: Path, config: dict[str, Any], result: dict[str, Any], environment: dict[str, Any]) -> str:
     data = config["data"]
-    source = " ".join(str(value) for value in (data["source"], data["name"] or data["root"] or data["table"]) if value)
+    source = " ".join(
+        printable(value) for value in (data["source"], data["name"] or data["root"] or data["table"]) if value
+    )
     facts = [f"{config['model']['backbone']} on {source}", *_pictures(folder / "split.csv")]
     if "device" in result:
         facts.append(f"{result['device']}, {config['precision']['name']}")
@@ -159,7 +168,10 @@ def _headline(folder: Path, config: dict[str, Any], result: dict[str, Any], envi
         facts.append(f"{result['wall_seconds']:.1f} s")
     if "started" in environment:
         facts.append(environment["started"].replace("T", " ").replace("+00:00", " UTC"))
-    lines = [f"<h1>{escape(folder.absolute().name)}</h1>", f'<p class="faint">{escape("; ".join(facts))}</p>']
+    lines = [
+        f"<h1>{escape(printable(folder.absolute().name))}</h1>",
+        f'<p class="faint">{escape("; ".join(facts))}</p>',
+    ]
     if result.get("state", "finished") != "finished":
         lines.append(f"<p>This run is not finished: {escape(result.get('error', result['state']))}</p>")
     return "\n".join(lines)
@@ -169,7 +181,7 @@ def _pictures(file: Path) -> list[str]:
     """['1,797 pictures in 10 classes (1,259 train, 269 val, 269 test)'], or nothing without the file."""
     if not file.exists():
         return []
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(newline="", **NAMES) as lines:
         rows = list(csv.DictReader(lines))
     sizes = Counter(row["split"] for row in rows)
     counts = ", ".join(f"{sizes[split]:,} {split}" for split in ("train", "val", "test") if sizes[split])
@@ -181,8 +193,10 @@ def _metrics(result: dict[str, Any]) -> str:
     if not metrics:
         return ""
     splits = dict.fromkeys(name.partition("/")[0] for name in metrics)
-    rows = [[split, *(metrics[f"{split}/{name}"] for name in COLUMNS)] for split in splits]
-    return section("Result", table(["", *COLUMNS.values()], rows))
+    # A run that is older than a metric lacks it.
+    names = [name for name in COLUMNS if all(f"{split}/{name}" in metrics for split in splits)]
+    rows = [[split, *(metrics[f"{split}/{name}"] for name in names)] for split in splits]
+    return section("Result", table(["", *(COLUMNS[name] for name in names)], rows))
 
 
 def _learning_curves(metrics: dict[str, list[float]], result: dict[str, Any], changes: Phases) -> str:
@@ -230,7 +244,7 @@ def _learning_rates(metrics: dict[str, list[float]]) -> str:
 def _confusion(file: Path, result: dict[str, Any]) -> str:
     if not file.exists():
         return ""
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(newline="", **NAMES) as lines:
         (_, *classes), *rows = csv.reader(lines)
     matrix = np.array([row[1:] for row in rows], dtype=np.int64)
     split = "test" if "test/acc" in result.get("metrics", {}) else "val"
@@ -284,7 +298,7 @@ def _settings(config: dict[str, Any], environment: dict[str, Any]) -> str:
 def _next(folder: Path, result: dict[str, Any]) -> str:
     if result.get("state") != "finished":
         return ""
-    run, model = shlex.quote(folder.as_posix()), shlex.quote((folder / "model").as_posix())
+    run, model = shell_word(folder.as_posix()), shell_word((folder / "model").as_posix())
     commands = [
         f"python -m src.predict run={run} images=FOLDER_OR_FILE",
         f"python -m src.predict model={model} images=FOLDER_OR_FILE",

@@ -7,19 +7,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from src.run_dir import write_csv
+from src.files import write_csv
+from src.text import printable, shell_word
 
 log = logging.getLogger(__name__)
 
 COLUMNS = {"acc": "accuracy", "balanced_acc": "balanced", "macro_f1": "macro F1", "loss": "loss"}
 
 
+# What a run leaves that is worth a look, in this order; memory.csv and others are not there in every run.
+FILES = ("result.json", "metrics.csv", "confusion.csv", "memory.csv", "train.log", "checkpoints", "model")
+
+
 def metrics_table(metrics: Mapping[str, float]) -> str:
-    """{"test/acc": 0.98, ...} as a table: one line per split, one column per metric."""
+    """{"test/acc": 0.98, ...} as a table: one line per split, one column per metric.
+
+    An older run may lack a metric of today: its place stays empty.
+    """
     splits = list(dict.fromkeys(name.partition("/")[0] for name in metrics))
     lines = [f"{'':8}" + "".join(f"{title:>10}" for title in COLUMNS.values())]
-    lines += [f"{split:8}" + "".join(f"{metrics[f'{split}/{name}']:>10.4f}" for name in COLUMNS) for split in splits]
-    return "\n".join(lines)
+    for split in splits:
+        cells = [metrics.get(f"{split}/{name}") for name in COLUMNS]
+        lines.append(f"{split:8}" + "".join(" " * 10 if cell is None else f"{cell:>10.4f}" for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def print_result(path: Path, result: Mapping[str, Any]) -> None:
@@ -30,10 +40,13 @@ def print_result(path: Path, result: Mapping[str, Any]) -> None:
     weights = f", weights of {result['weights']}" if result["weights"] != best else ""
     log.info(f"best {best} of {result['epochs']}{weights}, {result['steps']} steps, {result['wall_seconds']:.1f} s")
     log.info("")
-    log.info(f"look at   {path}/report.html")
-    log.info(f"files     {path}/: result.json, metrics.csv, confusion.csv, memory.csv, train.log, checkpoints/, model/")
-    log.info(f"next      python -m src.predict run={path} images=FOLDER_OR_FILE")
-    log.info(f"          python -m src.evaluate run={path}")
+    shown, run = printable(path), shell_word(path)
+    if (path / "report.html").exists():
+        log.info(f"look at   {shown}/report.html")
+    files = [f"{name}/" if (path / name).is_dir() else name for name in FILES if (path / name).exists()]
+    log.info(f"files     {shown}/: {', '.join(files)}")
+    log.info(f"next      python -m src.predict run={run} images=FOLDER_OR_FILE")
+    log.info(f"          python -m src.evaluate run={run}")
 
 
 def write_confusion(path: Path, classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> None:

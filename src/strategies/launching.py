@@ -86,7 +86,8 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
             raise
     if place.node > 0:
         return math.nan
-    return json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"][config.checkpoint.monitor]
+    metrics = json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"]
+    return metrics.get(config.checkpoint.monitor, math.nan)
 
 
 class _Process:

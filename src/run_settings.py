@@ -1,0 +1,142 @@
+"""The settings of an older run, read by a program whose schema may have changed since.
+
+A key that the run does not know has its default there; one that the program no longer has is left out with a warning. So
+a new knob leaves every run continuable, and evaluate, predict and export read runs of any age.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.config import Config
+from src.errors import ExitCode, UserError
+from src.text import printable
+from src.user_command import corrected
+
+log = logging.getLogger(__name__)
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+# Settings that may change when a run is continued: they say where and how, not what is computed.
+FREE_TO_CHANGE = (
+    *("name", "runs_dir", "resume", "data.num_workers", "logger", "trainer.threads", "trainer.accelerator"),
+    *("checkpoint.every_n_steps", "checkpoint.every_n_minutes", "checkpoint.background", "memory", "oom"),
+    *("strategy", "trainer.devices", "trainer.num_nodes", "model.split_at"),
+)
+_warned_of: set[str] = set()  # a command reads the file more than once
+
+
+def stored_settings(path: Path) -> dict[str, Any]:
+    """config.yaml of a run's folder as nested plain values, of keys that the schema has. Raises UserError."""
+    file = path / "config.yaml"
+    try:
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not (isinstance(stored, dict) and isinstance(stored.get("data"), dict)):
+            raise ValueError("it does not hold the settings of a run")
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise UserError(
+            f"{printable(file)} cannot be read",
+            where=str(file.absolute()),
+            why=" ".join(str(error).split())[:300],
+            fix="copy it back from a backup; the run cannot be used without it",
+            code=ExitCode.DATA,
+        ) from error
+    unknown: list[str] = []
+    known = _known(stored, Config, "", unknown)
+    if unknown and str(file) not in _warned_of:
+        _warned_of.add(str(file))
+        log.warning(
+            f"{printable(file)} has {printable(', '.join(unknown))}, which this version of the program does not know; "
+            f"{'it is' if len(unknown) == 1 else 'they are'} left out."
+        )
+    return known
+
+
+def _known(stored: dict[str, Any], schema: type, prefix: str, unknown: list[str]) -> dict[str, Any]:
+    sections = {knob.name: knob.default_factory for knob in fields(schema)}  # type: ignore[arg-type]
+    known = {}
+    for name, value in stored.items():
+        if name not in sections:
+            unknown.append(f"{prefix}{name}")
+        elif is_dataclass(section := sections[name]) and isinstance(value, dict):
+            known[name] = _known(value, section, f"{prefix}{name}.", unknown)  # type: ignore[arg-type]
+        else:
+            known[name] = value
+    return known
+
+
+def refuse_other_settings(path: Path, new: dict[str, Any], free_name: str) -> None:
+    """Raises UserError where the run in the folder was made with settings that compute something else than `new`.
+
+    free_name: under which the new settings can be run.
+    """
+    old_flat, new_flat = flat(stored_settings(path)), flat(new)
+    shown = []
+    for key, value in new_flat.items():
+        if any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE):
+            continue
+        if key in old_flat:
+            if old_flat[key] != value:
+                shown.append(f"{key}: {printable(old_flat[key])} there, {printable(value)} now")
+        elif value not in (defaults := list(_defaults(key))):
+            shown.append(f"{key}: {printable(defaults[0])}, its default, there, {printable(value)} now")
+    # What is a mapping in one of the two is a key in the other, such as freeze.phases.
+    shown += [f"{key}: {printable(value)} there" for key, value in old_flat.items() if _lacks(key, value, new_flat)]
+    if shown:
+        raise UserError(
+            f"the run {printable(path.name)} was made with other settings",
+            where=str(path / "config.yaml"),
+            why="\n".join([*shown[:5], f"and {len(shown) - 5} more"] if len(shown) > 5 else shown),
+            fix=corrected(f"name={free_name}"),
+        )
+
+
+def _lacks(key: str, value: Any, new_flat: dict[str, Any]) -> bool:
+    return key not in new_flat and not any(key.startswith(f"{free}.") or key == free for free in FREE_TO_CHANGE)
+
+
+def _defaults(key: str) -> Iterator[Any]:
+    """What a key may be where nothing is said of it: the schema's default first, then those of conf/ by choice."""
+    schema = OmegaConf.to_container(OmegaConf.structured(Config))
+    yield flat(schema).get(key)  # type: ignore[arg-type]
+    for file in sorted(CONF.glob("*.yaml")) + sorted(CONF.glob("*/*.yaml")):
+        if file.parent.name in ("hydra", "experiment"):
+            continue
+        values = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        whole = file.parent == CONF or file.read_text(encoding="utf-8").startswith("# @package _global_")
+        values = flat(values if whole else {file.parent.name: values})  # type: ignore[dict-item, arg-type]
+        if key in values:
+            yield values[key]
+
+
+def merged(stored: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run with some of them changed ({'data.batch_size': 16}), and those that it lacks at their default."""
+    try:
+        whole = OmegaConf.merge(OmegaConf.structured(Config), stored)
+        for key, value in changes.items():
+            OmegaConf.update(whole, key, value)
+    except OmegaConfBaseException as error:
+        raise UserError(
+            f"the settings of the run do not fit this version of the program: {str(error).splitlines()[0]}",
+            why="the type of every setting is declared in src/config.py",
+            fix="use the version of the program that made the run; its environment.json names the commit",
+        ) from error
+    return OmegaConf.to_container(whole, resolve=True)  # type: ignore[return-value]
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'data.batch_size': 64, ...} of nested dicts with text keys; other values, dicts with number keys too, stay whole."""
+    result: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value and all(isinstance(inner, str) for inner in value):
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[f"{prefix}{name}"] = value
+    return result

@@ -1,0 +1,62 @@
+"""What predict does before its first picture, and the table that it shows."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from src.errors import UserError
+from src.prediction import _show, _try
+
+
+def test_the_folder_of_out_is_made_and_tried(tmp_path):
+    assert _try(tmp_path / "a b/c/p.csv") is False
+    assert (tmp_path / "a b/c").is_dir()
+    with pytest.raises(UserError, match="is a folder"):
+        _try(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made or written to") as caught:
+        _try(tmp_path / "file/p.csv")
+    assert caught.value.code == 73
+
+
+def test_only_an_earlier_prediction_is_replaced(tmp_path):
+    file = tmp_path / "p.csv"
+    file.write_text("path,class,probability,class_1\n")
+    assert _try(file) is True
+    file.write_text("image,label\n")
+    with pytest.raises(UserError, match="was not written by"):
+        _try(file)
+
+
+def test_the_table_keeps_the_end_of_paths_and_no_markup(caplog, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    caplog.set_level("INFO")
+    path = f"/photos/{'deep/' * 30}[red]猫\x1b[31m.png"
+    broken = ["/photos/a.png", "", "", "", "", "", "", "/photos/a.png: empty file"]
+    _show([[path, "[/]", "0.963805", "[/]", "0.963805", "b", "0.036195", ""], broken], top=2)
+    header, first, second = caplog.messages
+    assert header.split() == ["path", "class", "probability", "next", "1"]
+    assert "/[red]猫\\x1b[31m.png  [/]" in first
+    assert "0.964" in first
+    assert second.endswith("empty file")
+    assert len(first) < 80
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes only there")
+def test_other_pictures_have_a_file_of_their_own(tmp_path):
+    from src.evaluation import _name_of
+
+    def name(**changes: str) -> tuple[str, bool]:
+        changes = {key.replace("_", ".", 1): value for key, value in changes.items()}
+        changed = [f"{key}={value}" for key, value in changes.items()]
+        found = _name_of(tmp_path, "evaluation_test", changes, changed)
+        (tmp_path / f"{found[0]}.json").write_text(f'{{"changed": {str(changed).replace(chr(39), chr(34))}}}')
+        return found
+
+    assert name() == ("evaluation_test", False)
+    assert name(data_batch_size="4") == ("evaluation_test", True)
+    assert name(data_root="a/new photos/") == ("evaluation_test_new_photos", False)
+    assert name(data_root="b/new photos") == ("evaluation_test_new_photos-2", False)
+    assert name(data_root="b/new photos") == ("evaluation_test_new_photos-2", True)

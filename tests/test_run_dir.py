@@ -1,0 +1,176 @@
+"""The folder of a run: who gets its name, what a refused command leaves, and what older runs are taken for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from src import config_checks, run_dir
+from src.config import Config, Data, plain
+from src.errors import ExitCode, Terminated, UserError
+from src.files import write_csv, write_json, write_text
+from src.run_dir import RunFolder, made_a_step
+
+
+@pytest.fixture
+def settings(tmp_path: Path):
+    """settings(lr=0.1) -> the whole config as plain values, of a run in tmp_path/runs."""
+
+    def make(lr: float = 0.001) -> dict:
+        config = plain(Config(data=Data(source="digits"), runs_dir=str(tmp_path / "runs")))
+        config["optimizer"] |= {"name": "adamw", "lr": lr}
+        config["model"]["backbone"] = "resnet18"
+        config["strategy"]["name"], config["precision"]["name"] = "single", "fp32"
+        return config
+
+    return make
+
+
+def opened(tmp_path: Path, config: dict, error: BaseException | None = None, resume: str = "auto", step: bool = False):
+    """Opens runs/x, makes a step or not, and ends with the error."""
+    with RunFolder.open(tmp_path / "runs/x", config, resume) as folder:
+        if step:
+            write_text(folder.checkpoints / "last.ckpt", "position")
+        if error:
+            raise error
+
+
+def left(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.parametrize("code", [ExitCode.CONFIG, ExitCode.DATA, ExitCode.NO_INPUT, ExitCode.UNAVAILABLE])
+def test_a_refused_command_leaves_no_folder(tmp_path, settings, code):
+    with pytest.raises(UserError):
+        opened(tmp_path, settings(), UserError("refused", code=code))
+    assert left(tmp_path) == []
+    assert run_dir.opened() is None  # its traceback goes elsewhere
+
+
+def test_what_a_message_names_or_somebody_else_put_there_stays(tmp_path, settings):
+    mine = tmp_path / "runs/x/notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UserError):
+        opened(tmp_path, settings(), UserError("2 of 9 pictures, listed there", code=ExitCode.DATA))
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [ValueError("a defect"), KeyboardInterrupt(), Terminated()])
+def test_another_end_leaves_the_folder_and_its_name_is_free(tmp_path, settings, error):
+    with pytest.raises(type(error)):
+        opened(tmp_path, settings(), error)
+    run = tmp_path / "runs/x"
+    assert run_dir.opened() == run  # where the traceback goes
+    write_json(run / "batch_size.json", {"batch_size": 512})
+    write_text(run / "error.log", "of the run before")
+    opened(tmp_path, settings(lr=0.5))
+    assert yaml.safe_load((run / "config.yaml").read_text())["optimizer"]["lr"] == 0.5
+    assert not (run / "batch_size.json").exists()  # it was found for other settings
+    assert not (run / "error.log").exists()
+    opened(tmp_path, settings(lr=0.6), resume="never")
+
+
+def test_a_run_that_made_a_step_keeps_its_name(tmp_path, settings):
+    with pytest.raises(UserError, match="refused"):  # even so it is no reason to delete anything
+        opened(tmp_path, settings(), UserError("refused"), step=True)
+    with pytest.raises(UserError, match="other settings") as caught:
+        opened(tmp_path, settings(lr=0.5))
+    assert "optimizer.lr: 0.001 there, 0.5 now" in caught.value.why
+    assert caught.value.fix == ["python -m src.train name=x-2"]
+    with pytest.raises(UserError, match="exists already"):
+        opened(tmp_path, settings(), resume="never")
+    assert json.loads((tmp_path / "runs/x/result.json").read_text())["state"] == "failed"
+    assert run_dir.opened() is None  # a refused command writes nothing into a run that is not its own
+    (tmp_path / "runs/x-2").mkdir()
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path, settings(lr=0.5))
+    assert caught.value.fix == ["python -m src.train name=x-3"]
+
+
+def test_damaged_checkpoints_and_rows_count_as_steps(tmp_path):
+    assert not made_a_step(tmp_path)
+    write_text(tmp_path / "metrics.csv", "epoch,step\n")
+    assert not made_a_step(tmp_path)
+    write_text(tmp_path / "metrics.csv", "epoch,step\n1,3\n")
+    assert made_a_step(tmp_path)
+    (tmp_path / "metrics.csv").unlink()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/previous.ckpt").write_bytes(b"")
+    assert made_a_step(tmp_path)
+
+
+def test_a_folder_in_use_is_not_touched(tmp_path, settings):
+    with pytest.raises(ValueError, match="defect"):
+        opened(tmp_path, settings(), ValueError("defect"))
+    before = (tmp_path / "runs/x/config.yaml").read_text()
+    with FileLock(tmp_path / "runs/x/.lock"), pytest.raises(UserError, match="another process") as caught:
+        opened(tmp_path, settings(lr=0.5))
+    assert caught.value.code == ExitCode.BUSY
+    assert (tmp_path / "runs/x/config.yaml").read_text() == before
+
+
+def test_a_job_of_a_sweep_keeps_its_folder(tmp_path, settings):
+    config = settings() | {"runs_dir": str(tmp_path)}  # the sweep's folder is runs/, the job's is runs/x
+    with pytest.raises(UserError):
+        opened(tmp_path, config, UserError("refused"))
+    assert json.loads((tmp_path / "runs/x/result.json").read_text())["state"] == "failed"
+
+
+def test_an_error_after_the_end_does_not_undo_it(tmp_path, settings):
+    with RunFolder.open(tmp_path / "runs/x", settings()) as folder:
+        folder.finish(metrics={})
+    with pytest.raises(KeyError):
+        opened(tmp_path, settings(), KeyError("val/new"))
+    assert json.loads((tmp_path / "runs/x/result.json").read_text())["state"] == "finished"
+
+
+def test_a_setting_that_an_older_run_does_not_know_has_its_default_there(tmp_path, settings, caplog):
+    opened(tmp_path, settings(), step=True)
+    file = tmp_path / "runs/x/config.yaml"
+    stored = yaml.safe_load(file.read_text())
+    del stored["model"]["label_smoothing"], stored["oom"], stored["trainer"]["max_epochs"]
+    stored["model"]["gone"] = 3
+    file.write_text(yaml.safe_dump(stored))
+    opened(tmp_path, settings())
+    assert "model.gone, which this version of the program does not know" in caplog.text
+    composed = settings()
+    composed["trainer"]["max_epochs"] = 12  # conf/ has another default than the schema
+    opened(tmp_path, composed)
+    composed["model"]["label_smoothing"] = 0.3
+    with pytest.raises(UserError) as caught:
+        opened(tmp_path, composed)
+    assert caught.value.why == "model.label_smoothing: 0.1, its default, there, 0.3 now"
+
+
+def test_evaluate_reads_settings_of_any_age(tmp_path, settings):
+    from src.run_settings import merged, stored_settings
+
+    stored = settings()
+    del stored["memory"], stored["data"]["background"]
+    stored["data"]["gone"], stored["tuning"] = 1, {"x": 2}
+    write_text(tmp_path / "config.yaml", yaml.safe_dump(stored))
+    read = config_checks.read(merged(stored_settings(tmp_path), {"data.batch_size": 7, "data.split_file": None}))
+    assert (read.data.batch_size, read.data.background, read.memory.log) == (7, [255, 255, 255], True)
+
+
+@pytest.mark.parametrize("text", ["", "- a", "x: [", "name: other program"])
+def test_a_config_that_is_none_is_named(tmp_path, text):
+    from src.run_settings import stored_settings
+
+    write_text(tmp_path / "config.yaml", text)
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
+        stored_settings(tmp_path)
+
+
+def test_names_that_are_no_text_keep_their_bytes(tmp_path):
+    from src.data.splits import read_split_file
+
+    name = b"cats/Stra\xdfe.jpg".decode("utf-8", "surrogateescape")
+    write_csv(tmp_path / "split.csv", ("path", "label", "split"), [(name, "cats", "test")])
+    assert b"Stra\xdfe" in (tmp_path / "split.csv").read_bytes()
+    assert list(read_split_file(tmp_path / "split.csv")) == [name]
