@@ -160,13 +160,12 @@ def _say_seen(of_unseen: dict[str, Any], split: str, number: int) -> None:
 def _name_of(out: Path, name: str, changes: Mapping[str, Any], changed: list[str]) -> tuple[str, bool]:
     """The name of the files, without ending, and whether they stand there already, made of the same pictures.
 
-    Other pictures are named by their folder or table; those that share such a name get a number.
+    Other pictures are named by their folder or table, or by what differs; those that share such a name get a number.
     """
-    pictures = [
-        str(changes[key]) for key in ("data.root", "data.table", "data.split_file", "data.name") if key in changes
-    ]
-    if pictures:
-        name += "_" + re.sub(r"[^\w.-]+", "_", printable(Path(pictures[0]).absolute().name))[:60]
+    keys = [key for key in ("data.root", "data.table", "data.split_file") if key in changes]
+    different = Path(str(changes[keys[0]])).absolute().name if keys else "_".join(_which(changed)).replace("data.", "")
+    if different:
+        name += "_" + re.sub(r"[^\w.-]+", "_", printable(different))[:60]
     for candidate in chain([name], (f"{name}-{number}" for number in count(2))):
         file = out / f"{candidate}.json"
         if not file.exists():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from src.errors import UserError
@@ -44,7 +42,6 @@ def test_the_table_keeps_the_end_of_paths_and_no_markup(caplog, monkeypatch):
     assert len(first) < 80
 
 
-@pytest.mark.skipif(os.name != "posix", reason="names are bytes only there")
 def test_other_pictures_have_a_file_of_their_own(tmp_path):
     from src.evaluation import _name_of
 
@@ -57,6 +54,7 @@ def test_other_pictures_have_a_file_of_their_own(tmp_path):
 
     assert name() == ("evaluation_test", False)
     assert name(data_batch_size="4") == ("evaluation_test", True)
+    assert name(data_num_pictures="30") == ("evaluation_test_num_pictures_30", False)
     assert name(data_root="a/new photos/") == ("evaluation_test_new_photos", False)
     assert name(data_root="b/new photos") == ("evaluation_test_new_photos-2", False)
     assert name(data_root="b/new photos") == ("evaluation_test_new_photos-2", True)
