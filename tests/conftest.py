@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return Done(done.returncode, done.stdout, done.stderr)
 
     return run
+
+
+@pytest.fixture
+def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Networks, losses and metrics that the test makes compute in float64: see tests/tolerance.py."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # losses take half precision to float32
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def check_error(done: Done, code: int, *culprits: str) -> None:

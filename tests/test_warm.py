@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -157,6 +158,20 @@ def test_variables_are_those_of_the_command(run, tmp_path, monkeypatch):
     (tmp_path / "probe.py").write_text(code)
     environment = command_environment() | {"OMP_NUM_THREADS": "2"}
     assert warm.run("probe", [], tmp_path, environment, 100).stdout.split()[0] == "2"
+
+
+@pytest.mark.numbers
+def test_the_instructions_are_those_of_the_tests_or_of_the_command(run, tmp_path, monkeypatch):
+    """With which .ci/run imitates older CPUs; libraries choose them once, at the first use or before."""
+    from torch.backends.cpu import get_cpu_capability
+
+    ours = get_cpu_capability()
+    assert ours == os.environ.get("ATEN_CPU_CAPABILITY", ours).upper()
+    code = "import os, torch\nprint(torch.backends.cpu.get_cpu_capability(), os.environ.get('ONEDNN_MAX_CPU_ISA'))"
+    assert run("probe", code).out.split() == [ours, str(os.environ.get("ONEDNN_MAX_CPU_ISA"))]
+    monkeypatch.setattr(warm._Helper, "run", None)
+    environment = command_environment() | {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+    assert warm.run("probe", [], tmp_path, environment, 100).stdout.split() == ["DEFAULT", "SSE41"]
 
 
 def test_a_command_that_takes_too_long_is_killed(run, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 LIGHTNING_NAMES = {"fp16": "16-mixed", "bf16": "bf16-mixed"}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# Values of ONEDNN_MAX_CPU_ISA under which oneDNN, which computes torch's layers on x86, emulates bfloat16 on every CPU:
+# 75 times slower than fp32. uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html
+ONEDNN_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 
 
 def precision_plugin(name: str, device: torch.device) -> Precision:
@@ -41,9 +45,9 @@ def check_precision(name: str, device: torch.device) -> None:
             "15 times as long as with fp32 or more. Meant for speed it is on GPUs only."
         )
     if name == "bf16" and device.type == "cpu" and not cpu_has_bf16():
-        raise _refused(
-            name, device, "this CPU has neither AVX512-BF16 nor AMX, so bf16 would be slower than fp32", "fp32"
-        )
+        limit = _onednn_limit()
+        why = f"ONEDNN_MAX_CPU_ISA={limit} rules out" if limit in ONEDNN_WITHOUT_BF16 else "this CPU does not have"
+        raise _refused(name, device, f"{why} AVX512-BF16 and AMX, so bf16 would be slower than fp32", "fp32")
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         kind = torch.cuda.get_device_name(device)
         raise _refused(name, device, f"bfloat16 needs compute capability 8.0 (Ampere, 2020); this is a {kind}", "fp16")
@@ -73,12 +77,20 @@ def _refused(name: str, device: torch.device, why: str, instead: str) -> UserErr
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware; where that cannot be told (not Linux), it is not refused."""
+    """Whether the CPU multiplies bfloat16 in hardware and oneDNN may use that; where the CPU cannot be asked (not Linux),
+    bf16 is not refused."""
+    if _onednn_limit() in ONEDNN_WITHOUT_BF16:
+        return False
     try:
         flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
         return platform.system() != "Linux"
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16", "avx_ne_convert"})
+
+
+def _onednn_limit() -> str:
+    """The newest instructions that oneDNN is allowed to use, as the user set them; empty for all."""
+    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
 
 
 def autocast(name: str, device: torch.device) -> AbstractContextManager:

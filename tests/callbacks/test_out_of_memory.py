@@ -24,6 +24,7 @@ from src.models.losses import ClassificationLoss
 from src.models.network import Architecture, build_network
 from src.preprocessing import Preprocessing
 from tests.callbacks.little_memory import BATCHES, MESSAGE, FailInBackward, Small, at_most, fit, noise
+from tests.tolerance import DOUBLE
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -56,23 +57,24 @@ def sizes_in(model: Small, batch: int) -> list[int]:
 # The same result
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(("limit", "size"), [(9, 8), (4, 4), (1, 1)])
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_the_result_is_that_of_a_run_that_fits(where, limit, size, accumulate):
+def test_the_result_is_that_of_a_run_that_fits(float64, where, limit, size, accumulate):
     expected, found, callback = Small(), Small(at_most(limit), where), split()
     reference = fit(expected, accumulate_grad_batches=accumulate)
     trainer = fit(found, callback, accumulate_grad_batches=accumulate)
     assert callback.parts.size == size
-    assert largest_difference(expected, found) < 1e-6
+    assert largest_difference(expected, found) < DOUBLE
     assert trainer.global_step == reference.global_step
     assert trainer.callback_metrics.keys() == reference.callback_metrics.keys()
     assert trainer.callback_metrics.keys() == {"loss", "loss_step", "loss_epoch", "acc", "rate"}
     for name, value in reference.callback_metrics.items():
-        assert trainer.callback_metrics[name].item() == pytest.approx(value.item(), abs=1e-6), name
+        assert trainer.callback_metrics[name].item() == pytest.approx(value.item(), abs=DOUBLE), name
     assert len(found.outputs) == len(expected.outputs) == 3 * len(BATCHES)
     for ours, theirs in zip(found.outputs, expected.outputs, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours, theirs, atol=DOUBLE, rtol=0)
         assert not ours["logits"].requires_grad, "the graph of a part is kept"
     assert set(found.hooks) == {"optimizer_step"}
 
@@ -189,21 +191,23 @@ class Weighted(Small):
         return self.class_weights[batch[1]].sum()
 
 
-def test_a_loss_that_is_no_plain_mean():
+@pytest.mark.numbers
+def test_a_loss_that_is_no_plain_mean(float64):
     """The module also returns a bare loss, not a dict."""
     expected, found = Weighted(), Weighted(at_most(4))
     fit(expected)
     fit(found, split())
-    assert largest_difference(expected, found) < 1e-6
+    assert largest_difference(expected, found) < DOUBLE
     for ours, theirs in zip(found.outputs, expected.outputs, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+        torch.testing.assert_close(ours, theirs, atol=DOUBLE, rtol=0)
 
 
 # The project's own module
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("class_weights", [None, [0.1, 1.0, 2.0, 5.0]])
-def test_the_classifier_of_the_project(class_weights):
+def test_the_classifier_of_the_project(float64, class_weights):
     """Its metrics see every batch once, and a class-weighted loss is that of the whole batch."""
     runs = []
     for limit in (16, 5):
@@ -223,7 +227,7 @@ def test_the_classifier_of_the_project(class_weights):
         runs.append((model.state_dict(), trainer.callback_metrics, trainer.global_step))
     assert callback.parts.size == 4
     assert {"train/loss", "train/acc", "val/loss", "val/acc"} < runs[0][1].keys()
-    torch.testing.assert_close(runs[1], runs[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(runs[1], runs[0], atol=DOUBLE, rtol=DOUBLE)
 
 
 def fails_beyond(limit: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:

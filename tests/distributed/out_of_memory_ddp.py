@@ -110,6 +110,7 @@ def refused() -> dict[str, Any]:
 
 
 def main(found: Path) -> None:
+    torch.set_default_dtype(torch.float64)  # tests/tolerance.py
     gc.freeze()  # else the libraries' objects are searched for garbage after every failure
     gc.disable()  # nothing but what the callback does may free a wrapper
     mine = {}

@@ -14,6 +14,7 @@ import torch
 from src.errors import ExitCode
 from tests.conftest import command_environment
 from tests.distributed.out_of_memory_ddp import SCENARIOS
+from tests.tolerance import DOUBLE
 
 BATCHES = 8  # of two epochs
 
@@ -30,6 +31,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return json.loads(path.read_text())
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_ranks_stay_one_model_and_end_as_if_all_had_fitted(found, name):
     settings = SCENARIOS[name][3]
@@ -38,7 +40,7 @@ def test_the_ranks_stay_one_model_and_end_as_if_all_had_fitted(found, name):
     assert first["steps"] == second["steps"] == BATCHES // settings.get("accumulate", 1)
     if "batchnorm" not in settings:
         expected = found[0]["accumulating, fits" if "accumulate" in settings else "fits"]["weights"]
-        assert first["weights"] == pytest.approx(expected, abs=1e-6)
+        assert first["weights"] == pytest.approx(expected, abs=DOUBLE)
 
 
 def test_the_callback_changes_nothing_where_all_fits(found):

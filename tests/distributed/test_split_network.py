@@ -65,6 +65,7 @@ def test_the_same_micro_batches_give_the_same_to_the_bit(runs, one, other):
     assert result(runs / one)["metrics"] == result(runs / other)["metrics"]
 
 
+@pytest.mark.numbers
 def test_micro_batches_are_the_batch_where_batchnorm_is_kept(runs):
     assert result(runs / "pipeline")["metrics"] == pytest.approx(result(runs / "single")["metrics"], rel=1e-3)
 

@@ -12,6 +12,7 @@ from src.errors import UserError
 from src.models.backbones import pretrained_preprocessing
 from src.models.network import Architecture, TransferNetwork, build_network
 from src.preprocessing import Preprocessing
+from tests.tolerance import DOUBLE
 
 torch.set_num_threads(1)
 
@@ -23,12 +24,13 @@ def pictures(count: int = 2, size: int = 64) -> torch.Tensor:
 
 
 def as_torchvision_does(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    images = functional.to_dtype(images, torch.float32, scale=True)
+    images = functional.to_dtype(images, torch.get_default_dtype(), scale=True)
     return functional.normalize(images, preprocessing.mean, preprocessing.std)
 
 
-@pytest.mark.parametrize(("channels_last", "tolerance"), [(False, 1e-6), (True, 1e-5)])
-def test_the_network_is_torchvisions_with_its_last_layer_replaced(channels_last, tolerance):
+@pytest.mark.numbers
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_network_is_torchvisions_with_its_last_layer_replaced(float64, channels_last):
     torch.manual_seed(0)
     reference = torchvision.models.resnet18(weights=None)
     reference.fc = nn.Linear(512, 5)
@@ -39,7 +41,7 @@ def test_the_network_is_torchvisions_with_its_last_layer_replaced(channels_last,
     network.head.load_state_dict(reference.fc.state_dict())
     with torch.no_grad():
         expected = reference(as_torchvision_does(pictures(), IMAGENET))
-        torch.testing.assert_close(network(pictures()), expected, rtol=0, atol=tolerance)
+        torch.testing.assert_close(network(pictures()), expected, rtol=DOUBLE, atol=DOUBLE)
     assert expected.std() > 0.01  # logits that are all alike would be equal to anything
 
 

@@ -1,8 +1,8 @@
 """Every command that README.md and docs/ show is run here, in one folder, in the order of the page.
 
-Two things differ from a user's terminal, so that it takes minutes on two cores and no network: every training but the
-first is made short (SHORT), and a command that needs pretrained weights or a set from the network may answer with the
-documented exit code 69.
+Three things differ from a user's terminal, so that it takes minutes on two cores and no network: every training but the
+first is made short (SHORT); a command that needs pretrained weights or a set from the network may answer with the
+documented exit code 69; and precision=bf16 has to, on a machine that does not have it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from src.errors import UserError
+from src.strategies.precision import check_precision
 from tests import warm
 from tests.conftest import ROOT, command_environment, write_pictures
 
@@ -73,12 +76,26 @@ def check_command(folder: Path, line: str, cold: bool) -> None:
         done = warm.run(words[2], words[3:], folder, environment, timeout=600, cold=cold)
     else:
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600, env=environment)
+    if "precision=bf16" in words and not has_bf16():
+        assert done.returncode == 69, done.stdout + done.stderr
+        assert "precision=bf16 does not work on" in done.stderr
+        return
     if done.returncode == 69 and any(word in line for word in NEEDS_NETWORK):
         assert "network" in done.stderr or "download" in done.stderr, done.stderr
         return
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     if words == ["python", "-m", "src.train"]:
         check_first_run(done.stdout + done.stderr)
+
+
+def has_bf16() -> bool:
+    """Whether the device that trainer.accelerator=auto takes on this machine computes in bfloat16."""
+    kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        check_precision("bf16", torch.device(kind))
+    except UserError:
+        return False
+    return True
 
 
 def check_first_run(printed: str) -> None:

@@ -24,6 +24,7 @@ from src.strategies.replication import CpuEngine, GpuEngine
 from tests.callbacks import little_memory
 from tests.callbacks.little_memory import MESSAGE, Small, at_most
 from tests.callbacks.small_training import QUIET, SQUARE, classifier, network, phases, pictures
+from tests.tolerance import DOUBLE
 
 CPU = torch.device("cpu")
 
@@ -82,18 +83,19 @@ def largest_difference(first: nn.Module, second: nn.Module) -> float:
 # The result of one device
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("freeze", [{"preset": "full"}, {"preset": "gradual", "last_n": 3}], ids=["full", "gradual"])
 @pytest.mark.parametrize("devices", [2, 3])
-def test_twenty_steps_are_those_of_one_device(devices, freeze):
+def test_twenty_steps_are_those_of_one_device(float64, devices, freeze):
     """The last batch of an epoch has 2 pictures, which 3 devices cannot share; the loss weighs classes; blocks that are
     frozen at first begin to learn; gradients are clipped."""
     expected, single, steps = train(None, freeze=freeze)
     found, trainer, watch = train(devices, freeze=freeze)
     assert trainer.global_step == single.global_step == 20
-    assert watch.losses == pytest.approx(steps.losses, abs=1e-5)
-    assert largest_difference(expected, found) < 1e-6
+    assert watch.losses == pytest.approx(steps.losses, rel=DOUBLE)
+    assert largest_difference(expected, found) < DOUBLE
     assert single.callback_metrics.keys() > {"train/loss", "val/loss", "val/acc"}
-    torch.testing.assert_close(trainer.callback_metrics, single.callback_metrics, atol=1e-5, rtol=0)
+    torch.testing.assert_close(trainer.callback_metrics, single.callback_metrics, atol=DOUBLE, rtol=DOUBLE)
     assert not any(main for main, _ in watch.calls)
 
 
@@ -197,17 +199,18 @@ def test_replicas_of_a_cpu():
 # What goes wrong in a replica
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_a_batch_that_does_not_fit_is_repeated_in_parts(where, caplog):
+def test_a_batch_that_does_not_fit_is_repeated_in_parts(float64, where, caplog):
     """Four pictures fit on a device, eight on two."""
     expected, found, callback = Small(), Small(at_most(4), where), OutOfMemory("split", 10**9)
     reference = little_memory.fit(expected)
     trainer = little_memory.fit(found, callback, devices=2, strategy=DataParallel())
     assert callback.parts.size == 8
     assert "repeated in parts of 8" in caplog.text
-    assert largest_difference(expected, found) < 1e-6
+    assert largest_difference(expected, found) < DOUBLE
     assert trainer.global_step == reference.global_step
-    assert float(trainer.callback_metrics["loss"]) == pytest.approx(float(reference.callback_metrics["loss"]), abs=1e-6)
+    assert float(trainer.callback_metrics["loss"]) == pytest.approx(float(reference.callback_metrics["loss"]), DOUBLE)
 
 
 def test_the_message_of_a_lack_of_memory_is_torchs_own():
@@ -266,14 +269,15 @@ def test_the_threads_of_gpus(monkeypatch):
 # A strategy of Lightning
 
 
-def test_checkpoints_are_those_of_one_device(tmp_path):
+@pytest.mark.numbers
+def test_checkpoints_are_those_of_one_device(float64, tmp_path):
     """Their keys are the same, and a run continues from them under dp to the bit, and on one device."""
     first, trainer, _ = train(2, epochs=4, max_steps=8)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     keys = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"].keys()
     assert keys == classifier().state_dict().keys() == first.state_dict().keys()
     whole, _, _ = train(2, epochs=4)
-    for devices, limit in ((2, 0.0), (None, 1e-6)):
+    for devices, limit in ((2, 0.0), (None, DOUBLE)):
         continued, trainer, _ = train(devices, epochs=4, resume=tmp_path / "last.ckpt")
         assert trainer.global_step == 16
         assert largest_difference(whole, continued) <= limit

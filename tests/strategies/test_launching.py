@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch.backends.cpu import get_cpu_capability
 
 from src import config_checks
 from src.errors import ErrorOfProcess, Terminated, UserError
@@ -68,6 +69,21 @@ seen = {name: os.environ[name] for name in names}
         assert (seen["WORLD_SIZE"], seen["LOCAL_WORLD_SIZE"]) == ("2", "2")
         assert seen["TRAIN_COMMAND"] == shell_command()
     assert both[0][2]["MASTER_PORT"] == both[1][2]["MASTER_PORT"]
+
+
+@pytest.mark.numbers
+@pytest.mark.parametrize("setting", ["default", None])
+def test_every_process_computes_with_the_instructions_of_the_command(run, tmp_path, monkeypatch, setting):
+    """With which .ci/run imitates older CPUs. setting: of ATEN_CPU_CAPABILITY; None: as the tests themselves."""
+    if setting:
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", setting)
+    program = """
+import torch
+(path / f"seen{rank}").write_text(f"{torch.backends.cpu.get_cpu_capability()} {os.environ.get('ONEDNN_MAX_CPU_ISA')}")
+"""
+    run(program + FINISH)
+    expected = f"{setting.upper() if setting else get_cpu_capability()} {os.environ.get('ONEDNN_MAX_CPU_ISA')}"
+    assert {(tmp_path / f"seen{rank}").read_text() for rank in (0, 1)} == {expected}
 
 
 def test_nothing_is_left_in_the_environment(run):

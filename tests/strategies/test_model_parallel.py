@@ -28,6 +28,7 @@ from src.preprocessing import Preprocessing
 from src.strategies.model_parallel import build_model_parallel
 from tests.callbacks.small_training import QUIET
 from tests.strategies.narrow import THREE, TWO, Narrow, assert_same, stage_threads
+from tests.tolerance import DOUBLE
 
 ALL, HEAD = {0: ["backbone", "head"]}, {0: ["head"]}
 
@@ -108,7 +109,7 @@ def test_one_micro_batch_is_training_on_one_device():
     assert metrics == its_metrics
 
 
-@functools.cache
+@functools.cache  # all who call it compute in float64
 def whole_batches(*weights: float, clip: float | None = None) -> tuple[dict[str, Tensor], dict[str, float]]:
     torch.manual_seed(0)
     return trained(None, weights=list(weights) or None, gradient_clip_val=clip)
@@ -120,35 +121,39 @@ def no_dropout(monkeypatch):
     monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: x)
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
-def test_eight_micro_batches_are_one_batch(no_dropout, schedule):
+def test_eight_micro_batches_are_one_batch(float64, no_dropout, schedule):
     """Also of the last batch, which has four pictures."""
     weights, metrics = trained(build_model_parallel(8, schedule))
     expected, their_metrics = whole_batches()
-    assert relative_change(weights, expected) < 1e-3
-    assert metrics == pytest.approx(their_metrics, rel=1e-3)
+    assert relative_change(weights, expected) < DOUBLE
+    assert metrics == pytest.approx(their_metrics, rel=DOUBLE)
 
 
-def test_uneven_micro_batches_count_with_the_weights_of_their_classes(no_dropout):
+@pytest.mark.numbers
+def test_uneven_micro_batches_count_with_the_weights_of_their_classes(float64, no_dropout):
     weights, metrics = trained(build_model_parallel(3, "1f1b"), weights=[0.2, 1.0, 5.0])
     expected, their_metrics = whole_batches(0.2, 1.0, 5.0)
-    assert relative_change(weights, expected) < 1e-3
-    assert metrics["train/loss"] == pytest.approx(their_metrics["train/loss"], rel=1e-4)
+    assert relative_change(weights, expected) < DOUBLE
+    assert metrics["train/loss"] == pytest.approx(their_metrics["train/loss"], rel=DOUBLE)
 
 
-def test_gradients_are_clipped(no_dropout):
+@pytest.mark.numbers
+def test_gradients_are_clipped(float64, no_dropout):
     weights, _ = trained(build_model_parallel(4, "1f1b"), gradient_clip_val=0.01)
-    assert relative_change(weights, whole_batches(clip=0.01)[0]) < 1e-3
+    assert relative_change(weights, whole_batches(clip=0.01)[0]) < DOUBLE
     assert relative_change(weights, whole_batches()[0]) > 0.3
 
 
-def test_an_average_of_the_weights_is_kept(no_dropout):
+@pytest.mark.numbers
+def test_an_average_of_the_weights_is_kept(float64, no_dropout):
     averages = []
     for strategy in (None, build_model_parallel(4, "1f1b")):
         average = WeightAverage(0.5)
         trained(strategy, average)
         averages.append(average.weights())
-    assert relative_change(averages[1], averages[0]) < 1e-3
+    assert relative_change(averages[1], averages[0]) < DOUBLE
 
 
 def test_only_the_head_learns(no_dropout):
@@ -201,7 +206,8 @@ def test_memory_that_runs_out_ends_the_run_with_an_answer():
     assert not stage_threads()
 
 
-def test_one_micro_batch_that_does_not_fit_is_repeated_in_parts(no_dropout):
+@pytest.mark.numbers
+def test_one_micro_batch_that_does_not_fit_is_repeated_in_parts(float64, no_dropout):
     def fail(layer: nn.Module, inputs: tuple[Tensor]) -> None:
         if len(inputs[0]) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory, it was said")
@@ -209,7 +215,7 @@ def test_one_micro_batch_that_does_not_fit_is_repeated_in_parts(no_dropout):
     model = classifier()
     model.network.backbone.layer3[0].register_forward_pre_hook(fail)
     fit(model, build_model_parallel(1, "1f1b"), OutOfMemory("split", 200))
-    assert relative_change(model.network.state_dict(), whole_batches()[0]) < 1e-3
+    assert relative_change(model.network.state_dict(), whole_batches()[0]) < DOUBLE
 
 
 # Where things are: tensors on the device meta have a shape and no values, and do not mix with those on a CPU.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -125,6 +126,28 @@ def test_what_a_device_does_not_have_is_refused(monkeypatch, name, device, reaso
     assert reason in error.value.why
     assert parses([error.value.fix[0].split()[-1]])
     assert usable_precision(name, torch.device(device)) == "fp32"
+
+
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_bf16_that_onednn_may_not_use_is_refused_too(monkeypatch, name):
+    monkeypatch.setattr(Path, "read_text", lambda *words, **settings: "flags : avx512f avx512_bf16 amx_bf16")
+    for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(variable, raising=False)
+    assert precision.cpu_has_bf16()
+    monkeypatch.setenv(name, "avx512_core_bf16")
+    assert precision.cpu_has_bf16()
+    monkeypatch.setenv(name, "avx2")
+    with pytest.raises(UserError, match="precision=bf16 does not work on cpu") as error:
+        check_precision("bf16", CPU)
+    assert "ONEDNN_MAX_CPU_ISA=AVX2 rules out" in error.value.why
+
+
+def test_a_refusal_keeps_the_other_words(monkeypatch):
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+    monkeypatch.setenv("TRAIN_COMMAND", "python -m src.train 'data.root=my photos' precision=bf16 seed=3")
+    with pytest.raises(UserError) as error:
+        check_precision("bf16", CPU)
+    assert error.value.fix == ["python -m src.train 'data.root=my photos' precision=fp32 seed=3"]
 
 
 def test_what_is_not_refused(monkeypatch, caplog):
