@@ -1,4 +1,5 @@
-"""One of two processes, each with a stage of a ResNet50: test_pipeline.py starts this file twice, and reads what it left.
+"""One of two processes, each with a stage of a narrow ResNet50: test_pipeline.py starts this file twice, and reads what
+it left.
 
 Every training is done twice: with strategy=pipeline by both processes, and by one of them alone, with the unsplit network
 and the same micro-batches one after another. The folder that is given gets, for each of them:
@@ -28,7 +29,6 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.models import resnet50
 
 from src.callbacks.freezing import FreezingSchedule, Phases
 from src.callbacks.position import PositionCheckpoint
@@ -36,13 +36,14 @@ from src.checkpoints.writing import PREVIOUS, DurableCheckpointIO
 from src.config import Optimizer
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss
-from src.models.model_parallel_resnet50 import UNITS, ModelParallelResNet50
+from src.models.model_parallel_resnet50 import UNITS
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
 from src.strategies.own_backward import OwnBackward
 from src.strategies.pipeline import OwnStage, Pipeline
 from src.strategies.pipeline_precision import stage_precision
 from src.strategies.precision import precision_plugin
+from tests.strategies.narrow import Narrow, unsplit
 
 CPU = torch.device("cpu")
 CLASSES, SIZE = 3, 32
@@ -64,8 +65,7 @@ def rank() -> int:
 def build_network(channels_last: bool = True) -> TransferNetwork:
     """The same weights at every call."""
     torch.manual_seed(0)
-    backbone = ModelParallelResNet50(split_at=["layer2"])
-    backbone.fc = nn.Identity()
+    backbone = Narrow(split_at=["layer2"])
     square = Preprocessing(SIZE, 1.0, "bilinear", (0.5, 0.4, 0.3), (0.5, 0.6, 0.7))
     return TransferNetwork(backbone, nn.Linear(2048, CLASSES), square, channels_last=channels_last)
 
@@ -79,11 +79,11 @@ def pictures(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 class Torchvision(nn.Module):
-    """torchvision's own ResNet50 in the place of the split one."""
+    """torchvision's own ResNet, of the same widths, in the place of the split one."""
 
     def __init__(self, network: TransferNetwork) -> None:
         super().__init__()
-        self.backbone, self.head, self.normalise = resnet50(), network.head, network.normalise
+        self.backbone, self.head, self.normalise = unsplit(), network.head, network.normalise
         self.backbone.fc = nn.Identity()
         self.backbone.load_state_dict(network.backbone.state_dict())
 

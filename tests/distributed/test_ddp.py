@@ -11,18 +11,19 @@ import torch
 
 from src.checkpoints.reading import read_checkpoint
 from src.run_dir import read_metrics
-from tests.conftest import SMALL, check_error
-from tests.running import result, start
+from tests import warm
+from tests.conftest import SMALL, check_error, command_environment
+from tests.running import result
 from tests.tolerance import rounding
 
 CPU = ("trainer.accelerator=cpu", "trainer.threads=2")
 DDP = (*CPU, "strategy=ddp", "trainer.devices=2")
-# 53 training pictures in batches of 16: the last has 5, which do not divide. BatchNorm is kept: its statistics are of the
-# pictures that a process sees. 20 steps.
+# 53 training pictures in batches of 16: the last has 5, which do not divide, nor do the classes, so that their weights
+# differ. BatchNorm is kept: its statistics are of the pictures that a process sees. 20 steps.
 SAME = (
     *SMALL,
     "model.backbone=resnet18",
-    "data.num_pictures=75",
+    "data.num_pictures=77",
     "data.class_weights=balanced",
     "data.augment=standard",
     "trainer.max_epochs=5",
@@ -31,7 +32,8 @@ SAME = (
     "optimizer.lr=0.003",
 )
 
-# A ResNet18 has 21 layers of weights. Where the processes' parts of a batch count alike, losses are 6e-3 apart.
+# A ResNet18 has 21 layers of weights. Where the processes' parts of a batch count alike, losses are 6e-3 apart and weights
+# 2e-3; where they count by pictures and not by the weights of their classes, 4e-4 and 1e-4.
 LOSS = rounding(layers=21, steps=20)
 WEIGHT = LOSS * 20 * 0.003  # a step moves a weight by at most the learning rate: its gradients sum up to about 1 here
 
@@ -44,14 +46,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("same")
     ways = {
         "single": (),
-        "dp": (*CPU, "strategy=dp", "trainer.devices=2"),
+        "dp": (*CPU, "strategy=dp", "trainer.devices=2", "trainer.threads=1"),  # of two, one waits busily for the other
         "ddp": (*DDP, "trainer.threads=1"),
         "ddp3": (*DDP, "trainer.devices=3", "data.num_workers=3"),
     }
     for name, words in ways.items():
-        process = start(folder, *SAME, *words, f"name={name}")
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == 0, out + err
+        typed = (*SAME, *words, f"name={name}")
+        done = warm.run("src.train", typed, folder, command_environment(), timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs"
 
 
