@@ -161,7 +161,7 @@ def test_variables_are_those_of_the_command(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.numbers
-def test_the_instructions_are_those_of_the_tests_or_of_the_command(run, tmp_path, monkeypatch):
+def test_the_instructions_are_those_of_the_tests_or_of_the_command(run, tmp_path):
     """With which .ci/run imitates older CPUs; libraries choose them once, at the first use or before."""
     from torch.backends.cpu import get_cpu_capability
 
@@ -169,7 +169,6 @@ def test_the_instructions_are_those_of_the_tests_or_of_the_command(run, tmp_path
     assert ours == os.environ.get("ATEN_CPU_CAPABILITY", ours).upper()
     code = "import os, torch\nprint(torch.backends.cpu.get_cpu_capability(), os.environ.get('ONEDNN_MAX_CPU_ISA'))"
     assert run("probe", code).out.split() == [ours, str(os.environ.get("ONEDNN_MAX_CPU_ISA"))]
-    monkeypatch.setattr(warm._Helper, "run", None)
     environment = command_environment() | {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
     assert warm.run("probe", [], tmp_path, environment, 100).stdout.split() == ["DEFAULT", "SSE41"]
 

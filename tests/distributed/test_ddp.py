@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,64 +39,77 @@ SAME = (
 LOSS = rounding(layers=21, steps=20)
 WEIGHT = LOSS * 20 * 0.003  # a step moves a weight by at most the learning rate: its gradients sum up to about 1 here
 
+NUMBERS = pytest.mark.numbers
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 
 
+WAYS = {
+    "single": (),
+    "dp": (
+        *CPU,
+        "strategy=dp",
+        "trainer.devices=2",
+        "trainer.threads=1",
+    ),  # of two, one would wait busily for the other
+    "ddp": (*DDP, "trainer.threads=1"),
+    "ddp3": (*DDP, "trainer.devices=3", "data.num_workers=3"),
+}
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/ with the same training done with one device and with several, side by side."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """trained(name): the folder of the same training done in one of the WAYS, all side by side."""
     folder = tmp_path_factory.mktemp("same")
-    ways = {
-        "single": (),
-        "dp": (*CPU, "strategy=dp", "trainer.devices=2", "trainer.threads=1"),  # of two, one waits busily for the other
-        "ddp": (*DDP, "trainer.threads=1"),
-        "ddp3": (*DDP, "trainer.devices=3", "data.num_workers=3"),
-    }
-    for name, words in ways.items():
-        typed = (*SAME, *words, f"name={name}")
+
+    @functools.cache
+    def train(name: str) -> Path:
+        typed = (*SAME, *WAYS[name], f"name={name}")
         done = warm.run("src.train", typed, folder, command_environment(), timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "runs"
+        return folder / "runs" / name
+
+    return train
 
 
-@pytest.mark.numbers
-@pytest.mark.parametrize("name", ["dp", "ddp", "ddp3"])
-def test_the_result_is_that_of_one_device(runs, name):
-    one, other = (read_metrics(runs / run / "metrics.csv") for run in ("single", name))
+@pytest.mark.parametrize("name", [pytest.param("dp", marks=NUMBERS), pytest.param("ddp", marks=NUMBERS), "ddp3"])
+def test_the_result_is_that_of_one_device(trained, name):
+    runs = trained("single"), trained(name)
+    one, other = (read_metrics(run / "metrics.csv") for run in runs)
     assert [row["step"] for row in other] == [4, 8, 12, 16, 20]
     for ours, theirs in zip(one, other, strict=True):
         for key in ("train/loss", "val/loss"):
             assert theirs[key] == pytest.approx(ours[key], rel=LOSS), key
         for key in ("train/acc", "train/macro_f1", "val/acc", "val/balanced_acc"):
             assert theirs[key] == ours[key], key
-    expected, found = (result(runs / run)["metrics"] for run in ("single", name))
+    expected, found = (result(run)["metrics"] for run in runs)
     assert found == pytest.approx(expected, rel=LOSS)
-    weights = [read_checkpoint(runs / run / "checkpoints" / "last.ckpt")["state_dict"] for run in ("single", name)]
+    weights = [read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in runs]
     assert list(weights[0]) == list(weights[1]), "the checkpoint's keys differ"
     for key in weights[0]:
         torch.testing.assert_close(weights[1][key], weights[0][key], rtol=0, atol=WEIGHT, msg=key)
 
 
-def test_several_processes_leave_one_folder(runs):
-    left = {path.name for path in (runs / "ddp3").iterdir()}
-    assert left - {path.name for path in (runs / "single").iterdir()} == {"rank1.log", "rank2.log"}
-    assert len(list((runs / "ddp3").rglob("model.safetensors"))) == 1
-    assert {path.name for path in runs.iterdir() if not path.name.startswith(".")} == {"single", "dp", "ddp", "ddp3"}
-    assert result(runs / "ddp3")["command"].startswith("python -m src.train")
+def test_several_processes_leave_one_folder(trained):
+    single, several = trained("single"), trained("ddp3")
+    left = {path.name for path in several.iterdir()}
+    assert left - {path.name for path in single.iterdir()} == {"rank1.log", "rank2.log"}
+    assert len(list(several.rglob("model.safetensors"))) == 1
+    assert {path.name for path in several.parent.iterdir() if not path.name.startswith(".")} <= set(WAYS)
+    assert result(several)["command"].startswith("python -m src.train")
 
 
-@pytest.mark.numbers
-def test_another_strategy_continues_the_run(runs, command, tmp_path):
+@NUMBERS
+def test_another_strategy_continues_the_run(trained, command, tmp_path):
     """What is saved does not depend on how many devices there were."""
     words = (*SAME, "name=ddp", f"runs_dir={tmp_path}")
-    shutil.copytree(runs / "ddp", tmp_path / "ddp")
+    shutil.copytree(trained("ddp"), tmp_path / "ddp")
     (tmp_path / "ddp" / "result.json").unlink()
     last = tmp_path / "ddp" / "checkpoints" / "last.ckpt"
     last.rename(tmp_path / "ddp" / "checkpoints" / "previous.ckpt")  # of the last epoch; continues with its end
     done = command("train", *words)
     assert done.code == 0, done.text
     assert "continuing from" in done.out
-    assert result(tmp_path / "ddp")["metrics"] == pytest.approx(result(runs / "single")["metrics"], rel=LOSS)
+    assert result(tmp_path / "ddp")["metrics"] == pytest.approx(result(trained("single"))["metrics"], rel=LOSS)
 
 
 def test_a_sweep_over_numbers_of_devices_repeats_no_job(command, tmp_path):

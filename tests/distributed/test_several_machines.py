@@ -62,7 +62,6 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.numbers
 def test_they_train_what_one_process_trains(undisturbed):
     single = undisturbed.with_name("single")
     assert result(undisturbed)["steps"] == result(single)["steps"] == 20

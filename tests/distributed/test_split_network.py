@@ -67,7 +67,6 @@ def test_the_same_micro_batches_give_the_same_to_the_bit(runs, one, other):
     assert result(runs / one)["metrics"] == result(runs / other)["metrics"]
 
 
-@pytest.mark.numbers
 def test_micro_batches_are_the_batch_where_batchnorm_is_kept(runs):
     expected, found = (result(runs / name)["metrics"] for name in ("single", "pipeline"))
     assert found == pytest.approx(expected, rel=rounding(layers=54, steps=6))
