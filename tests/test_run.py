@@ -24,6 +24,7 @@ from src.run_dir import sha256
 from tests.conftest import SMALL, check_error, command_environment, write_pictures
 from tests.data.odd_pictures import write_corrupt_pictures, write_odd_pictures
 from tests.running import result, start, wait_for_rows, wait_for_save
+from tests.tolerance import rounding
 
 
 def table(file: Path) -> list[dict[str, str]]:
@@ -82,6 +83,7 @@ def folder_of_pictures(tmp_path: Path) -> Path:
     return write_pictures(tmp_path / "photos", {"apple": 20, "pear": 20, "plum": 14})
 
 
+FORWARD = rounding(layers=57)  # of a shufflenet_v2_x0_5
 FOLDER = ("data=image_folder", "data.root=photos", "data.image_size=32", *SMALL[2:])
 
 
@@ -98,7 +100,7 @@ def test_evaluate_and_predict_repeat_the_runs_numbers(command, tmp_path):
     assert command("evaluate", "run=runs/fruit", "split=val", "out=elsewhere", "data.batch_size=3").code == 0
     val = json.loads((tmp_path / "elsewhere" / "evaluation.json").read_text())["metrics"]
     expected = {name: value for name, value in result(run)["metrics"].items() if name.startswith("val/")}
-    assert val == pytest.approx(expected, rel=1e-6), "the size of a batch changes the weighted loss"
+    assert val == pytest.approx(expected, rel=FORWARD), "the size of a batch changes the weighted loss"
 
     # Folders in another order (a new first class that is empty of test pictures would shift every number by one).
     test_rows = [row for row in table(run / "split.csv") if row["split"] == "test"]
@@ -108,7 +110,7 @@ def test_evaluate_and_predict_repeat_the_runs_numbers(command, tmp_path):
         shutil.copy(photos / row["path"], target)
     assert command("evaluate", "run=runs/fruit", "data.root=test_pictures", "out=others").code == 0
     elsewhere = json.loads((tmp_path / "others" / "evaluation.json").read_text())["metrics"]
-    assert elsewhere == pytest.approx(trained, rel=1e-6), "other images are measured with other class weights"
+    assert elsewhere == pytest.approx(trained, rel=FORWARD), "other images are measured with other class weights"
     shutil.rmtree(tmp_path / "test_pictures" / "apple")
     done = command("evaluate", "run=runs/fruit", "data.root=test_pictures", "out=others")
     assert done.code == 0, done.text

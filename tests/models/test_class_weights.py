@@ -121,8 +121,9 @@ def still(**data: object) -> dict[str, float]:
     return {name: float(trainer.callback_metrics[name]) for name in ("train/loss", "val/loss")}
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("size", [2, 3, 7])
-def test_training_reports_the_loss_of_the_whole_split(size):
+def test_training_reports_the_loss_of_the_whole_split(float64, size):
     assert still(batch_size=size) == pytest.approx(still(batch_size=20), rel=1e-6)
 
 
@@ -146,7 +147,8 @@ def test_an_image_that_a_process_computes_twice_counts_once():
     assert float(found[0].compute()) == pytest.approx(whole, rel=1e-6)
 
 
-def test_evaluate_gives_the_same_for_every_batch_size():
+@pytest.mark.numbers
+def test_evaluate_gives_the_same_for_every_batch_size(float64):
     all_of_them, net = pictures(), network()
     images = torch.stack([all_of_them.read(index) for index in range(30)])
     labels = torch.tensor(all_of_them.labels)
