@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from src.exporting.formats import ONNX, SAFETENSORS, STATE_DICT, TORCH_EXPORT, W
 from src.models.building import rebuild
 from src.models.network import TransferNetwork
 
+_ABOUT = ("task", "classes", "preprocessing", "background", "bits")
 _ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
@@ -47,18 +49,20 @@ def _write_safetensors(model: LoadedModel, path: Path) -> None:
 
 def _write_torch_export(model: LoadedModel, path: Path) -> None:
     program = torch.export.export(model.network, _example(model), dynamic_shapes=_ANY_BATCH)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # names the files of this machine
     with warnings.catch_warnings():
         # It is said of every channels_last weight. The bytes and the strides are written, so nothing is lost.
         warnings.filterwarnings("ignore", message="No complete tensor found in the group")
-        torch.export.save(program, path)
+        torch.export.save(program, path, extra_files=_about(model))
 
 
 def _write_onnx(model: LoadedModel, path: Path) -> None:
     """One file; above 1.5 GiB of weights the exporter puts them beside it, since protobuf ends at 2 GiB."""
-    torch.onnx.export(
+    program = torch.onnx.export(
         model.network,
         _example(model),
-        path,
         dynamo=True,
         dynamic_shapes=_ANY_BATCH,
         input_names=["images"],
@@ -66,6 +70,18 @@ def _write_onnx(model: LoadedModel, path: Path) -> None:
         external_data=False,
         verbose=False,
     )
+    assert program is not None
+    for graph in (program.model.graph, *program.model.functions.values()):
+        for node in graph.all_nodes():
+            node.metadata_props.clear()  # stack traces, which name the files of this machine
+    program.model.metadata_props.update(_about(model))
+    program.save(path, external_data=False)
+
+
+def _about(model: LoadedModel) -> dict[str, str]:
+    """What a file needs beside its weights to be used, as JSON texts."""
+    card = model.card.to_dict()
+    return {name: json.dumps(card[name], ensure_ascii=False) for name in _ABOUT}
 
 
 def _example(model: LoadedModel) -> tuple[torch.Tensor]:
