@@ -41,7 +41,7 @@ def schedule(config: Freeze, blocks: Sequence[str], max_epochs: int, parameters:
         ]
         for epoch in sorted(words)
     }
-    for warning in _oddities(phases, max_epochs) + _without_effect(config):
+    for warning in _oddities(phases, max_epochs):
         log.warning(f"Freezing: {warning}.")
     return phases
 
@@ -67,19 +67,6 @@ def _oddities(phases: Phases, max_epochs: int) -> list[str]:
         if all(_inside(name, before) for name in names):
             found.append(f"the phase of epoch {epoch} changes nothing: all that it names is trained already")
     return found
-
-
-def _without_effect(config: Freeze) -> list[str]:
-    """Keys that were set and that nothing looks at."""
-    usual = Freeze()
-    if config.phases is not None:
-        reason, unread = "freeze.phases says it all", ("preset", "last_n", "unfreeze_epoch")
-    elif config.preset in ("head_only", "full"):
-        reason, unread = f"freeze.preset={config.preset} has one phase", ("last_n", "unfreeze_epoch")
-    else:
-        return []
-    changed = [f"freeze.{key}={getattr(config, key)}" for key in unread if getattr(config, key) != getattr(usual, key)]
-    return [f"{word} has no effect, since {reason}" for word in changed]
 
 
 def _preset(config: Freeze, blocks: Sequence[str]) -> Phases:

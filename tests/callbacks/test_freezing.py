@@ -69,10 +69,6 @@ def test_a_phase_that_never_comes_is_said(caplog):
         ({"phases": {0: ["layer4"], 2: ["head"]}}, "the head is not trained before epoch 2"),
         ({"phases": {0: ["all"], 2: ["layer4"]}}, "the phase of epoch 2 changes nothing"),
         ({"phases": {0: ["head", "layer4"], 1: ["layer4.1", "head"]}}, "the phase of epoch 1 changes nothing"),
-        ({"phases": {0: ["head"]}, "preset": "full"}, "freeze.preset=full has no effect"),
-        ({"phases": {0: ["head"]}, "last_n": 3}, "freeze.last_n=3 has no effect"),
-        ({"preset": "full", "unfreeze_epoch": 3}, "freeze.unfreeze_epoch=3 has no effect"),
-        ({"preset": "head_only", "last_n": 3}, "freeze.last_n=3 has no effect"),
     ],
 )
 def test_what_is_hardly_meant_is_said(settings, said, caplog):
