@@ -133,7 +133,10 @@ def _without_labels(root: Path, labelled: list[str], splits: dict[str, str]) -> 
     if not classes:
         return []
     held_out = {part: sub_folders(root / part) for part in labelled if splits[part] != "train"}
-    return [part for part, names in held_out.items() if len(names) == 1 and alike(names[0]) not in classes]
+    alone = {part: names[0] for part, names in held_out.items() if len(names) == 1}
+    return [
+        part for part, name in alone.items() if alike(name) not in classes and not _num_with_images(root / part / name)
+    ]
 
 
 def _refuse_unlabelled(root: Path, splits: dict[str, str], others: list[str]) -> None:
