@@ -156,7 +156,7 @@ def find_pictures(config: Config, folder: RunFolder, start: Path | None, ranks: 
         workers=cpu_cores(),
         begun=start is not None,
     )
-    if ranks.is_first:
+    if ranks.is_first and start is None:  # what a run has trained on stays written, whatever becomes of the files
         write_csv(split, *pictures.table())
     return pictures
 
