@@ -59,13 +59,23 @@ class ModelCard:
 def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
     """Writes model.safetensors, then model.json with its SHA-256: a model.json that exists belongs to whole weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     weights = folder / "model.safetensors"
-    write_atomically(weights, lambda file: file.write(save(tensors)))
+    write_atomically(weights, lambda file: file.write(save(_unshared(state))))
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
     write_json(
         folder / "model.json", {"format": FORMAT, **card.to_dict(), "versions": versions, "sha256": sha256(weights)}
     )
+
+
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state_dict in main memory, without two names for the same memory, which safetensors refuses."""
+    tensors: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in state.items():
+        value = tensor.detach().cpu().contiguous()
+        tensors[name] = value.clone() if value.untyped_storage().data_ptr() in memory else value
+        memory.add(value.untyped_storage().data_ptr())
+    return tensors
 
 
 def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:

@@ -31,6 +31,15 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
+def test_a_layer_under_two_names_is_saved_under_both(tmp_path):
+    weight = torch.arange(3.0)
+    save_model(tmp_path, {"a": weight, "b": weight, "c": weight[1:]}, CARD)
+    state = load_model(tmp_path)[1]
+    assert state["a"].equal(weight)
+    assert state["b"].equal(weight)
+    assert state["c"].equal(weight[1:])
+
+
 def test_what_was_saved_is_loaded(folder):
     card, state = load_model(folder)
     assert card == CARD
