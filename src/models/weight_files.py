@@ -10,13 +10,10 @@ import pickle
 import re
 import shlex
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -24,69 +21,13 @@ from torch import Tensor
 
 from src.data.reading import printable
 from src.errors import ExitCode, UserError
+from src.models.stand_ins import Inert, stand_ins
 from src.user_command import corrected
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 SAVE_TENSORS = 'torch.save(model.state_dict(), "weights.pth")   # in the program that made the file'
 
 _MAX_DEPTH = 8  # of dictionaries in dictionaries; deeper nesting is no training program's
-
-
-class _Inert:
-    """Stands for an object that is not needed: takes what it is given and does nothing."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _empty_dict(*_: object) -> dict:
-    return {}
-
-
-_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
-_OF_ARRAYS = ("multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer")
-_PLAIN_OBJECTS = (
-    "argparse.Namespace",
-    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
-    *(f"{module}.{name}" for module in ("numpy.core", "numpy._core") for name in _OF_ARRAYS),  # numpy 1 and 2
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(f"numpy.dtypes.{name}" for name in np.dtypes.__all__),
-    *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
-    *(f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str", "tuple", "object")),
-    *("decimal.Decimal", "fractions.Fraction", "types.SimpleNamespace", "typing.Any", "uuid.UUID"),
-    *("functools.partial", "torch.torch_version.TorchVersion"),
-    *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "omegaconf.nodes.AnyNode"),
-    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
-)
-_DICTIONARIES = (
-    "lightning.fabric.utilities.data.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-    "yacs.config.CfgNode",
-    "easydict.EasyDict",
-    "addict.addict.Dict",
-)
-
-
-_OPTIMIZERS = [
-    f"{kind.__module__}.{kind.__name__}"
-    for module in (torch.optim, torch.optim.lr_scheduler)
-    for kind in vars(module).values()
-    if isinstance(kind, type) and kind.__module__.startswith("torch.optim")
-]
-
-
-def _harmless() -> list[tuple[Any, str]]:
-    """What torch.load may meet beside tensors, and the stand-in that it makes of each."""
-    return [
-        *((_Inert, name) for name in (*_PLAIN_OBJECTS, *_OPTIMIZERS)),
-        *((OrderedDict, name) for name in _DICTIONARIES),
-        (_empty_dict, "collections.defaultdict"),
-    ]
 
 
 # --- which file ------------------------------------------------------------------------------------------------------
@@ -97,8 +38,12 @@ def local_file(weights: str) -> Path:
     path = Path(weights)
     with suppress(RuntimeError):  # ~name of somebody who has no account here
         path = path.expanduser()
-    if path.is_dir():
-        return _file_of_folder(path)
+    try:
+        if path.is_dir():
+            return _file_of_folder(path)
+        is_file, exists = path.is_file(), path.exists()
+    except OSError as error:  # a name that is too long, a folder without permission
+        raise cannot_read(path, error) from error
     if "://" in weights:
         name = weights.partition("?")[0].rpartition("/")[2] or "weights.pth"
         raise UserError(
@@ -107,8 +52,8 @@ def local_file(weights: str) -> Path:
             fix=[f"{shlex.join(['curl', '-L', '-o', name, weights])} && {corrected(f'model.weights={name}')}"],
             code=ExitCode.NO_INPUT,
         )
-    if not path.is_file():
-        kind = "is neither a file nor a folder" if path.exists() else "does not exist"
+    if not is_file:
+        kind = "is neither a file nor a folder" if exists else "does not exist"
         folder = next(parent for parent in path.absolute().parents if parent.is_dir())
         raise UserError(
             f"cannot read the weights {path}: it {kind}",
@@ -118,6 +63,16 @@ def local_file(weights: str) -> Path:
             code=ExitCode.NO_INPUT,
         )
     return path
+
+
+def cannot_read(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot read the weights {shown(path)}: {error.strerror}",
+        where="model.weights",
+        why="this account may not read the file, its name is too long, or the disk fails",
+        fix=[f"ls -l {shlex.quote(str(path))}", corrected("model.weights=default")],
+        code=ExitCode.NO_INPUT,
+    )
 
 
 def _file_of_folder(folder: Path) -> Path:
@@ -151,17 +106,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             start = file.read(1024)
-    except OSError as error:
-        raise UserError(
-            f"cannot read the weights {path}: {error.strerror}",
-            where="model.weights",
-            fix=f"ls -l {shlex.quote(str(path))}",
-            code=ExitCode.NO_INPUT,
-        ) from error
-    _check_kind(path, start)
-    try:
+        _check_kind(path, start)
         content = _content(path, start)
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # torch raises OSError, EOFError, RuntimeError, UnpicklingError, ... for cut files
         # Without its cause where that advises weights_only=False, which error.log would pass on.
@@ -184,7 +131,7 @@ def _content(path: Path, start: bytes) -> object:
     mmap = zipfile.is_zipfile(path)  # files from before torch 1.6 are not
     if not mmap and start[:4] == b"PK\x03\x04":  # torch would say "[Errno 22] Invalid argument"
         raise EOFError("it begins like a file of torch.save, but its end is missing")
-    with torch.serialization.safe_globals(_harmless()):
+    with torch.serialization.safe_globals(stand_ins()):
         if path.suffix == ".safetensors":  # by its name alone, torch would take it for one
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
@@ -212,7 +159,7 @@ def _named(content: object, prefix: str, depth: int, seen: set[int]) -> Iterator
 def _described(content: object) -> str:
     if isinstance(content, Mapping):
         return f"a dictionary with {', '.join(map(shown, list(content)[:6]))}" if content else "an empty dictionary"
-    return "an object" if isinstance(content, _Inert) else f"a {type(content).__name__}"
+    return "an object" if isinstance(content, Inert) else f"a {type(content).__name__}"
 
 
 def shown(name: object) -> str:

