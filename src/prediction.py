@@ -97,6 +97,8 @@ def _try(out: Path) -> bool:
             fix=corrected(f"out={out / 'predictions.csv'}"),
             code=ExitCode.CANNOT_WRITE,
         )
+    if out.exists() and not out.is_file():  # a device or a pipe, such as /dev/stdout
+        return False
     make_folder(out.parent, "out")
     if not out.exists():
         return False

@@ -194,8 +194,15 @@ def _no_key(words: Sequence[str], place: int, known: list[str]) -> UserError:
         name = _closest(key, known)
         if name and text:
             meant.append(f"{name}={text}")
-        elif "images" in known and not word.startswith("-"):  # a path alone
-            meant.append(f"images={word}")
+        elif not word.startswith("-"):  # a path alone
+            meant += [f"{_kind(path, known)}={path}" for path in parts]
     return UserError(
         f"{shown!r} cannot be read", why="a setting is key=value, without dashes", fix=corrected(*meant, remove=wrong)
     )
+
+
+def _kind(path: str, known: list[str]) -> str:
+    """What a path without its key is given as: a run, a model/ folder, or images."""
+    if (path_in(path) / "model.json").is_file() and "model" in known:
+        return "model"
+    return "run" if (path_in(path) / "config.yaml").is_file() or "images" not in known else "images"

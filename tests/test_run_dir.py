@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,17 @@ def test_names_that_are_no_text_keep_their_bytes(tmp_path):
     write_csv(tmp_path / "split.csv", ("path", "label", "split"), [(name, "cats", "test")])
     assert b"Stra\xdfe" in (tmp_path / "split.csv").read_bytes()
     assert list(read_split_file(tmp_path / "split.csv")) == [name]
+
+
+def test_a_link_stays_and_a_pipe_is_written_to(tmp_path):
+    (tmp_path / "file.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("file.csv")
+    write_text(tmp_path / "link.csv", "new")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "file.csv").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "rows")
+    assert os.read(reader, 10) == b"rows"
+    os.close(reader)
+    assert not (tmp_path / "pipe").is_file()

@@ -81,6 +81,7 @@ MISTAKES = [  # the program, its words, what the answer names, the corrected wor
     (PREDICT, "--run x --images y", "'--run x' cannot be read", "run=x images=y"),
     (PREDICT, "run=x --images=y", "without dashes", "run=x images=y"),
     (PREDICT, "run=x photos/", "cannot be read", "run=x images=photos/"),
+    (EVALUATE, "runs/x", "cannot be read", "run=runs/x"),
     (EVALUATE, "run=x split=validation", "did you mean split=val?", "run=x split=val"),
     (EVALUATE, "run=x split=tset", "did you mean split=test?", "run=x split=test"),
     (EVALUATE, "run=x batch_size=4", "did you mean data.batch_size?", "run=x data.batch_size=4"),
@@ -110,3 +111,10 @@ def test_export_names_the_format_that_was_meant(read, monkeypatch):
     with pytest.raises(UserError) as caught:
         choose_format("onxx")
     assert caught.value.fix == ["python -m src.export 'run=my run' format=onnx"]
+
+
+def test_paths_alone_are_told_apart(read, tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError) as caught:
+        read(PREDICT, str(tmp_path), "photos/", "batch_size=2")
+    assert caught.value.fix == [f"python -m src.predict batch_size=2 run={tmp_path} images=photos/"]
