@@ -54,6 +54,13 @@ def unquoted(value: str) -> str:
     return str(override.value()) if override is not None and _is_quoted(value) else value
 
 
+def without_quotes(word: str) -> str:
+    """A word of a job's command line as a user would type it, before the shell's quotes."""
+    key, _, value = word.partition("=")
+    plain = f"{key}={unquoted(value)}"
+    return plain if for_hydra([plain], multirun=False) == [word] else word
+
+
 def text_settings(schema: type = config.Config, prefix: str = "") -> set[str]:
     """The keys whose value is text; of those without a list of choices it can be any."""
     keys = {"hydra.sweep.dir"} if not prefix else set()

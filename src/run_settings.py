@@ -90,11 +90,17 @@ def refuse_other_settings(path: Path, new: dict[str, Any], free_name: str) -> No
     # What is a mapping in one of the two is a key in the other, such as freeze.phases.
     shown += [f"{key}: {printable(value)} there" for key, value in old_flat.items() if _lacks(key, value, new_flat)]
     if shown:
+        same_network = old_flat.get("model.backbone") == new_flat.get("model.backbone")
+        weights = [f"name={free_name}", f"model.weights={path / 'model'}"]  # a schedule cannot grow: a new run goes on
+        goes_on = same_network and (path / "model" / "model.json").is_file()
         raise UserError(
             f"the run {printable(path.name)} was made with other settings",
             where=str(path / "config.yaml"),
             why="\n".join([*shown[:5], f"and {len(shown) - 5} more"] if len(shown) > 5 else shown),
-            fix=corrected(f"name={free_name}"),
+            fix=[
+                corrected(f"name={free_name}"),
+                *([f"{corrected(*weights)} # begins with its weights, and a new head"] if goes_on else []),
+            ],
         )
 
 

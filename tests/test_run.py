@@ -65,7 +65,8 @@ def test_a_run_leaves_everything_about_it(command, tmp_path):
     assert "finished already" in again.out
     assert result(run) == ended
 
-    check_error(command("train", *SMALL, "name=one", "optimizer.lr=0.5"), 64, "optimizer.lr: 0.003 there, 0.5 now")
+    other = command("train", *SMALL, "name=one", "optimizer.lr=0.5")
+    check_error(other, 64, "optimizer.lr: 0.003 there, 0.5 now", "model.weights=runs/one/model")
     check_error(command("train", *SMALL, "logger.tensorboard=true", "name=one", "resume=never"), 64, "exists already")
     with FileLock(run / ".lock"):
         check_error(command("train", *SMALL, "name=one"), 75, "another process is writing the run one")

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from src.errors import ExitCode, UserError
+from src.hydra_words import without_quotes
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
 from src.reporting.sweep_scale import shown
 from src.run_dir import write_csv, write_text
@@ -85,7 +86,7 @@ def best_checkpoint(trial: TrialRecord) -> Path | None:
 
 def single_run_command(trial: TrialRecord, name: str) -> str:
     """The command that does what the trial did, as a run of its own: runs/NAME-best. name: of the sweep."""
-    words = [word for word in trial.overrides if not _of_the_sweep(word)]
+    words = [without_quotes(word) for word in trial.overrides if not _of_the_sweep(word)]
     if any(word.partition("=")[0].lstrip("+") == "experiment" for word in words):
         words.append("hydra.mode=RUN")  # a recipe of a sweep would begin the sweep again
     return shlex.join(["python", "-m", "src.train", *words, f"name={name}-best"])
