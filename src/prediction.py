@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from src.checkpoints.model_folder import ModelCard, load_model
 from src.cores import cpu_cores
 from src.data.folders import list_pictures
-from src.data.reading import PictureError, read_picture
+from src.data.oddities import other_bits
+from src.data.reading import PictureError, read_and_look
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
 from src.files import existing_parent, make_folder, write_csv
@@ -120,15 +121,20 @@ class _Files(Dataset[tuple[int, torch.Tensor | str]]):
     def __init__(self, paths: list[Path], card: ModelCard) -> None:
         self.paths, self.options = paths, card.read_options
         self.transform = eval_transform(card.preprocessing)
+        self.said = False
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, place: int) -> tuple[int, torch.Tensor | str]:
         try:
-            return place, self.transform(read_picture(self.paths[place], self.options))
+            picture, found = read_and_look(self.paths[place], self.options)
         except PictureError as error:
             return place, str(error)
+        if not self.said and (odd := other_bits(found.bits, self.options.bits)):
+            self.said = True  # once a loader process
+            log.warning(f"{printable(self.paths[place])}: {odd}")
+        return place, self.transform(picture)
 
 
 def _collate(

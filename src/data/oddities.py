@@ -63,6 +63,15 @@ def report(checked: Mapping[str, Checked], bits: int) -> None:
     )
 
 
+def other_bits(bits: int, read_with: int) -> str | None:
+    """What becomes of a picture that uses so many bits, read with those of the model's training pictures; None: nothing."""
+    if bits > read_with:
+        return f"it uses {bits} bits of its 16-bit channels, the training pictures {read_with}: what is above is white"
+    if 0 < bits <= read_with - FEW_BITS:
+        return f"it uses {bits} bits of its 16-bit channels, the training pictures {read_with}: it is almost black"
+    return None
+
+
 def _say(names: list[str], total: int, meaning: str) -> None:
     if names:
         log.warning(f"{len(names)} of {total} pictures {meaning}; for example {printable(names[0])}")

@@ -81,8 +81,13 @@ class PictureError(Exception):
 
 def read_picture(path: str | Path, options: ReadOptions) -> torch.Tensor:
     """Reads the file into a tensor (3, H, W) uint8. Raises PictureError."""
-    image = decode_picture(read_bytes(path, str(path)), str(path), options).image
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return read_and_look(path, options)[0]
+
+
+def read_and_look(path: str | Path, options: ReadOptions) -> tuple[torch.Tensor, Found]:
+    """As read_picture, with what was noticed in the file. Raises PictureError."""
+    decoded = decode_picture(read_bytes(path, str(path)), str(path), options)
+    return torch.from_numpy(np.array(decoded.image)).permute(2, 0, 1).contiguous(), decoded.found
 
 
 def read_bytes(path: str | Path, name: str) -> bytes:

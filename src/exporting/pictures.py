@@ -21,7 +21,7 @@ from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
 from src.files import existing_parent
 from src.text import printable, shell_word
-from src.user_command import shell_command
+from src.user_command import corrected
 
 MOST = 16
 
@@ -43,7 +43,7 @@ def pictures_of_run(run: Path, config: dict[str, Any], card: ModelCard) -> Tenso
             f"the run's pictures cannot be read any more: {error}",
             where=f"{run}: config.yaml and split.csv say where they were",
             why="an export is compared on pictures; they were moved, or the command is given in another folder",
-            fix=f"{shell_command()} images=FOLDER_OR_FILE",
+            fix=corrected("images=FOLDER_OR_FILE"),
             code=ExitCode.NO_INPUT,
         ) from error
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from src.errors import ExitCode, UserError
 from src.exporting.formats import Format
-from src.user_command import shell_command
+from src.user_command import corrected
 
 # float32 sums in another order differ by 1e-6 or so; a wrong weight, layer or normalisation by far more.
 TOLERANCE = 1e-4
@@ -86,6 +86,6 @@ def _refused(form: Format, why: str) -> UserError:
     return UserError(
         f"{form.file} does not give what the network gives, and was not kept",
         why=why,
-        fix=shell_command().replace(f"format={form.name}", f"format={other}"),
+        fix=corrected(f"format={other}"),
         code=ExitCode.BUG,  # of torch, onnxruntime or this project; still, another format may do
     )

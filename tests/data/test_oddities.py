@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from src.config import Data
@@ -15,6 +17,8 @@ from src.data.checking import check_pictures
 from src.data.oddities import bits_used, report
 from src.data.reading import ReadOptions
 from src.data.sources import load_pictures
+from src.prediction import _Files
+from tests.checkpoints.test_model_folder import CARD
 from tests.data.odd_pictures import colour_ramp
 
 TWELVE = np.linspace(0, 4095, 24 * 32).reshape(24, 32).astype(np.uint16)
@@ -95,3 +99,14 @@ def test_all_pictures_of_a_set_are_read_with_the_bits_of_the_set(tmp_path):
     assert pictures.read(pictures.names.index("b/0.tif")).max() == 32  # an eighth
     assert load(16).bits == 16
     assert load(16).read(0).max() == 16
+
+
+@pytest.mark.parametrize(("read_with", "word"), [(8, "what is above is white"), (16, "almost black"), (12, "")])
+def test_predict_says_once_that_pictures_use_other_bits_than_those_of_the_training(tmp_path, caplog, read_with, word):
+    paths = [tmp_path / f"{index}.tif" for index in range(3)]
+    for path in paths:
+        Image.fromarray(TWELVE).save(path)
+    files = _Files(paths, replace(CARD, bits=read_with))
+    with caplog.at_level(logging.WARNING):
+        assert all(isinstance(files[place][1], torch.Tensor) for place in range(3))
+    assert [word in record.getMessage() for record in caplog.records] == [True] * bool(word)
