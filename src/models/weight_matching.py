@@ -74,7 +74,8 @@ def match(own: dict[str, Tensor], given: dict[str, Tensor], ignored: tuple[str, 
         elif counts:
             if value is not None and _is_input_convolution(value, own[key]):
                 result.channels[key] = value.shape[1]
-            result.missing[key] = "" if value is None else f"the file's is {list(value.shape)}"
+            size = ", of another image size" if "pos_emb" in key else ""
+            result.missing[key] = "" if value is None else f"the file's is {list(value.shape)}{size}"
     loaded = {own[key].data_ptr() for key in result.values if own[key].numel()}
     for key in [key for key in result.missing if own[key].data_ptr() in loaded and not own[key].is_meta]:
         del result.missing[key]  # a layer under two names, of which the file has the other

@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 import pickle
+import traceback
 import zipfile
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def refused(path: object, name: str = NAME, code: ExitCode = ExitCode.DATA) -> U
     assert len(text.splitlines()) <= 15
     assert "        ..." not in text
     assert "weights_only" not in text
+    assert "set to `False`" not in "".join(traceback.format_exception(caught.value))  # torch's advice, in error.log
     return caught.value
 
 
