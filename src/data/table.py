@@ -13,7 +13,7 @@ import os
 import posixpath
 import shlex
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -83,13 +83,18 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
             fix=f"ls -l {shlex.quote(str(path))}",
             code=ExitCode.NO_INPUT,
         ) from error
-    skipped = 0
+    skipped = len(text) - len(text.lstrip("\r\n"))  # empty lines; of \r\n each counts, and is made up for here
+    skipped -= text[:skipped].count("\r\n")
+    text = text.lstrip("\r\n")
     first, _, rest = text.partition("\n")
     if first.strip().strip('"').lower().startswith("sep="):  # Excel's line for itself
-        text, skipped = rest, 1
+        text, skipped = rest, skipped + 1
     header, separator = _header(text, columns)
     missing = [column for column in columns if column not in header]
     repeated = [column for column in (*columns, "label", "split") if header.count(column) > 1]
+    if missing or repeated:
+        wrong = f"has no column {missing[0]}" if missing else f"has {header.count(repeated[0])} columns {repeated[0]}"
+        raise _not_the_table(path, wrong, columns, header)
     rows: list[Row] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     line = skipped + 1
@@ -106,17 +111,20 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
         raise _row_error(
             f"a row that is no CSV: {error}", path, line, "a quote may be open, or in the wrong place"
         ) from error
-    if missing or repeated or not rows:
-        named = ", ".join(printable(column) for column in header if column) or "nothing"
-        found = f"has no column {missing[0]}" if missing else "has no rows"
-        raise UserError(
-            f"{printable(str(path))} {f'has {header.count(repeated[0])} columns {repeated[0]}' if repeated else found}",
-            where=printable(str(path.absolute())),
-            why=f"its first line must name the columns {', '.join(columns)}, each once; it names {named}",
-            fix=f"head -3 {shlex.quote(str(path))}",
-            code=ExitCode.DATA,
-        )
+    if not rows:
+        raise _not_the_table(path, "has no rows", columns, header)
     return rows
+
+
+def _not_the_table(path: Path, wrong: str, columns: Sequence[str], header: Sequence[str]) -> UserError:
+    named = ", ".join(printable(column) for column in header if column)[:200] or "nothing"
+    return UserError(
+        f"{printable(str(path))} {wrong}",
+        where=printable(str(path.absolute())),
+        why=f"its first line must name the columns {', '.join(columns)}, each once; it names {named}",
+        fix=f"head -3 {shlex.quote(str(path))}",
+        code=ExitCode.DATA,
+    )
 
 
 def known_split(word: str, path: Path, line: int) -> str:
@@ -191,7 +199,7 @@ def _text(cell: str, table: Path, line: int) -> str:
 def _existing(path: str, root: Path) -> str | None:
     """The path of the file below root, in the one form that a listing has; None if there is none."""
     for form in spellings(path):
-        if (root / form).is_file():
+        if _there(root / form, Path.is_file):
             return relative(form, root)
     return None
 
@@ -208,14 +216,26 @@ def _missing(table: Path, root: Path, missing: list[tuple[int, str]], total: int
     )
 
 
+def _there(path: Path, asked: Callable[[Path], bool]) -> bool:
+    """False too for what is no path: a name that is too long, or a folder that may not be entered."""
+    try:
+        return asked(path)
+    except OSError:
+        return False
+
+
 def _seen(path: str, root: Path) -> str:
     """The path, and beside it the file of the disk that differs in case, blanks or Unicode form, both with escapes."""
+    if _there(root / path, Path.is_dir):
+        return f"{printable(path)} is a folder"
+    if len(path) > 200:
+        return printable(f"{path[:60]} ... {path[-30:]}")
     current = root
     for part in posixpath.normpath(path.replace("\\", "/")).split("/"):
-        if (current / part).exists():
+        if _there(current / part, Path.exists):
             current = current / part
             continue
-        beside = [entry.name for entry in current.iterdir()] if current.is_dir() else []
+        beside = [entry.name for entry in current.iterdir()] if _there(current, Path.is_dir) else []
         near = [name for name in beside if alike(name) == alike(part)]
         if not near:
             return printable(path)
