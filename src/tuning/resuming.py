@@ -17,7 +17,9 @@ from src import logs
 from src.errors import ExitCode, UserError
 from src.reporting.sweep_journal import Journal
 from src.run_dir import write_json
+from src.tuning.commands import sweep_command
 from src.tuning.job import STATE
+from src.user_command import named
 
 IDENTITY = "sweep.json"
 
@@ -33,7 +35,7 @@ def open_sweep(folder: Path, identity: dict[str, Any], resume: str) -> Iterator[
         raise UserError(
             f"resume={resume} is not a choice",
             why="it is auto, true or false",
-            fix="python -m src.train -m hydra/launcher=ray_tune seed=0,1 hydra.launcher.resume=auto",
+            fix=sweep_command("resume=auto"),
         )
     made = folder / IDENTITY
     if not made.exists():
@@ -47,7 +49,7 @@ def open_sweep(folder: Path, identity: dict[str, Any], resume: str) -> Iterator[
             f"another command works on the sweep {folder.name}",
             where=str(folder),
             why="both would write into the folders of its trials",
-            fix=f"wait for it to end, or give this sweep another name: name={folder.name}-2",
+            fix=["wait for it to end", f"{named(folder.name, '-2')} # another name"],
             code=ExitCode.BUSY,
         ) from None
     try:
@@ -71,7 +73,7 @@ def _check_resume(folder: Path, resume: str, there: bool) -> None:
             "there is no sweep to go on with",
             where=str(folder),
             why="resume=true asks for one; without a name= every sweep has a folder of its own",
-            fix="python -m src.train -m hydra/launcher=ray_tune seed=0,1 name=NAME",
+            fix=sweep_command("resume=auto"),
             code=ExitCode.NO_INPUT,
         )
     if resume == "false" and there:
@@ -79,7 +81,7 @@ def _check_resume(folder: Path, resume: str, there: bool) -> None:
             f"a sweep named {folder.name} exists already",
             where=str(folder),
             why="resume=false forbids to go on with it",
-            fix=f"python -m src.train -m hydra/launcher=ray_tune seed=0,1 name={folder.name}-2",
+            fix=[sweep_command("resume=auto"), named(folder.name, "-2")],
         )
 
 
@@ -90,7 +92,7 @@ def _refuse_another(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> N
             f"{folder.name} is the folder of another sweep",
             where=str(folder / IDENTITY),
             why="\n".join(f"{key}: {old.get(key)} there, {new.get(key)} now" for key in changed[:6]),
-            fix=f"python -m src.train -m hydra/launcher=ray_tune seed=0,1 name={folder.name}-2 # another name",
+            fix=named(folder.name, "-2"),
         )
 
 
