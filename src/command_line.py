@@ -86,10 +86,17 @@ def translate(error: Exception) -> UserError:
     if isinstance(error, OverrideParseException):
         return UserError(f"{error.override!r} cannot be read", why="a setting is key=value", fix=HELP)
     if found := re.search(r"Ambiguous value for argument '([^'=]+)|Sweep parameters '([^'=]+)", text):
+        key = found[1] or found[2]
+        typed = next((word.partition("=")[2] for word in typed_words() if key_of(word) == key), "")
+        knob = knob_of(key)
+        listed = key in ("trainer.devices", "model.split_at") or str(knob.type if knob else "").startswith("list")
         return UserError(
-            f"{found[1] or found[2]} has several values, and this is one run",
+            f"{key} has several values, and this is one run",
             why="-m makes a sweep of them, one run for each; a list is written in brackets, KEY=[A,B]",
-            fix=corrected("-m", remove=["--cfg", "-c", "job", "hydra", "all"]),
+            fix=[
+                *([corrected(f"{key}=[{typed}]")] if listed else []),
+                corrected("-m", remove=["--cfg", "-c", "job", "hydra", "all"]),
+            ],
         )
     if isinstance(error, MissingConfigException):
         return _unknown_choice(text)

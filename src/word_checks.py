@@ -106,7 +106,11 @@ def _check_section(word: str, section: str, value: str) -> None:
     else:
         values = [] if value.startswith("{") and not choices(section) else [value.strip("'\"")]
     if section == "experiment" and value in ("", "null"):
-        return
+        raise UserError(
+            f"experiment={value} is not a choice",
+            why="without experiment= there is no recipe",
+            fix=corrected(remove=["experiment"]),
+        )
     for one in values:
         if one.strip() not in choices(section):
             raise not_a_choice(word, section, one.strip())

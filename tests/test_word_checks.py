@@ -83,6 +83,8 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("hydra.sweep.dir=x", "hydra.sweep.dir has no effect without -m", "-m hydra.sweep.dir=x"),
     ("experiment=tune_hea", "did you mean experiment=tune_head?", "experiment=tune_head"),
     ("experiment=tune_head,tune_finetune", "would run tune_head and", "experiment=tune_head"),
+    ("experiment=null", "experiment=null is not a choice", ""),
+    ("data.background=1,2,3", "data.background has several values", "'data.background=[1,2,3]'"),
     ("seed=1e3", "seed is a whole number", "seed=1000"),
     ("' seed=1'", "has a blank beside its key", "seed=1"),
     ("-c jobs", "-c is to show job, hydra or all", "--cfg job"),
