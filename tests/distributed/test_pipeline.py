@@ -96,7 +96,6 @@ def test_a_training_leaves_the_same_files(folder, name):
         assert list(differences(read_checkpoint(ours / file), read_checkpoint(theirs / file))) == []
 
 
-@pytest.mark.numbers
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_both_processes_see_the_same_losses_and_metrics(folder, name):
     """In validation whole batches are as good as micro-batches, but not to the bit."""
