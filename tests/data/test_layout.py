@@ -123,6 +123,19 @@ def test_more_than_one_reading_is_refused_with_the_command_for_each(tmp_path, pa
         assert fix.format(root=tmp_path) in text
 
 
+@pytest.mark.parametrize(
+    ("folders", "named"),
+    [
+        (("images/cat", "images/dog", "test"), "images/ has folders in it"),
+        (("traindata/cat", "traindata/dog", "testdata/cat", "testdata/dog"), "hold the same folders"),
+        (("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"), "hold the same folders"),
+        (("train/train/cat", "train/train/dog", "test/test/cat", "test/test/dog"), "test/test/, train/train/"),
+    ],
+)
+def test_folders_that_remind_of_splits_are_asked_about(tmp_path, folders, named):
+    assert named in refusal(tree(tmp_path, *(f"{folder}/3" for folder in folders)))
+
+
 def test_the_commands_of_a_refusal_work(tmp_path):
     tree(tmp_path, "train/cat/3", "train/dog/3", "val/cat/1", "val/dog/1", "more/2")
     assert set(counted(tmp_path, "classes")) == {(None, "train"), (None, "val"), (None, "more")}
