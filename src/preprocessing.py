@@ -17,6 +17,18 @@ ROUNDINGS = ("round", "floor")
 
 
 @dataclass(frozen=True)
+class ReadOptions:
+    """background: RGB, 0 to 255, laid under transparent pictures. max_megapixels: larger pictures are refused.
+
+    bits: how many bits the 16-bit channels of the set use: 2**bits-1 is white. 0: as many as the picture itself uses.
+    """
+
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_megapixels: float = 100.0
+    bits: int = 16
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """The steps, in order, for a uint8 picture (3, H, W):
 

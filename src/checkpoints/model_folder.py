@@ -17,9 +17,8 @@ import torchvision
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from src.data.reading import ReadOptions
 from src.errors import ExitCode, UserError
-from src.preprocessing import Preprocessing
+from src.preprocessing import Preprocessing, ReadOptions
 from src.run_dir import sha256, write_atomically, write_json
 
 FORMAT = 1

@@ -21,6 +21,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from src.data import foreign_formats, metadata, png_chunks, tiff_fields, wide_pixels
 from src.data.wide_pixels import Found
+from src.preprocessing import ReadOptions
 from src.text import printable as printable
 
 # The file endings that are taken for pictures; what a file really is follows from its content.
@@ -47,18 +48,6 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright (TIFF 6.0, ta
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """background: RGB, 0 to 255, laid under transparent pictures. max_megapixels: larger pictures are refused.
-
-    bits: how many bits the 16-bit channels of the set use: 2**bits-1 is white. 0: as many as the picture itself uses.
-    """
-
-    background: tuple[int, int, int] = (255, 255, 255)
-    max_megapixels: float = 100.0
-    bits: int = 16
 
 
 @dataclass(frozen=True)
