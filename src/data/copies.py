@@ -13,8 +13,8 @@ from pathlib import Path
 
 from src.data.checking import Checked, same_bytes_across
 from src.data.pictures import Pictures
-from src.data.reading import printable
 from src.errors import ExitCode, UserError
+from src.text import printable
 
 log = logging.getLogger(__name__)
 

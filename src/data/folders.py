@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from src.data.layout import choose_layout
-from src.data.reading import EXTENSIONS, printable
+from src.data.reading import EXTENSIONS
 from src.data.scanning import LeftOut, holds_images, how_to_convert, images_below, images_in, scan, sub_folders
 from src.data.spelling import refuse_alike
 from src.errors import ExitCode, UserError
+from src.text import printable
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)

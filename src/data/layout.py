@@ -30,10 +30,10 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from src.data.reading import printable
 from src.data.scanning import holds_images, images_in, sub_folders
 from src.data.spelling import alike
 from src.errors import ExitCode, UserError
+from src.text import printable
 from src.user_command import corrected
 
 SPLIT_WORDS = {

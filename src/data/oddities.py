@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from statistics import median
 from typing import TYPE_CHECKING
 
-from src.data.reading import EMPTY_ALPHA, printable
+from src.data.reading import EMPTY_ALPHA
 from src.data.wide_pixels import NO_DATA, OWN_RANGE, WHITE_IS_ZERO
+from src.text import printable
 
 if TYPE_CHECKING:
     from src.data.checking import Checked

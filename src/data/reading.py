@@ -22,7 +22,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from src.data import foreign_formats, metadata, png_chunks, tiff_fields, wide_pixels
 from src.data.wide_pixels import Found
 from src.preprocessing import ReadOptions
-from src.text import printable as printable
+from src.text import printable
 
 # The file endings that are taken for pictures; what a file really is follows from its content.
 EXTENSIONS = frozenset(

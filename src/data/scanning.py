@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from src.data.reading import EXTENSIONS, printable
+from src.data.reading import EXTENSIONS
 from src.errors import ExitCode, UserError
+from src.text import printable
 
 # Folders and files that NAS, desktop and notebook programs make beside one's own, in lower case. Names that begin with
 # a dot (.git, .dvc, .ipynb_checkpoints, .thumbnails, .Trash-1000, .DS_Store, ._name of AppleDouble) need no line here.

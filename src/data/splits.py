@@ -15,10 +15,10 @@ from pathlib import Path
 from src import seeding
 from src.config import Data
 from src.data.pictures import SPLITS
-from src.data.reading import printable
 from src.data.spelling import alike, escaped
 from src.data.table import known_split, read_csv, relative, spellings
 from src.errors import ExitCode, UserError
+from src.text import printable
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from src.data.folders import Listing
 from src.data.layout import split_of
-from src.data.reading import printable
 from src.data.spelling import alike, escaped, refuse_alike
 from src.errors import ExitCode, UserError
+from src.text import printable
 from src.user_command import corrected
 
 SEPARATORS = (",", ";", "\t", "|")

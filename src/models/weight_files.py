@@ -19,9 +19,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from src.data.reading import printable
 from src.errors import ExitCode, UserError
 from src.models.stand_ins import Inert, stand_ins
+from src.text import printable
 from src.user_command import corrected
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
