@@ -145,11 +145,10 @@ def _run(work: Callable[[], object], trace_dir: Callable[[], Path | None]) -> in
         if not isinstance(error.code, int | None):
             raise
         return error.code or ExitCode.OK
-    except BrokenPipeError:  # whoever read what was printed has seen enough: `| head`
-        return ExitCode.OK
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is None and logs.is_screen_full():
-            return _cannot_print(error)
+        if isinstance(error, OSError) and error.filename is None and logs.is_screen_gone():
+            # The reader of `| head` has seen enough. The pipe of a loader process can break too: that is no such end.
+            return ExitCode.OK if isinstance(error, BrokenPipeError) else _cannot_print(error)
         trace = None if isinstance(error, ErrorOfProcess) else _write_trace(trace_dir())
         known = _explained(error, trace_dir())
         if isinstance(known, UserError):

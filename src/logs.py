@@ -66,15 +66,15 @@ def flush_screen() -> OSError | None:
     return unwritten
 
 
-def is_screen_full() -> bool:
-    """Whether nothing more can be written to stdout, as with `> /dev/full`. Asked after an error; it tries an empty line."""
+def is_screen_gone() -> bool:
+    """Whether stdout takes nothing more, as in `> /dev/full` or after `| head`. Asked after an error; tries an empty line."""
     try:
         os.write(sys.stdout.fileno(), b"\n")
+    except ValueError:  # closed, or a notebook's, which has no file
+        return False
     except OSError:
         _silence(sys.stdout)
         return True
-    except ValueError:
-        pass
     return False
 
 

@@ -126,3 +126,11 @@ def test_a_reader_that_has_seen_enough(tmp_path, way, behind, code, said):
     assert len(done.stderr.splitlines()) == (1 if said else 0), done.stderr
     if "head" in behind:
         assert done.stdout.strip() == "B\\xfccher \\u732b"
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(capsys):
+    def work():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert run_and_report(work) == ExitCode.BUG
+    assert "BrokenPipeError" in capsys.readouterr().err
