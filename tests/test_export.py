@@ -21,6 +21,7 @@ from src.exporting import export_run, verification
 from src.exporting.formats import FORMATS, TORCH_EXPORT, Format, choose_format
 from src.exporting.verification import TOLERANCE, verify
 from src.exporting.writers import WRITERS, LoadedModel
+from src.models.building import load_whole
 from tests.conftest import SMALL, check_error, command_environment, write_pictures
 from tests.tolerance import rounding
 
@@ -96,6 +97,23 @@ def test_every_format_gives_the_networks_outputs(work, run, tmp_path, monkeypatc
             expected = network(torch.from_numpy(noise(count))).numpy()
         np.testing.assert_allclose(scope["logits"], expected, rtol=0, atol=rounding(layers=57))
     assert expected.std() > 0.01  # outputs that are all alike would be equal to anything
+
+
+def test_a_whole_network_is_loaded_without_the_code_of_others(run, tmp_path):
+    """A file with the network's own classes and one of somebody else, such as print, is refused before anything runs."""
+    model = LoadedModel.read(run / "model")
+    model.network.head.extra = print
+    WRITERS["whole"](model, tmp_path / "model_whole.pt")
+    with pytest.raises(UserError, match="holds code") as error:
+        load_whole(model.card, tmp_path / "model_whole.pt")
+    assert "print" in error.value.why
+    assert error.value.__cause__ is None, "torch's text advises to load everything"
+
+
+def test_nothing_advises_to_load_code():
+    root = Path(export.__file__).parents[1]
+    texts = [*(root / "src").rglob("*.py"), *(root / "docs").glob("*.md"), root / "README.md"]
+    assert not [file.name for file in texts if "weights_only=False" in file.read_text(encoding="utf-8")]
 
 
 def test_channels_last_survives_torch_export(run, tmp_path):

@@ -59,7 +59,8 @@ def _report(form: Format, files: list[Path], model: LoadedModel, count: int, dif
     log.info(f"          relative to the largest output; {TOLERANCE:.0e} is allowed")
     if form is WHOLE:
         log.warning(
-            f"{form.file} is not for sharing: loading it runs the code in it, and needs this source tree with its class paths."
+            f"{form.file} is not for sharing: it needs this source tree with its class paths, and any other program that "
+            "loads it runs whatever code is in it."
         )
     log.info(f"load it   in {out}, with images as numpy uint8 (B, 3, {size}, {size}):")
     log.info(f"\n{form.load}{form.call}".rstrip())

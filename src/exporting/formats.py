@@ -60,11 +60,18 @@ network = rebuild(card, torch.load("model_state_dict.pt", weights_only=True)).ev
 WHOLE = Format(
     name="whole",
     file="model_whole.pt",
-    about="the pickled network; needs weights_only=False, which runs any code that is in the file",
+    about="the pickled network, with its class paths; loaded here without running code, elsewhere not",
     load="""\
+import json
+from pathlib import Path
+
 import torch
 
-network = torch.load("model_whole.pt", weights_only=False)
+from src.checkpoints.model_folder import ModelCard
+from src.models.building import load_whole
+
+card = ModelCard.from_dict(json.loads(Path("model.json").read_text(encoding="utf-8")))
+network = load_whole(card, Path("model_whole.pt"))
 """,
     call=_CALL,
     needs_project=True,

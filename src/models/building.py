@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import io
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -15,6 +19,7 @@ from src.models.backbones import check_backbone_name, pretrained_preprocessing
 from src.models.heads import explain_shape_mismatch
 from src.models.losses import ClassificationLoss, class_weights
 from src.models.network import Architecture, TransferNetwork, build_network
+from src.models.weight_files import unreadable
 from src.models.weights import Loaded, load_pretrained
 from src.preprocessing import Preprocessing
 from src.user_command import corrected
@@ -70,11 +75,29 @@ def build_pretrained(
 
 def rebuild(card: ModelCard, state: dict[str, torch.Tensor]) -> TransferNetwork:
     """The network of a model folder, as it was trained: nothing is taken from today's config."""
-    network = build_network(
-        Architecture.from_dict(card.architecture), card.preprocessing, channels_last=card.channels_last
-    )
+    network = _of_card(card)
     network.load_state_dict(state)
     return network
+
+
+def load_whole(card: ModelCard, file: Path) -> TransferNetwork:
+    """A pickled network. Of the classes that the file names, only those are let in that the network of the card has too,
+    so that no code runs that the file brings. Raises UserError for a file that names others."""
+    own = io.BytesIO()
+    torch.save(_of_card(card), own)
+    own.seek(0)
+    names = [name.rpartition(".") for name in torch.serialization.get_unsafe_globals_in_checkpoint(own)]
+    classes = [getattr(importlib.import_module(module), name) for module, _, name in names]
+    try:
+        with torch.serialization.safe_globals(classes):
+            return torch.load(file, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise unreadable(file, error) from None  # torch's own text advises to let all code in
+
+
+def _of_card(card: ModelCard) -> TransferNetwork:
+    architecture = Architecture.from_dict(card.architecture)
+    return build_network(architecture, card.preprocessing, channels_last=card.channels_last)
 
 
 @torch.no_grad()

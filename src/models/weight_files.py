@@ -111,7 +111,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (MemoryError, UserError):
         raise
     except Exception as error:  # torch raises OSError, EOFError, RuntimeError, UnpicklingError, ... for cut files
-        # Without its cause where that advises weights_only=False, which error.log would pass on.
+        # Without its cause where torch advises to load code, too: error.log would pass that on.
         raise unreadable(path, error) from (None if "weights_only" in str(error) else error)
     tensors = dict(_named(content, "", _MAX_DEPTH, set()))
     if not tensors:
