@@ -24,11 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 from src import config, word_checks
 from src.errors import UserError
 from src.hydra_words import for_hydra, key_of
+from src.other_names import closest
 from src.run_dir import new_name
 from src.stray_words import split
-from src.suggestions import CONF, HELP, choices, closest, example, knob_of, unknown_key
+from src.suggestions import CONF, HELP, choices, example, knob_of, unknown_key
 from src.tuning import settings
-from src.user_command import corrected, shell_command, standing_in, typed_words
+from src.user_command import corrected, is_typed, shell_command, standing_in, typed_words
 
 
 def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], Any]) -> None:
@@ -89,19 +90,22 @@ def translate(error: Exception) -> UserError:
         key = found[1] or found[2]
         typed = next((word.partition("=")[2] for word in typed_words() if key_of(word) == key), "")
         knob = knob_of(key)
-        listed = key in ("trainer.devices", "model.split_at") or str(knob.type if knob else "").startswith("list")
+        kind = str(knob.type) if knob else ""
+        instead = []
+        if key in ("trainer.devices", "model.split_at") or kind.startswith("list"):
+            several = ["strategy=ddp"] if key == "trainer.devices" and not is_typed("strategy") else []
+            instead = [corrected(f"{key}=[{typed}]", *several)]
+        elif kind.startswith("float") and re.fullmatch(r"\d+,\d+", typed):  # a comma for the point
+            instead = [corrected(f"{key}={typed.replace(',', '.')}")]
         return UserError(
             f"{key} has several values, and this is one run",
             why="-m makes a sweep of them, one run for each; a list is written in brackets, KEY=[A,B]",
-            fix=[
-                *([corrected(f"{key}=[{typed}]")] if listed else []),
-                corrected("-m", remove=["--cfg", "-c", "job", "hydra", "all"]),
-            ],
+            fix=[*instead, corrected("-m", remove=["--cfg", "-c", "job", "hydra", "all"])],
         )
     if isinstance(error, MissingConfigException):
         return _unknown_choice(text)
     if found := re.search(r"Interpolation key '([^']+)' not found.*?full_key: ([\w.]+)", text, re.DOTALL):
-        close = closest(found[1], config.known_keys())
+        close = [f"oc.env:{found[1]}"] if found[1] in os.environ else closest(found[1], config.known_keys())
         return UserError(
             f"{found[2]}: ${{{found[1]}}} is not a setting" + (f"; did you mean ${{{close[0]}}}?" if close else ""),
             why="${KEY} stands for the value of another setting",
@@ -132,8 +136,8 @@ def _wrong_type(key: str, text: str) -> UserError:
         found = f"{key}: {next((line for line in lines if not line.startswith('Error merging')), lines[0])}"
     else:
         found = f"{key} is {KINDS[kind]}, and {shown!r} is not" if shown is not None else f"{key} is {KINDS[kind]}"
-    whole = kind == "int" and typed is not None and re.fullmatch(r"\d+(\.0*)?([eE]\+?\d)?", typed)
-    instead = str(int(float(typed))) if whole and typed is not None else example(key)
+    whole = re.match(r"\[?(\d+(\.0*)?([eE]\+?\d)?)(?![.\d])", typed or "") if kind == "int" else None  # 10.0, 224x224
+    instead = str(int(float(whole[1]))) if whole else example(key)
     return UserError(
         found, why="the type of every setting is declared in src/config.py", fix=corrected(f"{key}={instead}")
     )

@@ -5,12 +5,9 @@ Everything here runs before torch is imported, so a mistake is answered in under
 
 from __future__ import annotations
 
-import difflib
-import logging
 import os
 import re
 import shlex
-from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -22,10 +19,9 @@ from src.config import METRICS, Config, Data
 from src.config_strategies import check_strategy
 from src.errors import ExitCode, UserError
 from src.hydra_words import at_home
+from src.other_names import option_like
 from src.rules import check_rules
 from src.user_command import corrected
-
-log = logging.getLogger(__name__)
 
 ANY = 2**63  # no upper limit that a user meets
 RANGES: dict[str, tuple[float, float, Any]] = {  # key: lowest, highest, an example
@@ -126,15 +122,8 @@ def _check_choices(node: Any, prefix: str) -> None:
             raise UserError(
                 f"{name}={value} is not a choice",
                 why=f"{name} takes one of: {', '.join(options)}",
-                fix=corrected(f"{name}={_meant(value, options)}"),
+                fix=corrected(f"{name}={option_like(name, str(value), options) or options[0]}"),
             )
-
-
-def _meant(value: Any, options: Sequence[str]) -> str:
-    """The option that was probably meant. false is YAML's and Hydra's word for no."""
-    no = {"false": ("never", "none", "stop", "skip", "keep", "csv"), "none": ("none", "never")}
-    likely = [option for option in no.get(str(value).lower(), ()) if option in options]
-    return (likely or difflib.get_close_matches(str(value), options, n=1, cutoff=0.5) or options)[0]
 
 
 def _check_ranges(config: Config) -> None:
@@ -177,6 +166,13 @@ def _check_names(config: Config) -> None:
                 why="a variable of the shell that is not set leaves nothing behind the =; the folder at hand is .",
                 fix=corrected(f"{key}={example}"),
             )
+    name = Path(config.name or "run")
+    if name.is_absolute() or ".." in name.parts or not name.name:
+        raise UserError(
+            f"name={config.name} leads out of runs_dir",
+            why="the folder of a run is runs_dir/name, and nothing else is in it",
+            fix=corrected(f"runs_dir={Path(config.runs_dir, name).parent}", f"name={name.name.strip('.') or 'first'}"),
+        )
 
 
 def _check_data(data: Data) -> None:
@@ -214,12 +210,14 @@ def _missing(name: str, path: str) -> UserError:
 
 def _check_together(config: Config) -> None:
     """Settings that contradict each other."""
-    model, optimizer = config.model, config.optimizer
+    optimizer = config.optimizer
     if (optimizer.name == "sgd") != (optimizer.momentum is not None):
         raise UserError(
             f"optimizer.momentum={optimizer.momentum} does not go with optimizer={optimizer.name}",
             why="sgd needs a momentum, adamw has none of that name",
-            fix=corrected("optimizer=sgd", f"optimizer.momentum={optimizer.momentum or 0.9}"),
+            fix=corrected(
+                "optimizer=sgd", f"optimizer.momentum={optimizer.momentum or 0.9}", remove=["optimizer.name"]
+            ),
         )
     if optimizer.schedule == "onecycle" and optimizer.warmup_fraction == 0:
         raise UserError(
@@ -231,7 +229,9 @@ def _check_together(config: Config) -> None:
         raise UserError(
             f"checkpoint.monitor={config.checkpoint.monitor} is not a metric that is reported",
             why=f"reported are: {', '.join(METRICS)}",
-            fix=corrected(f"checkpoint.monitor={_meant(config.checkpoint.monitor, tuple(METRICS))}"),
+            fix=corrected(
+                f"checkpoint.monitor={option_like('', config.checkpoint.monitor, tuple(METRICS)) or 'val/acc'}"
+            ),
         )
     checkpoint = config.checkpoint
     if checkpoint.select == "average_top_k" and checkpoint.top_k == 1:
@@ -257,9 +257,3 @@ def _check_together(config: Config) -> None:
             why="the first phase says what is trained from the start; with nothing to train there is no gradient",
             fix=corrected(f"freeze.phases={EXAMPLES['freeze.phases']}"),
         )
-    if optimizer.backbone_lr_scale == 0 and (phases is not None or config.freeze.preset != "head_only"):
-        log.warning(
-            "optimizer.backbone_lr_scale=0: blocks that are unfrozen learn nothing; freeze.preset=head_only is quicker."
-        )
-    if model.head == "append" and model.weights == "none":
-        log.warning("model.head=append keeps the pretrained classifier, but model.weights=none leaves it random.")

@@ -18,6 +18,7 @@ USED_BY = {
     "micro_batches": STAGES,
     "schedule": STAGES,
 }
+ALSO = {"sync_batchnorm": ["oom.policy=stop"]}  # what they need beside the strategy
 
 
 def command(strategy: str, *words: str, devices: int | None = None) -> str:
@@ -56,7 +57,7 @@ def _check_used(strategy: Strategy) -> None:
             raise UserError(
                 f"strategy.{name}={value} has no effect with strategy={strategy.name}",
                 why=f"only strategy={' or strategy='.join(users)} looks at it",
-                fix=command(users[0], f"strategy.{name}={str(value).lower()}"),
+                fix=command(users[0], f"strategy.{name}={str(value).lower()}", *ALSO.get(name, ())),
             )
     ranges = [  # name, value, lowest, highest, an example
         ("timeout_seconds", strategy.timeout_seconds, 1, 10**6, 120),
@@ -182,7 +183,7 @@ def _check_sync_batchnorm(config: Config) -> None:
         raise UserError(
             "strategy.sync_batchnorm=true does not go with trainer.accelerator=cpu",
             why="torch's SyncBatchNorm is for GPUs",
-            fix=corrected("freeze.batchnorm=keep", remove=["strategy.sync_batchnorm"]),
+            fix=corrected(remove=["strategy.sync_batchnorm"]),
         )
     if config.oom.policy == "split":
         raise UserError(

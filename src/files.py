@@ -52,10 +52,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep_old_a
             os.close(handle)
 
 
-def make_folder(path: Path, key: str) -> None:
+def make_folder(path: Path, key: str, file: str = "") -> None:
     """Makes the folder that results go to and tries whether a file can be written in it, before the work is done.
 
-    key: the setting that names it. Raises UserError.
+    key: the setting that names it, or the file in it. Raises UserError.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def make_folder(path: Path, key: str) -> None:
             f"the folder {printable(path)} cannot be made or written to: {error.strerror}",
             where=str(path.absolute()),
             why="the results go there",
-            fix=corrected(f"{key}=another/folder"),
+            fix=corrected(f"{key}=~/{file or path.absolute().name}"),
             code=ExitCode.CANNOT_WRITE,
         ) from error
 

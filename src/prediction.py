@@ -100,7 +100,7 @@ def _try(out: Path) -> bool:
         )
     if out.exists() and not out.is_file():  # a device or a pipe, such as /dev/stdout
         return False
-    make_folder(out.parent, "out")
+    make_folder(out.parent, "out", out.name)
     if not out.exists():
         return False
     with out.open("rb") as file:

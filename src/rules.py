@@ -15,7 +15,7 @@ from typing import Any
 
 from src.config import Config
 from src.errors import UserError
-from src.user_command import corrected
+from src.user_command import corrected, is_typed
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,30 @@ RULES = [
     Rule(
         "logger.offline", "logger", lambda config: config.logger.wandb, "it is for Weights & Biases", ["logger=wandb"]
     ),
+    *(
+        Rule(
+            *(f"data.{name}", "data.split_file", lambda config: config.data.split_file is None),
+            "the file says what is in each split",
+        )
+        for name in ("val_fraction", "test_fraction")
+    ),
+    Rule(
+        *("checkpoint.top_k", "checkpoint.select", lambda config: config.checkpoint.select != "last"),
+        "the last epoch's weights are taken, however good",
+    ),
+    *(
+        Rule(f"memory.{name}", "memory.log", lambda config: config.memory.log, "nothing is measured")
+        for name in ("detect_growth", "history")
+    ),
     Rule("resume", "name", lambda config: config.name is not None, "a run without a name is always a new one"),
     Rule(
         *("trainer.limit_batches", "debug", lambda config: not config.debug),
         "debug=true takes three batches of each split",
         ["debug=false"],
+    ),
+    Rule(
+        *("trainer.max_epochs", "debug", lambda config: not (config.debug and is_typed("trainer.max_epochs"))),
+        "debug=true takes one epoch of each phase",
     ),
 ]
 _DEFAULTS = Config()
@@ -142,7 +161,12 @@ def check_rules(config: Config) -> None:
 
 def without_effect(config: Config) -> list[str]:
     """What a run has to say of settings that it does not read."""
-    return [f"{_found(rule, config)}: {rule.why}." for rule in _broken(config) if not rule.refused]
+    said = [f"{_found(rule, config)}: {rule.why}." for rule in _broken(config) if not rule.refused]
+    if config.optimizer.backbone_lr_scale == 0 and _backbone_learns(config):
+        said.append("optimizer.backbone_lr_scale=0: the backbone learns nothing; freeze.preset=head_only is quicker.")
+    if config.model.head == "append" and config.model.weights == "none":
+        said.append("model.head=append keeps the pretrained classifier, but model.weights=none leaves it random.")
+    return said
 
 
 def _broken(config: Config) -> list[Rule]:

@@ -237,7 +237,7 @@ def _cannot_make(path: Path, error: OSError) -> UserError:
         f"the run folder {path} cannot be made: {error.strerror}",
         where=str(path.absolute()),
         why="every result of the run goes there",
-        fix=corrected("runs_dir=another/folder"),
+        fix=corrected("runs_dir=~/runs"),
         code=ExitCode.CANNOT_WRITE,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from src.errors import ExitCode, UserError
 from src.text import path_in, printable, shell_word
-from src.user_command import corrected
+from src.user_command import corrected, is_typed
 
 SHOWN = 3
 
@@ -38,7 +38,9 @@ def find_run(text: str) -> Path:
             f"run={printable(text)} is a model/ folder without its run",
             where=str(path.absolute()),
             why="settings and split of the run are not in it; src.predict names classes with it",
-            fix=f"python -m src.predict model={shell_word(path)} images=FOLDER_OR_FILE",
+            fix=corrected(f"model={path}", remove=["run"])
+            if is_typed("images") and not is_typed("format")
+            else f"python -m src.predict model={shell_word(path)} images=photos/",
             code=ExitCode.NO_INPUT,
         )
     jobs = _usable(path) if path.is_dir() else []

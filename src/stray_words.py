@@ -2,9 +2,9 @@
 
     --batch-size 4   data.batch_size 4   data.batch_size = 4   data.batch_size: 4     is data.batch_size=4
     data.root=my photos   'data.root=my photos' (with cmd.exe's quotes)               is the word in the shell's quotes
-    photos/   sgd   debug                                       is data.root=photos/, optimizer=sgd, debug=true
+    photos/   sgd   debug   --cpu           is data.root=photos/, optimizer=sgd, debug=true, trainer.accelerator=cpu
 
-src/word_checks.py calls `check_flags` and `check_strays`. Nothing here imports torch.
+src/word_checks.py calls `check_strays`. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from pathlib import Path
 
 from src.config import known_keys
 from src.errors import ExitCode, UserError
-from src.hydra_words import TEXTS
-from src.suggestions import HELP, VALUES, choices, example, groups, knob_of, meant_by, setting_like
-from src.user_command import rewritten, typed_words
+from src.hydra_words import TEXTS, at_home
+from src.other_names import VALUES
+from src.suggestions import HELP, example, groups, knob_of, meant_by, of_word, setting_like
+from src.user_command import rewritten
 
 # Hydra's own options, and those that take the next word.
 FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m")
@@ -27,11 +28,7 @@ WITH_VALUE = (
 )
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # a web page makes other dashes of --
 QUOTES = "'\"\u2018\u2019\u201c\u201d"
-
-
-def settings_of(words: Sequence[str]) -> list[str]:
-    """The words without Hydra's options and their values."""
-    return split(words)[1]
+ASKING = ("help", "hlp", "h", "?", "usage", "man", "/?", "/h")
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -51,38 +48,46 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return options, settings
 
 
-def _is_flag(word: str) -> bool:
-    return word[:1] != "" and word[0] in DASHES and len(word) > 1
-
-
-def check_flags(words: Sequence[str]) -> None:
-    """--batch-size 4 becomes data.batch_size=4."""
-    unknown = [word for word in settings_of(words) if _is_flag(word)]
-    if not unknown:
+def check_strays(words: Sequence[str]) -> None:
+    """Raises UserError for a word that is neither an option nor key=value."""
+    if program := [word for word in words if word in ("src.train", "src/train.py")]:
+        raise UserError(
+            f"{program[-1]} stands twice in the command",
+            why="it is the program, and what follows are its settings",
+            fix=rewritten(words[len(words) - list(reversed(words)).index(program[-1]) :]),
+        )
+    options, settings = split(words)
+    stray = next((word for word in settings if _is_stray(word, settings)), None)
+    if stray is None:
         _check_cfg(words)
         return
-    mended, understood, skip = [], True, False
-    for place, word in enumerate(words):
-        if skip:
-            skip = False
-            continue
-        if word not in unknown:
-            mended.append(word)
-            continue
-        following = words[place + 1] if place + 1 < len(words) else None
-        takes_next = following is not None and not _is_flag(following) and "=" not in following
-        instead, skip = _of_flag(word, following if takes_next else None)
-        understood &= bool(instead)
-        mended += instead
-    if "--help" in mended:
-        mended = ["--help"]
+    flag = _is_flag(stray)
+    mended, meant = _mended(settings, stray)
+    kept = [*options, *(mended or [])]
+    if stray.lstrip(DASHES).lower() in ASKING or "--help" in kept:
+        kept, meant = [], ["--help"] if flag else []
     raise UserError(
-        f"{unknown[0]} is not an option"
-        + (f"; did you mean {' '.join(_of_flag(unknown[0], _after(words, unknown[0]))[0])}?" if understood else ""),
-        why="a setting is key=value, without dashes; options are --help, -m (a sweep), --cfg job (all settings)",
-        fix=rewritten(mended) if understood else HELP,
-        code=ExitCode.USAGE,
+        (f"{stray} is not an option" if flag else f"{stray!r} cannot be read: it is not key=value")
+        + (f"; did you mean {' '.join(meant)}?" if meant else ""),
+        why="a setting is key=value, without dashes; options are --help, -m (a sweep), --cfg job (all settings)"
+        if flag
+        else "a setting is key=value without blanks around the =; a value with blanks is quoted for the shell",
+        fix=rewritten(kept) if kept and mended is not None else HELP,
+        code=ExitCode.USAGE if flag else ExitCode.CONFIG,
     )
+
+
+def _is_flag(word: str) -> bool:
+    return word[:1] in [*DASHES] and len(word) > 1
+
+
+def _is_stray(word: str, settings: Sequence[str]) -> bool:
+    if word.startswith("~"):
+        return False  # src/word_checks.py says what is wrong with it
+    if word.startswith("="):
+        place = settings.index(word)
+        return place > 0 and settings[place - 1] in _keys()
+    return "=" not in word or _is_flag(word) or word[0] in QUOTES
 
 
 def _check_cfg(words: Sequence[str]) -> None:
@@ -100,110 +105,86 @@ def _check_cfg(words: Sequence[str]) -> None:
             )
 
 
-def _after(words: Sequence[str], word: str) -> str | None:
-    following = words[words.index(word) + 1 : words.index(word) + 2]
-    return following[0] if following and not _is_flag(following[0]) and "=" not in following[0] else None
-
-
-def _of_flag(word: str, following: str | None) -> tuple[list[str], bool]:
-    """The words that a flag stands for, and whether that takes the following word. None: [], nothing is near."""
-    name, sign, value = word.lstrip(DASHES).partition("=")
-    if name.lower() in ("help", "hlp", "h", "?", "usage", "man"):
-        return ["--help"], False
-    if not sign and (option := difflib.get_close_matches(f"--{name}", FLAGS, n=1, cutoff=0.8)):
-        return option, False
-    if not sign and f"-{name}" in FLAGS:  # written with another dash
-        return [f"-{name}"], False
-    close = setting_like(name.replace("-", "_"))
-    if not close:
-        return [], False
-    key = close[0]
-    if not sign and following is not None:
-        return meant_by(key, following), True
-    if not sign:  # such as --debug, --pretrained
-        knob = knob_of(key)
-        value = "true" if knob is not None and (knob.type == "bool" or "true" in VALUES.get(key, {})) else ""
-        value = value or ("true" if key in VALUES else example(key))
-    if name.lower() in choices(key):  # --fp16, --bf16
-        value = name.lower()
-    return meant_by(key, value), False
-
-
-def check_strays(settings: Sequence[str]) -> None:
-    """Words without a =, mostly a value that the shell cut off its key."""
-    strays = [word for word in settings if "=" not in word or word.startswith("=") or word[0] in QUOTES]
-    if not strays:
-        return
-    stray = strays[0]
-    if stray.startswith(("~", "=")) and not _is_value(stray, settings):
-        return  # src/word_checks.py says what is wrong with it
-    mended = _joined(settings)
-    why = "a setting is key=value without blanks around the =; a value with blanks is quoted for the shell"
-    if stray.lower().rstrip("?") in ("help", "usage", "h", "/", "/h"):
-        raise UserError(f"{stray!r} is not a setting", why=why, fix=HELP)
-    options = [word for word in typed_words() if word not in settings]
-    raise UserError(
-        f"{stray!r} cannot be read: it is not key=value",
-        why=why,
-        fix=rewritten([*options, *mended]) if mended is not None else HELP,
-    )
-
-
-def _is_value(stray: str, settings: Sequence[str]) -> bool:
-    """Whether `=4` follows its key."""
-    before = settings[settings.index(stray) - 1] if settings.index(stray) else ""
-    return stray.startswith("=") and before in _keys()
-
-
-def _joined(settings: Sequence[str]) -> list[str] | None:
-    """The settings with every stray word put where it belongs; None where that is not clear."""
+def _mended(settings: Sequence[str], stray: str) -> tuple[list[str] | None, list[str]]:
+    """The settings with every flag and stray word as what it was meant to be, None where that is not clear; and what
+    `stray`, the first of them, was meant to be where that can be said by itself."""
     done: list[str] = []
-    rest = list(settings)
+    rest, shown = list(settings), []
     while rest:
         word = rest.pop(0)
-        if word[0] in QUOTES:  # cmd.exe hands single quotes on
+        following = rest[0] if rest and "=" not in rest[0] and not _is_flag(rest[0]) else None
+        key, sign, value = word.partition("=")
+        if _is_flag(word):
+            meant, takes_next = _of_flag(word, following)
+            if not meant:
+                return None, []
+            rest = rest[takes_next:]
+            done += meant
+            shown = meant if word == stray else shown
+        elif word[0] in QUOTES:  # cmd.exe hands single quotes on
             while rest and word[-1] not in QUOTES and "=" not in rest[0]:
                 word += " " + rest.pop(0)
-            word = word.strip(QUOTES)
-            rest.insert(0, word)
-            if not word:
-                return None
-        elif "=" in word and not word.startswith("="):
-            key, _, value = word.partition("=")
-            is_open = sum(map(value.count, "[{(")) > sum(map(value.count, "]})"))
-            if value == "" and rest and "=" not in rest[0]:
+            if not word.strip(QUOTES):
+                return None, []
+            rest.insert(0, word.strip(QUOTES))
+        elif sign and key:
+            is_open = sum(map(value.count, "[{(")) > sum(map(value.count, "]})")) or value.endswith(",")
+            if following is not None and value == "":
                 done.append(f"{key}={rest.pop(0)}")
-            elif rest and "=" not in rest[0] and is_open:
-                rest[0] = f"{word}{'' if word[-1] in ',:' else ' '}{rest[0]}"
-            elif rest and "=" not in rest[0] and key in TEXTS and not _meant_by_stray(rest[0]):
-                rest[0] = f"{word} {rest[0]}"
+            elif following is not None and (is_open or (key in TEXTS and _is_one_text(value, following))):
+                rest[0] = f"{word}{'' if is_open and word[-1] in ',:' else ' '}{following}"
             else:
                 done.append(word)
         elif word.strip(":") in _keys() and rest and rest[0].startswith("="):
             value = rest.pop(0).lstrip("=") or (rest.pop(0) if rest else "")
             done.append(f"{word.strip(':')}={value}")
-        elif word.rstrip(":") in _keys() and rest and "=" not in rest[0]:
+        elif word.rstrip(":") in _keys() and following is not None:
             done.append(f"{word.rstrip(':')}={rest.pop(0)}")
         elif word.partition(":")[0] in _keys() and word.partition(":")[2]:
             done.append("{}={}".format(*word.partition(":")[::2]))
-        elif meant := _meant_by_stray(word):
+        elif meant := of_word(word) or _of_path(word):
             done += meant
-        elif word not in ("train", "src.train", "python"):
-            return None
-    return done
+        else:
+            return None, []
+    return done, shown
+
+
+def _of_flag(word: str, following: str | None) -> tuple[list[str], int]:
+    """The words that a flag stands for, and how many words after it belong to it. ([], 0): nothing is near."""
+    name, sign, value = word.lstrip(DASHES).partition("=")
+    if not sign and (option := difflib.get_close_matches(f"--{name}", FLAGS, n=1, cutoff=0.8)):
+        return option, 0
+    if not sign and f"-{name}" in FLAGS:  # written with another dash
+        return [f"-{name}"], 0
+    if switch := of_word(name.lower()):  # --fp16, --cpu
+        return switch, 0
+    off = name.startswith("no-") or name.startswith("no_")
+    close = setting_like(name[3:] if off else name)
+    if not close:
+        return [], 0
+    if sign or (following is not None and not off):
+        return meant_by(close[0], value if sign else following or ""), 0 if sign else 1
+    knob = knob_of(close[0])
+    is_switch = (knob is not None and knob.type == "bool") or "true" in VALUES.get(close[0].rpartition(".")[2], {})
+    if off:
+        return (meant_by(close[0], "false") if is_switch else []), 0
+    return meant_by(close[0], "true" if is_switch else example(close[0])), 0
 
 
 def _keys() -> set[str]:
     return {*known_keys(), *groups()}
 
 
-def _meant_by_stray(word: str) -> list[str]:
-    """A choice, a switch or a folder by itself."""
-    for group in groups():
-        if word in choices(group) and word != "default":
-            return [f"{group}={word}"]
-    if (knob := knob_of(word)) is not None and knob.type == "bool":
-        return [f"{word}=true"]
-    if word in ("photos", "images") or not Path(word).exists():
-        return []
-    return ["data=image_folder", f"data.root={word}"] if Path(word).is_dir() else []
+def _is_one_text(value: str, following: str) -> bool:
+    """Whether the shell has cut a text in two, as of data.root=my photos."""
+    if Path(at_home(f"{value} {following}")).exists():
+        return True
+    return not of_word(following) and not (_of_path(following) and Path(at_home(value)).exists())
+
+
+def _of_path(word: str) -> list[str]:
+    """A folder of images, or a table of them, by itself."""
+    path = Path(at_home(word))
+    if path.is_dir():
+        return ["data=image_folder", f"data.root={word}"]
+    return ["data=table", f"data.table={word}"] if path.is_file() and path.suffix in (".csv", ".tsv") else []

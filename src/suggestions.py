@@ -6,7 +6,7 @@ src/word_checks.py and src/command_line.py ask here. Nothing here imports torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -18,81 +18,14 @@ from src import config
 from src.config_checks import EXAMPLES
 from src.errors import UserError
 from src.hydra_words import at_home, key_of
-from src.user_command import rewritten, typed_words
+from src.other_names import VALUES, closest, value_here
+from src.user_command import is_typed, rewritten, typed_words
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 HELP = "python -m src.train --help"
 ALL_KEYS = "settings are declared in src/config.py; the whole list with its values: python -m src.train --cfg job"
 
-# What other trainers call it.
-ALIASES = {
-    "learning_rate": "optimizer.lr",
-    "wd": "optimizer.weight_decay",
-    "epochs": "trainer.max_epochs",
-    "e": "trainer.max_epochs",
-    "num_epochs": "trainer.max_epochs",
-    "steps": "trainer.max_steps",
-    "gpus": "trainer.devices",
-    "ngpus": "trainer.devices",
-    "num_gpus": "trainer.devices",
-    "device": "trainer.accelerator",
-    "nodes": "trainer.num_nodes",
-    "workers": "data.num_workers",
-    "j": "data.num_workers",
-    "bs": "data.batch_size",
-    "b": "data.batch_size",
-    "batch": "data.batch_size",
-    "img_size": "data.image_size",
-    "imgsz": "data.image_size",
-    "size": "data.image_size",
-    "resolution": "data.image_size",
-    "arch": "model.backbone",
-    "architecture": "model.backbone",
-    "a": "model.backbone",
-    "pretrained": "model.weights",
-    "ckpt_path": "model.weights",
-    "checkpoint_path": "model.weights",
-    "smoothing": "model.label_smoothing",
-    "metric": "checkpoint.monitor",
-    "path": "data.root",
-    "data_dir": "data.root",
-    "data_path": "data.root",
-    "folder": "data.root",
-    "images": "data.root",
-    "csv": "data.table",
-    "dataset": "data",
-    "opt": "optimizer",
-    "amp": "precision",
-    "fp16": "precision",
-    "bf16": "precision",
-    "output": "runs_dir",
-    "output_dir": "runs_dir",
-    "out": "runs_dir",
-    "save_dir": "runs_dir",
-    "run_name": "name",
-    "clip_grad": "trainer.gradient_clip",
-}
-# What other programs call a value, by the setting that it is given to here.
-VALUES = {
-    "precision": {
-        **{"16": "fp16", "16-mixed": "fp16", "half": "fp16", "amp": "fp16", "true": "fp16", "float16": "fp16"},
-        **{
-            "bf16-mixed": "bf16",
-            "bfloat16": "bf16",
-            "32": "fp32",
-            "32-true": "fp32",
-            "float32": "fp32",
-            "false": "fp32",
-        },
-    },
-    "optimizer": {"adam": "adamw", "momentum": "sgd", "nesterov": "sgd"},
-    "strategy": {"auto": "single", "none": "single", "null": "single", "ddp_spawn": "ddp", "dataparallel": "dp"},
-    "logger": {"none": "csv", "null": "csv", "false": "csv", "tensorboard": "default", "true": "default"},
-    "trainer.accelerator": {"cuda": "gpu", "cuda:0": "gpu", "0": "gpu", "metal": "mps"},
-    "model.weights": {"true": "default", "imagenet": "default", "false": "none", "null": "none"},
-    "resume": {"true": "auto", "false": "never"},
-}
-# The key of a section that is meant where the section is given a number, true or false, or another word.
+# The key of a section that is meant where the section is given a number.
 NUMBERS = {
     "optimizer": "lr",
     "trainer": "max_epochs",
@@ -100,13 +33,6 @@ NUMBERS = {
     "freeze": "last_n",
     "oom": "grow_after",
     "checkpoint": "every_n_steps",
-}
-SWITCHES = {
-    "memory": {"true": "memory.log=true", "false": "memory.log=false"},
-    "freeze": {"true": "freeze.preset=head_only", "false": "freeze.preset=full", "none": "freeze.preset=full"},
-    "oom": {"false": "oom.policy=stop", "true": "oom.policy=split"},
-    "model": {"debug": "debug=true"},
-    "trainer": {"debug": "debug=true"},
 }
 
 
@@ -140,23 +66,6 @@ def knobs_of(section: str) -> Sequence[Field[Any]]:
     """The fields of a section's schema; none of a group that is no section (experiment)."""
     knob: Any = knob_of(section)
     return fields(knob.default_factory) if is_section(section) else ()
-
-
-def closest(key: str, known: Sequence[str]) -> list[str]:
-    """The known keys nearest to a mistyped one, the likeliest first."""
-    leaf = key.rpartition(".")[2].replace("-", "_").lower()
-    if ALIASES.get(leaf) in known:
-        return [ALIASES[leaf]]
-
-    def squeeze(name: str) -> str:
-        return name.replace("_", "").replace("-", "").replace(".", "").lower()
-
-    def alike(one: str, other: str) -> float:
-        return difflib.SequenceMatcher(None, squeeze(one), squeeze(other)).ratio()
-
-    near = {name: max(alike(key, name), alike(leaf, name.rpartition(".")[2])) for name in known}
-    close = [name for name in known if near[name] >= 0.75]
-    return sorted(close, key=lambda name: (-near[name], -alike(key, name)))
 
 
 def setting_like(key: str) -> list[str]:
@@ -194,36 +103,35 @@ def unknown_key(key: str) -> UserError:
     )
 
 
-def meant_by(setting: str, value: str) -> list[str]:
-    """The words that give the value to a setting, or to a group or section: what the value is called here."""
-    if is_section(setting):
-        return [f"{setting}={value}"] if value in choices(setting) else of_section(setting, value)
-    return [f"{setting}={VALUES.get(setting, {}).get(value.lower(), value)}"]
-
-
 def replaced(word: str, *instead: str) -> str:
     """The user's command with other words in the place of one."""
     return rewritten([other for one in typed_words() for other in (instead if one == word else (one,))])
 
 
+def meant_by(setting: str, value: str) -> list[str]:
+    """The words that give the value to a setting, or to a group or section: what the value is called here."""
+    if is_section(setting):
+        return [f"{setting}={value}"] if value in choices(setting) else of_section(setting, value)
+    source = ["data=image_folder"] if setting == "data.root" and not is_typed("data") else []
+    return [*source, f"{setting}={value_here(setting, value)}"]
+
+
 def of_section(section: str, value: str) -> list[str]:
     """The words that were probably meant by section=value; [] where nothing is near."""
     text = value.strip("'\"")
-    if known := VALUES.get(section, {}).get(text.lower()):
-        return [f"{section}={known}"]
-    if switch := SWITCHES.get(section, {}).get(text.lower()):
-        return [switch]
+    if (here := value_here(section, text)) != text:
+        return [f"{section}={here}"]
+    if section == "memory" and text in ("true", "false"):
+        return [f"memory.log={text}"]
     for knob in knobs_of(section):
-        if text in knob.metadata.get("options", ()) and knob.name not in ("name", "source"):
-            return [f"{section}.{knob.name}={text}"]
-        if text in VALUES.get(f"{section}.{knob.name}", {}):
-            return [f"{section}.{knob.name}={VALUES[f'{section}.{knob.name}'][text]}"]
-    for group in groups():
-        if group != section and text in choices(group) and text != "default":
-            return [f"{group}={text}"]
+        here = VALUES.get(knob.name, {}).get(text, text)
+        if here in knob.metadata.get("options", ()) and knob.name not in ("name", "source"):
+            return [f"{section}.{knob.name}={here}"]
     path = Path(at_home(text))
     if section == "data" and text and path.exists():
         return ["data=image_folder", f"data.root={text}"] if path.is_dir() else ["data=table", f"data.table={text}"]
+    if switch := of_word(text, but=section):
+        return switch
     close = difflib.get_close_matches(text.lower(), choices(section), n=1, cutoff=0.6)
     if close:
         return [f"{section}={close[0]}"]
@@ -232,16 +140,40 @@ def of_section(section: str, value: str) -> list[str]:
     return [f"model.backbone={text}"] if section == "model" and text else []
 
 
-def not_a_choice(word: str, section: str, value: str) -> UserError:
-    """The answer to section=value where the section has no such choice."""
-    meant = of_section(section, value)
+def of_word(word: str, but: str = "") -> list[str]:
+    """What a word by itself means: sgd is a choice of a group (not of the group `but`), cpu the value of one setting,
+    debug a switch; [] where it is none of them."""
+    for group in groups():
+        if group != but and word in choices(group) and word != "default":
+            return [f"{group}={word}"]
+    if (knob := knob_of(word)) is not None and knob.type == "bool":
+        return [f"{word}=true"]
+    keys = [key for key, knob in _settings() if word in knob.metadata.get("options", ())]
+    return [f"{keys[0]}={word}"] if len(keys) == 1 else []
+
+
+def _settings() -> Iterator[tuple[str, Field[Any]]]:
+    for key in config.known_keys():
+        if (knob := knob_of(key)) is not None:
+            yield key, knob
+
+
+def not_a_choice(word: str, section: str, values: Sequence[str]) -> UserError:
+    """The answer to section=value, or to section=value,value of a sweep, where the section has not all of the choices."""
     options = choices(section)
-    keys = ", ".join(knob.name for knob in knobs_of(section)) if is_section(section) else ""
+    wrong = next(value for value in values if value not in options)
+    meant = of_section(section, wrong)
+    if len(values) > 1:
+        each = [[f"{section}={value}"] if value in options else of_section(section, value) for value in values]
+        keys = {key_of(one[0]) for one in each if len(one) == 1}
+        joined = ",".join(one[0].partition("=")[2] for one in each if one)
+        meant = [f"{keys.pop()}={joined}"] if len(keys) == 1 and all(len(one) == 1 for one in each) else []
+    keys_of_section = ", ".join(knob.name for knob in knobs_of(section))
     guess = f"; did you mean {' '.join(meant)}?" if meant else ""
     return UserError(
-        f"{section}={value} is not a choice{guess}" if options else f"{section} is a section{guess}",
+        f"{section}={wrong} is not a choice{guess}" if options else f"{section} is a section{guess}",
         where=str(CONF / section) if options else "src/config.py",
-        why=f"{section} is one of: {', '.join(options)}" if options else f"its keys: {keys}",
+        why=f"{section} is one of: {', '.join(options)}" if options else f"its keys: {keys_of_section}",
         fix=replaced(word, *meant) if meant else HELP,
     )
 

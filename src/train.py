@@ -11,6 +11,7 @@ What happens in a run: src/run.py.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -25,6 +26,7 @@ from omegaconf import DictConfig
 from src import config_checks, run_dir
 from src.command_line import run_hydra
 from src.errors import UserError, run_and_report
+from src.rules import without_effect
 from src.strategies import launching
 from src.strategies.launch_checks import check_launched
 from src.user_command import corrected
@@ -71,8 +73,20 @@ def _check_multirun(hydra: HydraConf) -> None:
         )
 
 
+def check(composed: DictConfig) -> None:
+    """What a sweep with Ray Tune asks of its trials' configs before it starts any; the trials' own warnings are in their
+    logs only."""
+    for warning in without_effect(config_checks.read(composed)):
+        _say(warning)
+
+
+@functools.cache
+def _say(warning: str) -> None:
+    log.warning(warning)
+
+
 def main() -> int:
-    return run_and_report(lambda: run_hydra(train, config_checks.read), run_dir.opened)
+    return run_and_report(lambda: run_hydra(train, check), run_dir.opened)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ def typed_words() -> list[str]:
     return _split(shell_command())[1]
 
 
+def is_typed(key: str) -> bool:
+    """Whether the user has typed the setting; a recipe may bring it too."""
+    return any(_key(word) == key for word in typed_words())
+
+
 def rewritten(words: Sequence[str]) -> str:
     """The user's program with these words instead of those that were typed, quoted for the shell."""
     return " ".join(map(shell_word, [*_split(shell_command())[0], *words]))

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from src.errors import UserError
 from src.hydra_words import TEXTS, for_hydra, key_of, parsed
-from src.stray_words import check_flags, check_strays, settings_of
+from src.stray_words import check_strays, split
 from src.suggestions import (
     CONF,
     HELP,
@@ -33,9 +33,8 @@ log = logging.getLogger(__name__)
 
 def check_words(words: Sequence[str]) -> None:
     """Raises UserError for the first mistake that can be seen in the words alone."""
-    settings = settings_of(words)
-    check_flags(words)
-    check_strays(settings)
+    check_strays(words)
+    settings = split(words)[1]
     for word in settings:
         _check_word(word)
     _check_twice(settings)
@@ -78,12 +77,6 @@ def _check_word(word: str) -> None:
             why="a setting is key=value with one =",
             fix=replaced(word, f"{key}={value.lstrip('= ')}"),
         )
-    if text and value == "???":
-        raise UserError(
-            f"{name}=??? cannot be used: it is the sign of Hydra for a value that is missing",
-            why="no file of that name can be named here",
-            fix=replaced(word, f"{name}={example(name)}"),
-        )
     if text:
         return
     if name != name.strip() and (knob_of(name.strip()) is not None or name.strip() in groups()):
@@ -111,9 +104,8 @@ def _check_section(word: str, section: str, value: str) -> None:
             why="without experiment= there is no recipe",
             fix=corrected(remove=["experiment"]),
         )
-    for one in values:
-        if one.strip() not in choices(section):
-            raise not_a_choice(word, section, one.strip())
+    if not {one.strip() for one in values} <= {*choices(section)}:
+        raise not_a_choice(word, section, [one.strip() for one in values])
 
 
 def _unreadable(word: str, key: str, value: str) -> UserError:
@@ -121,9 +113,11 @@ def _unreadable(word: str, key: str, value: str) -> UserError:
     knob = knob_of(key)
     close = [key] if knob is not None else setting_like(key)[:1]
     inner = f'{key}="{value}"' if knob is None and '"' not in value else None
+    plain = value.strip(",; ")
     fix = replaced(word, inner) if inner and parsed(inner) else HELP
     if close:
-        fix = replaced(word, f"{close[0]}={value if knob is None and close[0] in TEXTS else example(close[0])}")
+        is_right = (knob is None and close[0] in TEXTS) or (plain not in ("", value) and parsed(f"{key}={plain}"))
+        fix = replaced(word, f"{close[0]}={plain if is_right else example(close[0])}")
     return UserError(
         f"{word!r} cannot be read" + (f"; did you mean {close[0]}?" if close and knob is None else ""),
         why="brackets and braces come in pairs, and text with blanks, brackets or umlauts in them is quoted once more"

@@ -5,7 +5,6 @@ Text is taken as the shell gave it: everything behind the first '=' belongs to i
 
 from __future__ import annotations
 
-import difflib
 import sys
 import typing
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import yaml
 
 from src.config import Data
 from src.errors import ExitCode, UserError
+from src.other_names import OF_PROGRAMS, closest, option_like
 from src.text import path_in, printable
 from src.user_command import corrected
 
@@ -29,25 +29,6 @@ WITHOUT_EFFECT = {
     "augment": "images are augmented for training only",
     "val_fraction": "the run's own split is used",
     "test_fraction": "the run's own split is used",
-}
-# What people call it elsewhere.
-ALIASES = {
-    **dict.fromkeys(("image", "img", "imgs", "input", "source", "folder", "pictures", "photos"), "images"),
-    **dict.fromkeys(("device", "gpu"), "accelerator"),
-    **dict.fromkeys(("output", "csv"), "out"),
-    **{
-        "workers": "num_workers",
-        "bs": "batch_size",
-        "checkpoint": "run",
-        "ckpt": "run",
-        "name": "run",
-        "weights": "model",
-        "root": "data.root",
-    },
-}
-CHOICES = {
-    **{"validation": "val", "valid": "val", "dev": "val", "testing": "test", "training": "train"},
-    **{"cuda": "gpu", "nvidia": "gpu", "metal": "mps"},
 }
 
 
@@ -145,12 +126,11 @@ def _example(knob: Field[Any], limits: tuple[int, int] | None) -> Any:
 def _chosen(key: str, text: str, options: Sequence[str]) -> str:
     if text in options:
         return text
-    guess = CHOICES.get(text.lower().partition(":")[0])
-    close = [guess] if guess in options else difflib.get_close_matches(text.lower(), options, n=1, cutoff=0.5)
+    close = option_like(key, text, options)
     raise UserError(
-        f"{key}={printable(text)} is not a choice" + (f"; did you mean {key}={close[0]}?" if close else ""),
+        f"{key}={printable(text)} is not a choice" + (f"; did you mean {key}={close}?" if close else ""),
         why=f"{key} takes one of: {', '.join(options)}",
-        fix=corrected(f"{key}={(close or options)[0]}"),
+        fix=corrected(f"{key}={close or options[0]}"),
     )
 
 
@@ -166,13 +146,7 @@ def _unknown(key: str, text: str, command: str, own: list[str], others: list[str
 
 def _closest(key: str, known: list[str]) -> str | None:
     """The known key that was meant, by its last part: data.batchsize for batch_size, and the other way round."""
-    leaf = key.lstrip("-").rpartition(".")[2].replace("-", "_").lower()
-    leaves = {name.rpartition(".")[2]: name for name in reversed(known)}
-    if ALIASES.get(leaf) in known and leaf not in leaves:
-        return ALIASES[leaf]
-    squeezed = {name.replace("_", ""): name for name in leaves}
-    close = difflib.get_close_matches(leaf.replace("_", ""), squeezed, n=1, cutoff=0.7)
-    return leaves[squeezed[close[0]]] if close else None
+    return next(iter(closest(key.lstrip("-"), known, OF_PROGRAMS)), None)
 
 
 def _no_key(words: Sequence[str], place: int, known: list[str]) -> UserError:

@@ -287,7 +287,7 @@ def test_pictures_that_were_moved(work, run, compared, tmp_path, moved):
     with pytest.raises(UserError, match="the run's pictures cannot be read any more") as error:
         work(f"run={copy}", "format=state_dict")
     assert error.value.code == ExitCode.NO_INPUT
-    assert error.value.fix[0].endswith("images=FOLDER_OR_FILE")
+    assert error.value.fix[0].endswith("images=photos/")
     assert not (copy / "export").exists()
 
     work(f"run={copy}", "format=state_dict", f"images={tmp_path / 'moved'}")

@@ -98,6 +98,30 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("strategy.port=4000", "strategy.port=4000 has no effect", "strategy=ddp strategy.port=4000"),
     ("trainer.devices=2", "strategy=single does not go with trainer.devices=2", "trainer.devices=1"),
     ("strategy=pipeline", "needs a network that is split", "strategy=pipeline"),
+    ("--no-debug", "did you mean debug=false?", "debug=false"),
+    ("--no-pretrained", "did you mean model.weights=none?", "model.weights=none"),
+    ("--cpu", "did you mean trainer.accelerator=cpu?", "trainer.accelerator=cpu"),
+    ("--gpus all strategy=ddp", "did you mean trainer.devices=auto?", "strategy=ddp trainer.devices=auto"),
+    ("--device cuda:1", "did you mean trainer.accelerator=gpu?", "trainer.accelerator=gpu"),
+    ("--root somewhere", "did you mean data=image_folder", "data=image_folder data.root=somewhere"),
+    ("root=somewhere", "did you mean data.root?", "data=image_folder data.root=somewhere"),
+    ("images somewhere", "'images' cannot be read", "data=image_folder data.root=images"),
+    ("python -m src.train seed=1", "src.train stands twice", "seed=1"),
+    ("labels.csv", "'labels.csv' cannot be read", "data=table data.table=labels.csv"),
+    ("data=image_folder data.root=my images", "'images' cannot be read", "data=image_folder 'data.root=my images'"),
+    ("optimizer.lr=0,001", "optimizer.lr has several values", "optimizer.lr=0.001"),
+    ("optimizer.lr=1e-3,", "cannot be read", "optimizer.lr=1e-3"),
+    ("trainer.devices=0,1", "trainer.devices has several values", "'trainer.devices=[0,1]' strategy=ddp"),
+    ("data.image_size=224x224", "is a whole number, and '224x224' is not", "data.image_size=224"),
+    ("trainer.accelerator=cuda", "trainer.accelerator=cuda is not a choice", "trainer.accelerator=gpu"),
+    ("data.augment=true", "data.augment=true is not a choice", "data.augment=standard"),
+    ("model.name=resnet50", "did you mean model.backbone?", "model.backbone=resnet50"),
+    ("optimizer.name=sgd", "does not go with optimizer=sgd", "optimizer=sgd optimizer.momentum=0.9"),
+    ("strategy.sync_batchnorm=true", "has no effect with strategy=single", "strategy=ddp oom.policy=stop"),
+    ("runs_dir=${HOME}", "did you mean ${oc.env:HOME}?", "'runs_dir=${oc.env:HOME}'"),
+    ("-m optimizer=sgd,adam", "did you mean optimizer=sgd,adamw?", "-m optimizer=sgd,adamw"),
+    ("-m model=resnet18,resnet50", "did you mean model.backbone=", "-m model.backbone=resnet18,resnet50"),
+    ("-m optimizer.lr=1e-3, 3e-3", "'3e-3' cannot be read", "-m optimizer.lr=1e-3,3e-3"),
     ("strategy=ddp trainer.devices=4 data.batch_size=2", "is smaller than", "strategy=ddp trainer.devices=4 data.batch_size=4"),
 ]  # fmt: skip
 
@@ -120,7 +144,9 @@ def answer(words: list[str]) -> UserError:
 @pytest.fixture(autouse=True)
 def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
-    Path("somewhere").mkdir()
+    for name in ("somewhere", "images", "my images"):
+        Path(name).mkdir()
+    Path("labels.csv").touch()
     config.register()
     settings.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name: name or "sweep", replace=True)
@@ -173,19 +199,39 @@ def test_what_nothing_is_near_to_is_answered_with_help_or_a_value(word, monkeypa
         (["logger=wandb", "logger.tracking_uri=x"], "logger.tracking_uri=x has no effect"),
         (["logger.offline=true"], "logger.offline=true has no effect"),
         (["resume=never"], "resume=never has no effect with name=null"),
+        (
+            ["data=image_folder", "data.root=.", "data.split_file=labels.csv", "data.val_fraction=0.3"],
+            "data.val_fraction",
+        ),
+        (
+            ["checkpoint.select=last", "checkpoint.top_k=3"],
+            "checkpoint.top_k=3 has no effect with checkpoint.select=last",
+        ),
+        (["memory.log=false", "memory.history=true"], "memory.history=true has no effect with memory.log=false"),
+        (["debug=true", "trainer.max_epochs=5"], "trainer.max_epochs=5 has no effect with debug=true"),
+        (["optimizer.backbone_lr_scale=0"], "the backbone learns nothing"),
         (["debug=true", "trainer.limit_batches=5"], "trainer.limit_batches=5 has no effect with debug=true"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_setting_that_nothing_reads_is_said(words, named):
+def test_a_setting_that_nothing_reads_is_said(words, named, monkeypatch, caplog):
+    monkeypatch.setenv("TRAIN_COMMAND", shlex.join(["python", "-m", "src.train", *words]))
     with initialize_config_dir(str(CONF), version_base="1.3"):
         said = without_effect(config_checks.read(compose("train", overrides=words)))
     assert len(said) == 1
     assert named in said[0]
+    assert not caplog.messages, "each process of a run and each trial of a sweep reads the config"
 
 
 def test_the_ready_configs_have_no_setting_without_effect():
-    for words in ([], ["experiment=linear_probe"], ["experiment=finetune_all"], ["logger=wandb"], ["data=synthetic"]):
+    for words in (
+        [],
+        ["experiment=linear_probe"],
+        ["experiment=finetune_all"],
+        ["logger=wandb"],
+        ["data=synthetic"],
+        ["experiment=finetune_all", "debug=true"],
+    ):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             assert without_effect(config_checks.read(compose("train", overrides=words))) == []
 
@@ -201,6 +247,14 @@ def test_options_may_stand_between_settings():
     assert word_checks.is_sweep(["experiment=tune_head"])
     assert not word_checks.is_sweep(["experiment=tune_head", "hydra.mode=RUN"])
     assert not word_checks.is_sweep(["experiment=linear_probe"])
+
+
+@pytest.mark.parametrize("name", ["../x", "..", ".", "/tmp/x", "a/../../b"])
+def test_a_name_stays_in_runs_dir(name, monkeypatch):
+    monkeypatch.setenv("TRAIN_COMMAND", shlex.join(["python", "-m", "src.train", f"name={name}"]))
+    error = answer([f"name={name}"])
+    assert "leads out of runs_dir" in error.found
+    assert parses(shlex.split(error.fix[0])[3:])
 
 
 def test_the_environment_is_as_before():

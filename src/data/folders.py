@@ -159,7 +159,7 @@ def _empty_classes(root: Path, empty: dict[Path, Counter[str]]) -> UserError:
     ]
     first = next(iter(empty))
     aside = root.absolute().with_name(f"{root.absolute().name}-{first.name}")
-    fix = [f"mv {shlex.quote(str(first))} {shlex.quote(str(aside))}", "or put pictures into it"]
+    fix = [f"mv {shlex.quote(str(first))} {shlex.quote(str(aside))}", "put images into it"]
     if any(how_to_convert(kinds) for kinds in empty.values()):
         fix = ["convert the files to JPEG or PNG, in the same folder", fix[0] + "   # without the class"]
     return UserError(

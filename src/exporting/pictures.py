@@ -42,8 +42,9 @@ def pictures_of_run(run: Path, config: dict[str, Any], card: ModelCard) -> Tenso
         raise UserError(
             f"the run's pictures cannot be read any more: {error}",
             where=f"{run}: config.yaml and split.csv say where they were",
-            why="an export is compared on pictures; they were moved, or the command is given in another folder",
-            fix=corrected("images=FOLDER_OR_FILE"),
+            why="an export is compared on pictures; they were moved, or the command is given in another folder; "
+            "images= takes any folder of images",
+            fix=corrected("images=photos/"),
             code=ExitCode.NO_INPUT,
         ) from error
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from src.errors import UserError
+from src.user_command import corrected
 
 # The layers in the order of the forward pass.
 UNITS = (
@@ -24,8 +25,6 @@ UNITS = (
 )
 BLOCKS = UNITS[3:-3]  # cut after all of these, it is in the smallest stages that have weights
 CUTS = (*BLOCKS, "layer1", "layer2", "layer3")  # after these it can be cut
-
-_SPLIT = "model=model_parallel_resnet50 strategy=model_parallel"  # in the commands that errors suggest
 
 
 class Stage(nn.Module):
@@ -112,8 +111,8 @@ class ModelParallelResNet50(ResNet):
                 where=f"model.split_at=[{cuts}], trainer.devices={count}",
                 why="every stage has a device of its own, and there is one stage more than cuts",
                 fix=[
-                    f"python -m src.train {_SPLIT} 'model.split_at=[{cuts}]' trainer.devices={stages}",
-                    f"python -m src.train {_SPLIT} model.split_at=auto trainer.devices={max(2, count)}",
+                    corrected(f"trainer.devices={stages}"),
+                    corrected("model.split_at=auto", f"trainer.devices={max(2, count)}"),
                 ],
             )
 
@@ -132,7 +131,7 @@ def stage_bounds(split_at: Sequence[str]) -> list[int]:
             f"a ResNet50 cannot be split after {unknown[0]!r}",
             where=f"model.split_at=[{','.join(split_at)}]",
             why=f"it can be split after: {', '.join(CUTS)}",
-            fix=f"python -m src.train {_SPLIT} 'model.split_at=[layer2]' trainer.devices=2",
+            fix=corrected("model.split_at=[layer2]", "trainer.devices=2"),
         )
     ends = [
         max(at for at, unit in enumerate(UNITS) if unit == name or unit.startswith(name + ".")) for name in split_at
@@ -142,6 +141,6 @@ def stage_bounds(split_at: Sequence[str]) -> list[int]:
         raise UserError(
             f"model.split_at=[{','.join(split_at)}] is not in the order of the layers",
             why="each cut comes after the one before it, and a stage has at least one layer with weights",
-            fix=f"python -m src.train {_SPLIT} 'model.split_at=[layer1,layer3]' trainer.devices=3",
+            fix=corrected("model.split_at=[layer1,layer3]", "trainer.devices=3"),
         )
     return bounds

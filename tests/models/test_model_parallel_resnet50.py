@@ -69,6 +69,12 @@ def test_what_is_frozen_stays_frozen_on_another_device():
     assert ours.fc.weight.device.type == ours.layer4[0].bn1.running_mean.device.type == "meta"
 
 
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "model=model_parallel_resnet50 strategy=pipeline trainer.devices=3 model.split_at=[layer1,layer3]"
+    monkeypatch.setenv("TRAIN_COMMAND", f"python -m src.train {words}")
+
+
 @pytest.mark.parametrize(
     ("split_at", "culprit"),
     [
@@ -79,14 +85,14 @@ def test_what_is_frozen_stays_frozen_on_another_device():
         (["layer2", "layer2.3"], "layer2,layer2.3"),
     ],
 )
-def test_a_cut_that_cannot_be(split_at, culprit):
+def test_a_cut_that_cannot_be(typed, split_at, culprit):
     with pytest.raises(UserError) as caught:
         ModelParallelResNet50(split_at=split_at)
     check_answer(caught.value, culprit)
 
 
 @pytest.mark.parametrize("devices", [["cpu"], ["cpu"] * 4])
-def test_another_number_of_devices_than_stages(devices):
+def test_another_number_of_devices_than_stages(typed, devices):
     with pytest.raises(UserError) as caught:
         ModelParallelResNet50(split_at=["layer1", "layer3"], devices=devices)
     check_answer(caught.value, "3 stages", f"{len(devices)} device", "trainer.devices=3", "[layer1,layer3]")
@@ -97,4 +103,5 @@ def check_answer(error: UserError, *culprits: str) -> None:
     text = error.render()
     assert all(culprit in text for culprit in culprits), text
     for fix in error.fix:
+        assert "strategy=pipeline" in fix
         assert parses(fix.removeprefix("python -m src.train ").replace("'", "").split()), fix
