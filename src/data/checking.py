@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import PIL
@@ -79,7 +79,7 @@ def check_pictures(
                     known[name] = result
                     stamp = stamps[name]
                     if stamp is not None and lasting:
-                        entries[name] = [*stamp, *astuple(result)]
+                        entries[name] = [*stamp, *vars(result).values()]
             finally:  # Ctrl-C too: what was checked until then need not be checked again
                 if memory:
                     _save(memory, options, entries)
@@ -105,18 +105,6 @@ def refuse_bad_pictures(bad: Mapping[str, str], total: int, root: Path, list_fil
     )
 
 
-def same_bytes_across(checked: Mapping[str, Checked], split_of: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Groups of ids whose files are equal byte for byte and lie in more than one split (or class); sorted.
-
-    split_of: id -> split or class; ids without one and pictures with an error are left out.
-    """
-    groups: defaultdict[str, list[str]] = defaultdict(list)
-    for name, result in checked.items():
-        if result.error is None and name in split_of:
-            groups[result.digest].append(name)
-    return sorted(tuple(sorted(group)) for group in groups.values() if len({split_of[name] for name in group}) > 1)
-
-
 def remembered_digests(memory: Path) -> dict[str, str]:
     """id -> digest of all files that a memory knows, which may be gone by now; empty if it cannot be read."""
     try:
@@ -130,19 +118,19 @@ def _check(path: Path, name: str, options: ReadOptions) -> tuple[Checked, bool]:
 
     A file that may not be read, or a lack of memory, may be mended without a change of the file.
     """
-    prefix = f"{printable(name)}: "
     try:
         data = read_bytes(path, name)
     except PictureError as error:
-        return Checked("", 0, 0, str(error).removeprefix(prefix)), False
+        return Checked("", 0, 0, str(error).removeprefix(f"{printable(name)}: ")), False
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
         decoded = decode_picture(data, name, replace(options, bits=0))
     except PictureError as error:
         lasting = not isinstance(error.__cause__, MemoryError)
-        return Checked(digest, 0, 0, str(error).removeprefix(prefix)), lasting
+        return Checked(digest, 0, 0, str(error).removeprefix(f"{printable(name)}: ")), lasting
     image, found = decoded.image, decoded.found
-    if all(high - low <= FLAT for low, high in image.getextrema()):
+    extrema = (image.getchannel(channel).getextrema() for channel in range(3))  # usually the first one is enough
+    if all(high - low <= FLAT for low, high in extrema):
         found.notes.add(ONE_COLOUR)
     return Checked(digest, image.width, image.height, None, found.bits, tuple(sorted(found.notes))), True
 

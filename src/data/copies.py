@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from src.data.checking import Checked, same_bytes_across
 from src.data.pictures import Pictures
 from src.errors import ExitCode, UserError
 from src.text import printable
@@ -21,45 +20,38 @@ log = logging.getLogger(__name__)
 Group = tuple[str, ...]
 
 
-def refuse_two_labels(pictures: Pictures, checked: Mapping[str, Checked], where: str, list_file: Path | None) -> None:
-    """Raises UserError for equal files of two classes: one of the labels is wrong. list_file: gets all of them."""
-    label_of = {name: label for name, label, _ in pictures.rows()}
-    groups = same_bytes_across({name: checked[name] for name in label_of}, label_of)
-    if groups:
+def refuse_copies(pictures: Pictures, where: str, list_file: Path | None, labels_too: bool) -> None:
+    """Raises UserError for equal files in two splits and, with labels_too, of two classes. Says how many others there are.
+
+    list_file: gets all of those that are refused.
+    """
+    digest_of = dict(zip(pictures.names, pictures.digests or [], strict=True))
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    label_of, split_of = {}, {}
+    for name, label, split in pictures.rows():
+        groups[digest_of[name]].append(name)
+        label_of[name], split_of[name] = label, split
+    copies = sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
+    if labels_too and (several := [group for group in copies if len({label_of[name] for name in group}) > 1]):
         raise _refusal(
-            f"{len(groups)} picture{'s have' if len(groups) > 1 else ' has'} two labels: files that are equal byte for byte",
+            f"{len(several)} picture{'s have' if len(several) > 1 else ' has'} two labels: files that are equal byte for byte",
             "one of the labels is wrong; delete the copy that has it",
-            groups,
+            several,
             label_of,
             (where, list_file),
         )
-
-
-def refuse_in_two_splits(
-    pictures: Pictures, checked: Mapping[str, Checked], where: str, list_file: Path | None
-) -> None:
-    """Raises UserError for equal files in two splits, which make the numbers of the held-out one too good."""
-    split_of = {name: split for name, _, split in pictures.rows()}
-    groups = same_bytes_across({name: checked[name] for name in split_of}, split_of)
-    if groups:
+    if several := [group for group in copies if len({split_of[name] for name in group}) > 1]:
         raise _refusal(
-            f"{len(groups)} picture{'s are' if len(groups) > 1 else ' is'} in more than one split, byte for byte",
+            f"{len(several)} picture{'s are' if len(several) > 1 else ' is'} in more than one split, byte for byte",
             "what was trained on cannot be used to measure; of every picture keep the files of one split",
-            groups,
+            several,
             split_of,
             (where, list_file),
         )
-
-
-def say_within_splits(pictures: Pictures) -> None:
-    """Copies in one split are allowed: they count more than once there. Says how many."""
-    digest_of = dict(zip(pictures.names, pictures.digests or [], strict=False))
-    counts = Counter(digest_of[name] for name, _, _ in pictures.rows() if digest_of.get(name))
-    groups = [count for count in counts.values() if count > 1]
-    if groups:
+    if copies:
         log.warning(
-            f"{sum(groups)} pictures are copies, byte for byte: {len(groups)} different ones. Copies are in the same "
-            "split, where they count more than once."
+            f"{sum(map(len, copies))} pictures are copies, byte for byte, of {len(copies)} different ones; copies are in "
+            "the same split, where they count more than once."
         )
 
 

@@ -243,9 +243,10 @@ def _num_with_images(folder: Path) -> int:
 
 def _refuse_same_inside(root: Path, top: list[str]) -> None:
     """Folders with the same folders in them and names that remind of splits, such as traindata/ and testdata/, fold1/."""
+    if not any(re.search("train|valid|test|fold|split|eval|holdout", name.lower()) for name in top):
+        return
     inside = [{alike(sub) for sub in sub_folders(root / name)} for name in top]
-    same = len(top) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside)
-    if same and any(re.search("train|valid|test|fold|split|eval|holdout", name.lower()) for name in top):
+    if len(top) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
         raise _unclear(
             root,
             f"{_shown(top)} hold the same folders: they may be splits, or classes",

@@ -11,7 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from src.data.reading import EMPTY_ALPHA
-from src.data.wide_pixels import NO_DATA, OWN_RANGE, WHITE_IS_ZERO
+from src.data.wide_pixels import NO_DATA, OWN_RANGE, PLANES, WHITE_IS_ZERO
 from src.text import printable
 
 if TYPE_CHECKING:
@@ -45,17 +45,23 @@ def report(checked: Mapping[str, Checked], bits: int) -> None:
     usual = median(max(entry.width, entry.height) for entry in good.values()) if good else 0
     longest = min(ICON_PIXELS, usual / 4)
     icons = [name for name, entry in good.items() if max(entry.width, entry.height) <= longest]
-    _say(icons, len(good), f"are icons: at most {longest:.0f} pixels high and wide, beside a usual {usual:.0f}")
+    _say(
+        icons, len(good), f"are as small as icons: at most {longest:.0f} pixels high and wide, the usual is {usual:.0f}"
+    )
 
     wide = {name: entry.bits for name, entry in good.items() if entry.bits}
     if bits < 16:
         range_ = f"0 to {2**bits - 1} is read as black to white (data.bits={bits})"
-        _say(list(wide), len(good), f"have 16-bit channels and use {bits} bits of them: {range_}")
-    few = [name for name, own in wide.items() if own <= bits - FEW_BITS]
+        _say(list(wide), len(good), f"have 16-bit channels and use {bits} bits of them: {range_}", logging.INFO)
+        planes = [name for name in wide if PLANES in good[name].notes]
+        kept = f"only the upper 8 of 16 bits of these are read, which leaves {2 ** max(0, bits - 8)} levels"
+        _say(planes, len(good), f"are TIFFs with compressed colour planes: {kept}; save them as PNG, or uncompressed")
+    few = {name: own for name, own in wide.items() if own <= bits - FEW_BITS}
+    brighter = f"data.bits={max(few.values(), default=0)} reads them as bright, and what is above as white"
     _say(
-        few,
+        list(few),
         len(good),
-        f"use at most {bits - FEW_BITS} of the {bits} bits that 16-bit pictures are read with: almost black",
+        f"are almost black beside others, which use {bits} bits of their 16-bit channels; {brighter}",
     )
     _say(
         [name for name, own in wide.items() if own > bits],
@@ -73,6 +79,6 @@ def other_bits(bits: int, read_with: int) -> str | None:
     return None
 
 
-def _say(names: list[str], total: int, meaning: str) -> None:
+def _say(names: list[str], total: int, meaning: str, level: int = logging.WARNING) -> None:
     if names:
-        log.warning(f"{len(names)} of {total} pictures {meaning}; for example {printable(names[0])}")
+        log.log(level, f"{len(names)} of {total} pictures {meaning}; for example {printable(names[0])}")

@@ -54,11 +54,13 @@ class Pictures:
         ]
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Header and rows of split.csv. The digests let evaluate know a picture again wherever its file has gone."""
+        """Header and rows of split.csv. The digests let evaluate know a picture again wherever its file has gone; a run
+        that is continued reads with the same bits, whatever the folder holds by then."""
         if self.digests is None:
             return ("path", "label", "split"), list(self.rows())
         digest_of = dict(zip(self.names, self.digests, strict=True))
-        return ("path", "label", "split", "digest"), [(*row, digest_of[row[0]]) for row in self.rows()]
+        rows = [(*row, digest_of[row[0]], str(self.bits)) for row in self.rows()]
+        return ("path", "label", "split", "digest", "bits"), rows
 
     def digest(self) -> str:
         """The same in two processes exactly if both have the same pictures, labels and splits."""

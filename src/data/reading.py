@@ -82,13 +82,14 @@ def read_and_look(path: str | Path, options: ReadOptions) -> tuple[torch.Tensor,
 def read_bytes(path: str | Path, name: str) -> bytes:
     """The content of the file. Raises PictureError, which calls the file `name`."""
     try:
-        status = Path(path).stat()
+        path = Path(path)
+        status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
             raise PictureError(f"{printable(name)}: not a file")
         if status.st_size > MAX_FILE_BYTES:
             size, limit = status.st_size / 2**20, MAX_FILE_BYTES // 2**20
             raise PictureError(f"{printable(name)}: a file of {size:.0f} MiB, the limit is {limit} MiB")
-        return Path(path).read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise PictureError(f"{printable(name)}: no such file") from error
     except (OSError, ValueError) as error:

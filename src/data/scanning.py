@@ -9,7 +9,9 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from src.data.reading import EXTENSIONS
@@ -62,12 +64,13 @@ def scan(folder: Path, left_out: LeftOut | None = None) -> list[os.DirEntry]:
     """The entries of a folder that count, sorted by name. Raises UserError for a folder that cannot be looked into."""
     try:
         with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+            found = list(entries)
     except OSError as error:
         raise _unreadable(folder, error) from error
-    if left_out is not None:
-        left_out.system.update(_group(entry.name) for entry in found if foreign(entry.name))
-    return [entry for entry in found if not foreign(entry.name)]
+    kept = sorted([entry for entry in found if not foreign(entry.name)], key=attrgetter("name"))
+    if left_out is not None and len(kept) < len(found):
+        left_out.system.update(sorted(_group(entry.name) for entry in found if foreign(entry.name)))
+    return kept
 
 
 def sub_folders(folder: Path, left_out: LeftOut | None = None) -> list[str]:
@@ -103,6 +106,9 @@ def images_below(folder: Path, left_out: LeftOut, above: tuple[Path, ...] = ()) 
 
 
 def holds_images(folder: Path) -> bool:
+    with suppress(OSError), os.scandir(folder) as entries:  # usually the first entry answers it
+        if any(is_image(entry.name) and not foreign(entry.name) and not is_folder(entry) for entry in entries):
+            return True
     return next(images_below(folder, LeftOut()), None) is not None
 
 

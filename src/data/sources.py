@@ -48,6 +48,8 @@ def load_pictures(
         from src.data.torchvision_sets import load_torchvision
 
         return load_torchvision(data, seed)
+    if begun and data.bits is None:
+        data = replace(data, bits=splits.bits_of_run(Path(data.split_file)))
     listing, checked = _checked_files(data, memory, bad_list, workers, begun)
     digests = [checked[name].digest for name in listing.names]
     found = splits.choose_split(listing.names, listing.labels, listing.splits, data, seed, digests)
@@ -56,11 +58,8 @@ def load_pictures(
     pictures = _from_files(listing, found, data, checked)
     where = str(data.table or listing.root)
     list_file = bad_list and bad_list.with_name("copies.txt")
-    if not begun:
-        copies.refuse_two_labels(pictures, checked, where, list_file)
+    copies.refuse_copies(pictures, where, list_file, labels_too=not begun)
     splits.check_splits(pictures.classes, pictures.labels, found, where)
-    copies.refuse_in_two_splits(pictures, checked, where, list_file)
-    copies.say_within_splits(pictures)
     return pictures
 
 
@@ -123,6 +122,7 @@ def _only_listed(listing: folders.Listing, found: dict[str, list[int]]) -> tuple
 def _from_files(
     listing: folders.Listing, found: dict[str, list[int]], data: Data, checked: dict[str, Checked]
 ) -> Pictures:
+    checked = {name: checked[name] for name in listing.names}
     bits = data.bits or oddities.bits_used(checked)
     oddities.report(checked, bits)
     classes = tuple(sorted(set(listing.labels)))

@@ -27,7 +27,7 @@ def escaped(name: str) -> str:
 def refuse_alike(names: Iterable[str], where: str, fix: str) -> None:
     """Raises UserError for class names of which two differ only in how they are written."""
     groups: defaultdict[str, set[str]] = defaultdict(set)
-    for name in names:
+    for name in set(names):
         groups[alike(name)].add(name)
     confused = [sorted(group) for group in groups.values() if len(group) > 1]
     if confused:

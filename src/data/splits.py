@@ -167,6 +167,12 @@ def read_split_file(path: Path) -> Stated:
     return found
 
 
+def bits_of_run(path: Path) -> int:
+    """How many bits the run of this split.csv reads of 16-bit channels: all, where it is older than the column."""
+    stated = read_csv(path, ("path", "split"))[0][1].get("bits", "")
+    return int(stated) if stated.isdigit() else 16
+
+
 def check_splits(classes: Sequence[str], labels: Sequence[int], splits: dict[str, list[int]], where: str) -> None:
     """Refuses data that cannot be trained on, naming the classes: too few classes, or one missing from a split."""
     if len(classes) < 2:

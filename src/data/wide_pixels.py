@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image, ImageFile
 
 GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
-NO_DATA, WHITE_IS_ZERO, OWN_RANGE, ABOVE_BITS = "no-data", "white-is-zero", "own range", "above bits"
+NO_DATA, WHITE_IS_ZERO, OWN_RANGE, PLANES = "no-data", "white-is-zero", "own range", "planes"
 
 _GDAL_NODATA = 42113  # https://gdal.org/en/stable/drivers/raster/gtiff.html
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284
 _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
 _HUGE = 1e19  # no measurement: -3.4e38, 9.97e36 (netCDF), 1e20 (CMIP) and the like stand for no data
 _SENTINELS = (-32768, -32767, -(2**31), *(1 - 10**digits for digits in range(3, 10)))  # -999, -9999, ...
@@ -49,7 +49,7 @@ def grey_to_eight_bits(image: Image.Image, bits: int, white_is_zero: bool, found
     low, high = (float(some.min()), float(some.max())) if some.size else (0.0, 0.0)
     if image.mode != "F" and low >= 0 and high <= 65535:
         found.bits = max(1, int(high).bit_length())
-        grey = _scaled(np.where(counting, values, 0), bits, found)
+        grey = _table(bits or found.bits)[np.where(counting, values, 0)]
     else:
         if image.mode == "F" and low >= 0 and high <= 1:
             low, high = 0.0, 1.0
@@ -101,6 +101,8 @@ def colour_to_eight_bits(
         found.bits = 8 + max(high for _, high in image.getextrema()[:3]).bit_length()
         if (bits or found.bits) == 16:
             return image
+        if getattr(image, "tag_v2", {}).get(_PLANAR_CONFIGURATION) == 2:
+            found.notes.add(PLANES)  # libtiff gives Pillow the upper bytes alone
     values = _sixteen_bit_values(open_again, layout)
     found.bits = max(1, int(values[..., : 1 if layout == "LA" else 3].max()).bit_length())
     clear = open_again().info.get("transparency")
@@ -108,11 +110,12 @@ def colour_to_eight_bits(
         values = values[..., [0, 0, 0, 1]]
     elif layout == "RGB" and clear is not None:
         values = np.dstack([values, np.where((values == clear).all(axis=2), 0, 65535)])
-    eight = _scaled(values[..., :3], bits, found)
+    table = _table(bits or found.bits)
+    eight = table[values[..., :3]]
     if values.shape[2] == 3:
         return Image.fromarray(eight)
-    alpha = _scaled(values[..., 3], bits or found.bits, Found())
-    return Image.frombytes("RGBa" if layout == "RGBa" else "RGBA", image.size, np.dstack([eight, alpha]).tobytes())
+    pixels = np.dstack([eight, table[values[..., 3]]])
+    return Image.frombytes("RGBa" if layout == "RGBa" else "RGBA", image.size, pixels.tobytes())
 
 
 def _counting(values: np.ndarray, image: Image.Image) -> np.ndarray:
@@ -131,14 +134,6 @@ def _counting(values: np.ndarray, image: Image.Image) -> np.ndarray:
         if lowest in _SENTINELS and others.size and float(others.min()) - lowest > float(others.max()) - others.min():
             counting &= values > lowest
     return counting
-
-
-def _scaled(values: np.ndarray, bits: int, found: Found) -> np.ndarray:
-    """Whole numbers from 0 to 65535 as uint8."""
-    bits = bits or found.bits
-    if found.bits > bits:
-        found.notes.add(ABOVE_BITS)
-    return _table(bits)[values]
 
 
 @lru_cache(maxsize=17)

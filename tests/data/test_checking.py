@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from src.data import checking
-from src.data.checking import Checked, check_pictures, refuse_bad_pictures, same_bytes_across
+from src.data.checking import Checked, check_pictures, refuse_bad_pictures
 from src.data.reading import ReadOptions
 from src.errors import MAX_LINES, ExitCode
 from tests.data.odd_pictures import colour_ramp, orientation_exif, write_corrupt_pictures
@@ -289,25 +289,3 @@ def test_names_that_are_not_text_are_shown_with_escapes(tmp_path):
     assert check(tmp_path, [name], memory)[name].error == "empty file"
     error = refuse_bad_pictures({name: "empty file"}, 1, tmp_path, tmp_path / "bad.tsv")
     assert "caf\\udce9.jpg: empty file" in error.render()
-
-
-def test_same_bytes_across_splits():
-    def entry(digest: str, error: str | None = None) -> Checked:
-        return Checked(digest, 1, 1, error)
-
-    checked = {
-        "z.jpg": entry("1"),
-        "y.jpg": entry("1"),
-        "b.jpg": entry("2"),
-        "a.jpg": entry("2"),
-        "c.jpg": entry("2"),
-        "same_split_1.jpg": entry("3"),
-        "same_split_2.jpg": entry("3"),
-        "bad_1.jpg": entry("4", "empty file"),
-        "bad_2.jpg": entry("4", "empty file"),
-        "alone.jpg": entry("5"),
-        "left_out.jpg": entry("5"),
-    }
-    split_of = dict.fromkeys(checked, "train") | {"z.jpg": "val", "a.jpg": "test", "bad_2.jpg": "val"}
-    del split_of["left_out.jpg"]
-    assert same_bytes_across(checked, split_of) == [("a.jpg", "b.jpg", "c.jpg"), ("y.jpg", "z.jpg")]

@@ -36,7 +36,7 @@ def test_copies_go_to_one_split_at_every_seed(tmp_path, seed, caplog):
     for number in range(6):
         assert len({split_of[f"cats/{name}"] for name in (f"{number:03d}.png", f"copy_{number}.png")}) == 1
     assert len(pictures.splits["val"]) >= 2
-    assert "18 pictures are copies, byte for byte: 6 different ones" in caplog.text
+    assert "18 pictures are copies, byte for byte, of 6 different ones" in caplog.text
 
 
 def test_a_set_without_copies_is_split_as_before():

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin, features
 
 from src.data import foreign_formats
 from src.data.reading import EMPTY_ALPHA, Decoded, PictureError, ReadOptions, decode_picture
-from src.data.wide_pixels import ABOVE_BITS, NO_DATA, OWN_RANGE, WHITE_IS_ZERO
+from src.data.wide_pixels import NO_DATA, OWN_RANGE, PLANES, WHITE_IS_ZERO
 from tests.data.odd_pictures import HEIGHT, WIDTH, colour_ramp, orientation_exif, write_png
 from tests.data.tiff_files import tiff
 
@@ -125,8 +125,13 @@ def test_a_picture_is_read_by_the_bits_it_is_told_not_by_its_own(tmp_path):
         assert decode(data, bits=12).found.bits == 9
         assert pixels(data, bits=12).max() == levels(np.array([[511]]), 4095).max()
     for data in (encoded(Image.fromarray(TWELVE * 16), "TIFF"), png16(tmp_path, TWELVE_RGB * 16, 2)):
-        assert decode(data, bits=12).found.notes == {ABOVE_BITS}
+        assert decode(data, bits=12).found.bits == 16
         assert pixels(data, bits=12).max() == 255
+
+
+def test_compressed_planes_of_which_only_half_the_bits_can_be_had_are_noted():
+    for values, notes in ((TWELVE_RGB, {PLANES}), (TWELVE_RGB * 16, set())):
+        assert decode(tiff(values, 2, planes=True, compress=True), bits=0).found.notes == notes
 
 
 def test_a_maxval_that_says_the_bits_needs_no_guess():

@@ -18,8 +18,10 @@ from src.data.oddities import bits_used, report
 from src.data.reading import ReadOptions
 from src.data.sources import load_pictures
 from src.prediction import _Files
+from src.run_dir import write_csv
 from tests.checkpoints.test_model_folder import CARD
 from tests.data.odd_pictures import colour_ramp
+from tests.data.tiff_files import tiff
 
 TWELVE = np.linspace(0, 4095, 24 * 32).reshape(24, 32).astype(np.uint16)
 
@@ -36,16 +38,18 @@ def write_odd_set(folder: Path) -> list[str]:
     holes[0] = -9999
     images["holes.tif"] = Image.fromarray(holes)
     images["scan.tif"] = Image.fromarray(TWELVE).resize((400, 300), Image.Resampling.NEAREST)
+    compressed = tiff(np.dstack([TWELVE] * 3), 2, planes=True, compress=True)
     images["dark.tif"] = Image.fromarray(TWELVE // 64).resize((400, 300), Image.Resampling.NEAREST)
     folder.mkdir(parents=True, exist_ok=True)
     for name, image in images.items():
         image.save(folder / name)
-    return list(images)
+    (folder / "planes.tif").write_bytes(compressed)
+    return [*images, "planes.tif"]
 
 
 def said(folder: Path, names: list[str], memory: Path | None, caplog: pytest.LogCaptureFixture) -> list[str]:
     caplog.clear()
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         checked = check_pictures(folder, names, ReadOptions(), memory, 1, show_progress=False)
         report(checked, bits_used(checked))
     return [record.getMessage() for record in caplog.records]
@@ -55,13 +59,14 @@ def test_each_oddity_is_said_once_with_its_count_and_again_from_memory(tmp_path,
     names = write_odd_set(tmp_path / "set")
     lines = said(tmp_path / "set", names, tmp_path / "memory.json", caplog)
     expected = [
-        ("2 of 11 pictures show a single colour", "black.png"),
-        ("1 of 11 pictures have an alpha channel that is 0 everywhere", "empty.png"),
-        ("1 of 11 pictures have values that stand for no data", "holes.tif"),
-        ("2 of 11 pictures hold floats, negative or 32-bit numbers", "heights.tif"),
-        ("1 of 11 pictures are icons: at most 64 pixels", "icon.png"),
-        ("2 of 11 pictures have 16-bit channels and use 12 bits of them: 0 to 4095", "scan.tif"),
-        ("1 of 11 pictures use at most 8 of the 12 bits", "dark.tif"),
+        ("2 of 12 pictures show a single colour", "black.png"),
+        ("1 of 12 pictures have an alpha channel that is 0 everywhere", "empty.png"),
+        ("1 of 12 pictures have values that stand for no data", "holes.tif"),
+        ("2 of 12 pictures hold floats, negative or 32-bit numbers", "heights.tif"),
+        ("2 of 12 pictures are as small as icons: at most 64 pixels", "icon.png"),
+        ("3 of 12 pictures have 16-bit channels and use 12 bits of them: 0 to 4095", "scan.tif"),
+        ("1 of 12 pictures are TIFFs with compressed colour planes: only the upper 8 of 16", "planes.tif"),
+        ("1 of 12 pictures are almost black beside others, which use 12 bits", "dark.tif"),
     ]
     assert len(lines) == len(expected)
     for line, (start, example) in zip(lines, expected, strict=True):
@@ -99,6 +104,29 @@ def test_all_pictures_of_a_set_are_read_with_the_bits_of_the_set(tmp_path):
     assert pictures.read(pictures.names.index("b/0.tif")).max() == 32  # an eighth
     assert load(16).bits == 16
     assert load(16).read(0).max() == 16
+
+
+def test_a_run_that_goes_on_reads_with_the_bits_it_began_with(tmp_path, caplog):
+    for label in ("a", "b"):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for index in range(6):
+            Image.fromarray((TWELVE + np.uint16(index + 6 * (label == "a"))).clip(0, 4095)).save(
+                tmp_path / "set" / label / f"{index}.png"
+            )
+    data = Data(source="image_folder", root=str(tmp_path / "set"))
+    places = {"memory": tmp_path / "memory", "bad_list": None, "workers": 1}
+    begun = load_pictures(data, 0, **places)
+    write_csv(tmp_path / "split.csv", *begun.table())
+    Image.fromarray(TWELVE * 16).save(tmp_path / "set/a/new.png")  # not of the run
+    Image.fromarray(TWELVE // 64).save(tmp_path / "set/a/dark.png")
+    data.split_file = str(tmp_path / "split.csv")
+    caplog.clear()
+    assert load_pictures(data, 0, **places, begun=True).bits == 12
+    assert "almost black" not in caplog.text
+    older = [row.rsplit(",", 2)[0] for row in (tmp_path / "split.csv").read_text().splitlines()]
+    (tmp_path / "split.csv").write_text("\n".join(older))
+    assert load_pictures(data, 0, **places, begun=True).bits == 16  # of a version that divided all pictures by 257
+    assert load_pictures(data, 0, **places).bits == 12  # another run with its split
 
 
 @pytest.mark.parametrize(("read_with", "word"), [(8, "what is above is white"), (16, "almost black"), (12, "")])

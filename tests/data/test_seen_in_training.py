@@ -54,7 +54,7 @@ def test_files_are_known_again_under_other_names_and_in_other_places(run, tmp_pa
 @pytest.mark.parametrize("moved", [False, True])
 def test_an_older_run_without_digests(run, tmp_path, moved, caplog):
     """They are made from the files where these are still there, or taken from the memory of the check."""
-    rows = [row.rpartition(",")[0] for row in (run / "split.csv").read_text().splitlines()]
+    rows = [row.rsplit(",", 2)[0] for row in (run / "split.csv").read_text().splitlines()]
     (run / "split.csv").write_text("\n".join(rows) + "\n")
     shutil.copytree(tmp_path / "photos", tmp_path / "copy")
     if moved:
