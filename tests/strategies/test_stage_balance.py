@@ -108,8 +108,11 @@ def test_memory_counts_as_many_micro_batches_as_a_stage_keeps(monkeypatch):
     assert choose_split(config("auto_memory", micro_batches=1), network(), CPU, 2, 32) == [BLOCKS[7]]
 
 
-def test_more_stages_than_blocks():
+def test_more_stages_than_blocks(monkeypatch):
+    words = "model=model_parallel_resnet50 strategy=model_parallel model.split_at=auto trainer.devices=18"
+    monkeypatch.setenv("TRAIN_COMMAND", f"python -m src.train {words}")
     with pytest.raises(UserError, match="cannot be cut into 18 stages") as caught:
         choose_split(config(), network(), CPU, 18, 32)
     (fix,) = caught.value.fix
+    assert fix == f"python -m src.train {words.replace('18', '17')}"
     assert parses(fix.removeprefix("python -m src.train ").split())
