@@ -81,8 +81,9 @@ def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: 
     write_csv(out, header, rows)
     bad = [row for row in rows if row[-1]]
     _show(rows, top)
-    note = "; it replaces the one that stood there" if replaced else ""
-    log.info(f"{out} has all {len(rows)} rows; {len(bad)} of them are files that could not be read{note}")
+    note = f"; {len(bad)} of them are files that could not be read" if bad else ""
+    note += "; it replaces the file that stood there" if replaced else ""
+    log.info(f"{out} has all {len(rows)} rows{note}")
 
 
 def _try(out: Path) -> bool:

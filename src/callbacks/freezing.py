@@ -110,13 +110,14 @@ def trainable(phases: Phases, epoch: int) -> list[str]:
 
 
 def described(network: nn.Module, phases: Phases, max_epochs: int) -> str:
-    """What is trained from which epoch of a TransferNetwork: 'epoch 0: head; from epoch 1: head and 94 % of the backbone
-    (12 of 17 blocks)'. The share is that of the backbone's parameters."""
+    """What is trained from which epoch of a TransferNetwork: 'epoch 0 (the first): head; from epoch 1: head and 94 % of the
+    backbone (12 of 17 blocks)'. The share is that of the backbone's parameters."""
     told = []
     for epoch in [epoch for epoch in phases if epoch < max_epochs]:
         text = _described(network, trainable(phases, epoch))
         if not told or not told[-1].endswith(f": {text}"):
-            told.append(f"{'from epoch' if epoch else 'epoch'} {epoch}: {text}")
+            when = f"from epoch {epoch}" if epoch else "epoch 0 (the first)"
+            told.append(f"{when}: {text}")
     return "; ".join(told if len(told) <= 4 else [*told[:2], "...", told[-1]])
 
 

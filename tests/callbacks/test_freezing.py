@@ -97,12 +97,12 @@ def test_the_first_lines_say_what_is_trained_from_which_epoch(network):
     def said(max_epochs: int = 9, **settings: object) -> str:
         return described(network, phases(**settings), max_epochs)
 
-    assert said() == "epoch 0: head; from epoch 1: head and 100 % of the backbone (all 6 blocks)"
-    assert said(last_n=1) == "epoch 0: head; from epoch 1: head and 75 % of the backbone (1 of 6 blocks)"
+    assert said() == "epoch 0 (the first): head; from epoch 1: head and 100 % of the backbone (all 6 blocks)"
+    assert said(last_n=1) == "epoch 0 (the first): head; from epoch 1: head and 75 % of the backbone (1 of 6 blocks)"
     assert said(last_n=5).endswith("99 % of the backbone (5 of 6 blocks)"), "all but the first convolution"
-    assert said(preset="head_only") == "epoch 0: head"
-    assert said(1) == "epoch 0: head", "a phase that is never reached"
-    assert said(phases={0: ["conv1"]}) == "epoch 0: 0.08 % of the backbone (1 of 6 blocks)"
+    assert said(preset="head_only") == "epoch 0 (the first): head"
+    assert said(1) == "epoch 0 (the first): head", "a phase that is never reached"
+    assert said(phases={0: ["conv1"]}) == "epoch 0 (the first): 0.08 % of the backbone (1 of 6 blocks)"
     assert said(preset="gradual").count("from epoch") == 2, "seven phases: the first two and the last"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -145,6 +147,34 @@ def test_an_image_that_a_process_computes_twice_counts_once():
     found[0].merge_state(found[1])
     whole = F.cross_entropy(logits.double(), labels, torch.tensor(WEIGHTS, dtype=torch.float64)).item()
     assert float(found[0].compute()) == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_gradients_of_processes_with_other_labels_are_those_of_the_whole_batch(float64, world):
+    """7 images in batches of 2, 2 and 3: the processes have images of other classes, and the third of three often none."""
+    labels = torch.tensor([0, 2, 1, 0, 0, 2, 1])
+    images = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+    def gradient(rank: int, world: int, number: int) -> torch.Tensor:
+        loss, config = ClassificationLoss("multiclass", WEIGHTS), Optimizer(name="sgd", lr=0.1, momentum=0.0)
+        model = Classifier(network(), loss, config, num_classes=3, total_steps=9, seed=0, hparams={}).double().eval()
+        sampler = EpochSampler(range(7), 2, seed=0, rank=rank, world=world)
+        whole = sampler.whole_batch(0, number)
+        trainer = SimpleNamespace(
+            distributed_sampler_kwargs={"rank": rank, "num_replicas": world} if world > 1 else None,
+            fit_loop=SimpleNamespace(total_batch_idx=number),
+            current_epoch=0,
+            datamodule=SimpleNamespace(labels_of_batch=lambda *_: (labels[sampler.own_part(whole)], labels[whole])),
+        )
+        model.trainer = trainer
+        members = [index for _, index in list(sampler)[number]]
+        model.on_train_batch_start((images[members], labels[members]), number)
+        model.backward(model.training_step((images[members], labels[members]), number)["loss"])
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    for number in range(3):
+        averaged = sum(gradient(rank, world, number) for rank in range(world)) / world
+        assert torch.allclose(averaged, gradient(0, 1, number), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.numbers
