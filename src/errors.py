@@ -162,6 +162,8 @@ def _explained(error: Exception, folder: Path | None) -> Exception:
     """What the machine lacks, where that is what an error of a library means; else the error itself."""
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return _disk_full(error, folder)
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return _no_permission(os.fsdecode(error.filename))
     cause = next((sign for sign in SHARED_MEMORY if sign in str(error)), None)
     if cause is None or isinstance(error, UserError):
         return error
@@ -186,6 +188,17 @@ def _disk_full(error: OSError, folder: Path | None) -> UserError:
         why="results, logs and checkpoints need room; what was written before is whole",
         fix=[f"df -h {shell_word(path.parent)}", "make room, then repeat the command with the same name="],
         code=ExitCode.CANNOT_WRITE,
+    )
+
+
+def _no_permission(path: str) -> UserError:
+    seen = next((parent for parent in Path(path).absolute().parents if os.path.exists(parent)), Path("/"))  # noqa: PTH110
+    return UserError(
+        f"{printable(path)} may not be read or written: permission denied",
+        where=os.path.abspath(path),  # noqa: PTH100
+        why="it belongs to another user, or one of the folders above it may not be looked into",
+        fix=f"ls -ld {shell_word(seen)}",
+        code=ExitCode.NO_INPUT,
     )
 
 

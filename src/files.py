@@ -27,11 +27,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep_old_a
     that the old file gets; a crash between the two renames leaves the old file under that name and the new one not yet.
     A link stays a link to the file; a device or a pipe (/dev/null, /dev/stdout) is written to, and never replaced.
     """
-    path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
             write(file)
         return
+    path = path.resolve() if path.is_symlink() else path
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

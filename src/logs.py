@@ -34,8 +34,10 @@ def to_screen() -> None:
 
     What a console cannot show in its encoding is written with escapes.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: `>&-`, or a program without a console
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - stays open, as the stream would
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     root = logging.getLogger()
     if not any(isinstance(handler, _Screen) for handler in root.handlers):

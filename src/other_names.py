@@ -39,7 +39,7 @@ NAMES = _by_name(
 )
 OF_PROGRAMS = _by_name(
     {
-        "run": "checkpoint ckpt name",
+        "run": "checkpoint ckpt name model",
         "model": "weights",
         "images": "image img imgs input source folder pictures photos",
         "out": "output csv",

@@ -44,7 +44,9 @@ def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: 
             f"images={printable(images)} does not exist",
             where=str(images.absolute()),
             why="relative paths start from the folder the command is run in",
-            fix=f"ls {shell_word(existing_parent(images))}",
+            fix=corrected(f"images={existing_parent(images)}")  # no shell replaces the * behind a =
+            if "*" in images.name
+            else f"ls {shell_word(existing_parent(images))}",
             code=ExitCode.NO_INPUT,
         )
     paths = list_pictures(images)

@@ -40,6 +40,8 @@ def stored_settings(path: Path) -> dict[str, Any]:
         stored = yaml.safe_load(file.read_text(encoding="utf-8"))
         if not (isinstance(stored, dict) and isinstance(stored.get("data"), dict)):
             raise ValueError("it does not hold the settings of a run")
+    except PermissionError:
+        raise
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise UserError(
             f"{printable(file)} cannot be read",

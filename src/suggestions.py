@@ -112,6 +112,9 @@ def meant_by(setting: str, value: str) -> list[str]:
     """The words that give the value to a setting, or to a group or section: what the value is called here."""
     if is_section(setting):
         return [f"{setting}={value}"] if value in choices(setting) else of_section(setting, value)
+    if setting == "resume" and Path(at_home(value)).exists():
+        path = Path(at_home(value))
+        return [f"name={next((run for run in [path, *path.parents] if (run / 'config.yaml').exists()), path).name}"]
     source = ["data=image_folder"] if setting == "data.root" and not is_typed("data") else []
     return [*source, f"{setting}={value_here(setting, value)}"]
 

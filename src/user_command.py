@@ -72,6 +72,10 @@ def corrected(*words: str, remove: Sequence[str] = ()) -> str:
     there is no user's command, and the words are given to src.train.
     """
     program, typed = _split(shell_command())
+    if not is_training():  # the other programs have no groups
+        words = tuple(
+            f"data.source={word.removeprefix('data=')}" if word.startswith("data=") else word for word in words
+        )
     removed = set(remove)
     kept = [word for word in typed if _key(word) not in removed and word not in removed]
     for word in words:

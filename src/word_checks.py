@@ -22,6 +22,7 @@ from src.suggestions import (
     groups,
     is_section,
     knob_of,
+    meant_by,
     not_a_choice,
     replaced,
     setting_like,
@@ -76,6 +77,12 @@ def _check_word(word: str) -> None:
             f"{word!r} has two =",
             why="a setting is key=value with one =",
             fix=replaced(word, f"{key}={value.lstrip('= ')}"),
+        )
+    if name == "resume" and meant_by(name, value)[0].startswith("name="):
+        raise UserError(
+            f"{word} is not a choice: {name} is auto or never",
+            why="a run continues when its command is repeated with its name=",
+            fix=replaced(word, *meant_by(name, value)),
         )
     if text:
         return

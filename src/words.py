@@ -98,9 +98,12 @@ def _value(key: str, knob: Field[Any], kind: Any, text: str) -> Any:
             raise _out_of_range(key, text, allowed, example)
         return number
     try:
-        return yaml.safe_load(text)  # a list, or what takes several types; checked with the whole of the settings
+        value = yaml.safe_load(text)  # a list, or what takes several types; checked with the whole of the settings
     except yaml.YAMLError as error:
         raise _out_of_range(key, text, f"such as {example}", example) from error
+    if typing.get_origin(kind) is list and not isinstance(value, list):
+        raise _out_of_range(key, text, f"such as {example}", example)
+    return value
 
 
 def _out_of_range(key: str, text: str, allowed: str, example: Any) -> UserError:

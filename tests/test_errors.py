@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from src.errors import ExitCode, UserError, run_and_report
@@ -51,6 +53,19 @@ def test_without_a_run_the_traceback_goes_to_a_file_of_its_own(capsys):
     trace = Path(capsys.readouterr().err.splitlines()[-1].split()[-1])
     assert trace.exists()
     trace.unlink()
+
+
+def test_a_missing_permission_is_named_wherever_it_is_met(capsys):
+    assert run_and_report(raise_(PermissionError(13, "Permission denied", "/nowhere/a b/c.png"))) == 66
+    shown = capsys.readouterr().err
+    assert "/nowhere/a b/c.png may not be read or written" in shown
+    assert "fix     ls -ld /\n" in shown
+
+
+def test_a_program_without_a_console_runs(monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)  # as with >&-
+    assert run_and_report(lambda: print("x")) == 0
+    assert sys.stdout.isatty() is False
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130)])

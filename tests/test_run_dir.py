@@ -187,5 +187,10 @@ def test_a_link_stays_and_a_pipe_is_written_to(tmp_path):
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     write_text(tmp_path / "pipe", "rows")
     assert os.read(reader, 10) == b"rows"
+    (tmp_path / "as_stdout").symlink_to(
+        f"/dev/fd/{os.open(tmp_path / 'pipe', os.O_RDWR)}"
+    )  # as /dev/stdout in `| head`
+    write_text(tmp_path / "as_stdout", "more")
+    assert os.read(reader, 10) == b"more"
     os.close(reader)
     assert not (tmp_path / "pipe").is_file()

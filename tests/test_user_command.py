@@ -37,3 +37,8 @@ def test_flags_come_first(typed) -> None:
 def test_other_programs_are_not_suggested(typed) -> None:
     typed("pytest tests/test_user_command.py")
     assert corrected("seed=1") == "python -m src.train seed=1"
+
+
+def test_a_group_is_a_setting_of_the_other_programs(typed) -> None:
+    typed("python -m src.evaluate run=x data.table=y")
+    assert corrected("data=table") == "python -m src.evaluate run=x data.table=y data.source=table"

@@ -107,6 +107,8 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("root=somewhere", "did you mean data.root?", "data=image_folder data.root=somewhere"),
     ("images somewhere", "'images' cannot be read", "data=image_folder data.root=images"),
     ("python -m src.train seed=1", "src.train stands twice", "seed=1"),
+    ("resume=somewhere/last.ckpt", "is not a choice: resume is auto or never", "name=somewhere"),
+    ("--resume somewhere", "did you mean name=somewhere?", "name=somewhere"),
     ("labels.csv", "'labels.csv' cannot be read", "data=table data.table=labels.csv"),
     ("data=image_folder data.root=my images", "'images' cannot be read", "data=image_folder 'data.root=my images'"),
     ("optimizer.lr=0,001", "optimizer.lr has several values", "optimizer.lr=0.001"),
@@ -146,7 +148,8 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     for name in ("somewhere", "images", "my images"):
         Path(name).mkdir()
-    Path("labels.csv").touch()
+    for file in ("labels.csv", "somewhere/config.yaml", "somewhere/last.ckpt"):
+        Path(file).touch()
     config.register()
     settings.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name: name or "sweep", replace=True)

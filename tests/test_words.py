@@ -90,6 +90,8 @@ MISTAKES = [  # the program, its words, what the answer names, the corrected wor
     (EVALUATE, "run=x data.augment=none", "has no effect", "run=x"),
     (EVALUATE, "run=x data.image_size=64 split=val", "has no effect", "run=x split=val"),
     (EVALUATE, "run=x data.on_bad_image=ignore", "error, skip", "run=x data.on_bad_image=error"),
+    (EVALUATE, "model=x/model", "did you mean run?", "run=x/model"),
+    (EVALUATE, "run=x data.background=white", "out of range", "run=x 'data.background=[255,255,255]'"),
     (EVALUATE, "run=x data.background=[0", "out of range", "run=x 'data.background=[255,255,255]'"),
     (EXPORT, "run=x fromat=onnx", "did you mean format?", "run=x format=onnx"),
     (EXPORT, "run=x data.root=y", "is not a setting of src.export", "run=x"),
