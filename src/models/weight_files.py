@@ -175,12 +175,7 @@ _AGAIN = "download it again; the address must be the file's own (on GitHub: 'Raw
 _MAGIC = {  # the first bytes, what the file is then, and what to do
     b"\x89HDF\r\n": ("an HDF5 file, as Keras and MATLAB write", "ask its authors for the weights of the PyTorch model"),
     b"\x93NUMPY": ("a NumPy array", SAVE_TENSORS),
-    b"GGUF": ("a GGUF file of a language model", SAVE_TENSORS),
     b"\x1f\x8b": ("compressed with gzip", "gzip -dc {path} > weights.pth"),
-    b"\xfd7zXZ": ("compressed with xz", "xz -dc {path} > weights.pth"),
-    b"BZh": ("compressed with bzip2", "bzip2 -dc {path} > weights.pth"),
-    b"7z\xbc\xaf": ("a 7z archive", "7z x {path}"),
-    b"Rar!": ("a RAR archive", "unrar x {path}"),
     b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "git -C {folder} lfs pull"),
 }
 _TORCHS_PICKLE = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # torch.serialization's magic number, after the protocol

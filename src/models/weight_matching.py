@@ -36,9 +36,8 @@ class Match:
     counted: int = 0  # tensors of the backbone
     values: dict[str, Tensor] = field(default_factory=dict)  # what will be copied: same name and shape
     adapted: dict[str, int] = field(default_factory=dict)  # of those: for so many input channels in the file
-    channels: dict[str, int] = field(default_factory=dict)  # input channels in the file that cannot be adapted
     missing: dict[str, str] = field(default_factory=dict)  # what the file lacks, and "", or in what its tensor differs
-    unloadable: dict[str, str] = field(default_factory=dict)  # what the file has in a form without plain values
+    unusable: dict[str, str] = field(default_factory=dict)  # what the file has in a form that is not copied, and which
     unused: list[str] = field(default_factory=list)  # tensors of the file that the backbone lacks
 
     @property
@@ -65,15 +64,15 @@ def match(own: dict[str, Tensor], given: dict[str, Tensor], ignored: tuple[str, 
         result.counted += counts
         form = "" if value is None else _form(value, own[key])
         if form:
-            result.unloadable[key] = form
+            result.unusable[key] = form
         elif value is not None and value.shape == own[key].shape:
             result.values[key] = value
         elif value is not None and (adapted := _for_three_channels(value, own[key])) is not None:
             result.values[key] = adapted
             result.adapted[key] = value.shape[1]
+        elif value is not None and _is_input_convolution(value, own[key]):
+            result.unusable[key] = f"for images with {value.shape[1]} channels"
         elif counts:
-            if value is not None and _is_input_convolution(value, own[key]):
-                result.channels[key] = value.shape[1]
             size = ", of another image size" if "pos_emb" in key else ""
             result.missing[key] = "" if value is None else f"the file's is {list(value.shape)}{size}"
     loaded = {own[key].data_ptr() for key in result.values if own[key].numel()}

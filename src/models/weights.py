@@ -23,7 +23,7 @@ from src.errors import ExitCode, UserError
 from src.models import efficientnet_lite
 from src.models.backbones import TIMM_PREFIX, check_backbone_name, is_timm
 from src.models.hub import default_file
-from src.models.weight_files import cannot_read, local_file, read_tensors, shown, unreadable
+from src.models.weight_files import SAVE_TENSORS, cannot_read, local_file, read_tensors, shown, unreadable
 from src.models.weight_matching import Match, match
 from src.user_command import corrected
 
@@ -68,12 +68,10 @@ def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classi
     removed = [f"{path}." for path, layer in backbone.named_modules() if path and isinstance(layer, nn.Identity)]
     own = backbone.state_dict()
     found = match(own, tensors, ignored=(*_AUXILIARY, *([] if keep_classifier else removed)))
-    if found.unloadable:
-        raise _unloadable(found.unloadable, path)
+    if found.unusable:
+        raise _unusable(found.unusable, path)
     if found.share < min_match:
         raise _mismatch(found, tensors, name, path, min_match)
-    if found.channels:
-        raise _other_channels(found.channels, path)
     values = {key: value.to(own[key].dtype) for key, value in found.values.items()}
     _check_values(values, path)
     with torch.no_grad():  # not load_state_dict: what is copied is what was counted
@@ -185,27 +183,13 @@ def _check_values(values: dict[str, Tensor], path: Path) -> None:
         log.warning(f"{path.name}: every number is the same in {_few(flat, 8)}.")
 
 
-def _unloadable(unloadable: dict[str, str], path: Path) -> UserError:
-    name, form = next(iter(unloadable.items()))
+def _unusable(unusable: dict[str, str], path: Path) -> UserError:
+    names = [f"{name} ({why})" for name, why in unusable.items()]
     return UserError(
-        f"the weights file {path.name} holds {len(unloadable)} tensors that are not plain numbers",
+        f"the weights file {path.name} holds tensors that cannot be used: {_few(names)}",
         where=str(path),
-        why=f"{name} is {form}, for example",
-        fix=[
-            'torch.save(model.state_dict(), "weights.pth")   # in the program that made the file, before it converts them',
-            corrected("model.weights=default"),
-        ],
-        code=ExitCode.DATA,
-    )
-
-
-def _other_channels(channels: dict[str, int], path: Path) -> UserError:
-    key, count = next(iter(channels.items()))
-    return UserError(
-        f"the weights file {path.name} is for images with {count} channels; images here have 3",
-        where=f"{path}: {key}",
-        why="only 1 and 4 channels are adapted: of others nobody knows which are red, green and blue",
-        fix=[corrected("model.weights=default")],
+        why="tensors of real numbers are copied; first layers are adapted for images with 1 or 4 channels only",
+        fix=[SAVE_TENSORS, corrected("model.weights=default")],
         code=ExitCode.DATA,
     )
 
