@@ -63,7 +63,10 @@ def _refusal(
     if len(groups) > len(shown):
         shown.append(f"and {len(groups) - len(shown)} more")
     root = Path(where) if Path(where).is_dir() else Path(where).parent
-    fix = [f"rm {shlex.quote(str(root / groups[0][-1]))}   # or the other one, and likewise for the rest"]
+    first, last = root / groups[0][0], root / groups[0][-1]
+    fix = [f"rm {shlex.quote(str(last))}   # if it is not {printable(mark[groups[0][-1]])}, and likewise for the rest"]
+    if first.samefile(last):  # removing it would remove both
+        fix = [f"ls -ld {shlex.quote(str(first.parent))} {shlex.quote(str(last.parent))}   # a link: remove the link"]
     if list_file and _write(list_file, groups, mark):
         fix.append(f"less {shlex.quote(str(list_file))}   # lists all of them")
     return UserError(found, where=printable(where), why="\n".join([why, *shown]), fix=fix, code=ExitCode.DATA)

@@ -152,13 +152,14 @@ def _empty_classes(root: Path, empty: dict[Path, Counter[str]]) -> UserError:
     """Class folders without an image. A folder is only ever removed if it is empty: it may be full of photos."""
     names = ", ".join(printable(path.relative_to(root).as_posix()) for path in list(empty)[:5])
     held = [
-        f"{printable(path.name)} holds {', '.join(f'{count} {printable(end)}' for end, count in kinds.most_common(4))}"
+        f"{printable(path.relative_to(root).as_posix())} holds "
+        + ", ".join(f"{count} {printable(end)}" for end, count in kinds.most_common(4))
         + how_to_convert(kinds)
         for path, kinds in list(empty.items())[:4]
         if kinds
     ]
     first = next(iter(empty))
-    aside = root.absolute().with_name(f"{root.absolute().name}-{first.name}")
+    aside = root.absolute().with_name("-".join([root.absolute().name, *first.relative_to(root).parts]))
     fix = [f"mv {shlex.quote(str(first))} {shlex.quote(str(aside))}", "put images into it"]
     if any(how_to_convert(kinds) for kinds in empty.values()):
         fix = ["convert the files to JPEG or PNG, in the same folder", fix[0] + "   # without the class"]

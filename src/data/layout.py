@@ -178,7 +178,7 @@ def _refuse_deeper(root: Path, top: list[str]) -> None:
         inside = [sub for sub in sub_folders(root / name) if split_of(sub) and holds_images(root / name / sub)]
         if len({split_of(sub) for sub in inside}) < 2:
             continue
-        if any(holds_images(root / name / sub / deep) for sub in inside for deep in sub_folders(root / name / sub)):
+        if len(top) == 1 or any(_num_with_images(root / name / sub) for sub in inside):
             raise _unclear(
                 root,
                 f"the splits {_shown(inside)} lie in {_shown([name])}, a folder deeper",
@@ -270,7 +270,7 @@ def _mixed(root: Path, labelled: list[str], splits: dict[str, str], others: list
     readings += [corrected(f"data.root={root / name}") for name in labelled if splits[name] == "train"]
     return _unclear(
         root,
-        f"{_shown(labelled)} named like splits, with classes in them, beside {_shown(others)}",
+        f"splits and other folders lie side by side: {_shown(labelled)} and {_shown(others)}",
         "it is not known which of the folders are classes; a split of another name can be renamed to val or test",
         readings,
     )

@@ -80,9 +80,13 @@ def _by_file(names: list[str], labels: list[str], path: Path, data: Data) -> dic
             code=ExitCode.DATA,
         )
     if absent:
-        log.warning(f"{len(absent)} pictures of {path} are not in the data (any more): {_first(absent)}")
+        log.warning(
+            f"{len(absent)} of {len(absent) + len(stated)} pictures that {path} lists are gone: {_first(absent)}"
+        )
     if unlisted:
-        log.warning(f"{len(unlisted)} pictures are not in {path} and were left out: {_first(unlisted)}")
+        log.warning(
+            f"{len(unlisted)} of {len(names)} pictures are left out, since {path} does not list them: {_first(unlisted)}"
+        )
     return found
 
 

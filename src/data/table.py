@@ -11,6 +11,7 @@ import csv
 import io
 import os
 import posixpath
+import re
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -206,12 +207,15 @@ def _existing(path: str, root: Path) -> str | None:
 
 def _missing(table: Path, root: Path, missing: list[tuple[int, str]], total: int) -> UserError:
     shown = [f"line {line}: {_seen(path, root)}" for line, path in missing[:5]]
+    line, first = missing[0]
+    fix = corrected("data=table", f"data.table={table}", "data.root=photos/") + "   # the folder the paths start from"
+    if "the disk has" in shown[0] or re.match(r"/|[A-Za-z]:[\\/]", first):  # another root would not help
+        fix = f"sed -n {line}p {shlex.quote(str(table))}   # write the paths as the files are named, from the table's folder"
     return UserError(
         f"{len(missing)} of {total} pictures in {printable(str(table))} do not exist",
         where=f"below {printable(str(root.absolute()))}",
         why="\n".join(shown + ([f"and {len(missing) - 5} more"] if len(missing) > 5 else [])),
-        fix=corrected("data=table", f"data.table={table}", "data.root=photos/")
-        + "   # the folder the paths start from",
+        fix=fix,
         code=ExitCode.NO_INPUT,
     )
 
@@ -236,7 +240,7 @@ def _seen(path: str, root: Path) -> str:
             current = current / part
             continue
         beside = [entry.name for entry in current.iterdir()] if _there(current, Path.is_dir) else []
-        near = [name for name in beside if alike(name) == alike(part)]
+        near = [name for name in beside if alike(part) in (alike(name), alike(Path(name).stem))]
         if not near:
             return printable(path)
         current = current / near[0]

@@ -98,3 +98,11 @@ def test_a_run_that_began_before_these_rules_goes_on(tmp_path, caplog):
     assert "split.csv says which pictures it has" in caplog.text
     with pytest.raises(UserError, match="test/ may be a class"):
         load(root, split_file=str(split))
+
+
+def test_a_link_to_a_class_is_not_answered_with_removing_its_files(tmp_path):
+    root = write_pictures(tmp_path / "p", {"cats": 4, "dogs": 4}, size=8)
+    (root / "felines").symlink_to(root / "cats")
+    with pytest.raises(UserError, match="4 pictures have two labels") as error:
+        load(root)
+    assert error.value.fix[0] == f"ls -ld {root}/cats {root}/felines   # a link: remove the link"

@@ -100,10 +100,14 @@ def test_an_unlabelled_test_folder_beside_two_splits(tmp_path, caplog):
         (["cat/3", "dog/3", "test-tube/5"], "test-tube/ may be a class", ["data.layout=classes", "mv "]),
         (
             ["train/cat/3", "train/dog/3", "val/cat/1", "val/dog/1", "more/cat/3"],
-            "train/, val/ named like splits, with classes in them, beside more/",
+            "side by side: train/, val/ and more/",
             ["data.layout=classes", "data.layout=splits", "data.root={root}/train"],
         ),
-        (["bus/3", "car/3", "train/steam/3", "train/diesel/3"], "train/ named like", ["data.layout=classes"]),
+        (
+            ["bus/3", "car/3", "train/steam/3", "train/diesel/3"],
+            "side by side: train/ and bus/, car/",
+            ["data.layout=classes"],
+        ),
         (["train/cat/3", "val/cat/3", "validation/cat/2"], "val/, validation/ are all val", ["mv "]),
         (
             ["images/train/cat/3", "images/val/cat/3"],
@@ -112,6 +116,7 @@ def test_an_unlabelled_test_folder_beside_two_splits(tmp_path, caplog):
         ),
         (["images/train/cat/3", "images/train/dog/3"], "lie in images/train/", ["data.root={root}/images/train"]),
         (["a/b/train/cat/3", "a/b/val/cat/3"], "lie in a/b/", ["data.root={root}/a/b"]),
+        (["images/train2017/3", "images/val2017/3"], "lie in images/, a folder deeper", ["data.root={root}/images"]),
         (["archive/cat/3", "archive/dog/3", "__MACOSX/archive/cat/3"], "lie in archive/", ["data.root={root}/archive"]),
         (["cat/train/3", "cat/val/2", "dog/train/3", "dog/val/2"], "inside the class folder cat/", ["cp -r"]),
     ],

@@ -40,8 +40,8 @@ def test_a_split_file_is_followed(tmp_path, caplog):
     file.write_text("path,label,split\nx/1,x,val\nx/2,x,train\ngone,x,test\n")
     found = choose_split(["x/1", "x/2", "x/3"], ["x"] * 3, None, Data(source="digits", split_file=str(file)), 0)
     assert found == {"train": [1], "val": [0], "test": []}
-    assert "1 pictures are not in" in caplog.text
-    assert "not in the data (any more): gone" in caplog.text
+    assert "1 of 3 pictures are left out, since" in caplog.text
+    assert f"that {file} lists are gone: gone" in caplog.text
 
 
 @pytest.mark.parametrize(
