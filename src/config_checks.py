@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from src.config import METRICS, Config, Data
 from src.config_strategies import check_strategy
 from src.errors import ExitCode, UserError
-from src.hydra_words import at_home
 from src.other_names import option_like
 from src.rules import check_rules
+from src.text import at_home
 from src.user_command import corrected
 
 ANY = 2**63  # no upper limit that a user meets
@@ -64,7 +64,11 @@ EXAMPLE_TEXTS = {
     "data.root": "photos/",
     "data.table": "labels.csv",
     "data.name": "CIFAR10",
-    "data.split_file": "runs/NAME/split.csv",
+    "data.split_file": "runs/first/split.csv",
+    "runs_dir": "runs",
+    "name": "first",
+    "model.weights": "default",
+    "model.backbone": "resnet18",
 }
 # A value that a setting takes, for the commands that are suggested.
 EXAMPLES: dict[str, Any] = {name: example for name, (_, _, example) in RANGES.items()} | {
@@ -153,13 +157,7 @@ def out_of_range(name: str, value: Any, allowed: str) -> UserError:
 
 def _check_names(config: Config) -> None:
     """A variable of the shell that is not set leaves an empty text, which Python takes for the folder at hand."""
-    examples = EXAMPLE_TEXTS | {
-        "runs_dir": "runs",
-        "name": "first",
-        "model.weights": "default",
-        "model.backbone": "resnet18",
-    }
-    for key, example in examples.items():
+    for key, example in EXAMPLE_TEXTS.items():
         if attrgetter(key)(config) == "":
             raise UserError(
                 f"{key}= has no value",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from src.config import Config, Strategy, device_count
 from src.errors import UserError
 from src.hydra_words import key_of
+from src.text import as_typed
 from src.user_command import corrected, typed_words
 
 STAGES = ("model_parallel", "pipeline")  # the strategies of a network that is split
@@ -120,19 +119,19 @@ def _check_split(config: Config) -> None:
         return
     if name not in STAGES:
         raise UserError(
-            f"model.split_at={_typed(cuts)} has no effect with strategy={name}",
+            f"model.split_at={as_typed(cuts)} has no effect with strategy={name}",
             why="the whole network is on every device there",
             fix=[command("model_parallel"), corrected(remove=["model.split_at", "model"])],
         )
     if model.backbone != "resnet50":
         raise UserError(
-            f"model.split_at={_typed(cuts)} does not go with model.backbone={model.backbone}",
+            f"model.split_at={as_typed(cuts)} does not go with model.backbone={model.backbone}",
             why="ResNet50 is the network whose layers can be split here; see src/models/model_parallel_resnet50.py",
             fix=corrected("model.backbone=resnet50"),
         )
     if not (cuts in ("auto", "auto_memory") or (isinstance(cuts, list) and all(isinstance(cut, str) for cut in cuts))):
         raise UserError(
-            f"model.split_at={_typed(cuts)} is not a list of layers",
+            f"model.split_at={as_typed(cuts)} is not a list of layers",
             why="it names the layers after which the network is cut; auto cuts by time, auto_memory by memory",
             fix=corrected("model.split_at=auto"),
         )
@@ -141,7 +140,7 @@ def _check_split(config: Config) -> None:
     if stages != devices or stages == 1:
         raise UserError(
             f"{stages} stages do not fit {devices} devices",
-            where=f"model.split_at={_typed(cuts)}, {_typed(trainer.devices)} devices on {trainer.num_nodes} machines",
+            where=f"model.split_at={as_typed(cuts)}, {as_typed(trainer.devices)} devices on {trainer.num_nodes} machines",
             why="every stage has a device of its own, and there is one stage more than cuts",
             fix=corrected(
                 f"trainer.devices={max(2, stages)}", remove=["trainer.num_nodes"] if trainer.num_nodes > 1 else []
@@ -191,8 +190,3 @@ def _check_sync_batchnorm(config: Config) -> None:
             why="the processes would wait for each other's statistics while one of them repeats its batch in parts",
             fix=corrected("oom.policy=stop"),
         )
-
-
-def _typed(value: Any) -> str:
-    """As it is typed: a list without spaces and quotes."""
-    return str(value).replace(" ", "").replace("'", "")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from src.errors import ExitCode, UserError
+from src.text import as_typed
 from src.user_command import corrected, is_training
 
 ALONE = ("strategy=single", "trainer.devices=1")
@@ -53,7 +54,7 @@ def unavailable(accelerator: str, why: str) -> UserError:
 
 def no_gpu(devices: int | list[int] | str) -> UserError:
     return UserError(
-        f"trainer.devices={typed(devices)}, but this machine has no GPU that torch can use",
+        f"trainer.devices={as_typed(devices)}, but this machine has no GPU that torch can use",
         why="one CPU is one device, however many cores it has; several can be tried out on it, slowly",
         fix=["nvidia-smi", corrected("trainer.accelerator=cpu"), corrected(*ALONE, remove=OF_SEVERAL)],
         code=ExitCode.UNAVAILABLE,
@@ -64,14 +65,9 @@ def too_few(devices: int | list[int] | str, there: int, names: str = "") -> User
     """names: of the GPUs that are there."""
     fewer = [corrected(f"trainer.devices={there}")] if there > 1 else [corrected(*ALONE, remove=OF_SEVERAL)]
     return UserError(
-        f"trainer.devices={typed(devices)}, but this machine has {there} GPU{'s' if there > 1 else ''}",
+        f"trainer.devices={as_typed(devices)}, but this machine has {there} GPU{'s' if there > 1 else ''}",
         where=names,
         why="devices are counted from 0; CUDA_VISIBLE_DEVICES, where it is set, hides the others",
         fix=fewer,
         code=ExitCode.UNAVAILABLE,
     )
-
-
-def typed(devices: int | list[int] | str) -> str:
-    """As it is typed: a list without spaces."""
-    return str(devices).replace(" ", "")

@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, Quote
 from hydra.errors import HydraException
 
 from src import config
+from src.text import at_home
 
 # Settings that name a file or folder: `~` is the home folder, and what exists is meant, whatever it is called.
 PATHS = ("data.root", "data.table", "data.split_file", "runs_dir", "model.weights", "hydra.sweep.dir")
@@ -28,11 +29,6 @@ FREE = (*PATHS, "name", "logger.project", "logger.tracking_uri")
 def for_hydra(words: Sequence[str], *, multirun: bool) -> list[str]:
     """The words with Hydra's quotes where a text needs them. multirun: whether they are a sweep's."""
     return [_for_hydra(word, multirun) for word in words]
-
-
-def at_home(path: str) -> str:
-    """The path with ~ as the home folder, which no shell replaces behind a =; that of nobody's home stays as it is."""
-    return os.path.expanduser(path)  # noqa: PTH111 - Path raises for ~nobody, and rewrites the rest of a path
 
 
 def key_of(word: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from src.config import Config
 from src.errors import UserError
+from src.text import as_typed
 from src.user_command import corrected, is_typed
 
 
@@ -153,7 +154,7 @@ def check_rules(config: Config) -> None:
             raise UserError(
                 _found(rule, config),
                 why=rule.why,
-                fix=corrected(*rule.use, f"{rule.key}={_typed(_value(rule.key, config))}")
+                fix=corrected(*rule.use, f"{rule.key}={as_typed(_value(rule.key, config))}")
                 if rule.use
                 else corrected(remove=[rule.key]),
             )
@@ -180,15 +181,9 @@ def _broken(config: Config) -> list[Rule]:
 def _found(rule: Rule, config: Config) -> str:
     beside = _value(rule.beside, config)
     shown = re.sub(r"\.(source|name)$", "", rule.beside)
-    setting = "this logger" if rule.beside == "logger" else f"{shown}={_typed(beside)}"
-    return f"{rule.key}={_typed(_value(rule.key, config))} has no effect with {setting}"
+    setting = "this logger" if rule.beside == "logger" else f"{shown}={as_typed(beside)}"
+    return f"{rule.key}={as_typed(_value(rule.key, config))} has no effect with {setting}"
 
 
 def _value(key: str, config: Config) -> Any:
     return attrgetter(key)(config)
-
-
-def _typed(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value).replace(" ", "") if isinstance(value, list | dict) else str(value)

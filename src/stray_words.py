@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 
 from src.config import known_keys
 from src.errors import ExitCode, UserError
-from src.hydra_words import TEXTS, at_home
+from src.hydra_words import TEXTS
 from src.other_names import VALUES
 from src.suggestions import HELP, example, groups, knob_of, meant_by, of_word, setting_like
+from src.text import path_in
 from src.user_command import rewritten
 
 # Hydra's own options, and those that take the next word.
@@ -177,14 +177,14 @@ def _keys() -> set[str]:
 
 def _is_one_text(value: str, following: str) -> bool:
     """Whether the shell has cut a text in two, as of data.root=my photos."""
-    if Path(at_home(f"{value} {following}")).exists():
+    if path_in(f"{value} {following}").exists():
         return True
-    return not of_word(following) and not (_of_path(following) and Path(at_home(value)).exists())
+    return not of_word(following) and not (_of_path(following) and path_in(value).exists())
 
 
 def _of_path(word: str) -> list[str]:
     """A folder of images, or a table of them, by itself."""
-    path = Path(at_home(word))
+    path = path_in(word)
     if path.is_dir():
         return ["data=image_folder", f"data.root={word}"]
     return ["data=table", f"data.table={word}"] if path.is_file() and path.suffix in (".csv", ".tsv") else []

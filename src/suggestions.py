@@ -6,7 +6,8 @@ src/word_checks.py and src/command_line.py ask here. Nothing here imports torch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from omegaconf import OmegaConf
 from src import config
 from src.config_checks import EXAMPLES
 from src.errors import UserError
-from src.hydra_words import at_home, key_of
+from src.hydra_words import key_of
 from src.other_names import VALUES, closest, value_here
+from src.text import as_typed, path_in
 from src.user_command import is_typed, rewritten, typed_words
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -26,14 +28,7 @@ HELP = "python -m src.train --help"
 ALL_KEYS = "settings are declared in src/config.py; the whole list with its values: python -m src.train --cfg job"
 
 # The key of a section that is meant where the section is given a number.
-NUMBERS = {
-    "optimizer": "lr",
-    "trainer": "max_epochs",
-    "data": "batch_size",
-    "freeze": "last_n",
-    "oom": "grow_after",
-    "checkpoint": "every_n_steps",
-}
+NUMBERS = {"optimizer": "lr", "trainer": "max_epochs", "data": "batch_size", "freeze": "last_n"}
 
 
 def groups() -> list[str]:
@@ -83,13 +78,6 @@ def example(key: str) -> str:
     return as_typed(EXAMPLES.get(key) if value is None else value)
 
 
-def as_typed(value: Any) -> str:
-    """A value as it is typed: true, null, [1,2]."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value).replace(" ", "").replace("'", "") if isinstance(value, list | dict) else str(value)
-
-
 def unknown_key(key: str) -> UserError:
     """The answer to a key that is no setting."""
     close = setting_like(key)[:2]
@@ -112,8 +100,8 @@ def meant_by(setting: str, value: str) -> list[str]:
     """The words that give the value to a setting, or to a group or section: what the value is called here."""
     if is_section(setting):
         return [f"{setting}={value}"] if value in choices(setting) else of_section(setting, value)
-    if setting == "resume" and Path(at_home(value)).exists():
-        path = Path(at_home(value))
+    if setting == "resume" and path_in(value).exists():
+        path = path_in(value)
         return [f"name={next((run for run in [path, *path.parents] if (run / 'config.yaml').exists()), path).name}"]
     source = ["data=image_folder"] if setting == "data.root" and not is_typed("data") else []
     return [*source, f"{setting}={value_here(setting, value)}"]
@@ -130,7 +118,7 @@ def of_section(section: str, value: str) -> list[str]:
         here = VALUES.get(knob.name, {}).get(text, text)
         if here in knob.metadata.get("options", ()) and knob.name not in ("name", "source"):
             return [f"{section}.{knob.name}={here}"]
-    path = Path(at_home(text))
+    path = path_in(text)
     if section == "data" and text and path.exists():
         return ["data=image_folder", f"data.root={text}"] if path.is_dir() else ["data=table", f"data.table={text}"]
     if switch := of_word(text, but=section):
@@ -138,7 +126,7 @@ def of_section(section: str, value: str) -> list[str]:
     close = difflib.get_close_matches(text.lower(), choices(section), n=1, cutoff=0.6)
     if close:
         return [f"{section}={close[0]}"]
-    if _is_number(text):
+    if re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", text):
         return [f"{section}.{NUMBERS[section]}={text}"] if section in NUMBERS else []
     return [f"model.backbone={text}"] if section == "model" and text else []
 
@@ -151,14 +139,9 @@ def of_word(word: str, but: str = "") -> list[str]:
             return [f"{group}={word}"]
     if (knob := knob_of(word)) is not None and knob.type == "bool":
         return [f"{word}=true"]
-    keys = [key for key, knob in _settings() if word in knob.metadata.get("options", ())]
+    knobs = {key: knob_of(key) for key in config.known_keys()}
+    keys = [key for key, knob in knobs.items() if knob is not None and word in knob.metadata.get("options", ())]
     return [f"{keys[0]}={word}"] if len(keys) == 1 else []
-
-
-def _settings() -> Iterator[tuple[str, Field[Any]]]:
-    for key in config.known_keys():
-        if (knob := knob_of(key)) is not None:
-            yield key, knob
 
 
 def not_a_choice(word: str, section: str, values: Sequence[str]) -> UserError:
@@ -179,11 +162,3 @@ def not_a_choice(word: str, section: str, values: Sequence[str]) -> UserError:
         why=f"{section} is one of: {', '.join(options)}" if options else f"its keys: {keys_of_section}",
         fix=replaced(word, *meant) if meant else HELP,
     )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

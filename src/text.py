@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -34,12 +35,20 @@ def shell_word(word: object) -> str:
     return f"$'{quoted}'"
 
 
+def as_typed(value: object) -> str:
+    """A value of a setting as it is typed: true, null, [1,2]."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return re.sub("[ ']", "", str(value)) if isinstance(value, list | dict) else str(value)
+
+
+def at_home(path: str) -> str:
+    """The path with ~ as the home folder, which no shell replaces behind a =; that of nobody's home stays as it is."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path raises for ~nobody, and rewrites the rest of a path
+
+
 def path_in(text: str) -> Path:
-    """A path as it was typed, with ~ and ~user expanded: the shell leaves them alone behind a `key=`."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # nobody has this name
-        return Path(text)
+    return Path(at_home(text))
 
 
 def _escape(letter: str) -> str:

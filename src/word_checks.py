@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -155,7 +154,7 @@ def _check_sweep(words: Sequence[str], settings: Sequence[str]) -> None:
             raise UserError(
                 "hydra.run.dir has no effect here",
                 why="the folder of a run is runs_dir/name",
-                fix=corrected(*_folder_as_words(value, settings), remove=["hydra.run.dir"]),
+                fix=corrected(f"runs_dir={value}", remove=["hydra.run.dir"]),
             )
         if name == "hydra.job.chdir" and value.lower() not in ("false", "null"):
             raise UserError(
@@ -169,18 +168,18 @@ def _check_sweep(words: Sequence[str], settings: Sequence[str]) -> None:
                 why="it is about a sweep, and this is one run",
                 fix=[corrected("-m"), corrected(remove=[key])],
             )
-        if several and name.startswith(("hydra.", "hydra/")) and not name.startswith("hydra.sweeper.params"):
+        is_folder = name in ("name", "runs_dir")
+        is_own = name.startswith(("hydra.", "hydra/")) and not name.startswith("hydra.sweeper.params")
+        if several and (is_folder or is_own):
             raise UserError(
                 f"{name} has several values, and a sweep has one",
-                why="jobs differ in their settings; how they are started and chosen is the sweep's own",
-                fix=replaced(word, f"{key}={value.partition(',')[0]}"),
-            )
-        if several and name in ("name", "runs_dir"):
-            first = value.partition(",")[0]
-            raise UserError(
-                f"{name} has several values, and a sweep has one folder",
-                why="its jobs are the folders 0, 1, ... in runs_dir/name; a comma in a name needs inner quotes",
-                fix=[replaced(word, f"{name}={first}"), replaced(word, f'{name}="{value}"')],
+                why="its jobs are the folders 0, 1, ... in runs_dir/name; a comma in a name needs inner quotes"
+                if is_folder
+                else "jobs differ in their settings; how they are started and chosen is the sweep's own",
+                fix=[
+                    replaced(word, f"{key}={value.partition(',')[0]}"),
+                    *([replaced(word, f'{key}="{value}"')] if is_folder else []),
+                ],
             )
         if name == "experiment" and override is not None and override.is_sweep_override():
             _check_recipes(word, value)
@@ -206,12 +205,3 @@ def _recipe(name: str) -> object:
 def _brings_sweep(name: str) -> bool:
     defaults = OmegaConf.select(_recipe(name), "defaults", default=[])  # type: ignore[arg-type]
     return any("hydra/sweeper" in str(one) or "hydra/launcher" in str(one) for one in defaults)
-
-
-def _folder_as_words(folder: str, settings: Sequence[str]) -> list[str]:
-    """hydra.run.dir=a/b is runs_dir=a name=b."""
-    if any(key_of(word) == "name" for word in settings):
-        return [f"runs_dir={folder}"]
-    path = Path(folder)
-    plain = bool(path.name) and "$" not in folder
-    return [*([f"runs_dir={path.parent}"] if str(path.parent) != "." else []), f"name={path.name}"] if plain else []

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import config, config_checks, word_checks
+from src import config, config_checks, train, word_checks
 from src.command_line import translate
 from src.errors import UserError
 from src.hydra_words import for_hydra
@@ -224,6 +224,15 @@ def test_a_setting_that_nothing_reads_is_said(words, named, monkeypatch, caplog)
     assert len(said) == 1
     assert named in said[0]
     assert not caplog.messages, "each process of a run and each trial of a sweep reads the config"
+
+
+def test_a_sweep_says_once_what_has_no_effect(caplog):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("train", overrides=["model.hidden=64"])
+    train.check(composed)
+    train.check(composed)
+    assert len(caplog.messages) == 1
+    assert "model.hidden=64 has no effect" in caplog.text
 
 
 def test_the_ready_configs_have_no_setting_without_effect():
