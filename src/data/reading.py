@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from src.data import foreign_formats, metadata, png_chunks, tiff_fields, wide_pixels
+from src.data import foreign_formats, png_chunks, tiff_fields, wide_pixels
 from src.data.wide_pixels import Found
 from src.preprocessing import ReadOptions
 from src.text import printable
@@ -106,10 +106,11 @@ def decode_picture(data: bytes, name: str, options: ReadOptions) -> Decoded:
     except _Refused as error:
         raise PictureError(f"{printable(name)}: {error}") from error
     except Exception as error:  # Pillow lets anything out of a damaged file, from struct.error to AssertionError
-        bare = metadata.without(data)
-        if bare is not None and not isinstance(error, MemoryError):
-            with contextlib.suppress(Exception):
-                return _decode(bare, options)
+        if not isinstance(error, MemoryError):
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                bare = _without_metadata(data)
+                if bare != data:
+                    return _decode(bare, options)
         raise PictureError(f"{printable(name)}: {_reason(error, data)}") from error
 
 
@@ -163,6 +164,13 @@ def _decode(data: bytes, options: ReadOptions) -> Decoded:
         image.load()
         pixels = image
     return Decoded(_upright(_to_rgb(pixels, options, white_is_zero, found), image), found)
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """For a second try. In other formats Pillow gets along with broken metadata."""
+    if data.startswith(png_chunks.SIGNATURE):
+        return png_chunks.pixels_only(data, keep_metadata=False)
+    return tiff_fields.without_metadata(data)
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:

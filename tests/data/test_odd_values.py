@@ -224,6 +224,7 @@ BESIDE = {
     "huge xmp": chunk(b"iTXt", b"XML:com.adobe.xmp\0\x01\0\0\0" + HUGE),
     "many texts": b"".join(chunk(b"zTXt", b"a%d\0\0" % i + zlib.compress(bytes(1_000_000))) for i in range(70)),
     "long text": chunk(b"tEXt", b"a\0" + b"x" * 2_400_000),
+    "long XMP": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(2_400_000))),
     "gamma": chunk(b"gAMA", b"", wrong=5),
     "transparency": chunk(b"tRNS", b"\0", wrong=5),
     "no transparency": chunk(b"tRNS", b"\0"),
