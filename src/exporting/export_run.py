@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from src.exporting.formats import WHOLE, Format
+from src.exporting.formats import Format
 from src.exporting.pictures import pictures_below, pictures_of_run
 from src.exporting.verification import TOLERANCE, verify
 from src.exporting.writers import WRITERS, LoadedModel
@@ -57,10 +57,5 @@ def _report(form: Format, files: list[Path], model: LoadedModel, count: int, dif
     log.info(f"beside    {out / 'model.json'}: classes, preprocessing, architecture")
     log.info(f"verified  on {count} pictures, in a fresh process {project}: largest difference {difference:.1e},")
     log.info(f"          relative to the largest output; {TOLERANCE:.0e} is allowed")
-    if form is WHOLE:
-        log.warning(
-            f"{form.file} is not for sharing: it needs this source tree with its class paths, and any other program that "
-            "loads it runs whatever code is in it."
-        )
     log.info(f"load it   in {out}, with images as numpy uint8 (B, 3, {size}, {size}):")
     log.info(f"\n{form.load}{form.call}".rstrip())

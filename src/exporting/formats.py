@@ -60,7 +60,7 @@ network = rebuild(card, torch.load("model_state_dict.pt", weights_only=True)).ev
 WHOLE = Format(
     name="whole",
     file="model_whole.pt",
-    about="the pickled network, with its class paths; loaded here without running code, elsewhere not",
+    about="the pickled network; not for sharing: it needs this source tree as it is, and other programs run any code in it",
     load="""\
 import json
 from pathlib import Path

@@ -53,7 +53,8 @@ def check_backbone_name(name: str) -> None:
         why = "the names are efficientnet_lite0, those of torchvision.models, and timm/NAME"
         if importlib.util.find_spec("timm") and _timm().is_model(name):
             raise _unknown(name, [TIMM_PREFIX + name], "timm has a model of that name; " + why)
-        raise _unknown(name, _close(name, backbone_names()), why)
+        family = [each for each in backbone_names() if name and each.startswith(name.lower())][:5]
+        raise _unknown(name, _close(name, backbone_names()) or family, why)
 
 
 def _check_timm_name(name: str) -> None:

@@ -109,6 +109,8 @@ def test_a_typo_is_answered_with_close_names():
     assert "resnet18" in caught.value.found
     assert caught.value.found.count(",") <= 4
     assert caught.value.fix[0].startswith("python -m src.train model.backbone=resnet")
+    with pytest.raises(UserError, match="no backbone 'vit'; close to it: vit_b_16, "):  # a family and not a typo
+        check_backbone_name("vit")
     with pytest.raises(UserError, match=r"no backbone 'zzzzzz'$") as caught:
         build_backbone("zzzzzz", keep_classifier=False, image_size=224)
     assert caught.value.fix == ["python -m src.train model.backbone=resnet18"]
