@@ -75,6 +75,8 @@ TEXTS = text_settings()
 def _for_hydra(word: str, multirun: bool) -> str:
     key, sign, value = word.partition("=")
     name = key.lstrip("+")
+    if sign and name not in TEXTS and re.fullmatch(r"(['\"])\d+\1", value):
+        return f"{key}={value[1:-1]}"  # a number, for settings that may be a word too (data.batch_size)
     return f"{key}={_value(name, value, multirun)}" if sign and name in TEXTS else word
 
 

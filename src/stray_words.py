@@ -65,14 +65,14 @@ def check_strays(words: Sequence[str]) -> None:
     mended, meant = _mended(settings, stray)
     kept = [*options, *(mended or [])]
     if stray.lstrip(DASHES).lower() in ASKING or "--help" in kept:
-        kept, meant = [], ["--help"] if flag else []
+        mended, meant = None, ["--help"] if flag else []
     raise UserError(
         (f"{stray} is not an option" if flag else f"{stray!r} cannot be read: it is not key=value")
         + (f"; did you mean {' '.join(meant)}?" if meant else ""),
         why="a setting is key=value, without dashes; options are --help, -m (a sweep), --cfg job (all settings)"
         if flag
         else "a setting is key=value without blanks around the =; a value with blanks is quoted for the shell",
-        fix=rewritten(kept) if kept and mended is not None else HELP,
+        fix=rewritten(kept) if mended is not None else HELP,
         code=ExitCode.USAGE if flag else ExitCode.CONFIG,
     )
 
@@ -114,6 +114,8 @@ def _mended(settings: Sequence[str], stray: str) -> tuple[list[str] | None, list
         word = rest.pop(0)
         following = rest[0] if rest and "=" not in rest[0] and not _is_flag(rest[0]) else None
         key, sign, value = word.partition("=")
+        if not word.strip():  # "$ARGS" of a shell script, where the variable is empty
+            continue
         if _is_flag(word):
             meant, takes_next = _of_flag(word, following)
             if not meant:

@@ -122,7 +122,7 @@ def _unreadable(word: str, key: str, value: str) -> UserError:
     plain = value.strip(",; ")
     fix = replaced(word, inner) if inner and parsed(inner) else HELP
     if close:
-        is_right = (knob is None and close[0] in TEXTS) or (plain not in ("", value) and parsed(f"{key}={plain}"))
+        is_right = (knob is None and close[0] in TEXTS) or (plain and parsed(f"{close[0]}={plain}"))
         fix = replaced(word, f"{close[0]}={plain if is_right else example(close[0])}")
     return UserError(
         f"{word!r} cannot be read" + (f"; did you mean {close[0]}?" if close and knob is None else ""),

@@ -116,6 +116,10 @@ def test_what_only_the_grammar_can_say_stays(read, monkeypatch):
     assert read("name=a\\${seed}").name == "a${seed}"
 
 
+def test_a_number_may_be_quoted_twice(read):
+    assert read("data.batch_size='32'", 'trainer.devices="1"').data.batch_size == 32
+
+
 def test_a_path_may_be_any_that_exists_and_begin_at_home(read, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("a,b", "'q'", "${seed}", "choice(a,b)", "~x"):

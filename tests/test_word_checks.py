@@ -109,6 +109,8 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("python -m src.train seed=1", "src.train stands twice", "seed=1"),
     ("resume=somewhere/last.ckpt", "is not a choice: resume is auto or never", "name=somewhere"),
     ("--resume somewhere", "did you mean name=somewhere?", "name=somewhere"),
+    ("seed=1 ''", "'' cannot be read", "seed=1"),
+    ("data:batch_size=4", "did you mean data.batch_size?", "data.batch_size=4"),
     ("labels.csv", "'labels.csv' cannot be read", "data=table data.table=labels.csv"),
     ("data=image_folder data.root=my images", "'images' cannot be read", "data=image_folder 'data.root=my images'"),
     ("optimizer.lr=0,001", "optimizer.lr has several values", "optimizer.lr=0.001"),
