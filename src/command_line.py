@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -25,7 +26,7 @@ from src import config, word_checks
 from src.errors import UserError
 from src.hydra_words import for_hydra, key_of
 from src.other_names import closest
-from src.run_dir import new_name
+from src.run_dir import REFUSALS, new_name, remove_if_nothing_ran
 from src.stray_words import split
 from src.suggestions import CONF, HELP, choices, example, knob_of, unknown_key
 from src.tuning import settings
@@ -52,6 +53,7 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
     words = sys.argv[1:]
     word_checks.check_words(words)
     failures: list[Exception] = []
+    sweeps: list[Path] = []
 
     @functools.wraps(task)
     def job(composed: DictConfig) -> Any:
@@ -59,6 +61,7 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
             return task(composed)
         except Exception as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
+                sweeps.append(Path(HydraConfig.get().sweep.dir))
                 raise  # Hydra names the job that failed
             failures.append(error)  # and would print a line too many for a single run
 
@@ -69,6 +72,10 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise translate(error) from error
+    except UserError as error:
+        if sweeps and error.code in REFUSALS:
+            remove_if_nothing_ran(sweeps[0])
+        raise
     except ValueError as error:
         if not str(error).startswith("Only one of --run, --multirun, --cfg"):
             raise

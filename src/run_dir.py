@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -210,6 +211,12 @@ def made_a_step(path: Path) -> bool:
 def free_name(path: Path) -> str:
     """The run's name with the first number from 2 that no other run has."""
     return next(name for number in count(2) if not (path.parent / (name := f"{path.name}-{number}")).exists())
+
+
+def remove_if_nothing_ran(sweep: Path) -> None:
+    """Removes the folder of a sweep whose jobs were all refused before they wrote anything."""
+    if all(path.name == "multirun.yaml" or (path.is_dir() and not path.is_symlink()) for path in sweep.rglob("*")):
+        shutil.rmtree(sweep, ignore_errors=True)
 
 
 def _clear(path: Path) -> None:

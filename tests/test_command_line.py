@@ -73,6 +73,15 @@ def test_an_installation_without_conf_says_so(command, tmp_path):
     check_error(command("train", PYTHONPATH=str(tmp_path / "installed")), 64, "conf/ is missing", "pip install -e .")
 
 
+def test_a_sweep_that_is_refused_leaves_no_folder(command, tmp_path):
+    assert command("train", "-m", "name=s", "data.batch_size=0,-1").code == 64
+    assert not (tmp_path / "runs" / "s").exists()
+    (tmp_path / "runs" / "s" / "0").mkdir(parents=True)
+    (tmp_path / "runs" / "s" / "0" / "result.json").touch()
+    assert command("train", "-m", "name=s", "data.batch_size=0,-1").code == 64
+    assert (tmp_path / "runs" / "s" / "0" / "result.json").exists()
+
+
 def test_a_missing_folder_has_a_code_of_its_own(command):
     check_error(command("train", "data=image_folder", "data.root=nowhere"), 66, "data.root=nowhere does not exist")
 
