@@ -137,12 +137,15 @@ def _nothing_found(root: Path, left_out: LeftOut) -> UserError:
             fix=fix,
             code=ExitCode.DATA,
         )
-    kinds = ", ".join(f"{count} {printable(ending)}" for ending, count in left_out.endings.most_common(6))
     return UserError(
         f"no picture was found in {printable(str(root))}",
         where=where,
-        why=f"expected one folder per class with files ending in {', '.join(sorted(EXTENSIONS))}"
-        + (f"\nit holds {kinds}{how_to_convert(left_out.endings)}" if kinds else ""),
+        why="\n".join(
+            [
+                f"expected one folder per class with files ending in {', '.join(sorted(EXTENSIONS))}",
+                *left_out.sentences(root),
+            ]
+        ),
         fix=f"find {shlex.quote(str(root))} -type f | head",
         code=ExitCode.DATA,
     )

@@ -120,8 +120,8 @@ def _only_splits(root: Path, labelled: list[str], splits: dict[str, str], left_o
         several = [corrected("data.layout=classes")] if len(labelled) > 1 else []
         raise _unclear(
             root,
-            f"there is no train folder with classes beside {_shown(labelled)}",
-            "the folders look like splits, and none is to be trained on",
+            f"there is no train folder with classes{f' beside {_shown(labelled)}' if labelled else ''}",
+            "without it there is nothing to train on",
             readings + several or ["make train/CLASS/ folders, or list the images in a table: data=table"],
         )
     return Layout([(name, splits[name]) for name in labelled], left_out)
@@ -213,7 +213,7 @@ def _refuse_wrapper(root: Path, inner: Path) -> None:
             root,
             f"the folders {_shown(inside)} lie in {_shown([inner.relative_to(root).as_posix()])}, a level deeper",
             "as it stands, there would be only one class",
-            [corrected(f"data.root={inner}")],
+            [corrected(f"data.root={inner}"), corrected("data.layout=classes") + "   # to evaluate on one class"],
         )
 
 
@@ -268,6 +268,8 @@ def _mixed(root: Path, labelled: list[str], splits: dict[str, str], others: list
     if len({splits[name] for name in labelled}) > 1 and "train" in {splits[name] for name in labelled}:
         readings.append(corrected("data.layout=splits") + f"   # without {_shown(others)}")
     readings += [corrected(f"data.root={root / name}") for name in labelled if splits[name] == "train"]
+    if len(others) == 1 and "train" not in {splits[name] for name in labelled}:
+        readings.append(f"mv {_quoted(root / others[0])} {_quoted(root / 'train')}   # it is what to train on")
     return _unclear(
         root,
         f"splits and other folders lie side by side: {_shown(labelled)} and {_shown(others)}",

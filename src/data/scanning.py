@@ -19,18 +19,19 @@ from src.errors import ExitCode, UserError
 from src.text import printable
 
 # Folders and files that NAS, desktop and notebook programs make beside one's own, in lower case. Names that begin with
-# a dot (.git, .dvc, .ipynb_checkpoints, .thumbnails, .Trash-1000, .DS_Store, ._name of AppleDouble) need no line here.
+# a dot (.git, .dvc, .ipynb_checkpoints, .thumbnails, .Trash-1000, .DS_Store, ._name of AppleDouble) need no line here, and
+# words that may be a class (recycled, thumbnails) must have none.
 SYSTEM_NAMES = frozenset(
     [
         # Synology and QNAP
         *("@eadir", "@tmp", "@sharebin", "@sharesnap", "@recycle", "@recently-snapshot", "@__thumb", "@synoresource"),
         *("#recycle", "#snapshot"),
         # Windows and its programs
-        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000", "$windows.~bt"),
+        *("$recycle.bin", "system volume information", "found.000", "$windows.~bt"),
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "zbthumbnail.info"),
         # Unix, macOS, archives, Python
         *("lost+found", "__macosx", "icon\r", "network trash folder", "temporary items", "thevolumesettingsfolder"),
-        *("__pycache__", "node_modules", "thumbnails", "_thumbnails", "_thumbs"),
+        *("__pycache__", "node_modules"),
     ]
 )
 

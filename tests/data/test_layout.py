@@ -93,6 +93,12 @@ def test_an_unlabelled_test_folder_beside_two_splits(tmp_path, caplog):
     ("paths", "named", "fixes"),
     [
         (["train/cat/3", "train/dog/3"], "train/ is the only folder", ["data.root={root}/train"]),
+        (
+            ["data/cat/3", "data/dog/3", "test/cat/3"],
+            "test/ and data/",
+            ["data.layout=classes", "mv {root}/data {root}/train"],
+        ),
+        ([".cat/3", ".dog/3"], "2 hidden or system entries left out: 1 .cat, 1 .dog", ["find {root}"]),
         (["test/cat/3", "test/dog/3"], "test/ is the only folder", ["data.root={root}/test"]),
         (["val/cat/3", "test/cat/3"], "no train folder", ["data.root={root}/val", "data.layout=classes"]),
         (["train/9", "test/5"], "hold images, but no class folders", ["data=table", "data.layout=classes"]),
@@ -162,6 +168,11 @@ SYSTEM = [
     *("@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX"),
     *(".ipynb_checkpoints", ".thumbnails", ".Trash-1000", ".AppleDouble", ".git", ".dvc", "__pycache__", ".@__thumb"),
 ]
+
+
+def test_words_that_may_be_classes_are_classes(tmp_path):
+    tree(tmp_path, "compost/3", "recycled/3", "thumbnails/3")
+    assert counted(tmp_path) == {(None, "compost"): 3, (None, "recycled"): 3, (None, "thumbnails"): 3}
 
 
 def test_folders_and_files_of_other_programs_are_left_out_and_counted(tmp_path, caplog):
