@@ -53,18 +53,18 @@ _DICTIONARIES = (
 )
 
 
-_OPTIMIZERS = [
+_OPTIMIZERS_AND_LOSSES = [
     f"{kind.__module__}.{kind.__name__}"
-    for module in (torch.optim, torch.optim.lr_scheduler)
+    for module in (torch.optim, torch.optim.lr_scheduler, torch.nn.modules.loss)
     for kind in vars(module).values()
-    if isinstance(kind, type) and kind.__module__.startswith("torch.optim")
+    if isinstance(kind, type) and kind.__module__.startswith(("torch.optim", "torch.nn.modules.loss"))
 ]
 
 
 def stand_ins() -> list[tuple[Any, str]]:
     """What torch.load may meet beside tensors, and the stand-in that it makes of each."""
     return [
-        *((Inert, name) for name in (*_PLAIN_OBJECTS, *_OPTIMIZERS)),
+        *((Inert, name) for name in (*_PLAIN_OBJECTS, *_OPTIMIZERS_AND_LOSSES)),
         *((OrderedDict, name) for name in _DICTIONARIES),
         (_empty_dict, "collections.defaultdict"),
     ]

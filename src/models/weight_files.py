@@ -81,7 +81,7 @@ def _file_of_folder(folder: Path) -> Path:
             return folder / inside
     inner = [folder, folder / "checkpoints", folder / "model"]
     files = [file for place in inner if place.is_dir() for file in sorted(place.iterdir()) if file.suffix in SUFFIXES]
-    why = f"it holds {', '.join(file.name for file in files[:6])}" if files else "nor is a weights file in it"
+    why = f"it holds {', '.join(file.name for file in files[:6])}" if files else "it holds no other weights file either"
     fix = [corrected(f"model.weights={file}") for file in files[:3]]
     if (folder / ".metadata").is_file() or any(file.suffix == ".distcp" for file in folder.iterdir()):
         why, fix = "it is a sharded checkpoint of torch.distributed, a piece per process", [SAVE_TENSORS]

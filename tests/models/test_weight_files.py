@@ -134,6 +134,7 @@ def test_plain_objects_beside_the_weights_do_not_matter(new_format, state, tmp_p
         "times": [datetime.datetime(2026, 1, 1), datetime.timedelta(seconds=1)],
         "hyper_parameters": AttributeDict(cfg=OmegaConf.create({"a": [1, {"b": None}]})),
         "counts": collections.defaultdict(list, {"a": [1]}),
+        "loss": torch.nn.CrossEntropyLoss(weight=torch.ones(3)) if new_format else None,  # else with its source code
         "optimizer_class": functools.partial(torch.optim.AdamW, lr=1e-3),
         "version": torch.__version__,
     }
