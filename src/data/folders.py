@@ -16,6 +16,7 @@ from src.data.reading import EXTENSIONS
 from src.data.scanning import LeftOut, holds_images, how_to_convert, images_below, images_in, scan, sub_folders
 from src.data.spelling import refuse_alike
 from src.errors import ExitCode, UserError
+from src.files import existing_parent
 from src.text import printable
 from src.user_command import corrected
 
@@ -48,7 +49,7 @@ def list_image_folder(root: Path, layout: str = "auto") -> Listing:
             f"data.root={root} is not a folder",
             where=str(root.absolute()),
             why="data=image_folder reads one sub-folder per class",
-            fix=f"ls {shlex.quote(str(root.parent))}",
+            fix=f"ls {shlex.quote(str(existing_parent(root)))}",
             code=ExitCode.NO_INPUT,
         )
     found = choose_layout(root, layout)

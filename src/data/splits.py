@@ -101,8 +101,8 @@ def _as_in_the_data(rows: Stated, names: list[str], data: Data) -> tuple[Stated,
         name = next((form for form in (relative(form, root) for form in spellings(path)) if form in existing), None)
         if name is None:
             absent.append(path)
-        else:
-            stated[name] = row
+        elif stated.setdefault(name, row) != row:
+            raise _twice(path, printable(data.split_file))
     return stated, sorted(absent)
 
 
@@ -161,14 +161,18 @@ def read_split_file(path: Path) -> Stated:
     for line, row in read_csv(path, ("path", "split")):
         stated = known_split(row["split"], path, line), row.get("label") or None
         if found.setdefault(row["path"], stated) != stated:
-            raise UserError(
-                f"{printable(row['path'])} stands twice, in two splits or with two labels",
-                where=f"{printable(str(path))}, line {line}",
-                why="a picture belongs to one split and has one label",
-                fix=f"grep -n {shlex.quote(row['path'])} {shlex.quote(str(path))}",
-                code=ExitCode.DATA,
-            )
+            raise _twice(row["path"], f"{printable(str(path))}, line {line}")
     return found
+
+
+def _twice(name: str, where: str) -> UserError:
+    return UserError(
+        f"{printable(name)} stands twice, in two splits or with two labels",
+        where=where,
+        why="a picture belongs to one split and has one label; ./a.jpg and a.jpg are the same picture",
+        fix="keep one of its lines in the split file",
+        code=ExitCode.DATA,
+    )
 
 
 def bits_of_run(path: Path) -> int:
