@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 Group = tuple[str, ...]
 
 
-def refuse_copies(pictures: Pictures, where: str, list_file: Path | None, labels_too: bool) -> None:
+def refuse_copies(pictures: Pictures, root: Path, list_file: Path | None, labels_too: bool) -> None:
     """Raises UserError for equal files in two splits and, with labels_too, of two classes. Says how many others there are.
 
     list_file: gets all of those that are refused.
@@ -38,7 +38,7 @@ def refuse_copies(pictures: Pictures, where: str, list_file: Path | None, labels
             "one of the labels is wrong; delete the copy that has it",
             several,
             label_of,
-            (where, list_file),
+            (root, list_file),
         )
     if several := [group for group in copies if len({split_of[name] for name in group}) > 1]:
         raise _refusal(
@@ -46,7 +46,7 @@ def refuse_copies(pictures: Pictures, where: str, list_file: Path | None, labels
             "what was trained on cannot be used to measure; of every picture keep the files of one split",
             several,
             split_of,
-            (where, list_file),
+            (root, list_file),
         )
     if copies:
         log.warning(
@@ -56,20 +56,19 @@ def refuse_copies(pictures: Pictures, where: str, list_file: Path | None, labels
 
 
 def _refusal(
-    found: str, why: str, groups: Sequence[Group], mark: Mapping[str, str], places: tuple[str, Path | None]
+    found: str, why: str, groups: Sequence[Group], mark: Mapping[str, str], places: tuple[Path, Path | None]
 ) -> UserError:
-    where, list_file = places
+    root, list_file = places
     shown = [" = ".join(f"{printable(name)} ({printable(mark[name])})" for name in group[:3]) for group in groups[:4]]
     if len(groups) > len(shown):
         shown.append(f"and {len(groups) - len(shown)} more")
-    root = Path(where) if Path(where).is_dir() else Path(where).parent
     first, last = root / groups[0][0], root / groups[0][-1]
     fix = [f"rm {shlex.quote(str(last))}   # if it is not {printable(mark[groups[0][-1]])}, and likewise for the rest"]
     if first.samefile(last):  # removing it would remove both
         fix = [f"ls -ld {shlex.quote(str(first.parent))} {shlex.quote(str(last.parent))}   # a link: remove the link"]
     if list_file and _write(list_file, groups, mark):
         fix.append(f"less {shlex.quote(str(list_file))}   # lists all of them")
-    return UserError(found, where=printable(where), why="\n".join([why, *shown]), fix=fix, code=ExitCode.DATA)
+    return UserError(found, where=printable(root), why="\n".join([why, *shown]), fix=fix, code=ExitCode.DATA)
 
 
 def _write(list_file: Path, groups: Sequence[Group], mark: Mapping[str, str]) -> bool:

@@ -58,7 +58,7 @@ def load_pictures(
     pictures = _from_files(listing, found, data, checked)
     where = str(data.table or listing.root)
     list_file = bad_list and bad_list.with_name("copies.txt")
-    copies.refuse_copies(pictures, where, list_file, labels_too=not begun)
+    copies.refuse_copies(pictures, listing.root, list_file, labels_too=not begun)
     splits.check_splits(pictures.classes, pictures.labels, found, where)
     return pictures
 

@@ -16,7 +16,7 @@ from tests.conftest import write_pictures
 
 
 def load(root: Path, seed: int = 0, begun: bool = False, **settings) -> Pictures:
-    data = Data(source="image_folder", root=str(root), **settings)
+    data = Data(**({"source": "image_folder", "root": str(root)} | settings))
     places = {"memory": root.parent / "memory", "bad_list": root.parent / "run" / "bad_pictures.txt"}
     return load_pictures(data, seed, **places, workers=1, begun=begun)
 
@@ -106,3 +106,14 @@ def test_a_link_to_a_class_is_not_answered_with_removing_its_files(tmp_path):
     with pytest.raises(UserError, match="4 pictures have two labels") as error:
         load(root)
     assert error.value.fix[0] == f"ls -ld {root}/cats {root}/felines   # a link: remove the link"
+
+
+def test_the_files_of_a_table_are_named_where_they_lie(tmp_path):
+    root = write_pictures(tmp_path / "photos", {"cats": 4, "dogs": 4}, size=8)
+    copy(root, "cats/000.png", "dogs/000.png")
+    (tmp_path / "tables").mkdir()
+    table = tmp_path / "tables/labels.csv"
+    table.write_text("path,label\n" + "".join(f"{c}/{i:03d}.png,{c}\n" for c in ("cats", "dogs") for i in range(4)))
+    with pytest.raises(UserError, match="1 picture has two labels") as error:
+        load(root, source="table", table=str(table))
+    assert error.value.fix[0].startswith(f"rm {root}/dogs/000.png ")
