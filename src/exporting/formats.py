@@ -37,22 +37,24 @@ with torch.inference_mode():
     logits = network(torch.from_numpy(images)).numpy()
 """
 
-STATE_DICT = Format(
-    name="state_dict",
-    file="model_state_dict.pt",
-    about="the weights; load with weights_only=True, which runs no code, into this project's network",
-    load="""\
+_CARD = """\
 import json
 from pathlib import Path
 
 import torch
 
 from src.checkpoints.model_folder import ModelCard
-from src.models.building import rebuild
+from src.models.building import {function}
 
 card = ModelCard.from_dict(json.loads(Path("model.json").read_text(encoding="utf-8")))
-network = rebuild(card, torch.load("model_state_dict.pt", weights_only=True)).eval()
-""",
+"""
+
+STATE_DICT = Format(
+    name="state_dict",
+    file="model_state_dict.pt",
+    about="the weights; load with weights_only=True, which runs no code, into this project's network",
+    load=_CARD.format(function="rebuild")
+    + 'network = rebuild(card, torch.load("model_state_dict.pt", weights_only=True)).eval()\n',
     call=_CALL,
     needs_project=True,
 )
@@ -61,18 +63,7 @@ WHOLE = Format(
     name="whole",
     file="model_whole.pt",
     about="the pickled network; not for sharing: it needs this source tree as it is, and other programs run any code in it",
-    load="""\
-import json
-from pathlib import Path
-
-import torch
-
-from src.checkpoints.model_folder import ModelCard
-from src.models.building import load_whole
-
-card = ModelCard.from_dict(json.loads(Path("model.json").read_text(encoding="utf-8")))
-network = load_whole(card, Path("model_whole.pt"))
-""",
+    load=_CARD.format(function="load_whole") + 'network = load_whole(card, Path("model_whole.pt"))\n',
     call=_CALL,
     needs_project=True,
 )
