@@ -5,9 +5,7 @@ Everything here runs before torch is imported, so a mistake is answered in under
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -18,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from src.config import METRICS, Config, Data
 from src.config_strategies import check_strategy
 from src.errors import ExitCode, UserError
+from src.files import existing_parent
 from src.other_names import option_like
 from src.rules import check_rules
-from src.text import at_home
+from src.text import at_home, shell_word
 from src.user_command import corrected
 
 ANY = 2**63  # no upper limit that a user meets
@@ -54,6 +53,9 @@ RANGES: dict[str, tuple[float, float, Any]] = {  # key: lowest, highest, an exam
     "checkpoint.every_n_steps": (1, ANY, 100),
     "checkpoint.every_n_minutes": (0.01, 10_000, 10),
     "oom.grow_after": (1, ANY, 200),
+    "strategy.timeout_seconds": (1, 10**6, 120),
+    "strategy.port": (1, 65535, 29500),
+    "strategy.micro_batches": (1, 10**6, 4),
     "trainer.max_epochs": (1, ANY, 12),
     "trainer.num_nodes": (1, ANY, 1),
     "trainer.limit_batches": (1, ANY, 10),
@@ -80,9 +82,6 @@ EXAMPLES: dict[str, Any] = {name: example for name, (_, _, example) in RANGES.it
     "freeze.phases": "{0:[head],2:[all]}",
     "model.split_at": "[layer2]",
     "callbacks.extra": "[{_target_:src.callbacks.mine.MyCallback}]",
-    "strategy.timeout_seconds": 120,
-    "strategy.port": 29500,
-    "strategy.micro_batches": 4,
     **EXAMPLE_TEXTS,
 }
 
@@ -196,12 +195,11 @@ def _check_data(data: Data) -> None:
 
 
 def _missing(name: str, path: str) -> UserError:
-    existing = next((parent for parent in Path(path).absolute().parents if parent.is_dir()), Path("/"))
     return UserError(
         f"data.{name}={path} does not exist",
         where=str(Path(path).absolute()),
         why="relative paths start from the folder the command is run in",
-        fix=f"ls {shlex.quote(os.path.relpath(existing) if not Path(path).is_absolute() else str(existing))}",
+        fix=f"ls {shell_word(existing_parent(Path(path)))}",
         code=ExitCode.NO_INPUT,
     )
 

@@ -40,6 +40,10 @@ def _for_sources(name: str, *sources: str, refused: bool = True) -> Rule:
     return Rule(f"data.{name}", "data.source", _one_of("data.source", *sources), why, [f"data={sources[0]}"], refused)
 
 
+def _needs(key: str, beside: str, value: str, why: str, refused: bool = False) -> Rule:
+    return Rule(key, beside, _one_of(beside, value), why, [f"{beside}={value}"], refused)
+
+
 def _unfreezes(config: Config) -> bool:
     return config.freeze.phases is None and config.freeze.preset in ("last_n", "gradual")
 
@@ -62,11 +66,7 @@ RULES = [
     _for_sources("background", *FILES, refused=False),
     _for_sources("max_megapixels", "image_folder", "table", refused=False),
     _for_sources("on_bad_image", "image_folder", "table", refused=False),
-    Rule(
-        *("model.hidden", "model.head", _one_of("model.head", "mlp")),
-        "it is the width of the mlp's hidden layer",
-        ["model.head=mlp"],
-    ),
+    _needs("model.hidden", "model.head", "mlp", "it is the width of the mlp's hidden layer"),
     Rule(
         *("model.dropout", "model.head", lambda config: config.model.head != "append"),
         "append is one layer behind the kept classifier, which has its own dropout where it was trained with one",
@@ -92,21 +92,24 @@ RULES = [
         "freeze.unfreeze_epoch", "freeze.preset", _unfreezes, "last_n and gradual unfreeze later, phases say when", LATE
     ),
     Rule("freeze.last_n", "freeze.preset", _unfreezes, "only the presets last_n and gradual count blocks", LATE),
-    Rule(
-        *("freeze.batchnorm_momentum", "freeze.batchnorm", _one_of("freeze.batchnorm", "update")),
+    _needs(
+        "freeze.batchnorm_momentum",
+        "freeze.batchnorm",
+        "update",
         "statistics that are kept take no share of a new batch",
-        ["freeze.batchnorm=update"],
     ),
-    Rule(
-        *("checkpoint.ema_decay", "checkpoint.select", _one_of("checkpoint.select", "ema")),
-        "only checkpoint.select=ema takes a moving average of the weights",
-        ["checkpoint.select=ema"],
+    _needs(
+        "checkpoint.ema_decay",
+        "checkpoint.select",
+        "ema",
+        "no moving average of the weights is taken",
         refused=True,
     ),
-    Rule(
-        *("oom.grow_after", "oom.policy", _one_of("oom.policy", "split")),
-        "only parts of a batch can grow back, and oom.policy=stop makes none",
-        ["oom.policy=split"],
+    _needs(
+        "oom.grow_after",
+        "oom.policy",
+        "split",
+        "only parts of a batch can grow back",
         refused=True,
     ),
     Rule(

@@ -71,12 +71,6 @@ def _check_word(word: str) -> None:
             f"{key} adds a setting that exists", why="a + is for new settings", fix=replaced(word, f"{name}={value}")
         )
     text = name in TEXTS
-    if value.startswith("=") and not text:
-        raise UserError(
-            f"{word!r} has two =",
-            why="a setting is key=value with one =",
-            fix=replaced(word, f"{key}={value.lstrip('= ')}"),
-        )
     if name == "resume" and meant_by(name, value)[0].startswith("name="):
         raise UserError(
             f"{word} is not a choice: {name} is auto or never",
@@ -85,12 +79,6 @@ def _check_word(word: str) -> None:
         )
     if text:
         return
-    if name != name.strip() and (knob_of(name.strip()) is not None or name.strip() in groups()):
-        raise UserError(
-            f"{word!r} has a blank beside its key",
-            why="a setting is key=value without blanks around the key",
-            fix=replaced(word, f"{name.strip()}={value}"),
-        )
     override = parsed(word)
     if is_section(name) or name in groups():
         _check_section(word, name, value)
@@ -119,7 +107,7 @@ def _unreadable(word: str, key: str, value: str) -> UserError:
     knob = knob_of(key)
     close = [key] if knob is not None else setting_like(key)[:1]
     inner = f'{key}="{value}"' if knob is None and '"' not in value else None
-    plain = value.strip(",; ")
+    plain = value.strip(",;= ")
     fix = replaced(word, inner) if inner and parsed(inner) else HELP
     if close:
         is_right = (knob is None and close[0] in TEXTS) or (plain and parsed(f"{close[0]}={plain}"))
