@@ -52,16 +52,16 @@ def report(checked: Mapping[str, Checked], bits: int) -> None:
     wide = {name: entry.bits for name, entry in good.items() if entry.bits}
     if bits < 16:
         range_ = f"0 to {2**bits - 1} is read as black to white (data.bits={bits})"
-        _say(list(wide), len(good), f"have 16-bit channels and use {bits} bits of them: {range_}", logging.INFO)
+        _say(list(wide), len(good), f"have 16-bit channels: {range_}", logging.INFO)
         planes = [name for name in wide if PLANES in good[name].notes]
         kept = f"only the upper 8 of 16 bits of these are read, which leaves {2 ** max(0, bits - 8)} levels"
         _say(planes, len(good), f"are TIFFs with compressed colour planes: {kept}; save them as PNG, or uncompressed")
     few = {name: own for name, own in wide.items() if own <= bits - FEW_BITS}
-    brighter = f"data.bits={max(few.values(), default=0)} reads them as bright, and what is above as white"
+    used = max(few.values(), default=0)
     _say(
         list(few),
         len(good),
-        f"are almost black beside others, which use {bits} bits of their 16-bit channels; {brighter}",
+        f"use at most {used} of the {bits} bits that 16-bit pictures are read with (data.bits): they are almost black",
     )
     _say(
         [name for name, own in wide.items() if own > bits],
