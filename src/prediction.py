@@ -85,7 +85,7 @@ def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: 
     _show(rows, top)
     note = f"; {len(bad)} of them are files that could not be read" if bad else ""
     note += "; it replaces the file that stood there" if replaced else ""
-    log.info(f"{out} has all {len(rows)} rows{note}")
+    log.info(f"{out} has {f'all {len(rows)} rows' if len(rows) > 1 else '1 row'}{note}")
 
 
 def _try(out: Path) -> bool:
