@@ -162,8 +162,7 @@ def _unknown_choice(text: str) -> UserError:
         )
     name = missing[1] if missing else text.strip().splitlines()[0]
     group, _, choice = name.rpartition("/")
-    options = choices(group) if group else []
-    if not options:
+    if not (options := choices(group) if group else []):
         return UserError(f"{name} is missing", where=str(CONF), why=text.strip().splitlines()[0], fix=HELP)
     options += ["basic"] if group in ("hydra/launcher", "hydra/sweeper") else []
     close = (difflib.get_close_matches(choice, options, n=1, cutoff=0.5) or options)[0]

@@ -17,7 +17,6 @@ USED_BY = {
     "micro_batches": STAGES,
     "schedule": STAGES,
 }
-ALSO = {"sync_batchnorm": ["oom.policy=stop"]}  # what they need beside the strategy
 
 
 def command(strategy: str, *words: str, devices: int | None = None) -> str:
@@ -53,10 +52,11 @@ def _check_used(strategy: Strategy) -> None:
     for name, users in USED_BY.items():
         value, default = getattr(strategy, name), getattr(Strategy(), name)
         if value != default and strategy.name not in users:
+            also = ["oom.policy=stop"] if name == "sync_batchnorm" else []
             raise UserError(
                 f"strategy.{name}={value} has no effect with strategy={strategy.name}",
                 why=f"only strategy={' or strategy='.join(users)} looks at it",
-                fix=command(users[0], f"strategy.{name}={str(value).lower()}", *ALSO.get(name, ())),
+                fix=command(users[0], f"strategy.{name}={str(value).lower()}", *also),
             )
     if strategy.name in STAGES and strategy.schedule not in ("1f1b", "gpipe"):
         raise UserError(

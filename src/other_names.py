@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 
 
@@ -97,11 +98,8 @@ def closest(key: str, known: Sequence[str], names: dict[str, str] = NAMES) -> li
         if name not in known and names.get(name) in known:
             return [names[name]]
 
-    def squeeze(name: str) -> str:
-        return name.replace("_", "").replace(".", "").lower()
-
-    def alike(one: str, other: str) -> float:
-        return difflib.SequenceMatcher(None, squeeze(one), squeeze(other)).ratio()
+    def alike(*pair: str) -> float:
+        return difflib.SequenceMatcher(None, *(re.sub("[_.]", "", name.lower()) for name in pair)).ratio()
 
     near = {name: max(alike(key, name), alike(leaf, name.rpartition(".")[2])) for name in known}
     close = [name for name in known if near[name] >= 0.75]

@@ -157,7 +157,7 @@ def check_rules(config: Config) -> None:
             raise UserError(
                 _found(rule, config),
                 why=rule.why,
-                fix=corrected(*rule.use, f"{rule.key}={as_typed(_value(rule.key, config))}")
+                fix=corrected(*rule.use, f"{rule.key}={as_typed(attrgetter(rule.key)(config))}")
                 if rule.use
                 else corrected(remove=[rule.key]),
             )
@@ -177,16 +177,12 @@ def _broken(config: Config) -> list[Rule]:
     return [
         rule
         for rule in RULES
-        if _value(rule.key, config) not in (None, _value(rule.key, _DEFAULTS)) and not rule.effective(config)
+        if attrgetter(rule.key)(config) not in (None, attrgetter(rule.key)(_DEFAULTS)) and not rule.effective(config)
     ]
 
 
 def _found(rule: Rule, config: Config) -> str:
-    beside = _value(rule.beside, config)
+    beside = attrgetter(rule.beside)(config)
     shown = re.sub(r"\.(source|name)$", "", rule.beside)
     setting = "this logger" if rule.beside == "logger" else f"{shown}={as_typed(beside)}"
-    return f"{rule.key}={as_typed(_value(rule.key, config))} has no effect with {setting}"
-
-
-def _value(key: str, config: Config) -> Any:
-    return attrgetter(key)(config)
+    return f"{rule.key}={as_typed(attrgetter(rule.key)(config))} has no effect with {setting}"

@@ -165,12 +165,12 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """result.json of a run that finished, else None."""
-        result = _read_result(self.path)
+        result = read_result(self.path)
         return result if result.get("state") == "finished" else None
 
     def note_death(self, error: UserError) -> None:
         """What a run whose first process was killed could not note itself."""
-        if _read_result(self.path).get("state") == "running":
+        if read_result(self.path).get("state") == "running":
             self._note({"state": "failed", "error": f"{type(error).__name__}: {error}"})
 
     def finish(self, **result: Any) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def made_a_step(path: Path) -> bool:
     return (
         any(path.glob("checkpoints/*.ckpt*"))
         or (path / "model").exists()
-        or _read_result(path).get("state") == "finished"
+        or read_result(path).get("state") == "finished"
     )
 
 
@@ -226,9 +226,12 @@ def _clear(path: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _read_result(path: Path) -> dict[str, Any]:
-    file = path / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+def read_result(path: Path) -> dict[str, Any]:
+    """result.json of a run's folder; {} where it has none that can be read."""
+    try:
+        return json.loads((path / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _make(path: Path) -> None:

@@ -5,12 +5,11 @@ What is none is answered with the runs that there are: only those that have a mo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from src.errors import ExitCode, UserError
+from src.run_dir import read_result
 from src.text import path_in, printable, shell_word
 from src.user_command import corrected, is_typed
 
@@ -92,7 +91,7 @@ def has_model(run: Path) -> bool:
 
 def _without_model(path: Path) -> UserError:
     """A run that is not finished: how it stands, and the command that ends it."""
-    result = _result(path)
+    result = read_result(path)
     state, command = result.get("state", "not finished"), result.get("command")
     why = {
         "running": "it is under way, or was killed; model/ is written at its end",
@@ -118,10 +117,3 @@ def _usable(folder: Path, pattern: str = "*") -> list[Path]:
     """The runs in a folder that have a model, the newest first."""
     runs = [run for run in folder.glob(pattern) if (run / "config.yaml").is_file() and has_model(run)]
     return sorted(runs, key=lambda run: (run / "config.yaml").stat().st_mtime, reverse=True)
-
-
-def _result(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

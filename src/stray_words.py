@@ -50,11 +50,11 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def check_strays(words: Sequence[str]) -> None:
     """Raises UserError for a word that is neither an option nor key=value."""
-    if program := [word for word in words if word in ("src.train", "src/train.py")]:
+    if "src.train" in words:
         raise UserError(
-            f"{program[-1]} stands twice in the command",
+            "src.train stands twice in the command",
             why="it is the program, and what follows are its settings",
-            fix=rewritten(words[len(words) - list(reversed(words)).index(program[-1]) :]),
+            fix=rewritten(words[words.index("src.train") + 1 :]),
         )
     options, settings = split(words)
     stray = next((word for word in settings if _is_stray(word, settings)), None)
@@ -179,9 +179,8 @@ def _keys() -> set[str]:
 
 def _is_one_text(value: str, following: str) -> bool:
     """Whether the shell has cut a text in two, as of data.root=my photos."""
-    if path_in(f"{value} {following}").exists():
-        return True
-    return not of_word(following) and not (_of_path(following) and path_in(value).exists())
+    separate = of_word(following) or (_of_path(following) and path_in(value).exists())
+    return not separate or path_in(f"{value} {following}").exists()
 
 
 def _of_path(word: str) -> list[str]:

@@ -52,15 +52,15 @@ def knob_of(key: str) -> Field[Any] | None:
     return knob
 
 
-def is_section(key: str) -> bool:
-    knob = knob_of(key)
-    return knob is not None and isinstance(knob.default_factory, type) and is_dataclass(knob.default_factory)
-
-
 def knobs_of(section: str) -> Sequence[Field[Any]]:
-    """The fields of a section's schema; none of a group that is no section (experiment)."""
-    knob: Any = knob_of(section)
-    return fields(knob.default_factory) if is_section(section) else ()
+    """The fields of a section's schema; none of a key that is no section."""
+    knob = knob_of(section)
+    schema: Any = None if knob is None else knob.default_factory
+    return fields(schema) if isinstance(schema, type) and is_dataclass(schema) else ()
+
+
+def is_section(key: str) -> bool:
+    return bool(knobs_of(key))
 
 
 def setting_like(key: str) -> list[str]:

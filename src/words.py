@@ -91,11 +91,14 @@ def _value(key: str, knob: Field[Any], kind: Any, text: str) -> Any:
         return None
     example = _example(knob, limits)
     if kinds & {int, float}:
-        number = _number(text, int not in kinds)
-        if number is None or (limits and not limits[0] <= number <= limits[1]):
-            allowed = "a number" if int not in kinds else "a whole number"
-            allowed += f" from {limits[0]} to {limits[1]}" if limits else ""
-            raise _out_of_range(key, text, allowed, example)
+        whole = int in kinds
+        try:
+            number = int(text) if whole else float(text)
+            if limits and not limits[0] <= number <= limits[1]:
+                raise ValueError
+        except ValueError as error:
+            allowed = f"a{' whole' if whole else ''} number{' from {} to {}'.format(*limits) if limits else ''}"
+            raise _out_of_range(key, text, allowed, example) from error
         return number
     try:
         value = yaml.safe_load(text)  # a list, or what takes several types; checked with the whole of the settings
@@ -110,13 +113,6 @@ def _out_of_range(key: str, text: str, allowed: str, example: Any) -> UserError:
     return UserError(
         f"{key}={printable(text)} is out of range", why=f"{key} is {allowed}", fix=corrected(f"{key}={example}")
     )
-
-
-def _number(text: str, fractions: bool) -> float | int | None:
-    try:
-        return float(text) if fractions else int(text)
-    except ValueError:
-        return None
 
 
 def _example(knob: Field[Any], limits: tuple[int, int] | None) -> Any:
