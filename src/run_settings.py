@@ -58,7 +58,14 @@ def stored_settings(path: Path) -> dict[str, Any]:
             f"{printable(file)} has {printable(', '.join(unknown))}, which this version of the program does not know; "
             f"{'it is' if len(unknown) == 1 else 'they are'} left out."
         )
+    if _weighs_without_limit(known) and known["data"].get("class_weights") == "balanced":
+        known["data"]["class_weights"] = "inverse"
     return known
+
+
+def _weighs_without_limit(stored: dict[str, Any]) -> bool:
+    """Whether a run is from before data.layout was a setting: class_weights=balanced was then what is now called inverse."""
+    return "layout" not in stored["data"]
 
 
 def _known(stored: dict[str, Any], schema: type, prefix: str, unknown: list[str]) -> dict[str, Any]:
@@ -79,12 +86,17 @@ def refuse_other_settings(path: Path, new: dict[str, Any], free_name: str) -> No
 
     free_name: under which the new settings can be run.
     """
-    old_flat, new_flat = flat(stored_settings(path)), flat(new)
+    old = stored_settings(path)
+    old_flat, new_flat, older = flat(old), flat(new), _weighs_without_limit(old)
     shown = []
     for key, value in new_flat.items():
         if any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE):
             continue
-        if key in old_flat:
+        if key == "data.class_weights" and value == "balanced" and old_flat.get(key) == "inverse" and older:
+            log.warning(
+                "The run began when data.class_weights=balanced had no limit. What it still trains has (docs/uneven.md)."
+            )
+        elif key in old_flat:
             if old_flat[key] != value:
                 shown.append(f"{key}: {printable(old_flat[key])} there, {printable(value)} now")
         elif value not in (defaults := list(_defaults(key))):

@@ -148,6 +148,20 @@ def test_a_setting_that_an_older_run_does_not_know_has_its_default_there(tmp_pat
     assert caught.value.why == "model.label_smoothing: 0.1, its default, there, 0.3 now"
 
 
+def test_balanced_had_no_limit_in_older_runs(tmp_path, settings, caplog):
+    from src.run_settings import stored_settings
+
+    opened(tmp_path, settings(), step=True)
+    stored = settings()
+    stored["data"]["class_weights"] = "balanced"
+    now = yaml.safe_load(yaml.safe_dump(stored))
+    del stored["data"]["layout"]
+    (tmp_path / "runs/x/config.yaml").write_text(yaml.safe_dump(stored))
+    assert stored_settings(tmp_path / "runs/x")["data"]["class_weights"] == "inverse"  # evaluate: the loss of the run
+    opened(tmp_path, now)
+    assert "had no limit" in caplog.text
+
+
 def test_evaluate_reads_settings_of_any_age(tmp_path, settings):
     from src.run_settings import merged, stored_settings
 
