@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import logging
 import shutil
@@ -254,7 +255,8 @@ def test_the_pictures_are_held_out_ones_of_every_class(work, run, compared, monk
     work(f"run={run}", "format=state_dict")
     assert (run / "export" / "model_state_dict.pt").is_file()
     assert compared[0].shape == (16, 3, 32, 32)
-    split = dict(line.split(",")[::2] for line in (run / "split.csv").read_text().splitlines())
+    with (run / "split.csv").open(newline="") as file:
+        split = {row["path"]: row["split"] for row in csv.DictReader(file)}
     names = [f"{path.parent.name}/{path.name}" for path in opened]
     assert len(set(names)) == 16
     assert {split[name] for name in names} == {"test"}
