@@ -115,6 +115,7 @@ def serve(handle: int) -> None:
     """The helper's life: a copy of itself for every request, until the tests close their end of the socket."""
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then end
     with socket.socket(fileno=handle) as connection:
+        connection.setblocking(True)  # not so where the tests' process had a default timeout when it made the socket
         set_by_libraries = _import_libraries()
         connection.send(b"ready")
         while True:
