@@ -53,11 +53,9 @@ def default_file(name: str) -> tuple[Path, str]:
 
 def _download(url: str, path: Path, expected: str, name: str) -> None:
     """To path, whole and with the expected hash or not at all. Of several processes one downloads, the others wait."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT_SECONDS)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with FileLock(f"{path}.lock"), _default_timeout(TIMEOUT_SECONDS):
             if not path.exists():
                 torch.hub.download_url_to_file(url, str(path), expected, progress=sys.stderr.isatty())
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
@@ -80,8 +78,17 @@ def _download(url: str, path: Path, expected: str, name: str) -> None:
             fix=[corrected(), corrected("model.backbone=efficientnet_lite0", remove=["model.weights"])],
             code=ExitCode.DATA,
         ) from error
+
+
+@contextmanager
+def _default_timeout(seconds: float) -> Iterator[None]:
+    """Of sockets made inside. Used under the lock, since it belongs to all threads: two would restore each other's."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
     finally:
-        socket.setdefaulttimeout(timeout)
+        socket.setdefaulttimeout(before)
 
 
 def _timm_file(name: str) -> tuple[Path, str]:

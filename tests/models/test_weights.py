@@ -180,6 +180,7 @@ def test_of_several_processes_one_downloads_and_a_silent_network_is_given_up(sta
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda backbone: load(backbone, "default"), backbones))
     assert timeouts == [30]
+    assert socket.getdefaulttimeout() is None  # neither thread left its own
     assert all(same(backbone, state) for backbone in backbones)
 
 
