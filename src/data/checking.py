@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.data.oddities import ONE_COLOUR
-from src.data.reading import PictureError, ReadOptions, decode_picture, read_bytes
+from src.data.reading import PictureError, decode_picture, read_bytes
 from src.errors import ExitCode, UserError
+from src.preprocessing import ReadOptions
 from src.run_dir import write_text
 from src.text import printable
 from src.user_command import corrected

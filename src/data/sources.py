@@ -23,9 +23,10 @@ from src.config import Data
 from src.data import copies, folders, oddities, splits
 from src.data.checking import Checked, check_pictures, refuse_bad_pictures
 from src.data.pictures import SPLITS, Pictures
-from src.data.reading import ReadOptions, read_picture
+from src.data.reading import read_picture
 from src.data.table import list_table
 from src.errors import ExitCode, UserError
+from src.preprocessing import ReadOptions
 from src.text import printable
 
 log = logging.getLogger(__name__)
