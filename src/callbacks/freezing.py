@@ -47,7 +47,7 @@ def schedule(config: Freeze, blocks: Sequence[str], max_epochs: int, parameters:
 
 
 def _oddities(phases: Phases, max_epochs: int) -> list[str]:
-    """What is allowed and hardly meant."""
+    """Schedules that are valid and probably a mistake, one sentence each."""
     found = []
     late = [epoch for epoch in phases if epoch >= max_epochs]
     if late:
