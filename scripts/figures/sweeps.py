@@ -7,7 +7,6 @@ python scripts/figures/sweeps.py runs/finetune
 from __future__ import annotations
 
 import io
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +22,9 @@ from src.reporting import sweep_plots
 from src.reporting.plots import INK, STYLE
 from src.reporting.sweep_journal import FINISHED, PRUNED, Journal, TrialRecord, ranking
 from src.reporting.sweep_scale import scales_of
+from src.tuning.goal import Goal
 
-METRIC, MODE = "val/acc", "max"
+GOAL = Goal("val/acc", "max")
 GRACE, FACTOR = 3, 3  # epochs before the first rung, and how many times more before the next
 
 
@@ -61,14 +61,14 @@ def sweep_asha(trials: Sequence[TrialRecord]) -> Axes:
     """How many epochs each trial got."""
     figure = Figure(figsize=(WIDTH, 3.6), facecolor=PAPER, layout="constrained")
     axes = figure.subplots()
-    best = ranking({trial.number: trial for trial in trials}, METRIC, MODE)[0]
+    best = ranking({trial.number: trial for trial in trials}, GOAL)[0]
     longest = max(max(trial.rows) for trial in trials)
     for trial in trials:
         epochs = max(trial.rows)
         axes.barh(trial.number, longest, height=0.8, color=SHADE)
         axes.barh(trial.number, epochs, height=0.8, color=WEIGHTS if trial.state == FINISHED else PICTURES)
         if trial is best:
-            axes.text(epochs + 0.1, trial.number, f"best: {trial.best(METRIC, MODE)[0]:.3f}", va="center")
+            axes.text(epochs + 0.1, trial.number, f"best: {trial.best(GOAL)[0]:.3f}", va="center")
     rung = GRACE
     while rung < longest:
         axes.axvline(rung, color=INK, linestyle="dashed", linewidth=1)
@@ -88,12 +88,11 @@ def sweep_asha(trials: Sequence[TrialRecord]) -> Axes:
 
 def sweep_report(trials: Sequence[TrialRecord]) -> Image.Image:
     """The first two plots of the sweep's report, one above the other."""
-    ranked = ranking({trial.number: trial for trial in trials}, METRIC, MODE)
-    ranked = [trial for trial in ranked if math.isfinite(trial.best(METRIC, MODE)[0])]
-    values = [trial.best(METRIC, MODE)[0] for trial in ranked]
+    ranked = ranking({trial.number: trial for trial in trials}, GOAL)
+    values = [trial.best(GOAL)[0] for trial in ranked]
     figures = [
-        sweep_plots.parallel_coordinates(scales_of(trials), ranked, values, METRIC),
-        sweep_plots.learning_curves(ranked, METRIC),
+        sweep_plots.parallel_coordinates(scales_of(trials), ranked, values, GOAL.metric),
+        sweep_plots.learning_curves(ranked, GOAL.metric),
     ]
     plots = []
     for figure in figures:

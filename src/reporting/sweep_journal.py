@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from src.run_dir import write_text
+from src.tuning.goal import Goal
 
 JOURNAL = "trials.jsonl"
 
@@ -43,13 +44,14 @@ class TrialRecord:
         """Seconds of work until now (seconds since 1970)."""
         return self.seconds + (now - self.heard if self.state == RUNNING else 0.0)
 
-    def best(self, metric: str, mode: str) -> tuple[float, int | None] | None:
-        """The best value so far and its epoch; (value, None) of a job that reports nothing; None where nothing is known."""
-        sign = 1 if mode == "max" else -1
-        rows = [(row[metric], epoch) for epoch, row in self.rows.items() if not math.isnan(row.get(metric, math.nan))]
-        if rows:
-            return max(rows, key=lambda row: (sign * row[0], -row[1]))
-        if self.rows or self.value is None or math.isnan(self.value):  # beside rows, the value may be of another metric
+    def best(self, goal: Goal) -> tuple[float, int | None] | None:
+        """The best finite value so far and its epoch, of equal ones the first; (value, None) of a job that reports nothing;
+        None where nothing is known."""
+        rows = {epoch: row.get(goal.metric, math.nan) for epoch, row in sorted(self.rows.items())}
+        value = goal.best(rows.values())
+        if value is not None:
+            return value, next(epoch for epoch, one in rows.items() if one == value)
+        if self.rows or self.value is None or not math.isfinite(self.value):  # beside rows it may be of another metric
             return None
         return self.value, None
 
@@ -106,8 +108,8 @@ class Journal:
         trial.heard = event["time"]
 
 
-def ranking(trials: dict[int, TrialRecord], metric: str, mode: str) -> list[TrialRecord]:
+def ranking(trials: dict[int, TrialRecord], goal: Goal) -> list[TrialRecord]:
     """The trials that have a value and did not fail, the best first; of equal ones the earlier."""
-    sign = 1 if mode == "max" else -1
-    known = [trial for trial in trials.values() if trial.state != FAILED and trial.best(metric, mode) is not None]
-    return sorted(known, key=lambda trial: (-sign * trial.best(metric, mode)[0], trial.number))
+    known = [(trial.best(goal), trial) for trial in trials.values() if trial.state != FAILED]
+    valued = [(-goal.sign * best[0], trial.number, trial) for best, trial in known if best is not None]
+    return [trial for *_, trial in sorted(valued, key=lambda one: one[:2])]

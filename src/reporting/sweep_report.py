@@ -2,13 +2,13 @@
 
 Made at the end of a sweep from trials.jsonl in its folder alone, so it can be made again at any time:
 
-    python -c "from pathlib import Path; from src.reporting.sweep_report import write_sweep_report as write
-    write(Path('runs/NAME'), 'val/acc', 'max')"
+    python -c "from pathlib import Path; from src.tuning.goal import Goal
+    from src.reporting.sweep_report import write_sweep_report as write
+    write(Path('runs/NAME'), Goal('val/acc', 'max'))"
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -20,6 +20,7 @@ from src.reporting.report import Cell, Link, figure, page, section, table
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
 from src.reporting.sweep_scale import Scale, exact, numbers, scales_of, shown
 from src.run_dir import write_text
+from src.tuning.goal import Goal
 
 STATES = (FINISHED, PRUNED, FAILED, PAUSED, RUNNING)
 
@@ -58,26 +59,25 @@ for (const heading of document.querySelectorAll(".trials th")) {
 </script>"""
 
 
-def write_sweep_report(folder: Path, metric: str, mode: str, command: str = "") -> Path:
+def write_sweep_report(folder: Path, goal: Goal, command: str = "") -> Path:
     """Writes report.html into a sweep's folder and returns its path.
 
-    folder: with trials.jsonl. metric: what the trials are judged by; mode: max or min. command: that repeats the winner.
+    folder: with trials.jsonl. goal: by what the trials are judged. command: that repeats the winner.
     """
     trials = Journal(folder).trials
-    ranked = ranking(trials, metric, mode)
+    ranked = ranking(trials, goal)
     others = [trial for trial in trials.values() if trial not in ranked]
-    valued = [trial for trial in ranked if math.isfinite(trial.best(metric, mode)[0])]
-    values = [trial.best(metric, mode)[0] for trial in valued]
+    values = [trial.best(goal)[0] for trial in ranked]
     tried = scales_of(list(trials.values()))
-    scales = scales_of(sorted(valued, key=lambda trial: trial.number))
+    scales = scales_of(sorted(ranked, key=lambda trial: trial.number))
     parts = [
-        _headline(folder, trials, ranked, tried, metric, mode),
-        _winner(folder, ranked[0], metric, mode, command) if ranked else "",
-        _parallel_coordinates(scales, valued, values, metric, mode),
-        _learning_curves([*valued, *others], metric, mode),
-        _importance(scales, valued, values),
-        _slices(scales, valued, values, metric),
-        _table(folder, [*ranked, *others], list(tried), metric, mode),
+        _headline(folder, trials, ranked, tried, goal),
+        _winner(folder, ranked[0], goal, command) if ranked else "",
+        _parallel_coordinates(scales, ranked, values, goal),
+        _learning_curves([*ranked, *others], goal),
+        _importance(scales, ranked, values),
+        _slices(scales, ranked, values, goal.metric),
+        _table(folder, [*ranked, *others], list(tried), goal),
         SCRIPT if trials else "",
     ]
     path = folder / "report.html"
@@ -90,8 +90,7 @@ def _headline(
     trials: Mapping[int, TrialRecord],
     ranked: Sequence[TrialRecord],
     tried: Mapping[str, Scale],
-    metric: str,
-    mode: str,
+    goal: Goal,
 ) -> str:
     lines = [f"<h1>{escape(folder.absolute().name)}</h1>"]
     if not trials:
@@ -104,57 +103,57 @@ def _headline(
         began = min(trial.started for trial in trials.values())
         facts.append(f"{_duration(max(ends) - began)} from the first start to the last end")
     facts.append(f"{_duration(sum(trial.seconds for trial in trials.values()))} of work in all trials")
-    facts.append(f"judged by {metric}, the {'larger' if mode == 'max' else 'smaller'} the better")
+    facts.append(f"judged by {goal.metric}, the {'larger' if goal.mode == 'max' else 'smaller'} the better")
     lines.append(f'<p class="faint">{escape("; ".join(facts))}</p>')
     if tried:
         space = "; ".join(f"{name}: {scale}{' (log)' if scale.log else ''}" for name, scale in tried.items())
         lines.append(f'<p class="faint">Tried: {escape(space)}</p>')
     if ranked:
-        lines.append(f"<p>Best: {escape(_result(ranked[0], metric, mode))}</p>")
+        lines.append(f"<p>Best: {escape(_result(ranked[0], goal))}</p>")
     elif counts[FAILED] == len(trials):
         lines.append("<p>All trials failed. The table says with what; error.log in a trial's folder says more.</p>")
     else:
-        lines.append(f"<p>No trial has a value of {escape(metric)}.</p>")
+        lines.append(f"<p>No trial has a value of {escape(goal.metric)}.</p>")
     return "\n".join(lines)
 
 
-def _result(trial: TrialRecord, metric: str, mode: str) -> str:
+def _result(trial: TrialRecord, goal: Goal) -> str:
     """'val/acc 0.9312 of trial 7 in epoch 4'"""
-    value, epoch = trial.best(metric, mode)
-    return f"{metric} {value:.4f} of trial {trial.number}" + (f" in epoch {epoch}" if epoch else "")
+    value, epoch = trial.best(goal)
+    return f"{goal.metric} {value:.4f} of trial {trial.number}" + (f" in epoch {epoch}" if epoch else "")
 
 
-def _winner(folder: Path, trial: TrialRecord, metric: str, mode: str, command: str) -> str:
+def _winner(folder: Path, trial: TrialRecord, goal: Goal, command: str) -> str:
     rows: list[tuple[Cell, Cell]] = [("trial", _link(folder, trial))]
     rows += [(name, exact(value)) for name, value in trial.params.items()]
     checkpoint = folder / _subfolder(trial) / "checkpoints" / "best.ckpt"
     if checkpoint.exists():
         rows.append(("best checkpoint", checkpoint.as_posix()))
-    parts = [table(("", _result(trial, metric, mode)), rows)]
+    parts = [table(("", _result(trial, goal)), rows)]
     if command:
         parts.append(f"<p>This trial again, as a run of its own:</p><pre>{escape(command)}</pre>")
     return section("The best trial", *parts)
 
 
 def _parallel_coordinates(
-    scales: Mapping[str, Scale], trials: Sequence[TrialRecord], values: Sequence[float], metric: str, mode: str
+    scales: Mapping[str, Scale], trials: Sequence[TrialRecord], values: Sequence[float], goal: Goal
 ) -> str:
     if not scales:
         return ""
-    plot = sweep_plots.parallel_coordinates(scales, trials, values, metric)
-    svg = plots.to_svg(plot, f"parameters of the trials and {metric}", _titles(trials, metric, mode))
-    caption = f"A line per trial, with {metric} on the last axis. {_colours(trials)}"
+    plot = sweep_plots.parallel_coordinates(scales, trials, values, goal.metric)
+    svg = plots.to_svg(plot, f"parameters of the trials and {goal.metric}", _titles(trials, goal))
+    caption = f"A line per trial, with {goal.metric} on the last axis. {_colours(trials)}"
     if any(trial.state == PRUNED for trial in trials):
         caption += " Dashed: pruned, with the best value until then."
     return section("Parameters and values", figure([svg], caption, kind="scrolling"))
 
 
-def _learning_curves(trials: Sequence[TrialRecord], metric: str, mode: str) -> str:
-    trials = [trial for trial in trials if sweep_plots.curve_of(trial, metric)[0]]
+def _learning_curves(trials: Sequence[TrialRecord], goal: Goal) -> str:
+    trials = [trial for trial in trials if sweep_plots.curve_of(trial, goal.metric)[0]]
     if not trials:
         return ""
     svg = plots.to_svg(
-        sweep_plots.learning_curves(trials, metric), f"{metric} over the epochs", _titles(trials, metric, mode)
+        sweep_plots.learning_curves(trials, goal.metric), f"{goal.metric} over the epochs", _titles(trials, goal)
     )
     caption = _colours(trials)
     if any(trial.state == PRUNED for trial in trials):
@@ -170,12 +169,12 @@ def _colours(trials: Sequence[TrialRecord]) -> str:
     return told + (f" Faint: places after {sweep_plots.STRONG}." if many else "")
 
 
-def _titles(trials: Sequence[TrialRecord], metric: str, mode: str) -> dict[str, str]:
+def _titles(trials: Sequence[TrialRecord], goal: Goal) -> dict[str, str]:
     """What is shown of a trial when somebody points at its line."""
 
     def title(trial: TrialRecord) -> str:
         params = [f"{name}={shown(value)}" for name, value in trial.params.items()]
-        return "\n".join([f"{_result(trial, metric, mode)}, {trial.state}", *params])
+        return "\n".join([f"{_result(trial, goal)}, {trial.state}", *params])
 
     return {str(trial.number): title(trial) for trial in trials}
 
@@ -211,12 +210,12 @@ def _slices(scales: Mapping[str, Scale], trials: Sequence[TrialRecord], values: 
     return section("One parameter at a time", figure(svgs, caption))
 
 
-def _table(folder: Path, trials: Sequence[TrialRecord], names: Sequence[str], metric: str, mode: str) -> str:
+def _table(folder: Path, trials: Sequence[TrialRecord], names: Sequence[str], goal: Goal) -> str:
     if not trials:
         return ""
 
     def row(trial: TrialRecord) -> list[Cell]:
-        value, epoch = trial.best(metric, mode) or ("", "")
+        value, epoch = trial.best(goal) or ("", "")
         params = [shown(trial.params[name]) if name in trial.params else "" for name in names]
         return [
             _link(folder, trial),
@@ -229,7 +228,7 @@ def _table(folder: Path, trials: Sequence[TrialRecord], names: Sequence[str], me
             trial.error,
         ]
 
-    header = ["trial", "state", *names, metric, "in epoch", "epochs", "seconds", "error"]
+    header = ["trial", "state", *names, goal.metric, "in epoch", "epochs", "seconds", "error"]
     return section("All trials", f'<div class="scrolling trials">{table(header, map(row, trials))}</div>')
 
 

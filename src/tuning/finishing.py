@@ -9,6 +9,7 @@ from pathlib import Path
 
 from src.reporting.sweep_journal import Journal
 from src.reporting.sweep_report import write_sweep_report
+from src.tuning.goal import Goal
 from src.tuning.results import print_ranking, write_results
 from src.tuning.table import duration
 
@@ -17,15 +18,15 @@ log = logging.getLogger(__name__)
 IMPORT_SECONDS = 5.0  # of torch and Lightning, which Hydra's basic launcher does once
 
 
-def conclude(folder: Path, journal: Journal, metric: str, mode: str) -> dict:
+def conclude(folder: Path, journal: Journal, goal: Goal) -> dict:
     """Writes optimization_results.yaml, sweep.csv and report.html, and prints the ranking. Returns the first one's content."""
     shown = Path(os.path.relpath(folder))
-    results = write_results(folder, journal, metric, mode, folder.name)
+    results = write_results(folder, journal, goal, folder.name)
     try:
-        write_sweep_report(folder, metric, mode, results.get("command", ""))
+        write_sweep_report(folder, goal, results.get("command", ""))
     except Exception:  # the sweep is done by now: a page that cannot be made must not turn it into a failed one
         log.warning("the sweep's report.html could not be written; sweep.log says why", exc_info=True)
-    print_ranking(journal, metric, mode, shown, folder.name, shown / "report.html")
+    print_ranking(journal, goal, shown, folder.name, shown / "report.html")
     return results
 
 

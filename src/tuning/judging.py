@@ -12,6 +12,7 @@ from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining, Tri
 from src.config import METRICS
 from src.errors import UserError
 from src.tuning.commands import sweep_command
+from src.tuning.goal import Goal
 from src.tuning.settings import Trials
 from src.user_command import corrected
 
@@ -30,8 +31,8 @@ def folder_of_sweep(config: DictConfig) -> Path:
     return Path(str(config.hydra.sweep.dir)).absolute()
 
 
-def metric_of(settings: Trials, config: DictConfig) -> tuple[str, str]:
-    """The metric that trials are judged by, and whether more of it is better (max) or less (min). Raises UserError."""
+def goal_of(settings: Trials, config: DictConfig) -> Goal:
+    """By what trials are judged. Raises UserError."""
     metric = settings.metric or OmegaConf.select(config, "checkpoint.monitor", default="objective")
     mode = settings.mode or METRICS.get(metric) or ("min" if "loss" in metric or "error" in metric else "max")
     if mode not in ("max", "min"):
@@ -40,7 +41,7 @@ def metric_of(settings: Trials, config: DictConfig) -> tuple[str, str]:
             why="mode is max or min",
             fix=sweep_command("mode=max"),
         )
-    return metric, mode
+    return Goal(metric, mode)
 
 
 def max_epochs_of(config: DictConfig) -> int:

@@ -111,7 +111,7 @@ def launch(
     configs = {number: compose(loader, config, words, number, folder) for number, words in jobs.items()}
     for one in configs.values():
         judging.check_job(task_function, one)
-    metric, mode = judging.metric_of(settings, configs[initial_job_idx])
+    goal = judging.goal_of(settings, configs[initial_job_idx])
     if changes_points(settings.scheduler):
         raise UserError(
             "scheduler=pbt needs a space, and the launcher has jobs",
@@ -124,7 +124,7 @@ def launch(
     longest = max(judging.max_epochs_of(one) for one in configs.values())
     scheduler = build_scheduler(settings, None, longest)
     warn_without_effect(settings)
-    identity = {"kind": "launcher", "metric": metric, "mode": mode, "scheduler": settings.scheduler}
+    identity = {"kind": "launcher", "metric": goal.metric, "mode": goal.mode, "scheduler": settings.scheduler}
     with open_sweep(folder, identity, settings.resume) as journal:
         _check_jobs(journal, jobs, folder)
         todo = [number for number in jobs if not _is_done(journal, folder, number)]
@@ -139,7 +139,7 @@ def launch(
                     config,
                     loader,
                     plan=plan,
-                    metric=metric,
+                    metric=goal.metric,
                     sweep_dir=folder,
                     keeps_checkpoints=judging.keeps_checkpoints(scheduler),
                     grace_s=settings.grace_s,
@@ -147,11 +147,11 @@ def launch(
                 )
                 room = max(at_once(shares[number], settings.max_concurrent) for number in todo)
                 total = len(journal.trials.keys() | jobs.keys())
-                display = SweepDisplay(journal, metric, mode, total=total, max_epochs=longest, concurrent=room)
+                display = SweepDisplay(journal, goal, total=total, max_epochs=longest, concurrent=room)
                 Again.handed_out = [{"job": number} for number in jobs if number in journal.trials]
                 Again.failed = [point for point in Again.handed_out if journal.trials[point["job"]].state == FAILED]
                 run_trials(
-                    Sweep(context, settings, journal, display, mode, longest),
+                    Sweep(context, settings, journal, display, goal.mode, longest),
                     search=trials_of(GivenJobs(list(jobs)), settings.max_concurrent),
                     scheduler=scheduler,
                     space={},
@@ -160,7 +160,7 @@ def launch(
                     at_once=room,
                     state=f"jobs-{initial_job_idx}",
                 )
-        conclude(folder, journal, metric, mode)
+        conclude(folder, journal, goal)
         if todo and settings.ray.init.address is None and settings.scheduler == "none":
             say_if_basic_is_faster(journal, todo, time.monotonic() - began)
         failed = failures(journal)

@@ -20,6 +20,7 @@ from src.hydra_words import without_quotes
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
 from src.reporting.sweep_scale import shown
 from src.run_dir import write_csv, write_text
+from src.tuning.goal import Goal
 from src.tuning.table import best_text, short_names
 from src.user_command import named
 
@@ -30,34 +31,34 @@ LISTED = 8  # failed trials in an error, which has 15 lines
 LINE = 110  # what an error shows in one line
 
 
-def write_results(folder: Path, journal: Journal, metric: str, mode: str, name: str) -> dict[str, Any]:
+def write_results(folder: Path, journal: Journal, goal: Goal, name: str) -> dict[str, Any]:
     """Writes optimization_results.yaml and sweep.csv into the sweep's folder; returns what the first one holds.
 
     name: of the sweep. The keys best_* and command are left out where no trial has a value.
     """
     trials = journal.trials
-    ranked = ranking(trials, metric, mode)
+    ranked = ranking(trials, goal)
     states = Counter(trial.state for trial in trials.values())
     results: dict[str, Any] = {
         "name": "ray_tune",  # as the sweepers of Hydra name themselves in this file
-        "metric": metric,
-        "mode": mode,
+        "metric": goal.metric,
+        "mode": goal.mode,
         "num_trials": len(trials),
         "num_pruned": states[PRUNED],
         "num_failed": states[FAILED],
     }
     if ranked:
-        results |= _best_of(ranked[0], metric, mode, name)
+        results |= _best_of(ranked[0], goal, name)
     write_text(folder / "optimization_results.yaml", yaml.safe_dump(results, sort_keys=False))
     keys = list(short_names(trials.values()))
-    header = ["trial", "state", *keys, metric, "best_epoch", "epochs", "seconds", "folder", "error"]
-    rows = [_csv_row(trial, keys, metric, mode) for _, trial in sorted(trials.items())]
+    header = ["trial", "state", *keys, goal.metric, "best_epoch", "epochs", "seconds", "folder", "error"]
+    rows = [_csv_row(trial, keys, goal) for _, trial in sorted(trials.items())]
     write_csv(folder / "sweep.csv", header, rows)
     return results
 
 
-def _best_of(trial: TrialRecord, metric: str, mode: str, name: str) -> dict[str, Any]:
-    value, epoch = trial.best(metric, mode)
+def _best_of(trial: TrialRecord, goal: Goal, name: str) -> dict[str, Any]:
+    value, epoch = trial.best(goal)
     checkpoint = best_checkpoint(trial)
     return {
         "best_trial": trial.number,
@@ -71,8 +72,8 @@ def _best_of(trial: TrialRecord, metric: str, mode: str, name: str) -> dict[str,
     }
 
 
-def _csv_row(trial: TrialRecord, keys: Sequence[str], metric: str, mode: str) -> list[Any]:
-    value, epoch = trial.best(metric, mode) or (None, None)
+def _csv_row(trial: TrialRecord, keys: Sequence[str], goal: Goal) -> list[Any]:
+    value, epoch = trial.best(goal) or (None, None)
     params = [trial.params.get(key) for key in keys]
     epochs, seconds = max(trial.rows, default=None), round(trial.seconds, 2)
     return [trial.number, trial.state, *params, value, epoch, epochs, seconds, trial.folder, trial.error]
@@ -97,16 +98,16 @@ def _of_the_sweep(word: str) -> bool:
     return key == "name" or key.startswith(("hydra.", "hydra/"))
 
 
-def print_ranking(journal: Journal, metric: str, mode: str, folder: Path, name: str, report: Path) -> None:
+def print_ranking(journal: Journal, goal: Goal, folder: Path, name: str, report: Path) -> None:
     """Prints how a sweep ended: the best trials, what to look at, how to repeat the winner, and what failed.
 
     folder, name: of the sweep. report: its page with plots.
     """
     trials = journal.trials
-    ranked = ranking(trials, metric, mode)
+    ranked = ranking(trials, goal)
     states = Counter(trial.state for trial in trials.values())
     log.info("")
-    for line in _table(ranked[:SHOWN], metric, mode):
+    for line in _table(ranked[:SHOWN], goal):
         log.info(line)
     counts = ", ".join(
         f"{states[state]} {state}" for state in (FINISHED, PRUNED, FAILED, PAUSED, RUNNING) if states[state]
@@ -115,11 +116,11 @@ def print_ranking(journal: Journal, metric: str, mode: str, folder: Path, name: 
     log.info("")
     if ranked:
         best = ranked[0]
-        log.info(f"best      {best.folder}: {metric} {best_text(best, metric, mode)}")
+        log.info(f"best      {best.folder}: {goal.metric} {best_text(best, goal)}")
         if checkpoint := best_checkpoint(best):
             log.info(f"weights   {checkpoint.as_posix()}")
     else:
-        log.info(f"best      no trial has a value of {metric}")
+        log.info(f"best      no trial has a value of {goal.metric}")
     log.info(f"look at   {report}")
     log.info(f"files     {folder}/: optimization_results.yaml, sweep.csv, {journal.path.name}")
     if ranked:
@@ -129,17 +130,15 @@ def print_ranking(journal: Journal, metric: str, mode: str, folder: Path, name: 
             log.info(f"failed    #{trial.number} {trial.error} ({trial.folder})")
 
 
-def _table(ranked: Sequence[TrialRecord], metric: str, mode: str) -> list[str]:
+def _table(ranked: Sequence[TrialRecord], goal: Goal) -> list[str]:
     """The ranking, aligned; nothing where there is none."""
     if not ranked:
         return []
     names = short_names(ranked)
-    rows = [["rank", "trial", *names.values(), metric, "state", "folder"]]
+    rows = [["rank", "trial", *names.values(), goal.metric, "state", "folder"]]
     for place, trial in enumerate(ranked, start=1):
         params = [shown(trial.params[key]) if key in trial.params else "" for key in names]
-        rows.append(
-            [str(place), f"#{trial.number}", *params, best_text(trial, metric, mode), trial.state, trial.folder]
-        )
+        rows.append([str(place), f"#{trial.number}", *params, best_text(trial, goal), trial.state, trial.folder])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

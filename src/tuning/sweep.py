@@ -63,7 +63,7 @@ def sweep(
         [first, *(random_point(space, settings.seed, "check", number) for number in range(3))],
         lambda point: judging.check_job(task_function, compose(loader, config, space.overrides(point), 0, folder)),
     )
-    metric, mode = judging.metric_of(settings, example)
+    goal = judging.goal_of(settings, example)
     epochs = judging.max_epochs_of(example)
     scheduler = build_scheduler(settings, space, epochs)
     by_tune = changes_points(settings.scheduler)
@@ -72,20 +72,20 @@ def sweep(
     if by_tune:
         points, search = None, drawn_by_tune(beginning, settings.max_concurrent)
     else:
-        inner = build_search(settings.search, space, metric, mode, settings.seed)
+        inner = build_search(settings.search, space, goal.metric, goal.mode, settings.seed)
         points = Points(inner, space, settings.seed, beginning)
         Points.limit = count if count is not None else -1
         search = trials_of(points, settings.max_concurrent)
     warn_without_effect(settings)
 
     if settings.dry_run:
-        describe(settings, space, metric, mode, count, folder, example)
+        describe(settings, space, goal.metric, goal.mode, count, folder, example)
         return None
     identity = {
         "kind": "sweeper",
         "space": space.describe(),
         "fixed": space.fixed,
-        **{"metric": metric, "mode": mode, "search": settings.search, "scheduler": settings.scheduler},
+        **{"metric": goal.metric, "mode": goal.mode, "search": settings.search, "scheduler": settings.scheduler},
         **{"seed": settings.seed, "default_first": settings.default_first},
     }
     with open_sweep(folder, identity, settings.resume) as journal:
@@ -97,14 +97,14 @@ def sweep(
                 config,
                 loader,
                 plan=space,
-                metric=metric,
+                metric=goal.metric,
                 sweep_dir=folder,
                 keeps_checkpoints=judging.keeps_checkpoints(scheduler),
                 grace_s=settings.grace_s,
                 ship_code=settings.ray.ship_code,
             )
             room = at_once(shares(first), settings.max_concurrent)
-            display = SweepDisplay(journal, metric, mode, total=count, max_epochs=epochs, concurrent=room)
+            display = SweepDisplay(journal, goal, total=count, max_epochs=epochs, concurrent=room)
             # Not where trials are paused, which then wait for others to come.
             if not judging.keeps_checkpoints(scheduler) and _all_alike(space, example):
                 Again.room = staticmethod(lambda: at_once(shares(first), settings.max_concurrent))
@@ -114,7 +114,7 @@ def sweep(
                 f"{'trials' if count is None else f'{count} trials'}, {room} at once, in {os.path.relpath(folder)}"
             )
             run_trials(
-                Sweep(context, settings, journal, display, mode, epochs),
+                Sweep(context, settings, journal, display, goal.mode, epochs),
                 search=search,
                 scheduler=scheduler,
                 space=space.domains if by_tune else {},
@@ -123,7 +123,7 @@ def sweep(
                 at_once=room,
                 state="state",
             )
-        results = conclude(folder, journal, metric, mode)
+        results = conclude(folder, journal, goal)
         if points is not None and points.skipped:
             log.info(f"skipped   {points.skipped} points that were tried before")
         if (error := failures(journal)) is not None:

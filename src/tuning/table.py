@@ -1,6 +1,6 @@
 """What a user sees of a sweep while it runs: a live table on a terminal, elsewhere a line for each trial that ends.
 
-    with SweepDisplay(journal, "val/acc", "max", total=40, max_epochs=12, concurrent=2) as display:
+    with SweepDisplay(journal, Goal("val/acc", "max"), total=40, max_epochs=12, concurrent=2) as display:
         ...  # after every event that was written to the journal: display.changed(number)
 
 What is printed when the sweep is over: src/tuning/results.py.
@@ -25,6 +25,7 @@ from rich.text import Text
 
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
 from src.reporting.sweep_scale import shown
+from src.tuning.goal import Goal
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ class SweepDisplay:
     def __init__(
         self,
         journal: Journal,
-        metric: str,
-        mode: str,
+        goal: Goal,
         *,
         total: int | None,
         max_epochs: int | None,
@@ -52,11 +52,11 @@ class SweepDisplay:
         terminal: bool | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """metric, mode (max or min): what trials are judged by. total: trials of the whole sweep, max_epochs: of a trial;
+        """goal: by what trials are judged. total: trials of the whole sweep, max_epochs: of a trial;
         None where nobody knows. concurrent: trials at once. terminal: whether the table is drawn; None: where there is one.
         clock: seconds since 1970.
         """
-        self.journal, self.metric, self.mode = journal, metric, mode
+        self.journal, self.goal = journal, goal
         self.total, self.max_epochs, self.concurrent = total, max_epochs, concurrent
         self.terminal = sys.stdout.isatty() if terminal is None else terminal
         self._clock = clock
@@ -92,18 +92,18 @@ class SweepDisplay:
         """The table: the running trials, the best of the others, and the line that sums up."""
         trials, now = self._trials, self._clock()
         running = [trial for trial in trials.values() if trial.state == RUNNING]
-        others = [trial for trial in ranking(trials, self.metric, self.mode) if trial.state != RUNNING]
+        others = [trial for trial in ranking(trials, self.goal) if trial.state != RUNNING]
         names = short_names(trials.values())
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         table.add_column("trial", no_wrap=True)
         for name in names.values():  # only these get narrower where the screen is too small for all
             table.add_column(_one_line(name))
-        for title in (self.metric, "epoch", "state", "time"):
+        for title in (self.goal.metric, "epoch", "state", "time"):
             table.add_column(title, no_wrap=True)
         for trial in running[:MOST_RUNNING] + others[:MOST_OTHERS]:
             params = [shown(trial.params[key]) if key in trial.params else "" for key in names]
             epochs = str(max(trial.rows, default=0)) + (f"/{self.max_epochs}" if self.max_epochs else "")
-            best, took = best_text(trial, self.metric, self.mode), duration(trial.worked(now))
+            best, took = best_text(trial, self.goal), duration(trial.worked(now))
             cells = (f"#{trial.number}", *params, best, epochs, trial.state, took)
             table.add_row(*map(_one_line, cells), style=STYLES.get(trial.state))
         return Group(table, Text(self._summary(), style="bold"))
@@ -112,8 +112,10 @@ class SweepDisplay:
         """'#7  pruned at epoch 2   val/acc 0.9012 (epoch 2)  lr=0.01 head=mlp   12 of 40 done, best #3 0.9831'"""
         names = short_names(self._trials.values())
         state = trial.state + (f" at epoch {max(trial.rows)}" if trial.state != FINISHED and trial.rows else "")
-        best = best_text(trial, self.metric, self.mode)
-        result = trial.error if trial.state == FAILED else f"{self.metric} {best}" if best else f"no {self.metric}"
+        best = best_text(trial, self.goal)
+        result = (
+            trial.error if trial.state == FAILED else f"{self.goal.metric} {best}" if best else f"no {self.goal.metric}"
+        )
         params = " ".join(f"{names[key]}={shown(value)}" for key, value in trial.params.items())
         known = ", ".join(filter(None, [self._done(), self._best(), self._left()]))
         return f"#{trial.number:<3} {state:<18} {'  '.join(filter(None, [result, params]))}   {known}"
@@ -124,15 +126,15 @@ class SweepDisplay:
         lost = ", ".join(f"{counts[state]} {state}" for state in (PRUNED, FAILED) if counts[state])
         others = [f"{counts[state]} {state}" for state in (RUNNING, PAUSED) if counts[state]]
         done = self._done() + (f" ({lost})" if lost else "")
-        return ", ".join(filter(None, [done, *others, self._best(f"{self.metric} "), self._left()]))
+        return ", ".join(filter(None, [done, *others, self._best(f"{self.goal.metric} "), self._left()]))
 
     def _done(self) -> str:
         done = sum(trial.state in DONE for trial in self._trials.values())
         return f"{done} done" if self.total is None else f"{done} of {self.total} done"
 
     def _best(self, metric: str = "") -> str:
-        ranked = ranking(self._trials, self.metric, self.mode)
-        return f"best #{ranked[0].number} {metric}{ranked[0].best(self.metric, self.mode)[0]:.4f}" if ranked else ""
+        ranked = ranking(self._trials, self.goal)
+        return f"best #{ranked[0].number} {metric}{ranked[0].best(self.goal)[0]:.4f}" if ranked else ""
 
     def _left(self) -> str:
         """How long the rest takes if its trials take as long as those that ended did; nothing before one did."""
@@ -176,9 +178,9 @@ def short_names(trials: Iterable[TrialRecord]) -> dict[str, str]:
     return {key: end if often[end] == 1 else key.lstrip("+") for key, end in ends.items()}
 
 
-def best_text(trial: TrialRecord, metric: str, mode: str) -> str:
+def best_text(trial: TrialRecord, goal: Goal) -> str:
     """'0.9831 (epoch 3)', '0.9831' of a job that reports no epochs, '' where nothing is known."""
-    best = trial.best(metric, mode)
+    best = trial.best(goal)
     if best is None:
         return ""
     value, epoch = best

@@ -10,6 +10,7 @@ import pytest
 
 from src.reporting import sweep_journal
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
+from src.tuning.goal import Goal
 
 
 @pytest.fixture
@@ -115,19 +116,19 @@ def test_seconds_are_not_of_the_time_between_a_kill_and_the_next_start(tmp_path,
 
 def test_best_is_the_best_so_far_and_the_first_of_equal_epochs():
     trial = with_rows(0.5, 0.9, 0.25, 0.9, float("nan"))
-    assert trial.best("val/acc", "max") == (0.9, 2)
-    assert trial.best("val/acc", "min") == (0.25, 3)
+    assert trial.best(Goal("val/acc", "max")) == (0.9, 2)
+    assert trial.best(Goal("val/acc", "min")) == (0.25, 3)
 
 
 def test_best_of_a_job_that_reports_nothing_is_what_it_returned():
-    assert with_rows(value=0.4).best("val/acc", "max") == (0.4, None)
-    assert with_rows(value=float("nan")).best("val/acc", "max") is None
-    assert with_rows().best("val/acc", "max") is None
+    assert with_rows(value=0.4).best(Goal("val/acc", "max")) == (0.4, None)
+    assert with_rows(value=float("nan")).best(Goal("val/acc", "max")) is None
+    assert with_rows().best(Goal("val/acc", "max")) is None
 
 
 def test_what_a_job_returned_is_not_taken_for_a_metric_that_it_does_not_report():
-    assert with_rows(0.5, value=0.5).best("val/loss", "min") is None
-    assert with_rows(float("nan"), value=0.5).best("val/acc", "max") is None
+    assert with_rows(0.5, value=0.5).best(Goal("val/loss", "min")) is None
+    assert with_rows(float("nan"), value=0.5).best(Goal("val/acc", "max")) is None
 
 
 def test_ranking_leaves_out_what_failed_or_has_no_value_and_prefers_the_earlier_of_equals():
@@ -139,8 +140,8 @@ def test_ranking_leaves_out_what_failed_or_has_no_value_and_prefers_the_earlier_
         with_rows(0.7, number=0, state=FINISHED),
     ]
     known = {trial.number: trial for trial in trials}
-    assert [trial.number for trial in ranking(known, "val/acc", "max")] == [0, 3, 4]
-    assert [trial.number for trial in ranking(known, "val/acc", "min")] == [4, 3, 0]
+    assert [trial.number for trial in ranking(known, Goal("val/acc", "max"))] == [0, 3, 4]
+    assert [trial.number for trial in ranking(known, Goal("val/acc", "min"))] == [4, 3, 0]
 
 
 def test_reading_a_journal_needs_neither_torch_nor_ray():

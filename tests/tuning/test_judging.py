@@ -8,6 +8,7 @@ from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, PopulationBas
 
 from src.errors import UserError
 from src.tuning import judging
+from src.tuning.goal import Goal
 from src.tuning.settings import LauncherSettings
 
 
@@ -26,22 +27,22 @@ def test_folders_that_are_not_numbered_are_refused():
 @pytest.mark.parametrize(
     ("asked", "config", "judged"),
     [
-        ({}, {"checkpoint": {"monitor": "val/balanced_acc"}}, ("val/balanced_acc", "max")),
-        ({}, {"checkpoint": {"monitor": "val/loss"}}, ("val/loss", "min")),
-        ({"metric": "val/loss"}, {"checkpoint": {"monitor": "val/acc"}}, ("val/loss", "min")),
-        ({}, {}, ("objective", "max")),
-        ({"mode": "min"}, {}, ("objective", "min")),
-        ({"metric": "test_error"}, {}, ("test_error", "min")),
-        ({"metric": "train_loss", "mode": "max"}, {}, ("train_loss", "max")),
+        ({}, {"checkpoint": {"monitor": "val/balanced_acc"}}, Goal("val/balanced_acc", "max")),
+        ({}, {"checkpoint": {"monitor": "val/loss"}}, Goal("val/loss", "min")),
+        ({"metric": "val/loss"}, {"checkpoint": {"monitor": "val/acc"}}, Goal("val/loss", "min")),
+        ({}, {}, Goal("objective", "max")),
+        ({"mode": "min"}, {}, Goal("objective", "min")),
+        ({"metric": "test_error"}, {}, Goal("test_error", "min")),
+        ({"metric": "train_loss", "mode": "max"}, {}, Goal("train_loss", "max")),
     ],
 )
 def test_by_what_trials_are_judged(asked, config, judged):
-    assert judging.metric_of(LauncherSettings(**asked), OmegaConf.create(config)) == judged
+    assert judging.goal_of(LauncherSettings(**asked), OmegaConf.create(config)) == judged
 
 
 def test_a_mode_that_is_none():
     with pytest.raises(UserError, match="mode=up is not a choice"):
-        judging.metric_of(LauncherSettings(mode="up"), OmegaConf.create({}))
+        judging.goal_of(LauncherSettings(mode="up"), OmegaConf.create({}))
 
 
 def test_how_long_a_job_is():

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from src.reporting import sweep_journal
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal
+from src.tuning.goal import Goal
 from src.tuning.table import SweepDisplay, duration, short_names
 
 LOGGER = "src.tuning.table"
@@ -30,7 +31,7 @@ class Sweep:
     def begin(self) -> None:
         """A start of the sweep, with the journal as it is on disk."""
         self.journal = Journal(self.journal.path.parent)
-        self.display = SweepDisplay(self.journal, self.metric, self.mode, clock=lambda: self.now, **self.settings)
+        self.display = SweepDisplay(self.journal, Goal(self.metric, self.mode), clock=lambda: self.now, **self.settings)
 
     def started(self, number: int, **params) -> None:
         params = {name.replace("__", "."): value for name, value in params.items()}
