@@ -23,6 +23,7 @@ from src.callbacks.freezing import Phases, schedule
 from src.callbacks.freezing import apply as freeze
 from src.callbacks.gpu_memory import MemoryLog
 from src.callbacks.progress import Throughput
+from src.callbacks.taking_up import taking_up
 from src.checkpoints.model_folder import ModelCard, save_model
 from src.checkpoints.model_readme import model_readme
 from src.checkpoints.reading import newest_position
@@ -80,7 +81,7 @@ def run(config: Config, path: Path) -> float:
         devices = set_up_machine(config, ranks)
         device = devices[ranks.local_rank]
         preprocessing = choose_preprocessing(config.model, config.data)
-        start = ranks.after_first(lambda: newest_position(folder.checkpoints))
+        start = ranks.after_first(lambda: newest_position(folder.checkpoints, config.trainer.max_epochs))
         pictures = ranks.after_first(lambda: find_pictures(config, folder, start, ranks))
         ranks.check_same("pictures", {"pictures": len(pictures.names), "names, labels, splits": pictures.digest()})
         network, loaded = ranks.after_first(
@@ -207,7 +208,7 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
     if start is not None:
         log.info(f"continuing from {start}")
     try:
-        with gpu_faults_explained():
+        with gpu_faults_explained(), taking_up(trainer, start):
             trainer.fit(model, data, ckpt_path=start, weights_only=True)
     except SystemExit as error:  # how Lightning ends on Ctrl-C
         raise KeyboardInterrupt from error

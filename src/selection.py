@@ -15,16 +15,13 @@ from src.callbacks.averaging import WeightAverage
 from src.callbacks.checkpoint_selection import BEST, BestCheckpoint, Score, epoch_file
 from src.callbacks.freezing import Phases
 from src.callbacks.freezing import apply as freeze
-from src.checkpoints.checksum import damage
-from src.checkpoints.reading import read_checkpoint
+from src.checkpoints.reading import FOREIGN, flaw, read_checkpoint, unusable
 from src.config import Config
 from src.data.module import PictureData
-from src.errors import ExitCode, UserError
 from src.evaluation import measure_split
 from src.models.network import TransferNetwork
 from src.strategies.precision import autocast
 from src.trainer import find_callback
-from src.user_command import named
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +38,7 @@ def choose_weights(
     """
     network, select = trainer.lightning_module.network, config.checkpoint.select
     ranking = [score.epoch for score in find_callback(trainer, BestCheckpoint).kept]
-    epoch, best = best_weights(folder, ranking)
+    epoch, best = best_weights(folder, ranking, network.state_dict())
     if select == "last":
         return epoch, "the last step"
     if select == "best":
@@ -71,11 +68,13 @@ def choose_weights(
     return epoch, f"epoch {epoch}"
 
 
-def best_weights(folder: Path, ranking: Sequence[int]) -> tuple[int, State]:
-    """The epoch, counted from 1, and the network's weights of the best epoch that can be read. Raises UserError."""
+def best_weights(folder: Path, ranking: Sequence[int], own: State) -> tuple[int, State]:
+    """The epoch, counted from 1, and the network's weights of the best epoch that can be read. own: the network's, whose
+    names and shapes they have. Raises UserError."""
     broken = []
-    for path in [folder / BEST, *(epoch_file(folder, epoch) for epoch in ranking)]:
-        what = damage(path)
+    paths = [folder / BEST, *(epoch_file(folder, epoch) for epoch in ranking)]
+    for path in paths:
+        what = flaw(path) or _other_network(path, own)
         if what is None:
             checkpoint = read_checkpoint(path)
             epoch = checkpoint["epoch"]
@@ -83,19 +82,20 @@ def best_weights(folder: Path, ranking: Sequence[int]) -> tuple[int, State]:
                 why = "; ".join(broken) or f"{path.name} could not be written when it was due"
                 log.warning(f"The best epoch, {ranking[0] + 1}, is lost ({why}): epoch {epoch + 1} is taken.")
             return epoch + 1, _network(checkpoint["state_dict"])
-        broken.append(f"{path.name}: {what}")
-    raise UserError(
-        "the weights of the best epoch cannot be read",
-        where=str(folder),
-        why="\n".join(broken),
-        fix=f"make room or mend the disk, then train again: {named(folder.parent.name, '-2')}",
-        code=ExitCode.DAMAGED,
-    )
+        broken.append(f"{path.name} {what}")
+    raise unusable("the weights of the best epoch cannot be read", folder, paths, broken)
+
+
+def _other_network(path: Path, own: State) -> str | None:
+    shapes = {name: tensor.shape for name, tensor in own.items()}
+    found = {name: tensor.shape for name, tensor in _network(read_checkpoint(path)["state_dict"]).items()}
+    return None if found == shapes else FOREIGN
 
 
 def average_of_epochs(folder: Path, ranking: Sequence[int], best: State) -> tuple[str, State]:
     """The mean of the weights of the kept epochs (Izmailov et al., 2018); counters are the best epoch's."""
-    whole = sorted(epoch for epoch in ranking if damage(epoch_file(folder, epoch)) is None)
+    files = {epoch: epoch_file(folder, epoch) for epoch in sorted(ranking)}
+    whole = [epoch for epoch, file in files.items() if (flaw(file) or _other_network(file, best)) is None]
     if len(whole) < len(ranking):
         log.warning(f"{len(ranking) - len(whole)} of {len(ranking)} epochs to average cannot be read; the others are.")
     total = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in best.items()}

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 
-from src.checkpoints.checksum import damage
-from src.checkpoints.reading import read_checkpoint
+from src.checkpoints.reading import flaw, read_checkpoint
 from src.config import METRICS
 
 log = logging.getLogger(__name__)
@@ -92,8 +91,6 @@ def epoch_file(folder: Path, epoch: int) -> Path:
 
 
 def _unusable(path: Path, epoch: int) -> str | None:
-    if not path.exists():
-        return "is missing"
-    if damage(path):
-        return "is damaged"
+    if (what := flaw(path)) is not None:
+        return what
     return "could not be written when it was due" if read_checkpoint(path)["epoch"] < epoch else None

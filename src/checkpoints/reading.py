@@ -1,4 +1,4 @@
-"""Reading checkpoints: checked before they are loaded, and without running code."""
+"""Reading checkpoints: checked before they are used, and without running code. The one reader of last.ckpt, best.ckpt, ..."""
 
 from __future__ import annotations
 
@@ -16,35 +16,91 @@ from src.user_command import named, shell_command
 
 log = logging.getLogger(__name__)
 
+FOREIGN = "holds code, or is no checkpoint of this run"
+MOST = 10**12  # more steps, images or epochs than any run counts
+DEEPEST = 12  # dictionaries in dictionaries that hold the counters of a position
+
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint on the CPU: tensors and plain values, never code."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def newest_position(folder: Path) -> Path | None:
-    """The checkpoint to continue from, or None where none was written yet.
+def flaw(path: Path, max_epochs: int | None = None) -> str | None:
+    """Why a checkpoint cannot be used ('is damaged (...)'); None where it can.
 
-    A damaged one is named, and the one before it is taken: the steps since then are repeated, with the same result.
-    Raises UserError (DAMAGED) where all are damaged: to start again from nothing would look like success.
+    max_epochs: of the run that is to go on from it; None where only its weights are wanted.
+    """
+    if not path.exists():
+        return "is missing"
+    if (what := damage(path)) is not None:
+        return f"is damaged ({what})"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # the tensors stay on the disk
+        return _foreign(content) or (None if max_epochs is None else _no_position(content, max_epochs))
+    except Exception:  # torch has a dozen kinds, and advises to load the code too; a key may be missing anywhere
+        return FOREIGN
+
+
+def _foreign(content: Any) -> str | None:
+    if type(content) is not dict:
+        return FOREIGN
+    weights = content["state_dict"]
+    counted = all(type(content[key]) is int and 0 <= content[key] <= MOST for key in ("epoch", "global_step"))
+    named_tensors = weights and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in weights.items()
+    )
+    return None if counted and named_tensors else FOREIGN
+
+
+def _no_position(content: dict[str, Any], max_epochs: int) -> str | None:
+    """Lightning believes every counter: one that is too high would end the run as if it were finished."""
+    loop = content["loops"]["fit_loop"]
+    epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["total"]
+    steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+    agree = epochs["processed"] - 1 <= content["epoch"] <= epochs["processed"] <= max_epochs
+    agree = agree and steps == content["global_step"] <= batches["ready"] and _counts(loop, DEEPEST)
+    lists = all(isinstance(content[key], list) and content[key] for key in ("optimizer_states", "lr_schedulers"))
+    return None if agree and lists and isinstance(content["callbacks"], dict) else f"{FOREIGN}: its counters contradict"
+
+
+def _counts(value: Any, depth: int) -> bool:
+    if isinstance(value, dict):
+        return depth > 0 and all(_counts(inner, depth - 1) for inner in value.values())
+    return isinstance(value, bool | None) or (type(value) is int and 0 <= value <= MOST)
+
+
+def newest_position(folder: Path, max_epochs: int = MOST) -> Path | None:
+    """The checkpoint to continue from, or None where none was written yet. max_epochs: of the run.
+
+    Where last.ckpt cannot be used that is said, and the one before it is taken: the steps since then are repeated, with
+    the same result. Raises UserError where none can be (DAMAGED, or DATA where they are whole and foreign): to start again
+    from nothing would look like success.
     """
     there = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
     broken: list[str] = []
     for path in there:
-        what = damage(path)
+        what = flaw(path, max_epochs)
         if what is None:
+            for sentence in broken:
+                log.warning(f"{folder / sentence}; {path.name} is taken, and the steps since then are repeated.")
             return path
-        broken.append(f"{path.name}: {what}")
-        log.warning(f"{path} is damaged ({what}); the one before it is taken, and the steps since then are repeated.")
+        broken.append(f"{path.name} {what}")
     if not broken:
         return None
-    raise UserError(
-        "no checkpoint of this run can be read any more",
+    raise unusable("no checkpoint of this run can be read any more", folder, there, broken)
+
+
+def unusable(found: str, folder: Path, paths: list[Path], why: list[str]) -> UserError:
+    """For a folder of whose checkpoints none can be used; why: a line for each."""
+    files = [path for path in paths if path.exists()]
+    return UserError(
+        found,
         where=str(folder),
-        why="\n".join(broken),
+        why="\n".join(why),
         fix=[
             f"copy the folder {shlex.quote(str(folder))} back from a backup, then repeat: {shell_command()}",
             named(folder.parent.name, "-2") + " # the same run, from the start",
         ],
-        code=ExitCode.DAMAGED,
+        code=ExitCode.DATA if files and not any(map(damage, files)) else ExitCode.DAMAGED,
     )

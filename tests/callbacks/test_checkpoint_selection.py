@@ -17,7 +17,7 @@ ALONE = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda value: value))
 
 
 class FakeTrainer(SimpleNamespace):
-    """Writes {"epoch": ...} where a Trainer writes the weights."""
+    """Writes the least that is a checkpoint where a Trainer writes the weights."""
 
     def __init__(self, monitor, epoch, metric, loss, full_disk=()):
         super().__init__(
@@ -40,7 +40,7 @@ class FakeTrainer(SimpleNamespace):
 
 def write(epoch, path):
     with path.open("wb") as file:
-        save_with_checksum({"epoch": epoch}, file)
+        save_with_checksum({"epoch": epoch, "global_step": 0, "state_dict": {"network.w": torch.ones(1)}}, file)
 
 
 def files(folder) -> dict[str, int]:

@@ -146,12 +146,27 @@ def write(checkpoint, path):
     DurableCheckpointIO(background=False).save_checkpoint(checkpoint, path)
 
 
+# The least that a run can go on from.
+COUNT = {"ready": 1, "started": 1, "processed": 1, "completed": 1}
+POSITION = {
+    **{"epoch": 0, "global_step": 1, "state_dict": {"network.w": torch.ones(2)}, "callbacks": {}},
+    **{"optimizer_states": [{}], "lr_schedulers": [{}]},
+    "loops": {
+        "fit_loop": {
+            "epoch_progress": {"current": COUNT},
+            "epoch_loop.batch_progress": {"total": COUNT},
+            "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": {"total": COUNT}}},
+        }
+    },
+}
+
+
 def test_the_newest_whole_position(tmp_path, caplog):
     assert newest_position(tmp_path) is None
     last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
-    write({"step": 1}, previous)  # as after a crash between the two renames
+    write(POSITION, previous)  # as after a crash between the two renames
     assert newest_position(tmp_path) == previous
-    write({"step": 2}, last)
+    write(POSITION, last)
     assert newest_position(tmp_path) == last
     assert not caplog.text
     last.write_bytes(last.read_bytes()[:-10])
