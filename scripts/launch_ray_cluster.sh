@@ -71,7 +71,7 @@ join() { # becomes this machine's part of the cluster
     export GLOO_SOCKET_IFNAME=$IFNAME NCCL_SOCKET_IFNAME=$IFNAME
   fi
   if [[ $address == "$head_address" || $address == 127.* ]]; then
-    ray get-auth-token --generate >/dev/null # makes one where the user has none
+    (umask 077; ray get-auth-token --generate >/dev/null) # makes one where the user has none, for nobody else to read
     meet=(--head --port="$PORT" --include-dashboard=false)
   else
     until head_answers; do

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +26,9 @@ from src.tuning.settings import Ray, Resources, SweeperSettings, Trials
 from src.user_command import corrected, shell_command
 
 log = logging.getLogger(__name__)
+
+# Bytes. Below it come /rayXXXXXXXX/r, the session's folder with the time and the process, and /sockets/plasma_store.
+LONGEST_PARENT = 107 - 14 - 44 - 21
 
 
 @contextmanager
@@ -47,25 +52,59 @@ def _start(settings: Ray) -> None:
     if address is None:
         # "local", or else RAY_ADDRESS, or a cluster that somebody left running, would be taken.
         words |= {"address": "local", "num_cpus": settings.init.num_cpus or cpu_cores()}
+        words["_temp_dir"] = _temporary_folder()
     else:
         words["address"] = address
     if settings.ship_code:
         words["runtime_env"] = {"working_dir": _copy_of_the_code()}
     try:
         ray.init(**words)
-    except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+    except Exception as error:  # also Ray's own "The current node timed out during startup", an Exception of no kind
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        if address:
+            raise UserError(
+                f"no Ray cluster answers at {address}",
+                why=f"{why}\nor it asks for a token, which is in ~/.ray/auth_token of whoever started it",
+                fix=[f"RAY_AUTH_MODE=token {shell_command()}", "scripts/launch_ray_cluster.sh --help"],
+                code=ExitCode.UNAVAILABLE,
+            ) from error
         raise UserError(
-            f"no Ray cluster answers at {address}" if address else "Ray could not be started",
-            why=str(error).strip().splitlines()[0][:300]
-            + ("\nor it asks for a token, which is in ~/.ray/auth_token of whoever started it" if address else ""),
+            "Ray could not be started",
+            where=words["_temp_dir"],
+            why=f"{why}\nthe machine is overloaded, or the disk with Ray's files is full",
             fix=[
-                f"RAY_AUTH_MODE=token {shell_command()}",
-                "scripts/launch_ray_cluster.sh --help",
-            ]
-            if address
-            else f"RAY_TMPDIR=/tmp {shell_command()} # where the path of TMPDIR is long",
+                f"{shell_command()} # when the machine is less busy",
+                f"RAY_TMPDIR=/var/tmp {shell_command()} # another disk",
+            ],
             code=ExitCode.UNAVAILABLE,
         ) from error
+
+
+def _temporary_folder() -> str:
+    """A folder for Ray's sockets and logs that only this user can enter, with a path of the length that sockets allow.
+
+    Ray itself would take TMPDIR/ray, which everybody may write to, and die where its path is long. Raises UserError.
+    """
+    said = os.environ.get("RAY_TMPDIR")
+    for parent in [said] if said else [tempfile.gettempdir(), "/tmp"]:
+        if len(os.fsencode(parent)) > LONGEST_PARENT:
+            why = f"the path of a socket has at most 107 bytes, so that of this folder at most {LONGEST_PARENT}"
+            continue
+        try:
+            folder = tempfile.mkdtemp(prefix="ray", dir=parent)
+        except OSError as error:
+            why = error.strerror
+            continue
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        atexit.register(ray.shutdown)  # what is registered last is done first
+        return f"{folder}/r"  # a folder that Ray is given it opens to everybody
+    raise UserError(
+        "Ray has no folder for its sockets",
+        where=parent,
+        why=why,
+        fix=f"RAY_TMPDIR={'/tmp' if parent != '/tmp' else '/var/tmp'} {shell_command()}",
+        code=ExitCode.UNAVAILABLE,
+    )
 
 
 def _copy_of_the_code() -> str:
@@ -143,7 +182,7 @@ def resources_of(config: DictConfig, settings: Trials, count: int | None) -> tun
     cpus = wanted.cpu
     if cpus is None:
         cores = int(max(machine.get("CPU", 0) for machine in machines))
-        room = int(most_gpus // gpus) if gpus else cores // devices
+        room = _slots("GPU", most_gpus, gpus) if gpus else cores // devices
         at_once = max(1, min(settings.max_concurrent or room, count or room, room))
         cpus = max(min(devices, cores), cores // at_once)
     bundle = {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})
@@ -169,6 +208,16 @@ def _check_fits(bundle: dict[str, float], nodes: int, machines: list[dict[str, f
 
 def at_once(resources: tune.PlacementGroupFactory, limit: int | None) -> int:
     """How many such trials the cluster has room for."""
-    total = ray.cluster_resources()
-    room = min(int(total.get(name, 0) // much) for name, much in resources.required_resources.items() if much)
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    bundles = resources.bundles  # one for each machine of a trial, all alike
+    asked = {name: much for name, much in bundles[0].items() if much}
+    fitting = (min(_slots(name, machine.get(name, 0), much) for name, much in asked.items()) for machine in machines)
+    room = sum(fitting) // len(bundles)
     return max(1, min(room, limit or room))
+
+
+def _slots(name: str, there: float, share: float) -> int:
+    """How often the share fits into what a machine has. A share of a GPU is of one GPU: 2 GPUs have 4 times 0.4."""
+    if name == "GPU" and share < 1:
+        return int(there) * _slots("", 1, share)
+    return math.floor(there / share + 1e-4)  # 1 // 0.2 is 4.0; Ray itself counts in steps of 1e-4

@@ -6,6 +6,7 @@ Above all its output, which would tear the table of a sweep.
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 ENVIRONMENT = {
@@ -19,9 +20,18 @@ ENVIRONMENT = {
 }
 
 
-def quiet_ray() -> None:
-    """What the user has set stays. Where this user has a token for Ray clusters, it is shown to the one that is joined."""
-    if (Path.home() / ".ray" / "auth_token").exists():
+def quiet_ray(address: str | None) -> None:
+    """What the user has set stays. address: of the Ray cluster that is joined; None: Ray is started on this machine.
+
+    Ray listens on every address of the machine and runs the code of whoever has its token; its older versions ask for a
+    token only where they are told to. The token of a Ray of ours is in the environment of this command and its processes,
+    which other users cannot read. Ray itself would write it to ~/.ray/auth_token, which they can.
+    """
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    elif (Path.home() / ".ray" / "auth_token").exists():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,10 @@ PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_][a-z0-9_./-]*", re.ASCI
 
 
 class Written(str):
-    """A list or a mapping as Hydra's grammar writes it, such as '{0:[head]}': no quotes are put around it."""
+    """A list or a mapping as Hydra's grammar writes it, such as '{0:[head]}': no quotes are put around it.
+
+    Only points hold it: files get plain text, and `Space.point` reads a point from a trial's command line.
+    """
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,30 @@ class Parameter:
         """An interval of whole numbers; domain.upper is then one more than the last."""
         return self.values is None and isinstance(self.domain, Integer)
 
+    @cached_property
+    def _by_identity(self) -> dict[int | float | str, Any]:
+        return {_identity(value): value for value in self.values or ()}
+
+    def spelled(self, value: Any) -> Any:
+        """The equal value of the space: 0 where the space has 0 and the config, or a search, has 0.0."""
+        if self.whole and isinstance(value, float) and value.is_integer():
+            return int(value)
+        return self._by_identity.get(_identity(value), value)
+
     def override(self, value: Any) -> str:
         """'optimizer.lr=0.001': Hydra reads the same value back."""
-        return f"{self.key}={_written(value)}"
+        return f"{self.key}={_written(self.spelled(value))}"
+
+    def read(self, text: str) -> Any:
+        """The value that `override` wrote behind the =."""
+        if text.startswith(("[", "{")):
+            return self.spelled(Written(text))
+        return self.spelled(_element(OverridesParser.create().parse_override(f"{self.key}={text}").value()))
 
     def contains(self, value: Any) -> bool:
         """Whether the value is one of those that are searched."""
         if self.values is not None:
-            return self.override(value) in map(self.override, self.values)  # as text, since True == 1
+            return _identity(value) in self._by_identity
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
         return self.domain.lower <= value <= self.domain.upper - self.whole
@@ -93,8 +113,15 @@ class Space:
         return self.fixed + [self.parameters[name].override(point[name]) for name in self._given(point)]
 
     def params(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """The point for tables and files: key without its "+" -> plain value."""
-        return {self.parameters[name].key.lstrip("+"): plain(point[name]) for name in self._given(point)}
+        """The point for tables and files: key without its "+" -> plain value, a list or a mapping as plain text."""
+        given = {self.parameters[name]: point[name] for name in self._given(point)}
+        values = {one.key.lstrip("+"): plain(one.spelled(value)) for one, value in given.items()}
+        return {key: str(value) if isinstance(value, Written) else value for key, value in values.items()}
+
+    def point(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The point of a trial from its command line, as `overrides` made it."""
+        typed = dict(word.partition("=")[::2] for word in overrides)
+        return {name: one.read(typed[one.key]) for name, one in self.parameters.items() if one.key in typed}
 
     def contains(self, point: Mapping[str, Any]) -> bool:
         """Whether the point has every parameter, each with a value that is searched."""
@@ -169,7 +196,7 @@ def default_point(space: Space, composed: DictConfig) -> dict[str, Any]:
         choices = composed.hydra.runtime.choices
         value = choices[key] if key in choices else OmegaConf.select(composed, key, default=absent)
         if value is not absent:
-            point[name] = plain(value)
+            point[name] = parameter.spelled(plain(value))
     return point
 
 
@@ -178,6 +205,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, ListConfig | DictConfig):
         return Written(_written(OmegaConf.to_container(value, resolve=True)))
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _identity(value: Any) -> int | float | str:
+    """Equal for 1 and 1.0, which are one point; 1, true and '1' are three."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if number else _written(value)
 
 
 def _bare_key(override: Override) -> str:
@@ -222,7 +255,7 @@ def _parameter(override: Override) -> Parameter:
     if interval:
         return Parameter(key, name, _interval_domain(override, sweep), None, "log" in sweep.tags)
     elements = override.sweep_iterator(transformer=_element)
-    values = tuple({_written(value): value for value in elements}.values())  # each once
+    values = tuple({_identity(value): value for value in elements}.values())  # each once
     if not values:
         raise UserError(
             f"{override.input_line} has no values",

@@ -239,9 +239,4 @@ def _shares(
 
 def _points_of(journal: Journal, space: Space) -> list[dict[str, Any]]:
     """The points of all trials so far, in order."""
-    points = []
-    for number, trial in sorted(journal.trials.items()):
-        keys = {name: one.key.lstrip("+") for name, one in space.parameters.items()}
-        point = {name: trial.params[key] for name, key in keys.items() if key in trial.params}
-        points.append({"job": number, **point})
-    return points
+    return [{"job": number, **space.point(trial.overrides)} for number, trial in sorted(journal.trials.items())]

@@ -139,6 +139,13 @@ def test_what_never_fits_is_refused_with_what_there_is(machines, there, asked, n
         ([{"CPU": 16, "GPU": 4}], {}, None, 4),
         ([{"CPU": 16, "GPU": 4}], {"gpu": 0.5, "cpu": 1}, None, 8),
         ([{"CPU": 8}, {"CPU": 8}], {"num_nodes": 2, "cpu": 4}, None, 2),
+        ([{"CPU": 16, "GPU": 1}], {"gpu": 0.2, "cpu": 1}, None, 5),
+        ([{"CPU": 16, "GPU": 1}], {"gpu": 0.1, "cpu": 1}, None, 10),
+        ([{"CPU": 16, "GPU": 1}], {"gpu": 0.2}, None, 5),
+        ([{"CPU": 16, "GPU": 1}], {"gpu": 0.3333}, None, 3),
+        ([{"CPU": 16, "GPU": 2}], {"gpu": 0.4, "cpu": 1}, None, 4),  # what is left of two GPUs is of neither enough
+        ([{"CPU": 3}, {"CPU": 3}], {"cpu": 2}, None, 2),
+        ([{"CPU": 1}], {"cpu": 0.2}, None, 5),
     ],
     ids=str,
 )

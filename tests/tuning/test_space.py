@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
 import numpy as np
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,7 +15,10 @@ from ray.tune.search.sample import Categorical, Integer
 
 from src import config
 from src.errors import UserError
+from src.hydra_words import for_hydra
+from src.reporting.sweep_journal import TrialRecord
 from src.tuning import settings
+from src.tuning.results import single_run_command
 from src.tuning.space import Space, default_point, read_space
 from tests.conftest import ROOT
 
@@ -259,3 +264,50 @@ def test_what_cannot_be_searched_is_refused_with_a_sweep_that_can():
     check_refused(["seed=1,2", "x=1,2", "seed=3,4"], "seed is given twice")
     check_refused(["seed=1,2", "+seed=3"], "seed is given twice")
     assert space_of("seed=1", "seed=2", "x=1,2").fixed == ["seed=1", "seed=2"], "Hydra takes the last, as ever"
+
+
+WORDS = [
+    *(
+        "+x=[1,2],[3,4]",
+        "+x=[],{}",
+        "+x=[1,2],'[1,2]'",
+        "+x={a:[b,'c d']},{}",
+        "freeze.phases={0:[head]},{0:[head],2:[all]}",
+    ),
+    *("data.background=[0,0,0],[1,1,1]", "trainer.devices=[0],[1]", "model=transfer,vgg19_append", "+experiment=a,b"),
+    *(
+        "+x=null,'null',true,'true',1,'1 '",
+        "+x=1e-3,-5,-0.5,1_000,inf",
+        "+x='it\\'s',\"a,b\",'',' a','#c','ä ö','\\\\'",
+    ),
+    *("+x=a b,c:d,e@f", "model.weights='/with blank','/with=sign,comma','/$HOME'", "model.head='linear',mlp"),
+]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_every_value_goes_through_the_journal_and_the_printed_command(word):
+    space = read_space(for_hydra([word], multirun=True), {}, None)
+    (parameter,) = space.parameters.values()
+    assert len(parameter.values) > 1
+    for value in parameter.values:
+        point = {parameter.name: value}
+        stored = json.loads(json.dumps([space.overrides(point), space.params(point)]))
+        read = space.point(stored[0])
+        assert repr(read) == repr(point)
+        assert space.overrides(read) == stored[0]
+        assert yaml.safe_load(yaml.safe_dump(space.params(point))) == space.params(point) == stored[1]
+        command = single_run_command(TrialRecord(0, "runs/s/0", stored[1], stored[0]), "s")
+        typed = for_hydra(shlex.split(command)[3:], multirun=False)[0]
+        assert typed == stored[0][0], "what is pasted into a shell is what the trial was"
+
+
+def test_equal_numbers_are_one_point_and_a_bool_is_another():
+    parameter = one_of("a=0,0.0,1,1.0,1e-3,0.001,true,True,'1'")
+    assert list(parameter.values) == [0, 1, 0.001, True, "1"]
+    assert one_of("a=0,0.5").override(0.0) == "a=0", "the default is not tried twice"
+    assert one_of("a=0,0.5").contains(0.0)
+    assert not one_of("a=1,2").contains(True)
+    assert one_of("a=int(interval(1,3))").override(2.0) == "a=2"
+    space = space_of("a=1,2")
+    assert space.params({"a": 1.0}) == {"a": 1}
+    assert type(space.point(["a=1.0"])["a"]) is int

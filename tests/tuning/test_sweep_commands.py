@@ -11,7 +11,7 @@ import yaml
 
 from src.reporting.sweep_journal import FAILED, FINISHED, PRUNED, Journal
 from src.run_dir import read_metrics
-from tests.conftest import SMALL, check_error
+from tests.conftest import SMALL, check_error, parses
 from tests.running import result
 
 LAUNCHER = ("-m", "hydra/launcher=ray_tune", *SMALL)
@@ -150,13 +150,32 @@ def test_a_dry_run_does_nothing(command, tmp_path):
 
 
 def test_a_grid_is_tried_whole_beside_the_config_as_it_is(command, tmp_path):
-    """The default rate, 0.003, is not in the grid."""
-    words = ("optimizer.lr=0.001,0.01", "hydra.sweeper.search=grid", "hydra.sweeper.num_samples=9", "name=whole")
+    """The default background, white, is not in the grid. Lists go through all that a sweep leaves, and are known again."""
+    words = (
+        "data.background=[0,0,0],[9,9,9]",
+        "hydra.sweeper.search=grid",
+        "hydra.sweeper.num_samples=9",
+        "name=whole",
+    )
     done = command("train", *SWEEPER, *words, "trainer.max_epochs=1")
     assert done.code == 0, done.text
     assert "hydra.sweeper.num_samples=9 has no effect: search=grid tries every combination" in done.text
-    trials = Journal(tmp_path / "runs/whole").trials
-    assert [trials[number].params["optimizer.lr"] for number in sorted(trials)] == [0.003, 0.001, 0.01]
+    folder = tmp_path / "runs/whole"
+    trials = Journal(folder).trials
+    backgrounds = ["[255,255,255]", "[0,0,0]", "[9,9,9]"]
+    assert [trials[number].params["data.background"] for number in sorted(trials)] == backgrounds
+    for number, background in enumerate(backgrounds):
+        config = yaml.safe_load((folder / str(number) / "config.yaml").read_text())
+        assert config["data"]["background"] == json.loads(background)
+    results = yaml.safe_load((folder / "optimization_results.yaml").read_text())
+    assert results["best_params"]["data.background"] in backgrounds
+    assert parses(shlex.split(results["command"])[3:])
+    assert "[9,9,9]" in (folder / "sweep.csv").read_text()
+    assert "[9,9,9]" in (folder / "report.html").read_text()
+
+    again = command("train", *SWEEPER, *words, "trainer.max_epochs=1")
+    assert again.code == 0, again.text
+    assert len(Journal(folder).trials) == 3, "no point is tried twice"
 
 
 MISTAKES = [  # the words, the exit code, and what the answer must name

@@ -29,7 +29,7 @@ class RayTuneLauncher(Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        quiet_ray()
+        quiet_ray(self.settings.ray.init.address)
         from src.tuning.launch import launch
 
         return launch(
@@ -47,7 +47,7 @@ class RayTuneSweeper(Sweeper):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> Any:
-        quiet_ray()
+        quiet_ray(self.settings.ray.init.address)
         from src.tuning.sweep import sweep
 
         return sweep(self.settings, self.hydra_context, self.task_function, self.config, arguments)
