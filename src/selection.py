@@ -12,16 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from src.callbacks.averaging import WeightAverage
-from src.callbacks.checkpoint_selection import BEST, BestCheckpoint, Score, epoch_file
+from src.callbacks.checkpoint_selection import BEST, BestCheckpoint, Score, epoch_file, file_of
 from src.callbacks.freezing import Phases
 from src.callbacks.freezing import apply as freeze
 from src.checkpoints.reading import FOREIGN, flaw, read_checkpoint, unusable
+from src.checkpoints.writing import LAST
 from src.config import Config
 from src.data.module import PictureData
+from src.errors import ExitCode, UserError
 from src.evaluation import measure_split
 from src.models.network import TransferNetwork
 from src.strategies.precision import autocast
+from src.text import shell_word
 from src.trainer import find_callback
+from src.user_command import named
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +38,21 @@ def choose_weights(
     """Puts the chosen weights into the network; returns the best epoch, counted from 1, and a name for what was chosen.
 
     folder: of the checkpoints. An average of weights was trained by nobody: its BatchNorm statistics are computed anew,
-    it is measured on val, and it is taken only if it beats the best epoch there. Raises UserError (DAMAGED).
+    it is measured on val, and it is taken only if it beats the best epoch there. Raises UserError.
     """
+    _refuse_unwritten(folder, trainer)
     network, select = trainer.lightning_module.network, config.checkpoint.select
     ranking = [score.epoch for score in find_callback(trainer, BestCheckpoint).kept]
-    epoch, best = best_weights(folder, ranking, network.state_dict())
+    found = best_weights(folder, ranking, network.state_dict())
+    if found is None and select != "last":
+        log.warning(f"The weights of the best epochs are lost in {folder}: those of the last step take their place.")
+    epoch, best = found or (trainer.current_epoch, {key: one.clone() for key, one in network.state_dict().items()})
+    best_name = f"epoch {epoch}" if found else "the last step"
     if select == "last":
         return epoch, "the last step"
     if select == "best":
         network.load_state_dict(best)
-        return epoch, f"epoch {epoch}"
+        return epoch, best_name
 
     if select == "ema":
         name, average = "the moving average", network.state_dict() | find_callback(trainer, WeightAverage).weights()
@@ -61,29 +70,31 @@ def choose_weights(
         metrics = {f"val/{key}": value for key, value in values.items()}
         scores.append(Score.of(metrics, config.checkpoint.monitor))
     shown = [f"{config.checkpoint.monitor} {abs(score.metric):.4f}, val/loss {-score.loss:.4f}" for score in scores]
-    log.info(f"select    {name}: {shown[0]}; epoch {epoch}: {shown[1]}")
+    log.info(f"select    {name}: {shown[0]}; {best_name}: {shown[1]}")
     if scores[0] > scores[1]:
         network.load_state_dict(average)
         return epoch, name
-    return epoch, f"epoch {epoch}"
+    return epoch, best_name
 
 
-def best_weights(folder: Path, ranking: Sequence[int], own: State) -> tuple[int, State]:
-    """The epoch, counted from 1, and the network's weights of the best epoch that can be read. own: the network's, whose
-    names and shapes they have. Raises UserError."""
-    broken = []
+def best_weights(folder: Path, ranking: Sequence[int], own: State) -> tuple[int, State] | None:
+    """The epoch, counted from 1, and the network's weights of the best epoch that can be read; None where all are lost.
+
+    own: the network's, whose names and shapes they have. Raises UserError where what is there is foreign.
+    """
     paths = [folder / BEST, *(epoch_file(folder, epoch) for epoch in ranking)]
-    for path in paths:
-        what = flaw(path) or _other_network(path, own)
-        if what is None:
-            checkpoint = read_checkpoint(path)
-            epoch = checkpoint["epoch"]
-            if ranking and epoch != ranking[0]:
-                why = "; ".join(broken) or f"{path.name} could not be written when it was due"
-                log.warning(f"The best epoch, {ranking[0] + 1}, is lost ({why}): epoch {epoch + 1} is taken.")
-            return epoch + 1, _network(checkpoint["state_dict"])
-        broken.append(f"{path.name} {what}")
-    raise unusable("the weights of the best epoch cannot be read", folder, paths, broken)
+    flaws = {path: flaw(path) or _other_network(path, own) for path in paths}
+    epochs = {path: read_checkpoint(path)["epoch"] for path, what in flaws.items() if what is None}
+    why = [f"{path.name} {what}" for path, what in flaws.items() if what is not None]
+    if not epochs:
+        if any(FOREIGN in line for line in why):
+            raise unusable("the weights of the best epoch cannot be read", folder, paths, why)
+        return None
+    path = min(epochs, key=lambda path: [*ranking, epochs[path]].index(epochs[path]))
+    if ranking and epochs[path] != ranking[0]:
+        why = why or [f"{path.name} holds another epoch"]
+        log.warning(f"The best epoch, {ranking[0] + 1}, is lost ({'; '.join(why)}): epoch {epochs[path] + 1} is taken.")
+    return epochs[path] + 1, _network(read_checkpoint(path)["state_dict"])
 
 
 def _other_network(path: Path, own: State) -> str | None:
@@ -92,21 +103,34 @@ def _other_network(path: Path, own: State) -> str | None:
     return None if found == shapes else FOREIGN
 
 
+def _refuse_unwritten(folder: Path, trainer: L.Trainer) -> None:
+    """Where the disk did not take the best weights, the command goes on from the last position that it took."""
+    unwritten = [path.name for path in sorted(trainer.strategy.checkpoint_io.unwritten) if path.name != LAST]
+    if unwritten:
+        raise UserError(
+            f"the weights of the best epochs could not be written: {', '.join(unwritten)}",
+            where=str(folder.absolute()),
+            why="the disk is full, or a quota or a limit on the size of files is reached",
+            fix=[f"df -h {shell_word(folder)}", f"make room, then repeat: {named(folder.parent.name)}"],
+            code=ExitCode.CANNOT_WRITE,
+        )
+
+
 def average_of_epochs(folder: Path, ranking: Sequence[int], best: State) -> tuple[str, State]:
     """The mean of the weights of the kept epochs (Izmailov et al., 2018); counters are the best epoch's."""
-    files = {epoch: epoch_file(folder, epoch) for epoch in sorted(ranking)}
-    whole = [epoch for epoch, file in files.items() if (flaw(file) or _other_network(file, best)) is None]
-    if len(whole) < len(ranking):
-        log.warning(f"{len(ranking) - len(whole)} of {len(ranking)} epochs to average cannot be read; the others are.")
+    found = {epoch: file_of(folder, epoch) for epoch in sorted(ranking)}
+    files = {epoch: path for epoch, path in found.items() if path is not None and _other_network(path, best) is None}
+    if len(files) < len(ranking):
+        log.warning(f"{len(ranking) - len(files)} of {len(ranking)} epochs to average cannot be read; the others are.")
     total = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in best.items()}
-    for epoch in whole:
-        for key, tensor in _network(read_checkpoint(epoch_file(folder, epoch))["state_dict"]).items():
-            total[key] += tensor / len(whole)
+    for path in files.values():
+        for key, tensor in _network(read_checkpoint(path)["state_dict"]).items():
+            total[key] += tensor / len(files)
     average = {
-        key: total[key].to(tensor.dtype) if whole and tensor.is_floating_point() else tensor
+        key: total[key].to(tensor.dtype) if files and tensor.is_floating_point() else tensor
         for key, tensor in best.items()
     }
-    return f"the average of epochs {', '.join(str(epoch + 1) for epoch in whole)}", average
+    return f"the average of epochs {', '.join(str(epoch + 1) for epoch in files)}", average
 
 
 @torch.no_grad()

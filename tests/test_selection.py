@@ -129,6 +129,24 @@ def test_damaged_epochs_are_said_and_the_next_best_is_taken(tmp_path, caplog):
     assert "1 of 3 epochs to average cannot be read" in caplog.text
     for path in tmp_path.glob("*.ckpt"):
         path.write_bytes(b"")
-    with pytest.raises(UserError) as caught:
-        choose(trainer, tmp_path, "best")
-    assert caught.value.code == ExitCode.DAMAGED
+    last = {key: value.clone() for key, value in model.network.state_dict().items()}
+    caplog.clear()
+    assert choose(trainer, tmp_path, "best") == (5, "the last step")  # what is there is measured
+    assert "those of the last step take their place" in caplog.text
+    assert equal(model.network.state_dict(), last)
+
+
+def test_best_weights_that_the_disk_did_not_take_end_with_73_and_the_same_command_goes_on(tmp_path):
+    """A real limit on the size of a file, in whose way nothing else is."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        trainer, *_ = trained(tmp_path, top_k=1)
+        with pytest.raises(UserError) as caught:
+            choose(trainer, tmp_path, "best")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.code == ExitCode.CANNOT_WRITE
+    assert "best.ckpt" in caught.value.found
+    assert "make room, then repeat" in caught.value.fix[1]

@@ -51,19 +51,14 @@ class BestCheckpoint(CheckpointCallback):
     def __init__(self, folder: Path, monitor: str, top_k: int = 1) -> None:
         self.folder, self.monitor, self.top_k = folder, monitor, top_k
         self.kept: list[Score] = []  # the best first
-        self._kept_before: list[Score] = []  # when best.ckpt was written last
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        # What the disk did not take only the first process knows, and all must choose alike.
-        if trainer.strategy.broadcast(self.folder / BEST in trainer.strategy.checkpoint_io.failed):
-            self.kept = self._kept_before
         score = Score.of(trainer.callback_metrics, self.monitor, trainer.current_epoch)
         ranking = sorted([*self.kept, score], reverse=True)
-        kept_before, self.kept, dropped = self.kept, ranking[: self.top_k], ranking[self.top_k :]
+        self.kept, dropped = ranking[: self.top_k], ranking[self.top_k :]
         if score is self.kept[0]:
-            self._kept_before = kept_before
             trainer.save_checkpoint(self.folder / BEST, weights_only=True)
         if self.top_k > 1 and score in self.kept:
             trainer.save_checkpoint(epoch_file(self.folder, score.epoch), weights_only=True)
@@ -71,12 +66,20 @@ class BestCheckpoint(CheckpointCallback):
             trainer.strategy.remove_checkpoint(epoch_file(self.folder, dropped[0].epoch))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A continued run has its ranking from the last position. The best file may be newer, since it is written first;
-        where it is missing, damaged or older, that epoch can be chosen no more."""
-        why = trainer.strategy.broadcast(self.kept and _unusable(self.folder / BEST, self.kept[0].epoch))
-        if why:
-            log.warning(f"{self.folder / BEST} {why}: the best epoch is chosen among those from here on.")
-            self.kept = []
+        """A continued run has its ranking from the last position. An epoch whose weights are lost can be chosen no more."""
+        lost = trainer.strategy.broadcast([why_lost(self.folder, score.epoch, self.top_k) for score in self.kept])
+        if any(lost):
+            log.warning(
+                f"The weights of some of the best epochs are lost ({'; '.join(filter(None, lost))}): others are chosen."
+            )
+            self.kept = [score for score, why in zip(self.kept, lost, strict=True) if not why]
+        kept = {epoch_file(self.folder, score.epoch) for score in self.kept}
+        newest = epoch_file(self.folder, trainer.current_epoch)
+        for path in self.folder.glob(
+            "epoch-*.ckpt"
+        ):  # a run that was killed may have left more than its position needs
+            if path not in kept and path < newest:
+                trainer.strategy.remove_checkpoint(path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": [list(score) for score in self.kept]}
@@ -90,7 +93,20 @@ def epoch_file(folder: Path, epoch: int) -> Path:
     return folder / f"epoch-{epoch + 1:04d}.ckpt"
 
 
-def _unusable(path: Path, epoch: int) -> str | None:
-    if (what := flaw(path)) is not None:
-        return what
-    return "could not be written when it was due" if read_checkpoint(path)["epoch"] < epoch else None
+def file_of(folder: Path, epoch: int) -> Path | None:
+    """The whole file with the weights of one of the best epochs, counted from 0."""
+    for path in (epoch_file(folder, epoch), folder / BEST):
+        if flaw(path) is None and read_checkpoint(path)["epoch"] == epoch:
+            return path
+    return None
+
+
+def why_lost(folder: Path, epoch: int, top_k: int) -> str:
+    """What became of the file of a best epoch; "" where it can be read."""
+    if file_of(folder, epoch) is not None:
+        return ""
+    path = folder / BEST if top_k == 1 else epoch_file(folder, epoch)
+    what = flaw(path)
+    if what is None and top_k == 1 and read_checkpoint(path)["epoch"] > epoch:
+        return ""  # written before the position that refers to it, and that one was not written any more
+    return f"epoch {epoch + 1}: {path.name} {what or 'holds another epoch'}"

@@ -74,6 +74,7 @@ class StopOnSignal(CheckpointCallback):
         self.position = position
         self.received = 0  # the signal that this process got
         self._agreed = 0  # the signal that some process got, which all know of
+        self._patience = 0  # how many more Ctrl-C do not end a save that is under way
         self._shared: SharedNumber
         self._before: dict[int, Any] = {}
 
@@ -90,7 +91,9 @@ class StopOnSignal(CheckpointCallback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received == signal.SIGINT == number:
-            raise KeyboardInterrupt
+            if not self._patience:
+                raise KeyboardInterrupt
+            self._patience -= 1
         self.received = number
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
         log.info(f"{signal.Signals(number).name}: stopping as soon as the position can be saved{again}")
@@ -100,6 +103,7 @@ class StopOnSignal(CheckpointCallback):
     ) -> None:
         self._agreed = self._shared.exchange(self.received)
         if self._agreed and not _is_epochs_end(trainer):
+            self._patience = 1
             self.position.save(trainer)
             self._stop(trainer)
 
@@ -109,20 +113,33 @@ class StopOnSignal(CheckpointCallback):
             self._stop(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.strategy.checkpoint_io.wait()  # a signal that comes meanwhile must not end the save
         self._restore()
         self._agreed = self._shared.settle(self.received)
         if self._agreed:
             self._stop(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._restore()
+        try:
+            trainer.strategy.checkpoint_io.wait()
+        finally:
+            self._restore()
         if "DataLoader worker" in str(exception) and self._is_main_thread() and hasattr(signal, "SIGCHLD"):
             # torch raises an error wherever the program is when a loader process dies. One is enough: a second, while the
             # last checkpoint is being written, would end the process in the middle of it.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _stop(self, trainer: L.Trainer) -> None:
-        log.info(f"stopped at step {trainer.global_step}; the position is in {self.position.path}")
+        """Says that the position is saved when it is."""
+        self._patience = 1
+        trainer.strategy.checkpoint_io.wait()
+        if self.position.path in trainer.strategy.checkpoint_io.unwritten:
+            log.warning(
+                f"stopped at step {trainer.global_step}, whose position could not be written: make room on the disk, then "
+                "repeat the command. It goes on from the position before, with the same result."
+            )
+        elif trainer.is_global_zero:
+            log.info(f"stopped at step {trainer.global_step}; the position is in {self.position.path}")
         raise Terminated if self._agreed == signal.SIGTERM else KeyboardInterrupt
 
     def _restore(self) -> None:

@@ -34,7 +34,7 @@ class TrialReport(CheckpointCallback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.trial.keeps_checkpoints:
-            trainer.strategy.checkpoint_io.teardown()  # waits until everything is written
+            trainer.strategy.checkpoint_io.wait()
         answer = ""
         if trainer.is_global_zero:
             row = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from src.checkpoints.checksum import save_with_checksum
-from src.run_dir import write_atomically
+from src.files import write_atomically
+from src.text import shell_word
 
 log = logging.getLogger(__name__)
 
@@ -26,80 +28,121 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
     Lightning's own writing goes through the temp folder, and a kill on another file system destroys the old file.
 
-    background: save_checkpoint only copies the tensors to the CPU, and one thread writes them. Where saves come faster
-    than the disk takes them, a copy that waits is replaced by a newer one of the same file. At most one copy a file
-    waits while another is written.
+    background: save_checkpoint only copies the tensors to the CPU, and one thread writes them.
+
+    A position (last.ckpt) refers to other files: the weights of the best epochs. It reaches the disk after all files that
+    were saved before it, and what is removed goes when neither last.ckpt nor previous.ckpt refers to it any more. The
+    thread takes all that waits at once and writes the position at its end; what is saved meanwhile waits for the next
+    round, where a newer copy of a file replaces the older one. So a slow disk never holds more than two copies of a file
+    in memory, and it never keeps a position waiting for longer than two rounds.
 
     A file that cannot be written (a full disk, a quota) stays as it was: training goes on with a warning, and the file is
-    in `failed` until it could be written.
+    tried again with the next position, which is not written without it.
     """
 
     def __init__(self, background: bool = True) -> None:
         self.background = background
         self._thread: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
-        self._waiting: dict[Path, dict[str, Any]] = {}
+        self._waiting: dict[Path, dict[str, Any]] = {}  # to be written
+        self._removed: set[Path] = set()  # asked for since the last position
+        self._unneeded: set[Path] = set()  # by the position that waits
+        self._needed_by_previous: set[Path] = set()
+        self._is_new = False  # whether something was saved that the thread was not told of
         self._jobs: list[Future[None]] = []
-        self.failed: set[Path] = set()
+
+    @property
+    def unwritten(self) -> set[Path]:
+        """The files of which the disk did not take the newest copy. Asked after wait()."""
+        return set(self._waiting)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not self.background:
-            self._write(path, checkpoint)
-            return
-        copy = apply_to_collection(checkpoint, torch.Tensor, _copy_to_cpu)
+        if self.background:
+            checkpoint = apply_to_collection(checkpoint, torch.Tensor, _copy_to_cpu)
+        is_position = path.name == LAST
         with self._lock:
-            self._waiting[path] = copy
-        self._submit(self._write_waiting, path)
+            self._waiting[path] = checkpoint
+            if is_position:
+                self._unneeded |= self._removed
+                self._removed = set()
+        self._is_new = True
+        if is_position or not self.background:
+            self._submit()
 
     def remove_checkpoint(self, path: Any) -> None:
-        """After the writes that were asked for before. A file that is not there is no error: a repeated epoch removes again."""
-        if self.background:
-            self._submit(Path(path).unlink, True)
-        else:
-            Path(path).unlink(missing_ok=True)
+        """A file that is not there is no error: an epoch that is trained again removes again."""
+        self._removed.add(Path(path))
+
+    def wait(self) -> None:
+        """Returns when everything is written, or was tried."""
+        if self._is_new:
+            self._submit()
+        for job in self._jobs:
+            job.result()
+        self._jobs = []
 
     def teardown(self) -> None:
-        """Waits until everything is written."""
+        self.wait()
         if self._thread is not None:
-            self._thread.shutdown(wait=True)
+            self._thread.shutdown()
             self._thread = None
-            self._raise_errors()
+        if not self._waiting:
+            _remove(self._needed_by_previous | self._removed)
+            self._needed_by_previous, self._removed = set(), set()
 
-    def _submit(self, work: Callable[..., None], *arguments: Any) -> None:
+    def _submit(self) -> None:
+        self._is_new = False
+        if not self.background:
+            self._write_waiting()
+            return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._raise_errors()
-        self._jobs.append(self._thread.submit(work, *arguments))
+        for job in self._jobs:
+            if job.done():
+                job.result()  # what went wrong in the thread, apart from a disk that does not take a file
+        self._jobs = [*(job for job in self._jobs if not job.done()), self._thread.submit(self._write_waiting)]
 
-    def _raise_errors(self) -> None:
-        """What went wrong in the thread, apart from a disk that does not take the file, is raised here."""
-        ended, self._jobs = [job for job in self._jobs if job.done()], [job for job in self._jobs if not job.done()]
-        for job in ended:
-            job.result()
-
-    def _write_waiting(self, path: Path) -> None:
+    def _write_waiting(self) -> None:
         with self._lock:
-            checkpoint = self._waiting.pop(path, None)
-        if checkpoint is not None:  # else a newer copy took its place and is written already
-            self._write(path, checkpoint)
+            waiting, self._waiting = self._waiting, {}
+            unneeded, self._unneeded = self._unneeded, set()
+        failed: dict[Path, dict[str, Any]] = {}
+        for path in sorted(waiting.keys() - unneeded, key=lambda path: path.name == LAST):
+            checkpoint = waiting.pop(path)
+            if (failed and path.name == LAST) or not _write(path, checkpoint):
+                failed[path] = checkpoint
+            elif path.name == LAST:
+                _remove(self._needed_by_previous)
+                self._needed_by_previous, unneeded = unneeded, set()
+        with self._lock:
+            self._waiting = failed | self._waiting
+            self._unneeded |= unneeded
 
-    def _write(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        previous = path.with_name(PREVIOUS) if path.name == LAST else None
-        try:
-            write_atomically(path, lambda file: save_with_checksum(checkpoint, file), keep_old_as=previous)
-            self.failed.discard(path)
-        except (OSError, RuntimeError) as error:
-            # torch hides the system's error behind one of its own.
-            reason = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(reason, OSError):
-                raise
-            self.failed.add(path)
-            log.warning(
-                f"{path} could not be written: {reason.strerror}. What stood there before is kept and training goes on; "
-                f"make room on the disk: df -h {path.parent}"
-            )
+
+def _write(path: Path, checkpoint: dict[str, Any]) -> bool:
+    """Whether the disk took the file."""
+    previous = path.with_name(PREVIOUS) if path.name == LAST else None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: save_with_checksum(checkpoint, file), keep_old_as=previous)
+        return True
+    except (OSError, RuntimeError) as error:
+        # torch hides the system's error behind one of its own.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        log.warning(
+            f"{path} could not be written: {reason.strerror}. What stood there before is kept, training goes on, and the "
+            f"file is tried again with the next position; make room on the disk: df -h {shell_word(path.parent)}"
+        )
+        return False
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):  # a disk that may only be read by now
+            path.unlink()
 
 
 def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:

@@ -13,13 +13,16 @@ from src.checkpoints.checksum import save_with_checksum
 NAN = float("nan")
 
 
-ALONE = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda value: value))  # a trainer of one process
+def alone(epoch):
+    """A trainer of one process that goes on in an epoch."""
+    removed = SimpleNamespace(broadcast=lambda value: value, remove_checkpoint=lambda path: path.unlink())
+    return SimpleNamespace(current_epoch=epoch, strategy=removed)
 
 
 class FakeTrainer(SimpleNamespace):
     """Writes the least that is a checkpoint where a Trainer writes the weights."""
 
-    def __init__(self, monitor, epoch, metric, loss, full_disk=()):
+    def __init__(self, monitor, epoch, metric, loss):
         super().__init__(
             sanity_checking=False,
             state=SimpleNamespace(fn="fit"),
@@ -27,15 +30,12 @@ class FakeTrainer(SimpleNamespace):
             callback_metrics={"val/loss": torch.tensor(loss), monitor: torch.tensor(metric)},
             strategy=SimpleNamespace(
                 remove_checkpoint=lambda path: path.unlink(missing_ok=True),
-                checkpoint_io=SimpleNamespace(failed=set(full_disk)),
-                broadcast=lambda value: value,
             ),
         )
 
     def save_checkpoint(self, path, weights_only):
         assert weights_only
-        if path not in self.strategy.checkpoint_io.failed:
-            write(self.current_epoch, path)
+        write(self.current_epoch, path)
 
 
 def write(epoch, path):
@@ -56,7 +56,7 @@ def train(folder, epochs, monitor="val/acc", top_k=1, restart_after=None) -> dic
             state = callback.state_dict()
             callback = BestCheckpoint(folder, monitor, top_k)
             callback.load_state_dict(state)
-            callback.on_train_start(ALONE, None)
+            callback.on_train_start(alone(epoch), None)
         callback.on_validation_end(FakeTrainer(monitor, epoch, metric, loss), None)
     return files(folder)
 
@@ -97,7 +97,7 @@ def test_an_epoch_that_is_trained_again_leaves_the_same_files(tmp_path):
     for _ in range(2):
         callback = BestCheckpoint(tmp_path, "val/acc", 2)
         callback.load_state_dict(state)
-        callback.on_train_start(ALONE, None)
+        callback.on_train_start(alone(2), None)
         callback.on_validation_end(FakeTrainer("val/acc", 2, *epochs[2]), None)
         assert files(tmp_path) == {"best.ckpt": 2, "epoch-0002.ckpt": 1, "epoch-0003.ckpt": 2}
 
@@ -113,33 +113,38 @@ def test_a_best_file_that_is_lost_is_said_and_chosen_anew(tmp_path, caplog, what
         best.write_bytes(best.read_bytes()[:-9])
     else:
         write(3, best)
-    callback.on_train_start(ALONE, None)
+    callback.on_train_start(alone(6), None)
     assert "best.ckpt" in caplog.text
     callback.on_validation_end(FakeTrainer("val/acc", 6, 0.2, 1.0), None)
     assert files(tmp_path) == {"best.ckpt": 6}
 
 
-def test_a_disk_that_was_full_for_the_first_process_counts_for_all(tmp_path):
-    """Only the first knows; if the others chose another epoch, they would wait for each other's save for ever."""
-    callback = BestCheckpoint(tmp_path, "val/acc", 1)
-    callback.on_validation_end(FakeTrainer("val/acc", 0, 0.9, 1.0), None)
-    trainer = FakeTrainer("val/acc", 1, 0.5, 1.0)
-    trainer.strategy.broadcast = lambda failed: True
-    callback.on_validation_end(trainer, None)
-    assert callback.kept[0].epoch == 1, "an epoch that was never written is still the best"
+@pytest.mark.parametrize("what", ["missing", "damaged", "of another epoch"])
+def test_lost_files_of_the_best_epochs_are_said_and_the_others_are_kept(tmp_path, caplog, what):
+    callback = BestCheckpoint(tmp_path, "val/acc", 3)
+    for epoch, metric in enumerate([0.5, 0.9, 0.7]):
+        callback.on_validation_end(FakeTrainer("val/acc", epoch, metric, 1.0), None)
+    lost, left_over = tmp_path / "epoch-0003.ckpt", tmp_path / "epoch-0000.ckpt"
+    left_over.write_bytes(b"of a run that was killed before it removed the file")
+    (tmp_path / "epoch-0002.ckpt").unlink()  # best.ckpt has that epoch too
+    if what == "missing":
+        lost.unlink()
+    elif what == "damaged":
+        lost.write_bytes(lost.read_bytes()[:-9])
+    else:
+        write(7, lost)
+    callback.on_train_start(alone(4), None)
+    assert [score.epoch for score in callback.kept] == [1, 0]
+    assert "epoch 3: epoch-0003.ckpt" in caplog.text
+    assert "epoch 2" not in caplog.text
+    assert not left_over.exists()
 
 
-def test_what_a_full_disk_did_not_take_is_not_the_best(tmp_path):
-    """Epoch 1 is better than 0 but was not written; 2 is better than 0, which is what the file holds; 3 is not."""
+def test_a_best_file_that_is_newer_than_the_position_is_no_loss(tmp_path, caplog):
+    """The run was killed between the two; it will train that epoch again."""
     callback = BestCheckpoint(tmp_path, "val/acc")
-    full = {tmp_path / "best.ckpt"}
     callback.on_validation_end(FakeTrainer("val/acc", 0, 0.5, 1.0), None)
-    callback.on_validation_end(FakeTrainer("val/acc", 1, 0.9, 1.0, full), None)
-    callback.on_validation_end(FakeTrainer("val/acc", 2, 0.7, 1.0, full), None)
-    assert files(tmp_path) == {"best.ckpt": 0}
-    trainer = FakeTrainer("val/acc", 3, 0.6, 1.0, full)
-    trainer.save_checkpoint = lambda path, weights_only: write(3, path)  # there is room again
-    callback.on_validation_end(trainer, None)
-    assert files(tmp_path) == {"best.ckpt": 3}
-    callback.on_validation_end(FakeTrainer("val/acc", 4, 0.55, 1.0), None)
-    assert files(tmp_path) == {"best.ckpt": 3}
+    write(3, tmp_path / "best.ckpt")
+    callback.on_train_start(alone(1), None)
+    assert [score.epoch for score in callback.kept] == [0]
+    assert not caplog.text

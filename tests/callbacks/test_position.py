@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from types import SimpleNamespace
 
 import lightning as L
@@ -12,6 +14,7 @@ import pytest
 from src.callbacks import position as module
 from src.callbacks.averaging import WeightAverage
 from src.callbacks.position import PositionCheckpoint, StopOnSignal
+from src.checkpoints import writing
 from src.checkpoints.reading import read_checkpoint
 from src.checkpoints.writing import DurableCheckpointIO
 from src.errors import Terminated
@@ -93,3 +96,63 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         train(tmp_path, At(3, twice))
     assert not (tmp_path / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_does_not_end_a_save_that_is_under_way(tmp_path, monkeypatch, caplog, number):
+    """The thread writes slowly, and the signal comes again meanwhile. What is said to be saved is saved."""
+    caplog.set_level("INFO")
+    write = writing.write_atomically
+
+    def slowly(path, *arguments, **keywords):
+        if stopping.is_set():
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)
+        assert "the position is in" not in caplog.text
+        write(path, *arguments, **keywords)
+
+    def stop():
+        os.kill(os.getpid(), number)
+        stopping.set()
+
+    stopping = threading.Event()
+    monkeypatch.setattr(writing, "write_atomically", slowly)
+    with pytest.raises(Terminated if number == signal.SIGTERM else (KeyboardInterrupt, SystemExit)):
+        train(tmp_path, At(6, stop))
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 6
+    assert f"stopped at step 6; the position is in {tmp_path / 'last.ckpt'}" in caplog.text
+
+
+def test_a_signal_after_the_last_step_waits_for_the_last_position(tmp_path, monkeypatch):
+    write = writing.write_atomically
+
+    def slowly(path, *arguments, **keywords):
+        if trained.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
+        write(path, *arguments, **keywords)
+
+    trained = threading.Event()
+    monkeypatch.setattr(writing, "write_atomically", slowly)
+    with pytest.raises(Terminated):
+        train(tmp_path, At(20, trained.set))
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 20
+
+
+def test_a_position_that_the_disk_did_not_take_is_not_said_to_be_saved(tmp_path, caplog):
+    """A real limit on the size of a file, and a signal."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_and_stop():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        with pytest.raises(Terminated):
+            train(tmp_path, At(6, fill_and_stop))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "stopped at step 6, whose position could not be written" in caplog.text
+    assert "the position is in" not in caplog.text
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
