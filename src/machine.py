@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import torch
 
 from src.cores import TRIAL_CPUS, cpu_cores
+from src.device_memory import CpuMemory
 from src.gpus import no_gpu, too_few, unavailable
 
 
@@ -53,13 +53,19 @@ def set_threads(threads: int | None, sharers: int = 1) -> None:
         torch.set_num_threads(max(1, cpu_cores() // sharers))
 
 
-def peak_memory_mib(device: torch.device) -> int | None:
-    """The most memory used so far: on a GPU what torch allocated there, else what the process had resident."""
+def begin_peak(device: torch.device) -> bool:
+    """Has `peak_memory_mib` count from here: the process may have had other runs. False where that is not possible."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) // 2**20
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
     try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    return used // 2**20 if sys.platform == "darwin" else used // 2**10
+        CpuMemory().reset_peak()
+    except OSError:  # no Linux, or a container whose /proc cannot be written to
+        return False
+    return True
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """The most memory since `begin_peak`: on a GPU what torch allocated there, else what the process had resident."""
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else CpuMemory().peak()
+    return peak // 2**20

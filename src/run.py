@@ -35,7 +35,7 @@ from src.data.reading import PictureError
 from src.data.sources import load_pictures
 from src.errors import ExitCode, Terminated, UserError
 from src.evaluation import measure_split
-from src.machine import choose_devices, peak_memory_mib, set_threads
+from src.machine import begin_peak, choose_devices, peak_memory_mib, set_threads
 from src.models.backbones import blocks
 from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
 from src.models.classifier import build_classifier
@@ -80,6 +80,7 @@ def run(config: Config, path: Path) -> float:
             log.warning(warning)
         devices = set_up_machine(config, ranks)
         device = devices[ranks.local_rank]
+        peak_is_known = begin_peak(device)
         preprocessing = choose_preprocessing(config.model, config.data)
         start = ranks.after_first(lambda: newest_position(folder.checkpoints, config.trainer.max_epochs))
         pictures = ranks.after_first(lambda: find_pictures(config, folder, start, ranks))
@@ -118,7 +119,7 @@ def run(config: Config, path: Path) -> float:
             epochs=trainer.current_epoch,
             steps=trainer.global_step,
             images_per_second=find_callback(trainer, Throughput).images_per_second,
-            peak_memory_mib=peak_of(trainer, device),
+            peak_memory_mib=peak_of(trainer, device) if peak_is_known else None,
             device=str(device),
         )
         report(folder, phases)
@@ -237,7 +238,7 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
         ) from error
 
 
-def peak_of(trainer: L.Trainer, device: torch.device) -> int | None:
+def peak_of(trainer: L.Trainer, device: torch.device) -> int:
     """MiB. The log of a GPU's memory resets torch's own peak in every phase of a step, and keeps the run's itself."""
     memory = find_callback(trainer, MemoryLog)
     logged = memory.peak_mib if memory else None

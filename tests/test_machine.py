@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
 
 from src.cores import TRIAL_CPUS, cpu_cores
-from src.machine import set_threads
+from src.machine import begin_peak, peak_memory_mib, set_threads
 
 
 @pytest.fixture
@@ -50,3 +51,23 @@ def test_what_was_asked_for_wins(monkeypatch, chosen):
 def test_a_run_that_is_no_trial_leaves_it_to_torch(chosen):
     set_threads(None)
     assert not chosen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak cannot be reset")
+def test_the_peak_of_a_run_is_not_that_of_the_one_before():
+    """A sweep has one process for many runs: a large one, then a small one."""
+    device = torch.device("cpu")
+    assert begin_peak(device)
+    before = peak_memory_mib(device)
+    torch.ones(300 * 2**20 // 4)
+    assert peak_memory_mib(device) - before > 250
+    assert begin_peak(device)
+    assert peak_memory_mib(device) - before < 50
+
+
+def test_a_peak_that_is_not_the_own_is_not_told(monkeypatch):
+    def refuse(self):
+        raise PermissionError
+
+    monkeypatch.setattr("src.device_memory.CpuMemory.reset_peak", refuse)
+    assert not begin_peak(torch.device("cpu"))

@@ -246,16 +246,22 @@ def _as_it_was() -> Iterator[None]:
         os.environ.update(environment)
         os.chdir(cwd)
         sys.argv[:] = argv
-        torch = sys.modules.get("torch")
-        if torch is not None:
-            from src.device_memory import give_back_freed_memory  # which imports torch
+        if threads is not None:
+            torch.set_num_threads(threads)
+        free_memory()
 
-            if threads is not None:
-                torch.set_num_threads(threads)
-            gc.collect()  # a trainer and its model refer to each other
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
-            give_back_freed_memory()
+
+def free_memory() -> None:
+    """Gives back what nothing refers to any more, on the GPU too. A trainer and its model refer to each other."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    from src.device_memory import give_back_freed_memory  # which imports torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    give_back_freed_memory()
 
 
 def describe(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from src.cores import TRIAL_CPUS
 from src.errors import ExitCode, UserError
 from src.strategies.launching import free_port
 from src.trial import FINISH, GO_ON, INTERRUPT, Place, Trial, working_on
-from src.tuning.job import STATE, Context, JobRunner, describe, keep_checkpoints
+from src.tuning.job import STATE, Context, JobRunner, describe, free_memory, keep_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,11 @@ class Job:
         except BaseException:  # Terminated, KeyboardInterrupt: the position is saved
             self.interrupted = True
         finally:
+            if self.error is not None:
+                # Its frames, and those of its cause, hold the network, for which the next trial may need the memory.
+                self.error.__traceback__ = self.error.__cause__ = self.error.__context__ = None
+            if self.error is not None or self.interrupted:
+                free_memory()
             if start_from is not None:
                 shutil.rmtree(start_from, ignore_errors=True)
             self.trial.over()

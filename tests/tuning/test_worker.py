@@ -14,6 +14,7 @@ from tests.conftest import ROOT, command_environment
 APP = """
 import gc
 import os
+import weakref
 from pathlib import Path
 
 import hydra
@@ -23,9 +24,17 @@ from omegaconf import OmegaConf
 from src.errors import ExitCode, UserError
 from src.tuning import settings
 
+class Network:
+    def __init__(self):
+        self.trainer = self  # as Lightning's model and trainer refer to each other
+
+networks = weakref.WeakSet()
+
 def job(config):
     with open("pids", "a") as file:
-        print(os.getpid(), file=file)
+        print(os.getpid(), len(networks), file=file)
+    network = Network()
+    networks.add(network)
     if config.error == "none":
         return gc.get_freeze_count()
     raise {
@@ -68,7 +77,8 @@ def test_errors_of_the_gpu_and_of_memory_end_their_process_and_an_ordinary_error
     cuda = "RuntimeError: CUDA error: an illegal memory access was encountered"
     assert [trials[number].state for number in range(8)] == [*[FAILED] * 2, *[FINISHED] * 2, *[FAILED] * 4]
     assert [trials[number].error for number in range(8)] == [*[ordinary] * 2, "", "", *[cuda] * 2, *[memory] * 2]
-    pids = (app / "pids").read_text().split()
+    pids, others = zip(*(line.split() for line in (app / "pids").read_text().splitlines()), strict=True)
+    assert set(others) == {"0"}, "the network of a trial before, failed or finished, is still in memory"
     assert len(pids) == 12, "what fails by itself is not repeated, what a broken process did once more (max_failures)"
     assert len(set(pids[:5])) == 1
     assert len(set(pids[4:])) == 8, "after a broken process one that no other had before"
