@@ -102,7 +102,7 @@ def evaluate_run(
     check_precision(settings.precision.name, device)
     set_threads(settings.trainer.threads)
 
-    network, precision = rebuild(card, state), settings.precision.name
+    network, precision = rebuild(card, state, run / "model"), settings.precision.name
     weighted = settings.data.class_weights != "none"
     loss = build_loss(settings, _training_counts(run, card.classes) if weighted else ())
 

@@ -61,7 +61,7 @@ def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: 
     replaced = _try(out)
     device = choose_device(accelerator)
     precision = usable_precision(card.precision, device)
-    forward = InParts(rebuild(card, state).to(device).eval())
+    forward = InParts(rebuild(card, state, model).to(device).eval())
     workers = num_workers if num_workers is not None else (cpu_cores() if len(paths) > 200 else 0)
     loader = DataLoader(_Files(paths, card), batch_size, num_workers=workers, collate_fn=_collate)
     rows: list[list[str]] = []

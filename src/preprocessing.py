@@ -11,6 +11,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from src.plain_values import limited
+
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 CROP_MODES = ("center", "squash", "border")
 ROUNDINGS = ("round", "floor")
@@ -41,11 +43,11 @@ class Preprocessing:
     Raises ValueError for values that cannot be meant.
     """
 
-    image_size: int  # side of the square the backbone sees, in pixels
+    image_size: int = limited(range=(1, 4096))  # side of the square the backbone sees, in pixels
     crop_ratio: float  # share of the resized side that the centre crop keeps; above 1 a border is added
     interpolation: str  # one of INTERPOLATIONS, always antialiased
-    mean: tuple[float, float, float]  # RGB, of values in 0..1
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float] = limited(range=(-100, 100))  # RGB, of values in 0..1
+    std: tuple[float, float, float] = limited(range=(1e-4, 1e4))
     crop_mode: str = "center"  # one of CROP_MODES, as timm has them
     rounding: str = "round"  # of resize_size, one of ROUNDINGS: torchvision's weights round, timm's take the floor
 

@@ -5,6 +5,7 @@ Written at the end of a run, read by evaluate, predict and whoever copied the fo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -14,14 +15,20 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import save
 from torch import Tensor
 
+from src.checkpoints.reading import read_safetensors
 from src.errors import ExitCode, UserError
+from src.models.network import Architecture
+from src.plain_values import check, limited, read_json
 from src.preprocessing import Preprocessing, ReadOptions
 from src.run_dir import sha256, write_atomically, write_json
+from src.text import printable
 
 FORMAT = 1
+OF_THE_FOLDER = ("format", "versions", "sha256", "checksum")  # keys of model.json beside those of the card
 
 
 @dataclass(frozen=True)
@@ -30,14 +37,15 @@ class ModelCard:
 
     architecture: dict[str, Any]
     preprocessing: Preprocessing
-    classes: tuple[str, ...]
-    task: str
-    background: tuple[int, int, int]
-    max_megapixels: float
+    classes: tuple[str, ...] = limited(length=(1, 10**5))
+    task: str = limited(options=("multiclass", "binary"))
+    background: tuple[int, int, int] = limited(range=(0, 255))
+    max_megapixels: float = limited(range=(0.001, 10_000))
     channels_last: bool
-    precision: str
-    metrics: dict[str, float]
-    bits: int = 16  # of 16-bit channels, see ReadOptions; models of older runs were trained with all 16
+    precision: str = limited(options=("fp32", "fp16", "bf16"))
+    metrics: dict[str, float | None]
+    # Of 16-bit channels, see ReadOptions; models of older runs were trained with all 16.
+    bits: int = limited(16, range=(0, 16))
 
     @property
     def read_options(self) -> ReadOptions:
@@ -49,10 +57,21 @@ class ModelCard:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelCard:
+        """Raises ValueError, KeyError or TypeError for values that cannot be meant."""
+        unknown = values.keys() - cls.__dataclass_fields__.keys() - {*OF_THE_FOLDER}
+        if unknown:
+            raise ValueError(f"{', '.join(sorted(unknown))[:100]} is not known")
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         known["preprocessing"] = Preprocessing.from_dict(known["preprocessing"])
-        known["classes"], known["background"] = tuple(known["classes"]), tuple(known["background"])
-        return cls(**known)
+        for key in ("classes", "background"):
+            known[key] = tuple(known[key]) if isinstance(known[key], list | tuple) else known[key]
+        card, architecture = cls(**known), Architecture.from_dict(known["architecture"])
+        check(card)
+        check(architecture, "architecture.")
+        outputs = 1 if card.task == "binary" else len(card.classes)
+        if architecture.outputs != outputs or len({*card.classes}) != len(card.classes):
+            raise ValueError(f"{len(card.classes)} classes and {architecture.outputs} outputs contradict")
+        return card
 
 
 def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
@@ -61,9 +80,14 @@ def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> No
     weights = folder / "model.safetensors"
     write_atomically(weights, lambda file: file.write(save(_unshared(state))))
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-    write_json(
-        folder / "model.json", {"format": FORMAT, **card.to_dict(), "versions": versions, "sha256": sha256(weights)}
-    )
+    values = {"format": FORMAT, **card.to_dict(), "versions": versions, "sha256": sha256(weights)}
+    write_json(folder / "model.json", values | {"checksum": _checksum(values)})
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """SHA-256 of all of model.json but the checksum itself, however it is laid out."""
+    rest = {key: value for key, value in values.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,22 +114,31 @@ def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
             code=ExitCode.NO_INPUT,
         )
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
+        if values["format"] != FORMAT:
+            raise ValueError(f"it has format {str(values['format'])[:60]}, this program reads format {FORMAT}")
+        if values.get("checksum", checksum := _checksum(values)) != checksum:  # older runs have none
+            raise ValueError("its checksum is not the one it was written with")
         card = ModelCard.from_dict(values)
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(file, f"{type(error).__name__}: {error}") from error
-    if values["format"] != FORMAT:
-        raise _damaged(file, f"it has format {values['format']}, this program reads format {FORMAT}")
-    if sha256(weights) != values["sha256"]:
-        raise _damaged(weights, "its SHA-256 is not the one in model.json")
-    return card, load_file(weights)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise damaged(file, f"{type(error).__name__}: {error}") from error
+    if sha256(weights) != values.get("sha256"):
+        raise damaged(weights, "its SHA-256 is not the one in model.json")
+    try:
+        state = read_safetensors(weights)
+    except (ValueError, SafetensorError) as error:
+        raise damaged(weights, f"it is no file of tensors: {error}") from error
+    if broken := [name for name, value in state.items() if not torch.isfinite(value).all()]:
+        raise damaged(weights, f"nan or inf in {len(broken)} of {len(state)} tensors, such as {broken[0][:60]}")
+    return card, state
 
 
-def _damaged(path: Path, why: str) -> UserError:
+def damaged(path: Path, why: str) -> UserError:
+    """For a file of a model folder that cannot be used."""
     return UserError(
-        f"{path} is not what was written",
-        where=str(path.absolute()),
-        why=why,
+        f"{printable(path)} is not what was written",
+        where=printable(path.absolute()),
+        why=printable(why[:300]),
         fix="copy the folder again from the run that made it",
         code=ExitCode.DATA,
     )

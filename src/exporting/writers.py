@@ -32,7 +32,7 @@ class LoadedModel:
     def read(cls, folder: Path) -> LoadedModel:
         """Raises UserError, as load_model does."""
         card, state = load_model(folder)
-        return cls(folder, card, rebuild(card, state).eval())
+        return cls(folder, card, rebuild(card, state, folder).eval())
 
 
 def _write_state_dict(model: LoadedModel, path: Path) -> None:

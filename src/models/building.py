@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from src import seeding
-from src.checkpoints.model_folder import ModelCard
+from src.checkpoints.model_folder import ModelCard, damaged
 from src.config import Config, Data, Model
 from src.errors import ExitCode, UserError
 from src.models.backbones import check_backbone_name, pretrained_preprocessing
@@ -73,10 +73,20 @@ def build_pretrained(
     return network, loaded
 
 
-def rebuild(card: ModelCard, state: dict[str, torch.Tensor]) -> TransferNetwork:
-    """The network of a model folder, as it was trained: nothing is taken from today's config."""
-    network = _of_card(card)
-    network.load_state_dict(state)
+def rebuild(card: ModelCard, state: dict[str, torch.Tensor], folder: Path = Path("model")) -> TransferNetwork:
+    """The network of a model folder, as it was trained: nothing is taken from today's config.
+
+    folder: for the message of the UserError that is raised where the weights are not those of the card's network.
+    """
+    try:
+        head = [tensor.shape for name, tensor in state.items() if name.startswith("head.") and tensor.ndim == 2]
+        if head[-1][0] != card.architecture["outputs"]:  # before a layer of any size is made
+            raise ValueError(f"the last layer has {head[-1][0]} outputs")
+        network = _of_card(card)
+        network.load_state_dict(state)
+    except (UserError, RuntimeError, ValueError, LookupError) as error:
+        why = f"its weights are not those of {card.architecture['backbone']}: {error}"
+        raise damaged(folder / "model.json", why) from error
     return network
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from src.models.backbones import build_backbone
-from src.models.heads import build_head
+from src.models.heads import HEADS, build_head
 from src.models.model_parallel_resnet50 import ModelParallelResNet50, Stage
+from src.plain_values import limited
 from src.preprocessing import Preprocessing
 
 
@@ -24,10 +25,10 @@ class Architecture:
     """What must be known to build the network again, as plain values for checkpoints and model.json."""
 
     backbone: str  # see backbones.backbone_names()
-    head: str  # see heads.build_head()
-    outputs: int  # the number of classes
-    hidden: int = 512  # width of the head's hidden layer (head mlp)
-    dropout: float = 0.0
+    head: str = limited(options=HEADS)  # see heads.build_head()
+    outputs: int = limited(range=(1, 10**5))  # the number of classes
+    hidden: int = limited(512, range=(1, 10**5))  # width of the head's hidden layer (head mlp)
+    dropout: float = limited(0.0, range=(0.0, 0.95))
 
     @property
     def keep_classifier(self) -> bool:

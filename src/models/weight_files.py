@@ -14,11 +14,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from src.checkpoints.reading import read_safetensors
 from src.errors import ExitCode, UserError
 from src.models.stand_ins import Inert, stand_ins
 from src.text import printable
@@ -127,7 +126,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _content(path: Path, start: bytes) -> object:
     if start[8:9] == b"{":  # after the length of its header: safetensors, whatever it is called
-        return safetensors.torch.load_file(path)
+        return read_safetensors(path)
     mmap = zipfile.is_zipfile(path)  # files from before torch 1.6 are not
     if not mmap and start[:4] == b"PK\x03\x04":  # torch would say "[Errno 22] Invalid argument"
         raise EOFError("it begins like a file of torch.save, but its end is missing")
