@@ -51,6 +51,7 @@ class ExitCode(IntEnum):
     DAMAGED = 74  # every checkpoint that could be read from is damaged
     BUSY = 75  # another process works in the same run folder, or listens on the same port
     PROCESS_LOST = 76  # one of the processes of a run died or no longer answered; repeat the command to continue
+    DIVERGED = 77  # a loss, a gradient or a weight is nan or inf
     INTERRUPTED = 130  # Ctrl-C; repeat the command to continue
     TERMINATED = 143  # SIGTERM; repeat the command to continue
 

@@ -19,6 +19,8 @@ from src.tuning.goal import Goal
 JOURNAL = "trials.jsonl"
 
 RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
+DIVERGED = "diverged"  # a loss of nan or inf ended it: its value is the worst there is, and it is not tried again
+NOT_RANKED = (FAILED, DIVERGED)
 PAUSED = "paused"  # it goes on later: told to by a scheduler, or the sweep was interrupted
 
 
@@ -79,7 +81,7 @@ class Journal:
         self._note(event="row", trial=number, row=row)
 
     def ended(self, number: int, state: str, value: float | None = None, error: str = "") -> None:
-        """state: FINISHED, PRUNED, FAILED or PAUSED."""
+        """state: FINISHED, PRUNED, FAILED, DIVERGED or PAUSED."""
         self._note(event="ended", trial=number, state=state, value=value, error=error)
 
     def _note(self, **event: Any) -> None:
@@ -110,6 +112,6 @@ class Journal:
 
 def ranking(trials: dict[int, TrialRecord], goal: Goal) -> list[TrialRecord]:
     """The trials that have a value and did not fail, the best first; of equal ones the earlier."""
-    known = [(trial.best(goal), trial) for trial in trials.values() if trial.state != FAILED]
+    known = [(trial.best(goal), trial) for trial in trials.values() if trial.state not in NOT_RANKED]
     valued = [(-goal.sign * best[0], trial.number, trial) for best, trial in known if best is not None]
     return [trial for *_, trial in sorted(valued, key=lambda one: one[:2])]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from src.reporting.plots import COLOURS, INK, WIDTH, shortened, style
-from src.reporting.sweep_journal import FAILED, PRUNED, TrialRecord
+from src.reporting.sweep_journal import NOT_RANKED, PRUNED, TrialRecord
 from src.reporting.sweep_scale import Scale, numbers
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def learning_curves(trials: Sequence[TrialRecord], metric: str) -> Figure:
 
     figure = Figure(figsize=(WIDE, 3.6), layout="constrained")
     axes = figure.subplots()
-    ranked = sum(trial.state != FAILED for trial in trials)
+    ranked = sum(trial.state not in NOT_RANKED for trial in trials)
     for place, trial in enumerate(trials):
         epochs, curve = curve_of(trial, metric)
         looks = _looks(place, trial, ranked) | {"linestyle": "solid"}
@@ -169,10 +169,10 @@ def _looks(place: int, trial: TrialRecord, ranked: int) -> dict[str, Any]:
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     worse = LinearSegmentedColormap.from_list("place", COLOURS)  # dark blue, red, light gold: lighter and lighter
-    best = place == 0 and trial.state != FAILED
+    best = place == 0 and trial.state not in NOT_RANKED
     return {
         "gid": str(trial.number),
-        "color": NO_VALUE if trial.state == FAILED else to_hex(worse(place / max(ranked - 1, 1))),
+        "color": NO_VALUE if trial.state in NOT_RANKED else to_hex(worse(place / max(ranked - 1, 1))),
         "linestyle": "dashed" if trial.state == PRUNED else "solid",
         "linewidth": 3.5 if best else 0.8 if trial.state == PRUNED else 1.3,
         "alpha": 1.0 if place < STRONG else 0.25,

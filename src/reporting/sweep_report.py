@@ -17,12 +17,23 @@ from pathlib import Path, PurePath
 from src.reporting import plots, sweep_plots
 from src.reporting.importance import importance
 from src.reporting.report import Cell, Link, figure, page, section, table
-from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
+from src.reporting.sweep_journal import (
+    DIVERGED,
+    FAILED,
+    FINISHED,
+    NOT_RANKED,
+    PAUSED,
+    PRUNED,
+    RUNNING,
+    Journal,
+    TrialRecord,
+    ranking,
+)
 from src.reporting.sweep_scale import Scale, exact, numbers, scales_of, shown
 from src.run_dir import write_text
 from src.tuning.goal import Goal
 
-STATES = (FINISHED, PRUNED, FAILED, PAUSED, RUNNING)
+STATES = (FINISHED, PRUNED, DIVERGED, FAILED, PAUSED, RUNNING)
 
 STYLE = """.trials th, .trials td { white-space: nowrap; overflow-wrap: normal; vertical-align: top; }
 .trials td:last-child { white-space: normal; min-width: 12rem; }
@@ -158,8 +169,8 @@ def _learning_curves(trials: Sequence[TrialRecord], goal: Goal) -> str:
     caption = _colours(trials)
     if any(trial.state == PRUNED for trial in trials):
         caption += " Cross: pruned there."
-    if any(trial.state == FAILED for trial in trials):
-        caption += " Grey: failed later."
+    if ended := [state for state in NOT_RANKED if any(trial.state == state for trial in trials)]:
+        caption += f" Grey: {' or '.join(ended)} later."
     return section("Learning curves", figure([svg], caption))
 
 

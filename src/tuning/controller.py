@@ -22,7 +22,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import BasicVariantGenerator
 
 from src.errors import ExitCode, Terminated, UserError
-from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
+from src.reporting.sweep_journal import DIVERGED, FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
 from src.run_dir import read_metrics
 from src.tuning import trainable
 from src.tuning.commands import sweep_command
@@ -66,9 +66,8 @@ class Watcher(tune.Callback):
         if trainable.REPORTED in result:
             _sweep.not_reported = result[trainable.REPORTED]
             _interrupt_tune()
-        elif not {trainable.RETURNED, trainable.FAILED, trainable.INTERRUPTED} & set(result):
-            names = [name for name, value in result.items() if isinstance(value, int | float) and name not in TUNES_OWN]
-            _sweep.journal.row(_number(trial), {name: result[name] for name in names})
+        elif trainable.ROW in result:
+            _sweep.journal.row(_number(trial), result[trainable.ROW])
             _sweep.display.changed(_number(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -78,6 +77,8 @@ class Watcher(tune.Callback):
         result = trial.last_result or {}
         if trainable.FAILED in result:
             self._end(trial, FAILED, error=result[trainable.FAILED])
+        elif trainable.DIVERGED in result:
+            self._end(trial, DIVERGED, error=result[trainable.DIVERGED])
         elif trainable.RETURNED in result:
             record = _sweep.journal.trials[_number(trial)]
             # A run that was pruned before is over, and returned at once when its trial was taken up again.
@@ -96,13 +97,6 @@ class Watcher(tune.Callback):
             self.on_trial_start(0, [], trial)
         _sweep.journal.ended(_number(trial), state, value, error)
         _sweep.display.changed(_number(trial))
-
-
-# What Tune adds to a result.
-TUNES_OWN = {"done", "should_checkpoint", "training_iteration", "iterations_since_restore", "timestamp", "pid"} | {
-    *("time_this_iter_s", "time_total_s", "time_since_restore"),
-    *("timesteps_total", "timesteps_since_restore", "episodes_total"),
-}
 
 
 def run_trials(
@@ -142,7 +136,7 @@ def run_trials(
             runnable,
             param_space=space,
             tune_config=tune.TuneConfig(
-                metric=context.metric,
+                metric=context.goal.metric,
                 mode=sweep.mode,
                 search_alg=search,
                 scheduler=scheduler,
@@ -189,7 +183,7 @@ def _after(sweep: Sweep) -> None:
         if trial.state == RUNNING:
             sweep.journal.ended(trial.number, PAUSED if sweep.signal else PRUNED)
     if sweep.not_reported is not None:
-        metric, names = sweep.context.metric, sweep.not_reported
+        metric, names = sweep.context.goal.metric, sweep.not_reported
         close = difflib.get_close_matches(metric, names, n=1, cutoff=0.0) or names[:1]
         raise UserError(
             f"the trials do not report {metric}" + (f"; did you mean {close[0]}?" if close else ""),
@@ -207,7 +201,7 @@ def _fill_in(sweep: Sweep, trial: TrialRecord) -> None:
     """Epochs that were trained while nobody listened any more: an interrupted trial reports its last one to nobody."""
     metrics = sweep.context.sweep_dir / str(trial.number) / "metrics.csv"
     for row in read_metrics(metrics) if metrics.exists() else []:
-        if "epoch" in row and sweep.context.metric in row and int(row["epoch"]) not in trial.rows:
+        if "epoch" in row and sweep.context.goal.metric in row and int(row["epoch"]) not in trial.rows:
             sweep.journal.row(trial.number, row)
 
 

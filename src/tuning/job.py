@@ -33,8 +33,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
 import src
+from src.errors import ExitCode, UserError
 from src.run_dir import write_json
 from src.tuning import settings
+from src.tuning.goal import Goal
 from src.user_command import shell_command
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class Context:
 
     task: tuple[str, str]  # module and name of the function that runs a job
     plan: Plan
-    metric: str
+    goal: Goal
     sweep_dir: Path  # absolute, on a disk that all machines share
     keeps_checkpoints: bool  # the scheduler copies checkpoints between trials, and stops a trial to go on with another
     grace_s: float
@@ -76,7 +78,7 @@ def make_context(
     config_loader: ConfigLoader,
     *,
     plan: Plan,
-    metric: str,
+    goal: Goal,
     sweep_dir: Path,
     keeps_checkpoints: bool,
     grace_s: float,
@@ -86,7 +88,7 @@ def make_context(
     return Context(
         task=_name_of(task_function),
         plan=plan,
-        metric=metric,
+        goal=goal,
         sweep_dir=sweep_dir,
         keeps_checkpoints=keeps_checkpoints,
         grace_s=grace_s,
@@ -195,7 +197,14 @@ class JobRunner:
             error = done._return_value  # return_value would raise it
             lines = traceback.format_exception(error)
             (self.folder / "error.log").write_text("".join(lines), encoding="utf-8")
+            if has_diverged(error):  # it would do so again
+                write_json(returned_file(self.context.sweep_dir, number), {"value": self.context.goal.worst})
         return done
+
+
+def has_diverged(error: BaseException) -> bool:
+    """Whether a job ended with a loss of nan or inf: of a search's point that says something, and it is no failure."""
+    return isinstance(error, UserError) and error.code == ExitCode.DIVERGED
 
 
 def returned_file(sweep_dir: Path, number: int) -> Path:

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from src.errors import UserError
 from src.hydra_words import unquoted
-from src.reporting.sweep_journal import FAILED, FINISHED, PRUNED, Journal
+from src.reporting.sweep_journal import DIVERGED, FAILED, FINISHED, PRUNED, Journal
 from src.tuning import judging
 from src.tuning.choices import build_scheduler, changes_points
 from src.tuning.cluster import at_once, check_shared, connected, resources_of
@@ -139,7 +139,7 @@ def launch(
                     config,
                     loader,
                     plan=plan,
-                    metric=goal.metric,
+                    goal=goal,
                     sweep_dir=folder,
                     keeps_checkpoints=judging.keeps_checkpoints(scheduler),
                     grace_s=settings.grace_s,
@@ -181,7 +181,7 @@ def _check_jobs(journal: Journal, jobs: dict[int, list[str]], folder: Path) -> N
 
 def _is_done(journal: Journal, folder: Path, number: int) -> bool:
     trial = journal.trials.get(number)
-    return trial is not None and trial.state in (FINISHED, PRUNED) and returned_file(folder, number).exists()
+    return trial is not None and trial.state in (FINISHED, PRUNED, DIVERGED) and returned_file(folder, number).exists()
 
 
 def _job_return(folder: Path, journal: Journal, number: int, config: DictConfig, failed: UserError | None) -> JobReturn:

@@ -17,7 +17,18 @@ import yaml
 
 from src.errors import ExitCode, UserError
 from src.hydra_words import without_quotes
-from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
+from src.reporting.sweep_journal import (
+    DIVERGED,
+    FAILED,
+    FINISHED,
+    NOT_RANKED,
+    PAUSED,
+    PRUNED,
+    RUNNING,
+    Journal,
+    TrialRecord,
+    ranking,
+)
 from src.reporting.sweep_scale import shown
 from src.run_dir import write_csv, write_text
 from src.tuning.goal import Goal
@@ -45,6 +56,7 @@ def write_results(folder: Path, journal: Journal, goal: Goal, name: str) -> dict
         "mode": goal.mode,
         "num_trials": len(trials),
         "num_pruned": states[PRUNED],
+        "num_diverged": states[DIVERGED],
         "num_failed": states[FAILED],
     }
     if ranked:
@@ -110,7 +122,7 @@ def print_ranking(journal: Journal, goal: Goal, folder: Path, name: str, report:
     for line in _table(ranked[:SHOWN], goal):
         log.info(line)
     counts = ", ".join(
-        f"{states[state]} {state}" for state in (FINISHED, PRUNED, FAILED, PAUSED, RUNNING) if states[state]
+        f"{states[state]} {state}" for state in (FINISHED, PRUNED, DIVERGED, FAILED, PAUSED, RUNNING) if states[state]
     )
     log.info(f"{_trials(len(trials))}: {counts}" if trials else "no trial has begun")
     log.info("")
@@ -126,8 +138,8 @@ def print_ranking(journal: Journal, goal: Goal, folder: Path, name: str, report:
     if ranked:
         log.info(f"repeat    {single_run_command(ranked[0], name)}")
     for trial in trials.values():
-        if trial.state == FAILED:
-            log.info(f"failed    #{trial.number} {trial.error} ({trial.folder})")
+        if trial.state in NOT_RANKED:
+            log.info(f"{trial.state:<9} #{trial.number} {trial.error} ({trial.folder})")
 
 
 def _table(ranked: Sequence[TrialRecord], goal: Goal) -> list[str]:

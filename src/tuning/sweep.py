@@ -97,7 +97,7 @@ def sweep(
                 config,
                 loader,
                 plan=space,
-                metric=goal.metric,
+                goal=goal,
                 sweep_dir=folder,
                 keeps_checkpoints=judging.keeps_checkpoints(scheduler),
                 grace_s=settings.grace_s,

@@ -23,13 +23,24 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
+from src.reporting.sweep_journal import (
+    DIVERGED,
+    FAILED,
+    FINISHED,
+    NOT_RANKED,
+    PAUSED,
+    PRUNED,
+    RUNNING,
+    Journal,
+    TrialRecord,
+    ranking,
+)
 from src.reporting.sweep_scale import shown
 from src.tuning.goal import Goal
 
 log = logging.getLogger(__name__)
 
-DONE = (FINISHED, PRUNED, FAILED)
+DONE = (FINISHED, PRUNED, DIVERGED, FAILED)
 MOST_RUNNING, MOST_OTHERS = (
     12,
     5,
@@ -82,7 +93,7 @@ class SweepDisplay:
         self._trials = {**self._trials, number: replace(trial, rows=dict(trial.rows))}
         if trial.state in DONE:
             self._durations.append(trial.seconds)
-            if trial.state == FAILED or not self.terminal:
+            if trial.state in NOT_RANKED or not self.terminal:
                 log.info(self._line(trial))
         elif not (self.terminal or self._durations) and self._clock() - self._last_line >= SILENCE_SECONDS:
             self._last_line = self._clock()
@@ -114,7 +125,11 @@ class SweepDisplay:
         state = trial.state + (f" at epoch {max(trial.rows)}" if trial.state != FINISHED and trial.rows else "")
         best = best_text(trial, self.goal)
         result = (
-            trial.error if trial.state == FAILED else f"{self.goal.metric} {best}" if best else f"no {self.goal.metric}"
+            trial.error
+            if trial.state in NOT_RANKED
+            else f"{self.goal.metric} {best}"
+            if best
+            else f"no {self.goal.metric}"
         )
         params = " ".join(f"{names[key]}={shown(value)}" for key, value in trial.params.items())
         known = ", ".join(filter(None, [self._done(), self._best(), self._left()]))
@@ -123,7 +138,7 @@ class SweepDisplay:
     def _summary(self) -> str:
         """'12 of 40 done (5 pruned, 1 failed), 2 running, best #7 val/acc 0.9831, about 3 min left'"""
         counts = Counter(trial.state for trial in self._trials.values())
-        lost = ", ".join(f"{counts[state]} {state}" for state in (PRUNED, FAILED) if counts[state])
+        lost = ", ".join(f"{counts[state]} {state}" for state in (PRUNED, DIVERGED, FAILED) if counts[state])
         others = [f"{counts[state]} {state}" for state in (RUNNING, PAUSED) if counts[state]]
         done = self._done() + (f" ({lost})" if lost else "")
         return ", ".join(filter(None, [done, *others, self._best(f"{self.goal.metric} "), self._left()]))

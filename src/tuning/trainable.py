@@ -26,13 +26,15 @@ from src.cores import TRIAL_CPUS
 from src.errors import ExitCode, UserError
 from src.strategies.launching import free_port
 from src.trial import FINISH, GO_ON, INTERRUPT, Place, Trial, working_on
-from src.tuning.job import STATE, Context, JobRunner, describe, free_memory, keep_checkpoints
+from src.tuning.job import STATE, Context, JobRunner, describe, free_memory, has_diverged, keep_checkpoints
 
 log = logging.getLogger(__name__)
 
-# Beside the metrics, in the last result of a trial.
+# Beside the metrics, in the results of a trial.
+ROW = "row"  # what was reported of an epoch: as the metric Tune is told a finite number, since nan spoils what it compares
 RETURNED = "returned"  # what the job returned, at its own end; nan where that is no number
 FAILED = "failed"  # the first line of its error
+DIVERGED = "diverged"  # the first line of its error, which was a loss of nan or inf
 REPORTED = "reported"  # where the metric is missing: what there is
 INTERRUPTED = "interrupted"  # True: its position is saved, and it goes on when the sweep does
 
@@ -60,7 +62,7 @@ class Job:
         self.runner, self.number, self.overrides = runner, number, overrides
         self.trial = Trial(runner.context.keeps_checkpoints, place)
         self.value: Any = None
-        self.error: Exception | None = None
+        self.error: Exception | SystemExit | None = None
         self.interrupted = False
         self.thread = threading.Thread(target=self._run, args=(start_from,), daemon=True, name=f"job {number}")
         self.thread.start()
@@ -73,7 +75,7 @@ class Job:
                 self.value = done.return_value
             else:
                 self.error = done._return_value
-        except Exception as error:  # of composing the config
+        except (Exception, SystemExit) as error:  # of composing the config, or of a job that calls sys.exit
             self.error = error
         except BaseException:  # Terminated, KeyboardInterrupt: the position is saved
             self.interrupted = True
@@ -140,31 +142,36 @@ class HydraTrial(tune.Trainable):
         return Place(0, nodes, address, port)
 
     def _reported(self, row: dict[str, float]) -> dict[str, Any]:
-        if self.context.metric not in row:
+        goal = self.context.goal
+        if goal.metric not in row:
             self.job.trial.answer(INTERRUPT)
-            missing = f"it does not report {self.context.metric}"
+            missing = f"it does not report {goal.metric}"
             names = sorted(name for name in row if name != "epoch")
-            return {self.context.metric: math.nan, **row, "done": True, FAILED: missing, REPORTED: names}
-        self.last = row
-        return dict(row)
+            return {goal.metric: goal.worst, **row, "done": True, FAILED: missing, REPORTED: names}
+        self.last = row | {goal.metric: goal.finite(row[goal.metric])}
+        return self.last | {ROW: row}
 
     def _ended(self) -> dict[str, Any]:
-        job, metric = self.job, self.context.metric
+        job, goal = self.job, self.context.goal
         self._leave_peers()
+        last = {goal.metric: goal.worst, "epoch": 0} | self.last  # schedulers count on both
         if job.interrupted:
             self.job = None  # a further step would go on with it
-            return {metric: math.nan, **self.last, INTERRUPTED: True}
+            return last | {INTERRUPTED: True}
+        if has_diverged(job.error):
+            return last | {goal.metric: goal.worst, "done": True, DIVERGED: describe(job.error)}
         if job.error is not None:
             if _poisons(job.error):
                 raise job.error
-            return {metric: math.nan, **self.last, "done": True, FAILED: describe(job.error)}
-        number = job.value if isinstance(job.value, int | float) else math.nan
-        return {metric: float(number), **self.last, "done": True, RETURNED: float(number)}
+            return last | {"done": True, FAILED: describe(job.error)}
+        number = float(job.value) if isinstance(job.value, int | float) else math.nan
+        return {goal.metric: goal.finite(number), "epoch": 0} | self.last | {"done": True, RETURNED: number}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Tune asks for it between two steps, while the job waits."""
         self._saved = True
-        keep_checkpoints(self.runner.folder, Path(checkpoint_dir), self.job.number, self.job.overrides)
+        number = number_of(self.trial_id, self.config)  # not of the job, which is None where the trial was interrupted
+        keep_checkpoints(self.runner.folder, Path(checkpoint_dir), number, self.context.plan.overrides(self.config))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Before the first step. The folder is Tune's, and may be gone by then."""
@@ -223,6 +230,6 @@ def _keep_to_the_share() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all in sight, and trainer.accelerator=auto takes one
 
 
-def _poisons(error: Exception) -> bool:
+def _poisons(error: BaseException) -> bool:
     code = error.code if isinstance(error, UserError) else None
     return code in POISONS or "CUDA" in str(error) or "out of memory" in str(error)

@@ -58,6 +58,7 @@ def test_results_name_the_winner(tmp_path, journal):
         "mode": "max",
         "num_trials": 4,
         "num_pruned": 1,
+        "num_diverged": 0,
         "num_failed": 1,
         "best_trial": 2,
         "best_value": 0.9831,
@@ -78,7 +79,7 @@ def test_results_where_the_smallest_is_best_and_no_weights_are_left(tmp_path, jo
 
 def test_results_without_a_value_name_no_winner(tmp_path, journal):
     written = write_results(tmp_path / "runs/heads", Journal(tmp_path), Goal("val/acc", "max"), "heads")
-    assert list(written) == ["name", "metric", "mode", "num_trials", "num_pruned", "num_failed"]
+    assert list(written) == ["name", "metric", "mode", "num_trials", "num_pruned", "num_diverged", "num_failed"]
     assert written["num_trials"] == 0
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from src.reporting.sweep_journal import FAILED, FINISHED, Journal
+from src.reporting.sweep_journal import DIVERGED, FAILED, FINISHED, Journal
+from src.tuning.goal import WORST
 from tests.conftest import ROOT, command_environment
 
 APP = """
@@ -37,8 +39,11 @@ def job(config):
     networks.add(network)
     if config.error == "none":
         return gc.get_freeze_count()
+    if config.error == "exit":
+        raise SystemExit(3)
     raise {
         "ordinary": ValueError("an ordinary one"),
+        "diverged": UserError("the loss is nan", where="step 7", code=ExitCode.DIVERGED),
         "cuda": RuntimeError("CUDA error: an illegal memory access was encountered"),
         "memory": UserError("the GPU has no memory left", where="cuda:0", code=ExitCode.OUT_OF_MEMORY),
     }[config.error]
@@ -70,18 +75,24 @@ def app(tmp_path: Path) -> Path:
 
 
 def test_errors_of_the_gpu_and_of_memory_end_their_process_and_an_ordinary_error_does_not(app):
-    done = sweep(app, "app", "error=ordinary,none,cuda,memory", "seed=0,1")
+    done = sweep(app, "app", "error=ordinary,none,exit,diverged,cuda,memory", "seed=0,1")
     assert done.returncode != 0
     trials = Journal(app / "sweep").trials
     ordinary, memory = "ValueError: an ordinary one", "the GPU has no memory left"
     cuda = "RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert [trials[number].state for number in range(8)] == [*[FAILED] * 2, *[FINISHED] * 2, *[FAILED] * 4]
-    assert [trials[number].error for number in range(8)] == [*[ordinary] * 2, "", "", *[cuda] * 2, *[memory] * 2]
+    states = [FAILED, FINISHED, FAILED, DIVERGED, FAILED, FAILED]
+    errors = [ordinary, "", "SystemExit: 3", "the loss is nan", cuda, memory]
+    assert [trials[number].state for number in range(12)] == [state for state in states for _ in range(2)]
+    assert [trials[number].error for number in range(12)] == [error for error in errors for _ in range(2)]
+    assert "8 of 12 trials failed" in done.stderr
+    assert "2 diverged" in done.stdout
+    assert "diverged  #6 the loss is nan" in done.stdout
+    assert json.loads((app / "sweep/.tune/returned/6.json").read_text())["value"] == -WORST, "it is not tried again"
     pids, others = zip(*(line.split() for line in (app / "pids").read_text().splitlines()), strict=True)
     assert set(others) == {"0"}, "the network of a trial before, failed or finished, is still in memory"
-    assert len(pids) == 12, "what fails by itself is not repeated, what a broken process did once more (max_failures)"
-    assert len(set(pids[:5])) == 1
-    assert len(set(pids[4:])) == 8, "after a broken process one that no other had before"
+    assert len(pids) == 16, "what fails by itself is not repeated, what a broken process did once more (max_failures)"
+    assert len(set(pids[:9])) == 1
+    assert len(set(pids[8:])) == 8, "after a broken process one that no other had before"
     assert trials[2].value == 0, "after errors nothing is set aside: their frames hold the networks"
     assert trials[3].value > 100_000, "torch is not looked through after every trial"
     assert f"its process ended ({cuda}); it goes on in a new one" in done.stdout

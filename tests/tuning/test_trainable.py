@@ -1,0 +1,73 @@
+"""What a trial tells Tune of its rows and of its end, without Ray: schedulers and searches compare only finite numbers."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from src.errors import ErrorOfProcess, ExitCode, UserError
+from src.tuning import trainable
+from src.tuning.goal import Goal
+from src.tuning.trainable import HydraTrial
+
+HIGH, LOW = Goal("val/acc", "max"), Goal("val/loss", "min")
+
+
+def trial(goal: Goal, **job: Any) -> HydraTrial:
+    """With a job that is over."""
+    made = HydraTrial.__new__(HydraTrial)
+    made.context = SimpleNamespace(goal=goal)
+    made.job = SimpleNamespace(**{"interrupted": False, "error": None, "value": None} | job)
+    made.last, made.peers = {}, []
+    return made
+
+
+@pytest.mark.parametrize("goal", [HIGH, LOW])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_no_number_is_the_worst_to_tune_and_itself_to_people(goal, value):
+    one = trial(goal)
+    row = {goal.metric: value, "train/loss": math.nan, "epoch": 2}
+    told = one._reported(row)
+    assert told[goal.metric] == goal.worst
+    assert told["epoch"] == 2
+    assert told[trainable.ROW] is row
+    assert one._reported(row | {goal.metric: 0.5})[goal.metric] == 0.5
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "a text"])
+def test_a_job_that_returns_no_number_counts_as_the_worst(value):
+    told = trial(HIGH, value=value)._ended()
+    assert told[HIGH.metric] == HIGH.worst
+    assert told["done"]
+
+
+@pytest.mark.parametrize("kind", [UserError, ErrorOfProcess])
+def test_a_trial_that_diverged_is_the_worst_and_no_failure(kind):
+    error = kind("the loss is nan", code=ExitCode.DIVERGED)
+    one = trial(LOW, error=error)
+    one._reported({"val/loss": 0.1, "epoch": 3})
+    told = one._ended()
+    assert (told["val/loss"], told["epoch"], told["done"]) == (LOW.worst, 3, True)
+    assert told[trainable.DIVERGED] == "the loss is nan"
+    assert trainable.FAILED not in told
+    other = trial(LOW, error=kind("the disk is full", code=ExitCode.CANNOT_WRITE))._ended()
+    assert other[trainable.FAILED] == "the disk is full"
+    assert trainable.DIVERGED not in other
+
+
+def test_a_trial_that_is_interrupted_before_its_first_epoch_has_an_epoch_and_can_be_saved(monkeypatch):
+    """Schedulers read the epoch of every result, and Tune may ask for a checkpoint although the job is over."""
+    one = trial(HIGH, interrupted=True)
+    told = one._ended()
+    assert (told["epoch"], told[HIGH.metric], told[trainable.INTERRUPTED]) == (0, HIGH.worst, True)
+    kept = []
+    monkeypatch.setattr(trainable, "keep_checkpoints", lambda *arguments: kept.append(arguments))
+    one._trial_info = SimpleNamespace(trial_id="x_00004")
+    one.config = {"job": 4, "seed": 1}
+    one.runner = SimpleNamespace(folder="runs/x/4")
+    one.context.plan = SimpleNamespace(overrides=lambda point: [f"seed={point['seed']}"])
+    one.save_checkpoint("there")
+    assert kept[0][2:] == (4, ["seed=1"])
