@@ -48,6 +48,7 @@ class Data:
     )  # an image of a rare class counts more in the loss: as 1 / images of its class, in balanced at most 10-fold
     batch_size: Any = 32  # pictures per optimizer step, over all devices; auto: the largest that fits
     num_workers: int | None = None  # loader processes, over all devices; null: one per core, 0 for pictures in memory
+    timeout_seconds: float = 300.0  # an image that takes longer to load ends the run, named; 0: no limit
 
 
 @dataclass(kw_only=True)

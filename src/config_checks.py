@@ -26,6 +26,7 @@ ANY = 2**63  # no upper limit that a user meets
 RANGES: dict[str, tuple[float, float, Any]] = {  # key: lowest, highest, an example
     "seed": (0, ANY, 0),
     "data.num_workers": (0, 256, 2),
+    "data.timeout_seconds": (0, 10**6, 300),
     "data.num_pictures": (1, 10**7, 240),
     "data.num_classes": (2, 10**5, 3),
     "data.val_fraction": (0.01, 0.9, 0.15),

@@ -70,7 +70,15 @@ def evaluate(
     batches = track(batches, "measuring", transient=True, disable=not sys.stdout.isatty())
     for logits, labels in logits_of(network, batches, device, precision):
         metrics.update(loss(logits, labels), predicted_classes(logits, loss.task), labels, loss.weight(labels))
-    return metrics.compute(), metrics.confusion.compute().cpu()
+    confusion = metrics.confusion.compute().cpu()
+    if not confusion.any():
+        raise UserError(
+            "none of the images to measure on can be read any more",
+            why="they could be when they were checked; the lines above name them",
+            fix="mend the files, then repeat the command",
+            code=ExitCode.DATA,
+        )
+    return metrics.compute(), confusion
 
 
 def measure_split(
@@ -114,7 +122,7 @@ def evaluate_run(
     metrics, confusion = measure(pictures)
     seen = seen_in_training(run, merged(stored_settings(run), {}), pictures, split)
     of_unseen = _of_unseen(pictures, split, seen, lambda chosen: measure(chosen)[0])
-    number = len(pictures.splits[split])
+    number = int(confusion.sum())  # without those that broke since they were checked
     changed = [f"{key}={value}" for key, value in changes.items()]
     measured = {"run": str(run), "changed": changed, "pictures": number, "metrics": metrics} | of_unseen
     name, replaced = _name_of(out, f"evaluation_{split}", changes, changed)

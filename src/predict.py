@@ -6,7 +6,8 @@
 
 Writes predictions.csv (path, class, probability, the five likeliest classes, error) to the folder that the command is run
 in, or to out=FILE.csv, and shows the first rows. The file of an earlier prediction is replaced. A picture that cannot be
-read is a row with its error. Also: batch_size=64, num_workers=N and accelerator=auto|cpu|gpu|mps.
+read is a row with its error. Also: batch_size=64, num_workers=N, timeout_seconds=300 (an image
+that takes longer to read ends the command with its name; 0: no limit) and accelerator=auto|cpu|gpu|mps.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ class Words:
     num_workers: int | None = field(
         default=None, metadata={"range": (0, 256)}
     )  # null: one per core, 0 for a few pictures
+    timeout_seconds: float = field(
+        default=300.0, metadata={"range": (0, 10**6)}
+    )  # an image that takes longer ends the command, named; 0: no limit
     accelerator: str = choice("auto", "cpu", "gpu", "mps", default="auto")
 
 
@@ -47,7 +51,8 @@ def work() -> None:
     from src.prediction import predict  # after the words are known to be right: torch takes seconds to import
 
     images, out = path_in(words.images), path_in(words.out)
-    predict(model, images, out, words.batch_size, words.num_workers, words.accelerator)
+    limits = {"num_workers": words.num_workers, "timeout_seconds": words.timeout_seconds}
+    predict(model, images, out, words.batch_size, words.accelerator, **limits)
 
 
 if __name__ == "__main__":

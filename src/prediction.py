@@ -10,13 +10,16 @@ from pathlib import Path
 import torch
 from rich.cells import cell_len
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from src.checkpoints.model_folder import ModelCard, load_model
 from src.cores import cpu_cores
+from src.data import time_limit
 from src.data.folders import list_pictures
+from src.data.image_loader import image_loader
 from src.data.oddities import other_bits
 from src.data.reading import PictureError, read_and_look
+from src.data.sampler import PartSampler
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
 from src.files import existing_parent, make_folder, write_csv
@@ -36,7 +39,16 @@ LEAST_OF_A_PATH, MOST_OF_AN_ERROR = 24, 40  # columns; a longer error goes on in
 HEADER = b"path,class,probability,"  # how a file of predictions begins
 
 
-def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: int | None, accelerator: str) -> None:
+def predict(
+    model: Path,
+    images: Path,
+    out: Path,
+    batch_size: int,
+    accelerator: str,
+    *,
+    num_workers: int | None = None,
+    timeout_seconds: float = time_limit.SECONDS,
+) -> None:
     """Writes out (CSV) and shows its first rows. Raises UserError for a model or pictures that are not there."""
     card, state = load_model(model)
     if not images.exists():
@@ -63,7 +75,14 @@ def predict(model: Path, images: Path, out: Path, batch_size: int, num_workers: 
     precision = usable_precision(card.precision, device)
     forward = InParts(rebuild(card, state, model).to(device).eval())
     workers = num_workers if num_workers is not None else (cpu_cores() if len(paths) > 200 else 0)
-    loader = DataLoader(_Files(paths, card), batch_size, num_workers=workers, collate_fn=_collate)
+    loader = image_loader(
+        _Files(paths, card),
+        PartSampler(len(paths), batch_size),
+        workers,
+        timeout_seconds=timeout_seconds,
+        batch_bytes=batch_size * 3 * card.preprocessing.image_size**2,
+        collate=_collate,
+    )
     rows: list[list[str]] = []
     with torch.inference_mode():
         for images_, places, errors in track(loader, "predicting", transient=True, disable=not sys.stderr.isatty()):
@@ -128,6 +147,9 @@ class _Files(Dataset[tuple[int, torch.Tensor | str]]):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def name(self, place: int) -> str:
+        return str(self.paths[place])
 
     def __getitem__(self, place: int) -> tuple[int, torch.Tensor | str]:
         try:

@@ -31,9 +31,8 @@ from src.config import Config, device_count
 from src.cores import cpu_cores
 from src.data.module import PictureData
 from src.data.pictures import Pictures
-from src.data.reading import PictureError
 from src.data.sources import load_pictures
-from src.errors import ExitCode, Terminated, UserError
+from src.errors import UserError
 from src.evaluation import measure_split
 from src.machine import begin_peak, choose_devices, peak_memory_mib, set_threads
 from src.models.backbones import blocks
@@ -55,7 +54,7 @@ from src.strategies.ranks import Ranks, joined, leave
 from src.strategies.shared_folder import open_folder
 from src.strategies.stage_balance import choose_split
 from src.trainer import build_trainer, find_callback
-from src.user_command import corrected, shell_command
+from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
@@ -213,10 +212,6 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
             trainer.fit(model, data, ckpt_path=start, weights_only=True)
     except SystemExit as error:  # how Lightning ends on Ctrl-C
         raise KeyboardInterrupt from error
-    except RuntimeError as error:
-        if any("killed by signal: Terminated" in str(one) for one in (error, error.__cause__)):
-            raise Terminated from error  # a scheduler such as SLURM signals every process, and a loader ended first
-        raise
     except ValueError as error:
         if "Expected more than 1 value per channel" not in str(error):
             raise
@@ -225,16 +220,6 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
             where=f"step {trainer.global_step + 1}; torch says: {error}",
             why="its statistics are taken over the pictures that are in a device, or in a micro-batch, at a time",
             fix=[corrected("data.batch_size=64"), corrected("freeze.batchnorm=keep")],
-        ) from error
-    except PictureError as error:  # was whole when it was checked
-        # A loader process puts its traceback before the message.
-        cause = str(error).strip().splitlines()[-1].rpartition("PictureError: ")[2]
-        raise UserError(
-            f"a picture broke while the run was under way: {cause}",
-            where=str(folder.path),
-            why="all pictures could be read before the first step; the file was changed since, or the disk fails",
-            fix=["mend or delete the file, then repeat the command:", shell_command()],
-            code=ExitCode.DATA,
         ) from error
 
 

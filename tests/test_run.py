@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,7 +19,6 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from src.checkpoints.reading import read_checkpoint
-from src.errors import Terminated
 from src.run_dir import sha256
 from tests.conftest import SMALL, check_error, command_environment, write_pictures
 from tests.data.odd_pictures import write_corrupt_pictures, write_odd_pictures
@@ -250,24 +248,6 @@ def test_sigterm_ends_with_143_and_the_position(command, tmp_path):
     assert "stopped at step" in out
     assert "Repeat the command" in err
     assert result(tmp_path / "runs" / "stopped")["state"] == "interrupted"
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        ("DataLoader worker (pid 7) is killed by signal: Terminated. ", Terminated),
-        ("DataLoader worker (pid 7) is killed by signal: Killed. ", RuntimeError),
-    ],
-)
-def test_a_loader_that_sigterm_reached_first_ends_the_run_likewise(message, expected):
-    """SLURM signals every process, in any order; torch's message is the one of 2.15."""
-    from src.run import fit
-
-    def fail(*arguments, **keywords):
-        raise RuntimeError(message)
-
-    with pytest.raises(expected):
-        fit(SimpleNamespace(fit=fail), None, None, None, None)
 
 
 def test_ctrl_c_ends_with_130_and_the_run_continues(command, tmp_path):

@@ -14,6 +14,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 
 from src.checkpoints.writing import LAST
+from src.data.image_loader import LoaderFault
 from src.errors import Terminated
 from src.strategies.requests import SharedNumber
 
@@ -32,7 +33,7 @@ class PositionCheckpoint(CheckpointCallback):
     def __init__(self, folder: Path, every_n_steps: int | None = None, every_n_minutes: float | None = None) -> None:
         self.path = folder / LAST
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
-        self._saved_at = time.monotonic()
+        self._saved_at, self.saved_step = time.monotonic(), 0
         self._time_is_up: SharedNumber
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -49,7 +50,7 @@ class PositionCheckpoint(CheckpointCallback):
 
     def save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path)
-        self._saved_at = time.monotonic()
+        self._saved_at, self.saved_step = time.monotonic(), trainer.global_step
 
     def _is_due(self, step: int) -> bool:
         if self.every_n_steps is not None and step % self.every_n_steps == 0:
@@ -120,18 +121,23 @@ class StopOnSignal(CheckpointCallback):
             self._stop(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """A loader fails between two steps. With several processes nothing is saved: the others know nothing of it yet."""
         try:
+            between_steps = isinstance(exception, LoaderFault) and trainer.training and trainer.world_size == 1
+            if between_steps and trainer.global_step > self.position.saved_step:
+                self.position.save(trainer)
+                self._say_stopped(trainer)
             trainer.strategy.checkpoint_io.wait()
         finally:
             self._restore()
-        if "DataLoader worker" in str(exception) and self._is_main_thread() and hasattr(signal, "SIGCHLD"):
-            # torch raises an error wherever the program is when a loader process dies. One is enough: a second, while the
-            # last checkpoint is being written, would end the process in the middle of it.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _stop(self, trainer: L.Trainer) -> None:
-        """Says that the position is saved when it is."""
         self._patience = 1
+        self._say_stopped(trainer)
+        raise Terminated if self._agreed == signal.SIGTERM else KeyboardInterrupt
+
+    def _say_stopped(self, trainer: L.Trainer) -> None:
+        """Says that the position is saved when it is."""
         trainer.strategy.checkpoint_io.wait()
         if self.position.path in trainer.strategy.checkpoint_io.unwritten:
             log.warning(
@@ -140,7 +146,6 @@ class StopOnSignal(CheckpointCallback):
             )
         elif trainer.is_global_zero:
             log.info(f"stopped at step {trainer.global_step}; the position is in {self.position.path}")
-        raise Terminated if self._agreed == signal.SIGTERM else KeyboardInterrupt
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -29,7 +29,7 @@ def refuse_copies(pictures: Pictures, root: Path, list_file: Path | None, labels
     groups: defaultdict[str, list[str]] = defaultdict(list)
     label_of, split_of = {}, {}
     for name, label, split in pictures.rows():
-        groups[digest_of[name]].append(name)
+        groups[digest_of[name] or name].append(name)
         label_of[name], split_of[name] = label, split
     copies = sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
     if labels_too and (several := [group for group in copies if len({label_of[name] for name in group}) > 1]):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from collections.abc import Iterator
+from itertools import chain
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from src import seeding
 from src.config import Data
 from src.cores import cpu_cores
+from src.data.image_loader import ImageLoader, image_loader
 from src.data.pictures import Pictures
-from src.data.sampler import PartSampler
+from src.data.sampler import EpochSampler, PartSampler
 from src.data.transforms import Transform, eval_transform
 from src.preprocessing import Preprocessing
 
@@ -30,6 +31,17 @@ class TrainDataset(Dataset[Item]):
         with seeding.picture_randomness(self.seed, epoch, index):
             return self.transform(self.pictures.read(index)), self.pictures.labels[index]
 
+    def name(self, index: int) -> str:
+        return self.pictures.where(index)
+
+    def instead(self, key: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """The images of the same class that follow in the split: whatever breaks, a batch keeps its size and labels."""
+        epoch, index = key
+        members, labels = self.pictures.splits["train"], self.pictures.labels
+        place = members.index(index)
+        others = chain(members[place + 1 :], members[:place])
+        return ((epoch, other) for other in others if labels[other] == labels[index])
+
 
 class EvalDataset(Dataset[Item]):
     """The i-th picture of a split -> uint8 (3, S, S), label."""
@@ -44,6 +56,25 @@ class EvalDataset(Dataset[Item]):
         index = self.indices[place]
         return self.transform(self.pictures.read(index)), self.pictures.labels[index]
 
+    def name(self, place: int) -> str:
+        return self.pictures.where(self.indices[place])
+
+
+def train_loader(
+    pictures: Pictures, transform: Transform, sampler: EpochSampler, data: Data, workers: int, image_size: int
+) -> ImageLoader:
+    """Batches (uint8 (B, 3, S, S), int64 (B,)) in the sampler's order. Its seed is that of the augmentation, too."""
+    dataset = TrainDataset(pictures, transform, sampler.seed)
+    return image_loader(
+        dataset,
+        sampler,
+        workers,
+        timeout_seconds=data.timeout_seconds,
+        skip=data.on_bad_image == "skip",
+        instead=dataset.instead,
+        batch_bytes=data.batch_size * 3 * image_size**2,
+    )
+
 
 def eval_loader(
     pictures: Pictures,
@@ -54,28 +85,20 @@ def eval_loader(
     *,
     rank: int = 0,
     world: int = 1,
-) -> DataLoader:
+) -> ImageLoader:
     """Batches (uint8 (B, 3, S, S), int64 (B,)) of a split in the order of the list; used by training and by evaluate.
 
     rank, world: which part of every batch, where several processes measure together.
     """
     dataset = EvalDataset(pictures, split, eval_transform(preprocessing))
-    return DataLoader(
+    return image_loader(
         dataset,
-        batch_sampler=PartSampler(len(dataset), data.batch_size, rank=rank, world=world),
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=leave_signals_to_the_trainer,
-        generator=torch.Generator(),  # starting an iterator draws a number: not from the global generator
+        PartSampler(len(dataset), data.batch_size, rank=rank, world=world),
+        workers,
+        timeout_seconds=data.timeout_seconds,
+        skip=data.on_bad_image == "skip",
+        batch_bytes=data.batch_size * 3 * preprocessing.image_size**2,
     )
-
-
-def leave_signals_to_the_trainer(worker: int) -> None:
-    """In a loader process: a group of its own, so that Ctrl-C in a terminal, or a kill of the trainer's group, does not
-    reach it. The trainer answers those: it finishes its step, for which it may need the next batch, and ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "setpgid"):  # not on Windows
-        os.setpgid(0, 0)
 
 
 def num_workers(data: Data, pictures: Pictures, processes: int = 1) -> int:

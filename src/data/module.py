@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
 
 from src.config import Data
-from src.data.loading import TrainDataset, eval_loader, leave_signals_to_the_trainer, num_workers
+from src.data.image_loader import ImageLoader
+from src.data.loading import eval_loader, num_workers, train_loader
 from src.data.pictures import Pictures
 from src.data.sampler import EpochSampler, batches_per_epoch
 from src.data.transforms import Transform, eval_transform, train_transform
@@ -25,7 +25,7 @@ class PictureData(L.LightningDataModule):
         batches = batches_per_epoch(len(pictures.splits["train"]), data.batch_size)
         self.steps_per_epoch = min(batches, limit_batches or batches)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> ImageLoader:
         """Called by Lightning after the loops were restored, so that the sampler can start where the run stopped."""
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
         # Not trainer.current_epoch: after a save at the end of an epoch it is still that epoch, and loader processes
@@ -51,22 +51,16 @@ class PictureData(L.LightningDataModule):
         of_own, of_whole = ([self.pictures.labels[index] for index in part] for part in (own, whole))
         return torch.tensor(of_own, dtype=torch.int64), torch.tensor(of_whole)
 
-    def _train_loader(self, transform: Transform, sampler: EpochSampler) -> DataLoader:
-        return DataLoader(
-            TrainDataset(self.pictures, transform, self.seed),
-            batch_sampler=sampler,
-            num_workers=self._workers(),
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),
-            worker_init_fn=leave_signals_to_the_trainer,
-        )
+    def _train_loader(self, transform: Transform, sampler: EpochSampler) -> ImageLoader:
+        size = self.preprocessing.image_size
+        return train_loader(self.pictures, transform, sampler, self.config, self._workers(), size)
 
-    def statistics_loader(self) -> DataLoader:
+    def statistics_loader(self) -> ImageLoader:
         """The training pictures once, shuffled and not augmented, for BatchNorm statistics."""
         sampler = EpochSampler(self.pictures.splits["train"], self.config.batch_size, self.seed)
         return self._train_loader(eval_transform(self.preprocessing), sampler)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> ImageLoader:
         rank, world = shared_out(self.trainer)
         return eval_loader(
             self.pictures, "val", self.preprocessing, self.config, self._workers(), rank=rank, world=world

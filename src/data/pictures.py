@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,7 @@ class Pictures:
     read: index -> uint8 (3, H, W).
     in_memory: reading is only a lookup, so loader processes would cost more than they give.
     bits: how many bits of 16-bit channels are read, see ReadOptions.
+    root: the folder that names start from; None for pictures in memory.
     digests: of the bytes of each picture's file; None for pictures in memory.
     """
 
@@ -35,7 +37,12 @@ class Pictures:
     read: Callable[[int], torch.Tensor] = field(repr=False)
     in_memory: bool = False
     bits: int = 16
+    root: Path | None = None
     digests: list[str] | None = field(default=None, repr=False)
+
+    def where(self, index: int) -> str:
+        """The file of a picture, or its name."""
+        return str(self.root / self.names[index]) if self.root else self.names[index]
 
     def counts(self, split: str) -> list[int]:
         """How many pictures of each class a split has."""

@@ -94,7 +94,7 @@ def _checked_files(
         workers,
         show_progress=sys.stderr.isatty(),
     )
-    return _apply_policy(listing, checked, data, bad_list), checked
+    return _apply_policy(listing, checked, data, bad_list, begun), checked
 
 
 def _list_files(data: Data, begun: bool) -> folders.Listing:
@@ -129,8 +129,9 @@ def _from_files(
     classes = tuple(sorted(set(listing.labels)))
     number = {name: index for index, name in enumerate(classes)}
     read = partial(_read_file, listing.root, listing.names, replace(read_options(data), bits=bits))
-    labels, digests = [number[label] for label in listing.labels], [checked[name].digest for name in listing.names]
-    return Pictures(classes, listing.names, labels, found, read, bits=bits, digests=digests)
+    labels = [number[label] for label in listing.labels]
+    digests = ["" if checked[name].error else checked[name].digest for name in listing.names]
+    return Pictures(classes, listing.names, labels, found, read, bits=bits, root=listing.root, digests=digests)
 
 
 def _read_file(root: Path, names: list[str], options: ReadOptions, index: int) -> torch.Tensor:
@@ -138,9 +139,12 @@ def _read_file(root: Path, names: list[str], options: ReadOptions, index: int) -
 
 
 def _apply_policy(
-    listing: folders.Listing, checked: dict[str, Checked], data: Data, bad_list: Path | None
+    listing: folders.Listing, checked: dict[str, Checked], data: Data, bad_list: Path | None, begun: bool
 ) -> folders.Listing:
-    """Stops with every bad file named, or leaves them out: data.on_bad_image."""
+    """Stops with every bad file named, or leaves them out: data.on_bad_image.
+
+    A run that has begun keeps those that broke since, so that its epochs stay as long: the loaders deal with them.
+    """
     bad = {name: entry.error for name, entry in checked.items() if entry.error}
     if not bad:
         return listing
@@ -148,6 +152,9 @@ def _apply_policy(
     if data.on_bad_image == "error":
         raise error
     shown = ", ".join(printable(name) for name in list(bad)[:3]) + (", ..." if len(bad) > 3 else "")
+    if begun:
+        log.warning(f"{len(bad)} of {len(listing.names)} pictures cannot be read any more: {shown}")
+        return listing
     log.warning(f"{len(bad)} of {len(listing.names)} pictures cannot be read and were left out: {shown}")
     good = listing.only([index for index, name in enumerate(listing.names) if name not in bad])
     gone = sorted(set(listing.labels) - set(good.labels))

@@ -87,7 +87,12 @@ QUIET = {
 
 
 def fit(
-    model: L.LightningModule, epochs: int, *callbacks: L.Callback, resume: Any = None, **settings: Any
+    model: L.LightningModule,
+    epochs: int,
+    *callbacks: L.Callback,
+    resume: Any = None,
+    module: PictureData | None = None,
+    **settings: Any,
 ) -> L.Trainer:
     """Trains on the CPU and returns the trainer."""
     trainer = L.Trainer(
@@ -98,7 +103,7 @@ def fit(
         **QUIET,
         **settings,
     )
-    trainer.fit(model, data(), ckpt_path=resume, weights_only=True if resume else None)
+    trainer.fit(model, module or data(), ckpt_path=resume, weights_only=True if resume else None)
     return trainer
 
 

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from src.config import Data
-from src.data.loading import TrainDataset, eval_loader, num_workers
+from src.data.loading import eval_loader, num_workers, train_loader
 from src.data.sampler import EpochSampler, PartSampler, batches_per_epoch
 from src.data.sources import load_pictures
 from src.data.transforms import eval_transform, train_transform
@@ -27,12 +26,7 @@ def pictures(tmp_path):
 def hashes(pictures, augment, workers, epochs=(0, 1), **sampler):
     """SHA-256 of every batch of the epochs."""
     batches = EpochSampler(pictures.splits["train"], 8, seed=5, **sampler)
-    loader = DataLoader(
-        TrainDataset(pictures, train_transform(SQUARE, augment), seed=5),
-        batch_sampler=batches,
-        num_workers=workers,
-        generator=torch.Generator(),
-    )
+    loader = train_loader(pictures, train_transform(SQUARE, augment), batches, Data(batch_size=8), workers, 24)
     found = []
     for epoch in epochs:
         batches.set_epoch(epoch)

@@ -1,0 +1,51 @@
+"""A time limit for what a disk or a mount may never answer, by leaving the thread behind that waits for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+SECONDS = 300.0  # where no setting says otherwise
+GRACE_SECONDS = 1.0  # a process that was stopped for longer than the limit (Ctrl-Z) is at work again within it
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class NoAnswer(Exception):
+    """Something was not read in time; the one argument names it. One line, since a loader process hands on the text."""
+
+
+def one_by_one(
+    work: Callable[[Item], Result], items: Sequence[Item], seconds: float, name: Callable[[Item], str] = str
+) -> list[Result]:
+    """[work(item) for item in items], of which none may take longer than `seconds` (0: no limit). Raises NoAnswer.
+
+    The work is done in another thread, since nothing interrupts a read from a dead network disk; signals still arrive.
+    """
+    if not seconds:
+        return [work(item) for item in items]
+    done: list[Result] = []
+    failed: list[BaseException] = []
+    now: list[tuple[Any, float]] = [(None, time.monotonic())]  # the item at hand, and since when
+
+    def run() -> None:
+        try:
+            for item in items:
+                now[0] = item, time.monotonic()
+                done.append(work(item))
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # daemon: it does not keep the process from ending
+    thread.start()
+    while thread.is_alive():
+        before = now[0]
+        thread.join(max(0.0, before[1] + seconds - time.monotonic()) or GRACE_SECONDS)
+        if thread.is_alive() and now[0] is before and time.monotonic() > before[1] + seconds + GRACE_SECONDS:
+            raise NoAnswer(f"{name(before[0])}: no answer within {seconds:g} s")
+    if failed:
+        raise failed[0]
+    return done

@@ -1,0 +1,194 @@
+"""What hangs, breaks or ends its process while images are loaded is named, whichever process it happens in."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.callbacks.position import PositionCheckpoint, StopOnSignal
+from src.checkpoints.reading import read_checkpoint
+from src.checkpoints.writing import DurableCheckpointIO
+from src.config import Data
+from src.data.image_loader import LoaderFault
+from src.data.loading import eval_loader, train_loader
+from src.data.pictures import Pictures
+from src.data.reading import PictureError
+from src.data.sampler import EpochSampler
+from src.data.time_limit import NoAnswer, one_by_one
+from src.data.transforms import eval_transform
+from src.errors import ExitCode, Terminated, UserError
+from tests.callbacks.small_training import SQUARE, classifier, fit
+from tests.callbacks.small_training import data as small_data
+from tests.callbacks.small_training import pictures as small_pictures
+
+LABELS = [0, 1] * 6
+
+
+def images(faults=None, root="photos") -> Pictures:
+    """12 images of two classes, all of them in train and in val; faults: index -> what happens instead of a read."""
+
+    def read(index: int) -> torch.Tensor:
+        (faults or {}).get(index, lambda: None)()
+        return torch.full((3, 8, 8), index, dtype=torch.uint8)
+
+    members = list(range(12))
+    splits = {"train": members, "val": members, "test": []}
+    return Pictures(("a", "b"), [f"{index}.png" for index in members], LABELS, splits, read, root=Path(root))
+
+
+def settings(**changes) -> Data:
+    return replace(Data(source="image_folder", batch_size=4, timeout_seconds=0.5), **changes)
+
+
+def val(pictures: Pictures, workers: int, **changes):
+    return eval_loader(pictures, "val", SQUARE, settings(**changes), workers)
+
+
+def training(pictures: Pictures, workers: int, **changes):
+    sampler = EpochSampler(pictures.splits["train"], 4, 0)
+    return train_loader(pictures, eval_transform(SQUARE), sampler, settings(**changes), workers, 8)
+
+
+def broken() -> None:
+    raise PictureError("photos/5.png: the file ends too early (truncated)")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_hangs_is_named_in_time(tmp_path, workers):
+    os.mkfifo(tmp_path / "5.png")  # a read that nothing interrupts
+    batches = iter(val(images({5: (tmp_path / "5.png").read_bytes}, tmp_path), workers))
+    next(batches)
+    began = time.monotonic()
+    with pytest.raises(LoaderFault, match=f"{tmp_path}/5.png: no answer within 0.5 s") as caught:
+        next(batches)
+    assert caught.value.code == ExitCode.DATA
+    assert time.monotonic() - began < 10
+
+
+def test_a_slow_batch_is_not_a_hanging_image():
+    slow = {index: lambda: time.sleep(0.2) for index in range(12)}
+    assert len(list(val(images(slow), 0, timeout_seconds=0.3))) == 3
+
+
+def test_without_a_limit_nothing_is_ended():
+    assert len(list(val(images({5: lambda: time.sleep(1.7)}), 0, timeout_seconds=0))) == 3
+    with pytest.raises(LoaderFault):  # the same image with one
+        list(val(images({5: lambda: time.sleep(1.7)}), 0, timeout_seconds=0.1))
+
+
+def test_an_error_of_the_work_keeps_its_type_and_what_was_done_before_is_not_lost():
+    assert one_by_one(str.upper, ["a", "b"], 5) == ["A", "B"]
+    with pytest.raises(ZeroDivisionError):
+        one_by_one(lambda number: 1 // number, [1, 0], 5)
+    with pytest.raises(NoAnswer, match="3: no answer"):
+        one_by_one(lambda number: time.sleep(number - 1), [1, 3], 0.1)
+
+
+def test_a_loader_process_that_is_killed_is_named_with_its_cause_and_its_image():
+    """torch notices the end of a process five seconds later, so all of them wait at once."""
+    expected = {
+        signal.SIGKILL: (LoaderFault, ExitCode.PROCESS_LOST, "SIGKILL", "memory was full"),
+        signal.SIGSEGV: (LoaderFault, ExitCode.PROCESS_LOST, "SIGSEGV", "a library crashed"),
+        signal.SIGBUS: (UserError, ExitCode.UNAVAILABLE, "shared memory", "/dev/shm"),
+        signal.SIGTERM: (Terminated, None, "", ""),
+    }
+    found: dict[int, BaseException] = {}
+    before = signal.getsignal(signal.SIGCHLD)
+
+    def wait(number: int, batches) -> None:
+        try:
+            list(batches)
+        except BaseException as error:
+            found[number] = error
+
+    threads = []
+    for number in expected:
+        faults = {9: lambda number=number: (os.kill(os.getpid(), number), time.sleep(60))}
+        batches = iter(val(images(faults), 1, timeout_seconds=60))
+        threads.append(threading.Thread(target=wait, args=(number, batches)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join(60)
+    signal.signal(signal.SIGCHLD, before)
+    for number, (kind, code, *words) in expected.items():
+        assert type(found[number]) is kind, number
+        if isinstance(found[number], UserError):
+            assert found[number].code == code
+            assert all(word in found[number].render() for word in words), found[number].render()
+            if kind is LoaderFault:
+                assert "it was reading photos/9.png" in found[number].render()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_is_named_or_skipped_as_the_policy_says(workers, caplog):
+    pictures = images({5: broken, 7: broken})
+    with pytest.raises(LoaderFault, match=r"broke while the run was under way: photos/5\.png: the file ends too early"):
+        list(val(pictures, workers))
+
+    measured = [labels.tolist() for _, labels in val(pictures, workers, on_bad_image="skip")]
+    assert measured == [LABELS[:4], [0, 0], LABELS[8:]]  # left out: nothing counts twice in a metric
+    assert caplog.text.count("it broke since it was checked and is left out") == 2
+
+    batches = list(training(pictures, workers, on_bad_image="skip"))
+    assert [len(labels) for _, labels in batches] == [4, 4, 4]
+    shown = torch.cat([pixels[:, 0, 0, 0] for pixels, _ in batches]).tolist()
+    labels = torch.cat([labels for _, labels in batches]).tolist()
+    assert sorted(shown) == [0, 1, 2, 3, 4, 6, 8, 9, 9, 9, 10, 11]  # 9 is the next of the class that can be read
+    assert labels == [LABELS[index] for index in shown]
+    again = torch.cat([pixels[:, 0, 0, 0] for pixels, _ in training(pictures, 1 - workers, on_bad_image="skip")])
+    assert again.tolist() == shown
+
+
+def test_a_batch_or_a_class_of_which_nothing_is_left(caplog):
+    nothing_of_a_batch = images(dict.fromkeys(range(4), broken))
+    assert [len(labels) for _, labels in val(nothing_of_a_batch, 0, on_bad_image="skip")] == [4, 4]
+    no_class = images(dict.fromkeys(range(1, 12, 2), broken))
+    with pytest.raises(LoaderFault, match="nor can any other image of its class"):
+        list(training(no_class, 0, on_bad_image="skip"))
+
+
+def test_the_position_is_saved_where_an_image_hangs_and_training_goes_on_exactly(tmp_path):
+    def train(folder, last=0, resume=None):
+        """Image 3 hangs when it is read for the third time."""
+        module, reads = small_data(), []
+        module.config.timeout_seconds = 0.1
+        healthy = small_pictures()
+
+        def read(index):
+            reads.append(index)
+            if reads.count(3) == last and index == 3:
+                time.sleep(3)
+            return healthy.read(index)
+
+        module.pictures = replace(healthy, read=read)
+        model = classifier()
+        options = {"resume": resume, "plugins": [DurableCheckpointIO()], "module": module}
+        position = PositionCheckpoint(folder)
+        fit(model, 5, position, StopOnSignal(position), **options)
+        return [*model.state_dict().values()]
+
+    expected = train(tmp_path / "whole")
+    with pytest.raises(LoaderFault):
+        train(tmp_path / "cut", last=3)
+    saved = read_checkpoint(tmp_path / "cut" / "last.ckpt")["global_step"]
+    assert 8 < saved < 12, "amid the third epoch"
+    found = train(tmp_path / "cut", resume=tmp_path / "cut" / "last.ckpt")
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_little_shared_memory_takes_fewer_loader_processes(monkeypatch, caplog):
+    free = type("Free", (), {"f_bavail": 40, "f_frsize": 4 * 3 * 64})()  # 40 batches
+    monkeypatch.setattr(os, "statvfs", lambda path: free)
+    assert val(images(), 19).num_workers == 19
+    assert not caplog.records
+    assert val(images(), 20).num_workers == 19
+    free.f_bavail = 3
+    assert val(images(), 20).num_workers == 0
+    assert "none of them are used" in caplog.text
