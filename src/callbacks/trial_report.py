@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import queue
 import signal
+import threading
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
@@ -13,6 +16,8 @@ from src.callbacks.position import StopOnSignal
 from src.trial import FINISH, INTERRUPT, Trial
 
 log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 0.4  # a busy driver, or a scheduler that compares trials, may answer much later
 
 
 class TrialReport(CheckpointCallback):
@@ -35,13 +40,26 @@ class TrialReport(CheckpointCallback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.trial.keeps_checkpoints:
             trainer.strategy.checkpoint_io.wait()
-        answer = ""
+        answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         if trainer.is_global_zero:
             row = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            answer = self.trial.report(row | {"epoch": trainer.current_epoch + 1})
-        answer = trainer.strategy.broadcast(answer)
+            row["epoch"] = trainer.current_epoch + 1
+            threading.Thread(target=self._ask, args=(row, answers), daemon=True).start()
+        answer = ""
+        while not answer:
+            if trainer.is_global_zero:
+                with suppress(queue.Empty):
+                    answer = answers.get(timeout=BEAT_SECONDS)
+            # Also where there is no answer yet: the other processes give up waiting after strategy.timeout_seconds.
+            answer = trainer.strategy.broadcast(answer)
         if answer == FINISH:
             log.info(f"The sweep ends this trial at epoch {trainer.current_epoch + 1}.")
             trainer.should_stop = True
         elif answer == INTERRUPT:
             self.stop.received = signal.SIGTERM
+
+    def _ask(self, row: dict[str, float], answers: queue.SimpleQueue[str]) -> None:
+        try:
+            answers.put(self.trial.report(row))
+        except OSError:  # the worker is gone
+            answers.put(INTERRUPT)

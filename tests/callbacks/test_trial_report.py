@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import signal
+import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
+from src.callbacks import trial_report
 from src.callbacks.position import PositionCheckpoint, StopOnSignal
 from src.callbacks.trial_report import TrialReport
 from src.checkpoints.reading import read_checkpoint
@@ -15,7 +20,7 @@ from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Checkpoint
 from src.errors import Terminated
 from src.trainer import _checkpoints
-from src.trial import FINISH, GO_ON, INTERRUPT, Trial, working_on
+from src.trial import FINISH, GO_ON, INTERRUPT, ReportingProcess, Trial, working_on
 from tests.callbacks.small_training import classifier, fit, freezing
 from tests.callbacks.test_position import At
 
@@ -131,3 +136,45 @@ def test_an_epoch_is_reported_after_all_else_of_it(tmp_path):
         kinds = [type(callback) for callback in _checkpoints(Checkpoint(), tmp_path)]
     assert kinds.index(TrialReport) > kinds.index(PositionCheckpoint)
     assert TrialReport not in [type(callback) for callback in _checkpoints(Checkpoint(), tmp_path)]
+
+
+def report(trial, broadcast, first: bool):
+    """One report of a process among several."""
+    strategy = SimpleNamespace(broadcast=broadcast)
+    metrics = {"val/acc": 0.5}
+    trainer = SimpleNamespace(strategy=strategy, is_global_zero=first, callback_metrics=metrics, current_epoch=0)
+    TrialReport(trial, None).on_train_epoch_end(trainer, None)
+    return trainer
+
+
+def test_while_the_sweep_is_slow_to_answer_the_other_processes_hear_of_the_first(monkeypatch):
+    """They give up after strategy.timeout_seconds, which a driver may take."""
+    monkeypatch.setattr(trial_report, "BEAT_SECONDS", 0.1)
+    said = []
+
+    def broadcast(answer):
+        said.append((time.monotonic(), answer))
+        return answer
+
+    trial = Trial()
+    threading.Timer(1.0, trial.answer, args=[FINISH]).start()
+    assert report(trial, broadcast, first=True).should_stop
+    times = [when for when, _ in said]
+    assert [answer for _, answer in said] == [""] * (len(said) - 1) + [FINISH]
+    assert len(said) > 4
+    assert max(after - before for before, after in itertools.pairwise(times)) < 0.6
+
+    heard = iter(["", "", FINISH])
+    assert report(trial, lambda answer: next(heard), first=False).should_stop
+
+
+def test_a_trial_whose_worker_is_gone_saves_its_position(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:  # where nobody listens any more
+        monkeypatch.setenv("TRIAL_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+    monkeypatch.setenv("TRIAL_TOKEN", "x")
+    io = SimpleNamespace(wait=lambda: None)
+    strategy = SimpleNamespace(broadcast=lambda answer: answer, checkpoint_io=io)
+    trainer = SimpleNamespace(strategy=strategy, is_global_zero=True, callback_metrics={}, current_epoch=0)
+    stop = SimpleNamespace(received=0)
+    TrialReport(ReportingProcess(), stop).on_train_epoch_end(trainer, None)
+    assert stop.received == signal.SIGTERM
