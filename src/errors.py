@@ -94,6 +94,10 @@ class UserError(Exception):
         return "\n".join(map(printable_lines, lines + tail))
 
 
+class LoaderFault(UserError):
+    """An image or a loader process failed, between two steps of a training."""
+
+
 class ErrorOfProcess(UserError):
     """What another process of the same run printed about its end: shown as it is, with its exit code."""
 

@@ -14,8 +14,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 
 from src.checkpoints.writing import LAST
-from src.data.image_loader import LoaderFault
-from src.errors import Terminated
+from src.errors import LoaderFault, Terminated
 from src.strategies.requests import SharedNumber
 
 log = logging.getLogger(__name__)

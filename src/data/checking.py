@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from src.data.oddities import ONE_COLOUR
 from src.data.reading import PictureError, decode_picture, read_bytes
+from src.data.time_limit import SECONDS, in_time
 from src.errors import ExitCode, UserError
 from src.preprocessing import ReadOptions
 from src.run_dir import write_text
@@ -57,24 +58,30 @@ def check_pictures(
     memory: Path | None,
     workers: int,
     show_progress: bool,
+    timeout_seconds: float = SECONDS,
 ) -> dict[str, Checked]:
-    """Decodes the pictures that have changed since they were last checked. Never raises for a bad or missing picture.
+    """Decodes the pictures that have changed since they were last checked. Never raises for a bad or missing picture;
+    raises LoaderFault for one that takes longer than timeout_seconds (0: no limit).
 
     ids: paths relative to root, or absolute. memory: a JSON file that keeps the results by id, size, modification time;
     use one memory for one root. workers: threads (Pillow decodes outside of Python's lock).
     Returns the results in the order of ids.
     """
-    stamps = {name: _stamp(root / name) for name in ids}
+    stamps = dict(zip(ids, in_time(_stamp, [root / name for name in ids], timeout_seconds), strict=True))
     entries = _load(memory, options) if memory else {}
     known = {
         name: Checked(*entries[name][2:7], notes=tuple(entries[name][7]))
         for name, stamp in stamps.items()
         if stamp is not None and name in entries and tuple(entries[name][:2]) == stamp
     }
+
+    def check(name: str) -> tuple[Checked, bool]:
+        return in_time(lambda path: _check(path, name, options), [root / name], timeout_seconds)[0]
+
     missing = [name for name in stamps if name not in known]
     if missing:
         with _progress(show_progress) as progress, ThreadPoolExecutor(max(1, workers)) as pool:
-            results = _in_order(pool, lambda name: _check(root / name, name, options), missing, 4 * max(1, workers))
+            results = _in_order(pool, check, missing, 4 * max(1, workers))
             try:
                 for name, (result, lasting) in zip(missing, progress.track(results, total=len(missing)), strict=True):
                     known[name] = result
@@ -82,6 +89,7 @@ def check_pictures(
                     if stamp is not None and lasting:
                         entries[name] = [*stamp, *vars(result).values()]
             finally:  # Ctrl-C too: what was checked until then need not be checked again
+                pool.shutdown(wait=False, cancel_futures=True)
                 if memory:
                     _save(memory, options, entries)
     return {name: known[name] for name in stamps}

@@ -24,9 +24,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from src.data.reading import PictureError
-from src.data.time_limit import NoAnswer, one_by_one
-from src.errors import ExitCode, Terminated, UserError, shared_memory_ran_out
-from src.text import printable, shell_word
+from src.data.time_limit import NoAnswer, hangs, one_by_one
+from src.errors import ExitCode, LoaderFault, Terminated, shared_memory_ran_out
+from src.text import printable
 from src.user_command import corrected, is_training, shell_command
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,6 @@ log = logging.getLogger(__name__)
 SHARED_MEMORY = Path("/dev/shm")  # where loader processes hand over their batches (Linux)
 MOST_PROCESSES = 257  # 256, and the one that loads without them
 Instead = Callable[[Any], Iterator[Any]]
-
-
-class LoaderFault(UserError):
-    """An image or a loader process failed between two steps."""
 
 
 class Images(Protocol):
@@ -197,7 +193,7 @@ def _explained(error: Exception, dataset: Watched, processes: set[BaseProcess]) 
     if isinstance(error, PictureError):
         return _broken(last.rpartition("PictureError: ")[2])
     if isinstance(error, NoAnswer):
-        return _hangs(last.rpartition("NoAnswer: ")[2])
+        return hangs(last.rpartition("NoAnswer: ")[2])
     if str(error).startswith("Caught "):
         return error
     if isinstance(error, EOFError | OSError):  # a pipe to a process that is about to be gone
@@ -214,18 +210,6 @@ def _broken(cause: str) -> LoaderFault:
         f"a picture broke while the run was under way: {cause}",
         why="all pictures could be read before the first step; the file was changed since, or the disk fails",
         fix=["mend or delete the file, then repeat the command:", shell_command()],
-        code=ExitCode.DATA,
-    )
-
-
-def _hangs(cause: str) -> LoaderFault:
-    path = cause.rpartition(": no answer within ")[0]
-    longer = "data.timeout_seconds=1200" if is_training() else "timeout_seconds=1200"
-    return LoaderFault(
-        f"an image hangs: {cause}",
-        where=path,
-        why="a network disk that went away answers no read; or the image takes longer to prepare than the time limit",
-        fix=[f"ls -l {shell_word(path)}", shell_command() + "   # once it can be read", corrected(longer)],
         code=ExitCode.DATA,
     )
 

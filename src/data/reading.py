@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from src.data import foreign_formats, png_chunks, tiff_fields, wide_pixels
+from src.data.strips import room, strips
 from src.data.wide_pixels import Found
 from src.preprocessing import ReadOptions
 from src.text import printable
@@ -32,6 +33,9 @@ EXTENSIONS = frozenset(
 # registered under its own name, and naming it here makes Image.open raise KeyError.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM")
 MAX_FILE_BYTES = 512 * 2**20
+MOST_BYTES = 2**30  # that decoding and conversion of one image take
+_LARGE = 25_000_000  # pixels
+_BITS_PER_SAMPLE, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 258, 278, 322, 323  # TIFF 6.0
 
 # ReadOptions.max_megapixels replaces Pillow's own limit, which warns or raises at sizes nobody chose.
 Image.MAX_IMAGE_PIXELS = None
@@ -76,7 +80,10 @@ def read_picture(path: str | Path, options: ReadOptions) -> torch.Tensor:
 def read_and_look(path: str | Path, options: ReadOptions) -> tuple[torch.Tensor, Found]:
     """As read_picture, with what was noticed in the file. Raises PictureError."""
     decoded = decode_picture(read_bytes(path, str(path)), str(path), options)
-    return torch.from_numpy(np.array(decoded.image)).permute(2, 0, 1).contiguous(), decoded.found
+    pixels = torch.empty(3, decoded.image.height, decoded.image.width, dtype=torch.uint8)
+    for (_, top, _, bottom), strip in strips(decoded.image):
+        pixels[:, top:bottom] = torch.from_numpy(np.array(strip)).permute(2, 0, 1)
+    return pixels, decoded.found
 
 
 def read_bytes(path: str | Path, name: str) -> bytes:
@@ -116,22 +123,58 @@ def decode_picture(data: bytes, name: str, options: ReadOptions) -> Decoded:
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """Any Pillow image as mode RGB, 8 bits a channel; transparency is laid on the background colour."""
-    return _to_rgb(image, ReadOptions(background), False, Found())
-
-
-def _to_rgb(image: Image.Image, options: ReadOptions, white_is_zero: bool, found: Found) -> Image.Image:
     if image.mode in wide_pixels.GREY_MODES:
-        image = wide_pixels.grey_to_eight_bits(image, options.bits, white_is_zero, found)
+        image = wide_pixels.grey_to_eight_bits(image, ReadOptions().bits, False, Found())
+    return _to_rgb(image, background, Found())
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int], found: Found) -> Image.Image:
+    see_through = image.has_transparency_data
+    if image.mode == "RGB" and not see_through:
+        return image
+    if see_through and not any(_with_alpha(strip).getchannel("A").getextrema()[1] for _, strip in strips(image)):
+        found.notes.add(EMPTY_ALPHA)  # a channel that was never filled: nothing would be left of the picture
+        see_through = False
+    canvas = Image.new("RGB", image.size, background)
+    for box, strip in strips(image):
+        if image.has_transparency_data:
+            strip = _with_alpha(strip)
+        canvas.paste(strip if see_through else strip.convert("RGB"), box, strip if see_through else None)
+    return canvas
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # Pillow converts it to LA only
         image = image.convert("LA")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[1] > 0:
-            canvas = Image.new("RGB", image.size, options.background)
-            canvas.paste(image, mask=image)
-            return canvas
-        found.notes.add(EMPTY_ALPHA)  # a channel that was never filled: nothing would be left of the picture
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == "RGBA" else image.convert("RGBA")
+
+
+def _refuse_huge_strip(image: ImageFile.ImageFile) -> None:
+    """libtiff decompresses a strip or a tile as a whole, beside the image."""
+    if not image.tile or image.tile[0].codec_name != "libtiff":
+        return
+    tags, pixels = image.tag_v2, image.width * image.height
+    across, down = (tags.get(key, 0) for key in (_TILE_WIDTH, _TILE_LENGTH))
+    of_strip = across * down or image.width * min(tags.get(_ROWS_PER_STRIP, image.height), image.height)
+    strip_bytes = of_strip * sum(tags.get(_BITS_PER_SAMPLE, (8,))) // 8
+    images = 2 if wide_pixels.has_sixteen_bit_colour(image) else 1
+    if 4 * pixels * images + strip_bytes > MOST_BYTES:
+        raise _Refused(
+            f"its pixels lie in strips of {strip_bytes / 2**20:.0f} MiB: save it with smaller ones, or tiled"
+        )
+
+
+def _large_webp(image: ImageFile.ImageFile, data: bytes, options: ReadOptions, found: Found) -> Image.Image:
+    """Pillow takes 16 bytes a pixel; torchvision has the same decoder, takes 7, and reads no animation."""
+    from torchvision.io import decode_webp  # takes a second to import
+
+    if getattr(image, "n_frames", 1) > 1:
+        raise _Refused("a large animated WebP takes more than 1 GiB to decode: save its first image")
+    turn = _turn(image)
+    file = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    pixels = Image.fromarray(decode_webp(file).permute(1, 2, 0).numpy())
+    rgb = _to_rgb(pixels, options.background, found)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 class _Refused(Exception):
@@ -152,18 +195,38 @@ def _decode(data: bytes, options: ReadOptions) -> Decoded:
     if megapixels > options.max_megapixels:
         limit = f"the limit is {options.max_megapixels:g} (data.max_megapixels)"
         raise _Refused(f"{megapixels:.1f} megapixels, {limit}")
+    with room.taken(megapixels):
+        return Decoded(_rgb(image, data, options, white_is_zero, found), found)
+
+
+def _rgb(
+    image: ImageFile.ImageFile, data: bytes, options: ReadOptions, white_is_zero: bool, found: Found
+) -> Image.Image:
+    """Decodes and converts. At no time there are more than two images of 4 bytes a pixel."""
+    _refuse_huge_strip(image)
     _scale_transparent_colour(image)
+    premultiplied = wide_pixels.is_premultiplied(image)
     if wide_pixels.has_sixteen_bit_colour(image):
-        pixels = wide_pixels.colour_to_eight_bits(image, lambda: _open(data), options.bits, found)
-    elif (
-        image.tile and wide_pixels.rawmode_of(image.tile[0]) == "RGBa"
-    ):  # where alpha is 0 Pillow would drop the colour
-        colour = wide_pixels.decoded_as(image, lambda _: "RGBA")
-        pixels = Image.frombytes("RGBa", image.size, colour.tobytes())
+        image = wide_pixels.colour_to_eight_bits(image, lambda: _open(data), options.bits, found)
+    elif premultiplied:
+        image = wide_pixels.decoded_as(image, lambda _: "RGBA")
+    elif image.format == "WEBP" and image.width * image.height > _LARGE:
+        return _large_webp(image, data, options, found)
     else:
         image.load()
-        pixels = image
-    return Decoded(_upright(_to_rgb(pixels, options, white_is_zero, found), image), found)
+    turn = _turn(image)
+    pixels: Image.Image = image
+    if premultiplied:
+        pixels = Image.new("RGBa", image.size)
+        for box, strip in strips(image):
+            pixels.paste(Image.frombytes("RGBa", strip.size, strip.tobytes()), box)
+    elif image.mode in wide_pixels.GREY_MODES:
+        pixels = wide_pixels.grey_to_eight_bits(image, options.bits, white_is_zero, found)
+        image.close()
+    del image
+    rgb = _to_rgb(pixels, options.background, found)
+    del pixels
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _without_metadata(data: bytes) -> bytes:
@@ -195,17 +258,16 @@ def _scale_transparent_colour(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] = tuple(channel >> 8 for channel in colour)
 
 
-def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
-    """Turns rgb as the EXIF orientation of the original says; EXIF that cannot be read says nothing.
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes a loaded image upright, as its EXIF orientation says; EXIF that cannot be read says nothing.
 
     ImageOps.exif_transpose would also write the EXIF again, which fails for tags it cannot encode. TIFFs come upright
     from load().
     """
     try:
-        method = _UPRIGHT.get(original.getexif().get(274))
+        return _UPRIGHT.get(image.getexif().get(274))
     except Exception:  # the pixels are whole; as many kinds of exception as in decoding
-        method = None
-    return rgb if method is None else rgb.transpose(method)
+        return None
 
 
 def _reason(error: Exception, data: bytes) -> str:

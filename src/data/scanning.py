@@ -15,6 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from src.data.reading import EXTENSIONS
+from src.data.time_limit import SECONDS, in_time
 from src.errors import ExitCode, UserError
 from src.text import printable
 
@@ -64,14 +65,18 @@ def foreign(name: str) -> bool:
 def scan(folder: Path, left_out: LeftOut | None = None) -> list[os.DirEntry]:
     """The entries of a folder that count, sorted by name. Raises UserError for a folder that cannot be looked into."""
     try:
-        with os.scandir(folder) as entries:
-            found = list(entries)
+        [found] = in_time(_entries, [folder], SECONDS)
     except OSError as error:
         raise _unreadable(folder, error) from error
     kept = sorted([entry for entry in found if not foreign(entry.name)], key=attrgetter("name"))
     if left_out is not None and len(kept) < len(found):
         left_out.system.update(sorted(_group(entry.name) for entry in found if foreign(entry.name)))
     return kept
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        return list(entries)
 
 
 def sub_folders(folder: Path, left_out: LeftOut | None = None) -> list[str]:

@@ -93,6 +93,7 @@ def _checked_files(
         memory_file(memory, listing.root),
         workers,
         show_progress=sys.stderr.isatty(),
+        timeout_seconds=data.timeout_seconds,
     )
     return _apply_policy(listing, checked, data, bad_list, begun), checked
 

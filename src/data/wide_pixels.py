@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
+from src.data.strips import Box, converted, strips
+
 GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 NO_DATA, WHITE_IS_ZERO, OWN_RANGE, PLANES = "no-data", "white-is-zero", "own range", "planes"
 
@@ -41,33 +43,40 @@ def grey_to_eight_bits(image: Image.Image, bits: int, white_is_zero: bool, found
     floats outside of 0..1, are stretched from min..max of the values that count; no-data values become black.
     white_is_zero: the largest value is black.
     """
-    values = np.asarray(image)
-    counting = _counting(values, image)
-    some = values[counting]
-    if values.size > some.size:
+    counting, low, high, all_count = _measured(image)
+    if not all_count:
         found.notes.add(NO_DATA)
-    low, high = (float(some.min()), float(some.max())) if some.size else (0.0, 0.0)
-    if image.mode != "F" and low >= 0 and high <= 65535:
-        found.bits = max(1, int(high).bit_length())
-        grey = _table(bits or found.bits)[np.where(counting, values, 0)]
+    is_float, stretched = image.mode == "F", image.mode == "F" or low < 0 or high > 65535
+    if is_float and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    elif stretched:
+        found.notes.add(OWN_RANGE)
     else:
-        if image.mode == "F" and low >= 0 and high <= 1:
-            low, high = 0.0, 1.0
+        found.bits = max(1, int(high).bit_length())
+    table = None if stretched else _table(bits or found.bits)
+
+    def convert(values: np.ndarray) -> np.ndarray:
+        valid = counting(values)
+        if table is not None:
+            grey = table[np.where(valid, values, 0)]
         else:
-            found.notes.add(OWN_RANGE)
-        stretched = np.where(counting, values, low).astype(np.float64)
-        if high > low:
-            stretched = (stretched - low) * (255 / (high - low))
-        grey = np.rint(stretched.clip(0, 255)).astype(np.uint8)
-        grey[np.isposinf(values)] = 255
+            levels = np.where(valid, values, low).astype(np.float64)
+            if high > low:
+                levels = (levels - low) * (255 / (high - low))
+            grey = np.rint(levels.clip(0, 255)).astype(np.uint8)
+            grey[np.isposinf(values)] = 255
+        if white_is_zero:
+            grey = 255 - grey
+        grey[~valid & ~np.isposinf(values)] = 0
+        return grey
+
     if white_is_zero:
-        grey = 255 - grey
         found.notes.add(WHITE_IS_ZERO)
-    grey[~counting & ~np.isposinf(values)] = 0
+    grey = converted(image, "L", convert)
     if "transparency" not in image.info:
-        return Image.fromarray(grey)
-    alpha = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
-    return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
+        return grey
+    clear = image.info["transparency"]
+    return Image.merge("LA", (grey, converted(image, "L", lambda values: 255 * (values != clear).astype(np.uint8))))
 
 
 def correct_layout(image: ImageFile.ImageFile) -> None:
@@ -83,6 +92,13 @@ def correct_layout(image: ImageFile.ImageFile) -> None:
             image.tile[place] = tile._replace(codec_name="raw", args=("RGB;16B", 0, 1))
 
 
+def is_premultiplied(image: ImageFile.ImageFile) -> bool:
+    """Whether its colours are multiplied by alpha, of which Pillow would drop those where alpha is 0."""
+    return bool(image.tile) and (
+        rawmode_of(image.tile[0]) == "RGBa" or (has_sixteen_bit_colour(image) and _layout(image) == "RGBa")
+    )
+
+
 def has_sixteen_bit_colour(image: ImageFile.ImageFile) -> bool:
     """Whether Pillow would keep only the high bytes of its colours, or misread them. To be asked before image.load()."""
     return image.mode in ("RGB", "RGBA") and bool(image.tile) and _layout(image) is not None
@@ -91,9 +107,10 @@ def has_sixteen_bit_colour(image: ImageFile.ImageFile) -> bool:
 def colour_to_eight_bits(
     image: ImageFile.ImageFile, open_again: Callable[[], ImageFile.ImageFile], bits: int, found: Found
 ) -> Image.Image:
-    """Colour of 16 bits a channel as RGB, RGBA or RGBa: 0..2**bits-1 maps to 0..255; bits=0 takes the picture's own.
+    """Colour of 16 bits a channel as RGB or RGBA: 0..2**bits-1 maps to 0..255; bits=0 takes the picture's own.
 
     image: not loaded yet. Where all 16 bits are used, the high bytes are kept: Pillow's way.
+    Colours that are multiplied by alpha stay so.
     """
     layout = _layout(image)
     if layout != "RGBa" and ";16" in rawmode_of(image.tile[0]):
@@ -103,37 +120,62 @@ def colour_to_eight_bits(
             return image
         if getattr(image, "tag_v2", {}).get(_PLANAR_CONFIGURATION) == 2:
             found.notes.add(PLANES)  # libtiff gives Pillow the upper bytes alone
-    values = _sixteen_bit_values(open_again, layout)
-    found.bits = max(1, int(values[..., : 1 if layout == "LA" else 3].max()).bit_length())
-    clear = open_again().info.get("transparency")
-    if layout == "LA":
-        values = values[..., [0, 0, 0, 1]]
-    elif layout == "RGB" and clear is not None:
-        values = np.dstack([values, np.where((values == clear).all(axis=2), 0, 65535)])
+    image.close()  # its pixels: 4 bytes each
+    pixels, values = _sixteen_bit_values(open_again, layout)
+    colours = 1 if layout == "LA" else 3
+    found.bits = max(1, *(int(values(box)[..., :colours].max()).bit_length() for box, _ in strips(pixels)))
+    clear = pixels.info.pop("transparency", None)
+    alpha = Image.new("L", pixels.size, 255) if layout == "RGB" and clear is not None else None
     table = _table(bits or found.bits)
-    eight = table[values[..., :3]]
-    if values.shape[2] == 3:
-        return Image.fromarray(eight)
-    pixels = np.dstack([eight, table[values[..., 3]]])
-    return Image.frombytes("RGBa" if layout == "RGBa" else "RGBA", image.size, pixels.tobytes())
+    for box, _ in strips(pixels):
+        sixteen = values(box)
+        if layout == "LA":
+            sixteen = sixteen[..., [0, 0, 0, 1]]
+        if alpha:
+            alpha.paste(Image.fromarray(255 * (sixteen != clear).any(axis=2).astype(np.uint8)), box)
+        pixels.paste(Image.fromarray(table[sixteen]), box)
+    if alpha:
+        pixels.putalpha(alpha)
+    return pixels
 
 
-def _counting(values: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Which of the values are measurements: (H, W) bool."""
-    counting = np.ones(values.shape, bool)
-    if image.mode == "F":
-        counting = np.abs(values) < _HUGE  # False for nan, too
-    tags = getattr(image, "tag_v2", {})
-    if _GDAL_NODATA in tags:
-        with contextlib.suppress(ValueError, OverflowError):  # not a number of this type: no pixel can have it
-            counting &= values != values.dtype.type(float(str(tags[_GDAL_NODATA]).strip(" \0")))
-    if image.mode in ("I", "F") and counting.any():
-        lowest = values[counting].min()
-        others = values[counting & (values > lowest)]
+def _measured(image: Image.Image) -> tuple[Callable[[np.ndarray], np.ndarray], float, float, bool]:
+    """What tells measurements from other values, (H, W) -> (H, W) bool; their lowest and highest; whether all values are."""
+    no_data = getattr(image, "tag_v2", {}).get(_GDAL_NODATA)
+
+    def valid(values: np.ndarray) -> np.ndarray:
+        counting = (
+            np.abs(values) < _HUGE if values.dtype.kind == "f" else np.ones(values.shape, bool)
+        )  # False for nan, too
+        if no_data is not None:
+            with contextlib.suppress(ValueError, OverflowError):  # not a number of this type: no pixel can have it
+                counting &= values != values.dtype.type(float(str(no_data).strip(" \0")))
+        return counting
+
+    def above(values: np.ndarray) -> np.ndarray:
+        return valid(values) & (values > lowest)
+
+    lowest, highest, counted = _extremes(image, valid)
+    total = image.width * image.height
+    if image.mode in ("I", "F") and counted and lowest in _SENTINELS:
+        second, _, others = _extremes(image, above)
         # A usual sentinel counts as one where it lies further below the rest than the rest is wide.
-        if lowest in _SENTINELS and others.size and float(others.min()) - lowest > float(others.max()) - others.min():
-            counting &= values > lowest
-    return counting
+        if others and float(second) - lowest > float(highest) - second:
+            return above, float(second), float(highest), False
+    return valid, float(lowest), float(highest), counted == total
+
+
+def _extremes(image: Image.Image, counting: Callable[[np.ndarray], np.ndarray]) -> tuple[Any, Any, int]:
+    """The lowest and the highest value that counts, and how many do; 0, 0, 0 where none does."""
+    lows, highs, counted = [], [], 0
+    for _, strip in strips(image):
+        values = np.asarray(strip)
+        some = values[counting(values)]
+        if some.size:
+            lows.append(some.min())
+            highs.append(some.max())
+            counted += some.size
+    return (min(lows), max(highs), counted) if lows else (0.0, 0.0, 0)
 
 
 @lru_cache(maxsize=17)
@@ -158,11 +200,21 @@ def rawmode_of(tile: Any) -> str:
     return tile.args if isinstance(tile.args, str) else tile.args[0]
 
 
-def _sixteen_bit_values(open_again: Callable[[], ImageFile.ImageFile], layout: str) -> np.ndarray:
-    """(H, W, C) int. Pillow gives one byte of each channel at a time, and which one follows from the byte order it is told."""
+def _sixteen_bit_values(
+    open_again: Callable[[], ImageFile.ImageFile], layout: str
+) -> tuple[ImageFile.ImageFile, Callable[[Box], np.ndarray]]:
+    """An image to write on, and what gives the values (h, W, C) uint16 of a box that was not written on yet.
+
+    Pillow gives one byte of each channel at a time, and which one follows from the byte order it is told.
+    """
     if layout == "LA":  # four bytes a pixel, as RGBA has
-        four = decoded_as(open_again(), lambda rawmode: "RGBA").astype(int)
-        return four[..., 0::2] * 256 + four[..., 1::2]
+        four = decoded_as(open_again(), lambda rawmode: "RGBA")
+
+        def of_four(box: Box) -> np.ndarray:
+            pixels = np.asarray(four.crop(box)).astype(np.uint16)
+            return pixels[..., 0::2] * 256 + pixels[..., 1::2]
+
+        return four, of_four
     order = "L" if getattr(getattr(open_again(), "tag_v2", None), "prefix", b"") == b"II" else "B"
     native = "L" if sys.byteorder == "little" else "B"
 
@@ -174,11 +226,16 @@ def _sixteen_bit_values(open_again: Callable[[], ImageFile.ImageFile], layout: s
         told = high(rawmode)
         return told[:-1] + ("L" if told.endswith("B") else "B")
 
-    return decoded_as(open_again(), high).astype(int) * 256 + decoded_as(open_again(), low)
+    upper, lower = decoded_as(open_again(), high), decoded_as(open_again(), low)
+
+    def of_two(box: Box) -> np.ndarray:
+        return np.asarray(upper.crop(box)).astype(np.uint16) * 256 + np.asarray(lower.crop(box))
+
+    return upper, of_two
 
 
-def decoded_as(image: ImageFile.ImageFile, rawmode: Callable[[str], str]) -> np.ndarray:
-    """The pixels, unpacked in another way than the file asks for."""
+def decoded_as(image: ImageFile.ImageFile, rawmode: Callable[[str], str]) -> ImageFile.ImageFile:
+    """The image loaded, its pixels unpacked in another way than the file asks for."""
     image.tile = [
         tile._replace(
             args=rawmode(tile.args) if isinstance(tile.args, str) else (rawmode(tile.args[0]), *tile.args[1:])
@@ -187,4 +244,4 @@ def decoded_as(image: ImageFile.ImageFile, rawmode: Callable[[str], str]) -> np.
         if rawmode_of(tile) != ";"  # Pillow's name for a plane that has no meaning
     ]
     image.load()
-    return np.asarray(image)
+    return image

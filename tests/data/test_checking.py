@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from src.data import checking
+from src.data import checking, scanning
 from src.data.checking import Checked, check_pictures, refuse_bad_pictures
 from src.data.reading import ReadOptions
-from src.errors import MAX_LINES, ExitCode
+from src.errors import MAX_LINES, ExitCode, LoaderFault
 from tests.data.odd_pictures import colour_ramp, orientation_exif, write_corrupt_pictures
 
 OPTIONS = ReadOptions()
@@ -289,3 +289,28 @@ def test_names_that_are_not_text_are_shown_with_escapes(tmp_path):
     assert check(tmp_path, [name], memory)[name].error == "empty file"
     error = refuse_bad_pictures({name: "empty file"}, 1, tmp_path, tmp_path / "bad.tsv")
     assert "caf\\udce9.jpg: empty file" in error.render()
+
+
+def test_a_file_that_hangs_ends_the_check_with_its_name(tmp_path, monkeypatch):
+    """A read from a named pipe: nothing interrupts it, and no other thread of the check may wait for it."""
+    names = [f"{number}.png" for number in range(6)]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe")
+    real = checking.read_bytes
+    pipe = tmp_path / "pipe"
+    monkeypatch.setattr(
+        checking, "read_bytes", lambda path, name: pipe.read_bytes() if name == "3.png" else real(path, name)
+    )
+    began = time.monotonic()
+    with pytest.raises(LoaderFault, match=r"3\.png: no answer within 0\.2 s") as caught:
+        check_pictures(tmp_path, names, OPTIONS, None, 2, show_progress=False, timeout_seconds=0.2)
+    assert caught.value.code == ExitCode.DATA
+    assert time.monotonic() - began < 10
+
+
+def test_a_folder_that_hangs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(scanning, "SECONDS", 0.2)
+    monkeypatch.setattr(scanning, "_entries", lambda folder: time.sleep(5))
+    with pytest.raises(LoaderFault, match=f"{tmp_path}: no answer within 0.2 s"):
+        scanning.scan(tmp_path)

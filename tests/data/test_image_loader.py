@@ -16,14 +16,13 @@ from src.callbacks.position import PositionCheckpoint, StopOnSignal
 from src.checkpoints.reading import read_checkpoint
 from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Data
-from src.data.image_loader import LoaderFault
 from src.data.loading import eval_loader, train_loader
 from src.data.pictures import Pictures
 from src.data.reading import PictureError
 from src.data.sampler import EpochSampler
 from src.data.time_limit import NoAnswer, one_by_one
 from src.data.transforms import eval_transform
-from src.errors import ExitCode, Terminated, UserError
+from src.errors import ExitCode, LoaderFault, Terminated, UserError
 from tests.callbacks.small_training import SQUARE, classifier, fit
 from tests.callbacks.small_training import data as small_data
 from tests.callbacks.small_training import pictures as small_pictures
