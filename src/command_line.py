@@ -26,7 +26,8 @@ from src import config, word_checks
 from src.errors import UserError
 from src.hydra_words import for_hydra, key_of
 from src.other_names import closest
-from src.run_dir import REFUSALS, new_name, remove_if_nothing_ran
+from src.run_dir import REFUSALS, remove_if_nothing_ran
+from src.run_names import check_name, new_name
 from src.stray_words import split
 from src.suggestions import CONF, HELP, choices, example, knob_of, unknown_key
 from src.tuning import settings
@@ -49,7 +50,7 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
     settings.register()
     # Hydra prints errors itself, at length; with this variable it raises them and we say what is to be done.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    OmegaConf.register_new_resolver("sweep_name", lambda name: name or new_name(), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
     words = sys.argv[1:]
     word_checks.check_words(words)
     failures: list[Exception] = []
@@ -88,8 +89,18 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
         raise translate(error) if isinstance(error, OmegaConfBaseException) else error
 
 
+def _sweep_name(name: str | None, runs_dir: str) -> str:
+    """Checked here, before Hydra writes into the folder of a sweep."""
+    return new_name() if name is None else check_name(name, runs_dir)
+
+
 def translate(error: Exception) -> UserError:
     """Hydra's or OmegaConf's complaint, as what was found and what to type instead."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:  # of _sweep_name
+        return cause
     text = str(error) if not error.__cause__ else f"{error}\n{error.__cause__}"
     if isinstance(error, OverrideParseException):
         return UserError(f"{error.override!r} cannot be read", why="a setting is key=value", fix=HELP)

@@ -19,6 +19,7 @@ from src.errors import ExitCode, UserError
 from src.files import existing_parent
 from src.other_names import option_like
 from src.rules import check_rules
+from src.run_names import check_name
 from src.text import at_home, shell_word
 from src.user_command import corrected
 
@@ -164,13 +165,8 @@ def _check_names(config: Config) -> None:
                 why="a variable of the shell that is not set leaves nothing behind the =; the folder at hand is .",
                 fix=corrected(f"{key}={example}"),
             )
-    name = Path(config.name or "run")
-    if name.is_absolute() or ".." in name.parts or not name.name:
-        raise UserError(
-            f"name={config.name} leads out of runs_dir",
-            why="the folder of a run is runs_dir/name, and nothing else is in it",
-            fix=corrected(f"runs_dir={Path(config.runs_dir, name).parent}", f"name={name.name.strip('.') or 'first'}"),
-        )
+    if config.name is not None:
+        check_name(config.name, config.runs_dir)
 
 
 def _check_data(data: Data) -> None:

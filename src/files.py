@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
+import logging
 import os
+import re
+import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from src.errors import ExitCode, UserError
 from src.text import printable
 from src.user_command import corrected
 
+log = logging.getLogger(__name__)
+
+# Of a run, its checkpoints/ and model/, and a sweep.
+OWN_FILES = (
+    r"(?:(?:environment|result|batch_size|model|evaluation\S*|sweep|trial|\d+)\.json|(?:config|optimization_results)\.yaml"
+    r"|(?:split|metrics|memory|confusion|evaluation\S*|sweep)\.csv|model_summary\.txt|report\.html|trials\.jsonl"
+    r"|(?:last|best|epoch-\d+)\.ckpt|model\.safetensors|README\.md)"
+)
+# What some network and FUSE file systems say to what they do not know.
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
 # A file's name is bytes. Python reads those that are no UTF-8 as lone surrogates, and this writes them back as they were.
 NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}
 
@@ -37,19 +55,97 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep_old_a
         with temporary.open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
         if keep_old_as is not None and path.exists():
-            path.replace(keep_old_as)
-        temporary.replace(path)
+            _rename(path, keep_old_as)
+        _rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     if hasattr(os, "O_DIRECTORY"):  # makes the rename itself durable; Windows has no such call
-        handle = os.open(path.parent, os.O_DIRECTORY)
+        with suppress(OSError):  # nor have some network file systems, and a folder may be written but not read
+            handle = os.open(path.parent, os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Some file systems do not rename over a file, or over one that somebody has open: there the target goes first."""
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.EBUSY, errno.EPERM, *UNSUPPORTED) or not target.exists():
+            raise
+        target.unlink()
+        source.replace(target)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what write_atomically left in a folder when it was killed: NAME.PID.tmp, of a process that is no more and
+    a NAME that this program writes. Other people's *.tmp are theirs."""
+    for path in folder.glob("*.tmp"):
+        found = re.fullmatch(rf"{OWN_FILES}\.(\d+)\.tmp", path.name)
+        if found and path.is_file() and not _is_alive(int(found[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    if sys.platform == "win32":  # where the question would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        pass
+    return True
+
+
+@contextmanager
+def locked(path: Path, busy: UserError) -> Iterator[None]:
+    """Inside, this process has the file, and another one gets `busy`. The system gives it back when the process ends.
+
+    Raises OSError where the file cannot be made.
+    """
+    if sys.platform == "win32":
+        lock = FileLock(path)
         try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise busy from None
+        with lock:
+            yield
+        return
+    import fcntl  # not FileLock, whose way around missing locks outlives a process that is killed
+
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise busy from None
+            if error.errno not in (errno.ENOLCK, *UNSUPPORTED):
+                raise
+            _say_no_locks(os.strerror(error.errno))
+        yield
+
+
+@cache
+def _say_no_locks(why: str) -> None:
+    log.warning(
+        f"The file system has no locks ({why}): see to it yourself that no two commands write the same run at the same time."
+    )
 
 
 def make_folder(path: Path, key: str, file: str = "") -> None:

@@ -11,28 +11,27 @@ import json
 import logging
 import os
 import platform
-import secrets
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from src.errors import ExitCode, Terminated, UserError
+from src.files import locked, remove_leftovers, write_json, write_text
 from src.files import read_metrics as read_metrics  # the names under which they are imported elsewhere
 from src.files import sha256 as sha256
 from src.files import write_atomically as write_atomically
 from src.files import write_csv as write_csv
-from src.files import write_json, write_text
+from src.run_names import check_name, free_name, new_name, refuse_inside_another
 from src.run_settings import flat as flat
 from src.run_settings import refuse_other_settings, stored_settings
+from src.text import printable
 from src.user_command import corrected, shell_command
 
 log = logging.getLogger(__name__)
@@ -48,15 +47,12 @@ BEFORE_THE_FIRST_STEP = (
 _opened: list[Path] = []  # the folder that this process writes
 
 
-def new_name() -> str:
-    """A name for a run: date, time and four random hex digits, so that two runs of one second differ."""
-    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(2)}"
-
-
 def claim(runs_dir: Path, name: str | None) -> Path:
     """The path of the run's folder. Without a name the folder is made here, so that no other run can get it."""
     if name is not None:
-        return runs_dir / name
+        path = runs_dir / check_name(name, str(runs_dir))
+        refuse_inside_another(path, runs_dir)
+        return path
     while True:
         path = runs_dir / new_name()
         try:
@@ -94,18 +90,18 @@ class RunFolder:
             return
         _opened.clear()
         _make(path)
-        lock = FileLock(path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"another process is writing the run {path.name}",
-                where=str(path),
-                why="two writers in one folder would spoil each other's checkpoints",
-                fix=["wait for it to end", corrected(f"name={new_name()}")],
-                code=ExitCode.BUSY,
-            ) from None
-        try:
+        busy = UserError(
+            f"another process is writing the run {path.name}",
+            where=str(path),
+            why="two writers in one folder would spoil each other's checkpoints",
+            fix=["wait for it to end", corrected(f"name={new_name()}")],
+            code=ExitCode.BUSY,
+        )
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(path / ".lock", busy))
+            except OSError as error:  # a disk that may only be read by now
+                raise _cannot_make(path, error) from error
             folder = cls(path, config)
             folder._take_up(resume)
             _opened[:] = [path]
@@ -115,8 +111,6 @@ class RunFolder:
                 folder._note_end(error)
                 raise
             _opened.clear()
-        finally:
-            lock.release()
 
     def _take_up(self, resume: str) -> None:
         before = self.path / "config.yaml"
@@ -137,8 +131,8 @@ class RunFolder:
                     (self.path / name).unlink(missing_ok=True)
             write_json(self.path / "environment.json", environment())
             write_text(before, yaml.safe_dump(self.config, sort_keys=False))
-        for leftover in self.path.rglob("*.tmp"):  # of a process that was killed while it wrote; we hold the lock
-            leftover.unlink(missing_ok=True)
+        for folder in (self.path, self.checkpoints, self.model):
+            remove_leftovers(folder)
         if self.result() is None:
             self._note({"state": "running"})
 
@@ -208,11 +202,6 @@ def made_a_step(path: Path) -> bool:
     )
 
 
-def free_name(path: Path) -> str:
-    """The run's name with the first number from 2 that no other run has."""
-    return next(name for number in count(2) if not (path.parent / (name := f"{path.name}-{number}")).exists())
-
-
 def remove_if_nothing_ran(sweep: Path) -> None:
     """Removes the folder of a sweep whose jobs were all refused before they wrote anything."""
     if all(path.name == "multirun.yaml" or (path.is_dir() and not path.is_symlink()) for path in sweep.rglob("*")):
@@ -244,7 +233,7 @@ def _make(path: Path) -> None:
 
 def _cannot_make(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"the run folder {path} cannot be made: {error.strerror}",
+        f"the run folder {printable(path)} cannot be made or written to: {error.strerror}",
         where=str(path.absolute()),
         why="every result of the run goes there",
         fix=corrected("runs_dir=~/runs"),

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from src.errors import UserError
-from src.hydra_words import TEXTS, for_hydra, key_of, parsed
+from src.hydra_words import TEXTS, for_hydra, key_of, parsed, unquoted
 from src.stray_words import check_strays, split
 from src.suggestions import (
     CONF,
@@ -26,6 +27,7 @@ from src.suggestions import (
     replaced,
     setting_like,
 )
+from src.text import printable
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)
@@ -155,6 +157,14 @@ def _check_sweep(words: Sequence[str], settings: Sequence[str]) -> None:
                 f"{name} has no effect without -m",
                 why="it is about a sweep, and this is one run",
                 fix=[corrected("-m"), corrected(remove=[key])],
+            )
+        path = Path(unquoted(value))
+        if name in ("hydra.sweep.dir", "hydra.sweep.subdir") and (path.is_absolute() or {"..", "~"} & set(path.parts)):
+            where = [] if name.endswith("subdir") else [f"runs_dir={path}"]
+            raise UserError(
+                f"{name}={printable(path)} leads out of runs_dir",
+                why="the folder of a sweep is runs_dir/name, and those of its jobs are in it",
+                fix=corrected(*where, remove=[name]),
             )
         is_folder = name in ("name", "runs_dir")
         is_own = name.startswith(("hydra.", "hydra/")) and not name.startswith("hydra.sweeper.params")

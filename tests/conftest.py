@@ -96,7 +96,7 @@ def parses(words: list[str]) -> bool:
     from src.tuning import settings
 
     config.register()
-    OmegaConf.register_new_resolver("sweep_name", lambda name: name or "sweep", replace=True)
+    OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "sweep", replace=True)
     settings.register()
     words = for_hydra(words, multirun="-m" in words)
     if "-m" in words:

@@ -10,8 +10,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from src import config
+from src import command_line, config
 from src.command_line import CONF
+from src.errors import ExitCode, UserError
 from tests.conftest import ROOT, check_error, command_environment
 
 MISTAKES = [  # the words, and what the answer must name
@@ -241,3 +242,15 @@ def test_imports_go_down_only():
                 continue
             for target in targets:
                 assert level[target] <= level[room], f"{file.relative_to(ROOT)} imports src.{target}, which is above it"
+
+
+@pytest.mark.parametrize("sweep", [[], ["hydra/launcher=ray_tune"], ["hydra/sweeper=ray_tune"]])
+def test_a_sweep_that_would_lead_out_of_runs_dir_writes_nothing(tmp_path, monkeypatch, sweep):
+    """Hydra writes into the folder of a sweep before its first job is looked at."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # so that it is as before afterwards
+    monkeypatch.setattr("sys.argv", ["train", "-m", *sweep, "seed=0,1", "data=synthetic", "name=../x", "runs_dir=a/b"])
+    with pytest.raises(UserError, match="leads out of runs_dir") as caught:
+        command_line.run_hydra(lambda composed: pytest.fail("a job was run"), print)
+    assert caught.value.code == ExitCode.CONFIG
+    assert not any(tmp_path.iterdir())

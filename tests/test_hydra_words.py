@@ -93,7 +93,7 @@ def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     config.register()
     settings.register()
-    OmegaConf.register_new_resolver("sweep_name", lambda name: name or "sweep", replace=True)
+    OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "sweep", replace=True)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield lambda *words: config_checks.read(compose("train", overrides=for_hydra(words, multirun=False)))
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from filelock import FileLock
 
-from src import config_checks, run_dir
+from src import config_checks, files, run_dir
 from src.config import Config, Data, plain
 from src.errors import ExitCode, Terminated, UserError
 from src.files import write_csv, write_json, write_text
@@ -208,3 +212,113 @@ def test_a_link_stays_and_a_pipe_is_written_to(tmp_path):
     assert os.read(reader, 10) == b"more"
     os.close(reader)
     assert not (tmp_path / "pipe").is_file()
+
+
+def dead_pid() -> int:
+    """Of a process that has ended."""
+    return int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True).stdout)
+
+
+def test_only_the_runs_own_leftovers_of_dead_processes_are_removed(tmp_path, settings):
+    dead, alive = dead_pid(), os.getppid()
+    run = tmp_path / "runs/x"
+    own = ["config.yaml", "checkpoints/last.ckpt", "checkpoints/epoch-0012.ckpt", "model/model.safetensors"]
+    others = ["notes.tmp", f"notes.txt.{dead}.tmp", f"checkpoints/mine.ckpt.{dead}.tmp", f"deep/config.yaml.{dead}.tmp"]
+    for name in [*(f"{name}.{pid}.tmp" for name in own for pid in (dead, alive)), *others]:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("half")
+    opened(tmp_path, settings())
+    left = {str(path.relative_to(run)) for path in run.rglob("*.tmp")}
+    assert left == {*(f"{name}.{alive}.tmp" for name in own), *others}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        "../x",
+        "/tmp/x",
+        ".",
+        "",
+        "a/../b",
+        "a/",
+        "/",
+        "./a",
+        "a//b",
+        "~",
+        "~/x",
+        ".checked",
+        "a\0b",
+    ],
+)
+def test_a_name_is_one_or_more_plain_parts(tmp_path, name):
+    """Also that of a launch of torchrun, and the name in the command that is suggested."""
+    with pytest.raises(UserError) as caught:
+        run_dir.claim(tmp_path, name)
+    assert caught.value.code == ExitCode.CONFIG
+    words = shlex.split(caught.value.fix[0])
+    fixed = next(word.partition("=")[2] for word in words if word.startswith("name="))
+    run_dir.claim(tmp_path, fixed)
+    with pytest.raises(UserError):
+        run_dir.claim(tmp_path, "x" * 300)
+    assert not any(tmp_path.iterdir())
+
+
+def test_plain_names_and_folders_of_them(tmp_path):
+    for name in ("x", "a/b", "2026-11-28", "Bücher (1)", "-x", "a.b~"):
+        assert run_dir.claim(tmp_path, name) == tmp_path / name
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/config.yaml").write_text("of a run")
+    with pytest.raises(UserError, match="lies in the folder of the run a"):
+        run_dir.claim(tmp_path, "a/model")
+
+
+def test_a_disk_that_may_only_be_read_by_now_ends_with_73(tmp_path, settings):
+    """A real mount where that is allowed, else a folder without permission to write."""
+    opened(tmp_path, settings())
+    run = tmp_path / "runs/x"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", run], capture_output=True).returncode == 0
+    (tmp_path / "runs/x").chmod(0o555) if not mounted else None
+    try:
+        if not mounted and os.access(run, os.W_OK):
+            pytest.skip("root without the right to mount")
+        with pytest.raises(UserError) as caught:
+            opened(tmp_path, settings())
+    finally:
+        subprocess.run(["umount", run]) if mounted else run.chmod(0o755)
+    assert caught.value.code == ExitCode.CANNOT_WRITE
+    assert str(run) in caught.value.found
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_once(tmp_path, settings, monkeypatch, caplog, number):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    files._say_no_locks.cache_clear()
+    opened(tmp_path, settings())
+    opened(tmp_path, settings())
+    assert caplog.text.count("The file system has no locks") == 1
+
+
+def test_file_systems_that_know_less_than_a_disk(tmp_path, monkeypatch):
+    """No fsync, and no rename over a file that is there."""
+    rename = Path.replace
+
+    def unsupported(*_):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    def replace(source, target):
+        if Path(target).exists():
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", unsupported)
+    monkeypatch.setattr(Path, "replace", replace)
+    for text in ("1", "2"):
+        write_text(tmp_path / "a.json", text)
+        assert (tmp_path / "a.json").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -81,6 +81,8 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("hydra.run.dir=a/b", "hydra.run.dir has no effect", "runs_dir=a/b"),
     ("hydra.job.chdir=true", "hydra.job.chdir=true does not go", ""),
     ("hydra.sweep.dir=x", "hydra.sweep.dir has no effect without -m", "-m hydra.sweep.dir=x"),
+    ("-m hydra.sweep.dir=/tmp/x", "hydra.sweep.dir=/tmp/x leads out of runs_dir", "-m runs_dir=/tmp/x"),
+    ("-m hydra.sweep.subdir=../x", "hydra.sweep.subdir=../x leads out of runs_dir", "-m"),
     ("experiment=tune_hea", "did you mean experiment=tune_head?", "experiment=tune_head"),
     ("experiment=tune_head,tune_finetune", "would run tune_head and", "experiment=tune_head"),
     ("experiment=null", "experiment=null is not a choice", ""),
@@ -154,7 +156,7 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         Path(file).touch()
     config.register()
     settings.register()
-    OmegaConf.register_new_resolver("sweep_name", lambda name: name or "sweep", replace=True)
+    OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "sweep", replace=True)
 
 
 @pytest.mark.parametrize(("typed", "named", "fixed"), WRONG, ids=[one[0] for one in WRONG])

@@ -148,7 +148,7 @@ def sweep(monkeypatch) -> tuple[ConfigLoader, DictConfig]:
     """The config of a sweep of this project, as the plugins get it."""
     config.register()
     settings.register()
-    OmegaConf.register_new_resolver("sweep_name", lambda name: name or "new", replace=True)
+    OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "new", replace=True)
     setup_globals()
     words = ["hydra/launcher=ray_tune", "hydra.job.name=mine"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
