@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,46 @@ def test_a_killed_worker_and_a_killed_driver(tmp_path, undisturbed):
     assert again.returncode == 0, out + err
     check_whole(tmp_path, undisturbed)
     assert any("continuing from" in log.read_text() for log in (tmp_path / "runs/hit").glob("[01]/train.log"))
+
+
+def marked(mark: str) -> list[str]:
+    """The command lines of all processes that have the mark in their environment; those that have ended have none."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if f"MARK={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:80])
+    return [line for line in found if line]
+
+
+def test_a_killed_driver_leaves_no_process(tmp_path):
+    """kill -9 of the command: Ray, the worker, the ranks of its trial and their loaders see it and end.
+
+    Two helpers of Ray, its agents, try for another minute to tell somebody of it.
+    """
+    mark = str(tmp_path)
+    words = (
+        "trainer.accelerator=cpu",
+        "strategy=ddp",
+        "trainer.devices=2",
+        "data.num_workers=1",
+        "trainer.max_epochs=99",
+    )
+    sweep = start(tmp_path, *WORDS, *words, MARK=mark)
+    try:
+        wait_for(tmp_path, 1, sweep)
+        before = marked(mark)
+        for part in ("raylet", "gcs_server", "Trainable", "src.rank", "src.train"):
+            assert any(part in line for line in before), before
+        assert sum("src.rank" in line for line in before) > 2, "two ranks, and loaders"
+    finally:
+        sweep.kill()
+    sweep.communicate(timeout=60)
+    deadline = time.monotonic() + 15
+    while left := [line for line in marked(mark) if "Agent" not in line]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
 
 
 def test_ctrl_c_and_on(tmp_path, undisturbed):
