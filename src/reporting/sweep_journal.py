@@ -20,8 +20,10 @@ JOURNAL = "trials.jsonl"
 
 RUNNING, FINISHED, PRUNED, FAILED = "running", "finished", "pruned", "failed"
 DIVERGED = "diverged"  # a loss of nan or inf ended it: its value is the worst there is, and it is not tried again
-NOT_RANKED = (FAILED, DIVERGED)
 PAUSED = "paused"  # it goes on later: told to by a scheduler, or the sweep was interrupted
+STATES = (FINISHED, PRUNED, DIVERGED, FAILED, PAUSED, RUNNING)  # in which they are counted
+STOPPED = (PRUNED, DIVERGED, FAILED)  # before their last epoch
+NOT_RANKED = (DIVERGED, FAILED)
 
 
 @dataclass

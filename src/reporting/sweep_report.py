@@ -17,23 +17,10 @@ from pathlib import Path, PurePath
 from src.reporting import plots, sweep_plots
 from src.reporting.importance import importance
 from src.reporting.report import Cell, Link, figure, page, section, table
-from src.reporting.sweep_journal import (
-    DIVERGED,
-    FAILED,
-    FINISHED,
-    NOT_RANKED,
-    PAUSED,
-    PRUNED,
-    RUNNING,
-    Journal,
-    TrialRecord,
-    ranking,
-)
+from src.reporting.sweep_journal import FAILED, NOT_RANKED, PRUNED, STATES, Journal, TrialRecord, ranking
 from src.reporting.sweep_scale import Scale, exact, numbers, scales_of, shown
 from src.run_dir import write_text
 from src.tuning.goal import Goal
-
-STATES = (FINISHED, PRUNED, DIVERGED, FAILED, PAUSED, RUNNING)
 
 STYLE = """.trials th, .trials td { white-space: nowrap; overflow-wrap: normal; vertical-align: top; }
 .trials td:last-child { white-space: normal; min-width: 12rem; }

@@ -17,18 +17,7 @@ import yaml
 
 from src.errors import ExitCode, UserError
 from src.hydra_words import without_quotes
-from src.reporting.sweep_journal import (
-    DIVERGED,
-    FAILED,
-    FINISHED,
-    NOT_RANKED,
-    PAUSED,
-    PRUNED,
-    RUNNING,
-    Journal,
-    TrialRecord,
-    ranking,
-)
+from src.reporting.sweep_journal import DIVERGED, FAILED, NOT_RANKED, PRUNED, STATES, Journal, TrialRecord, ranking
 from src.reporting.sweep_scale import shown
 from src.run_dir import write_csv, write_text
 from src.tuning.goal import Goal
@@ -121,9 +110,7 @@ def print_ranking(journal: Journal, goal: Goal, folder: Path, name: str, report:
     log.info("")
     for line in _table(ranked[:SHOWN], goal):
         log.info(line)
-    counts = ", ".join(
-        f"{states[state]} {state}" for state in (FINISHED, PRUNED, DIVERGED, FAILED, PAUSED, RUNNING) if states[state]
-    )
+    counts = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
     log.info(f"{_trials(len(trials))}: {counts}" if trials else "no trial has begun")
     log.info("")
     if ranked:

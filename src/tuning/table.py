@@ -24,13 +24,12 @@ from rich.table import Table
 from rich.text import Text
 
 from src.reporting.sweep_journal import (
-    DIVERGED,
     FAILED,
     FINISHED,
-    NOT_RANKED,
     PAUSED,
     PRUNED,
     RUNNING,
+    STOPPED,
     Journal,
     TrialRecord,
     ranking,
@@ -40,11 +39,8 @@ from src.tuning.goal import Goal
 
 log = logging.getLogger(__name__)
 
-DONE = (FINISHED, PRUNED, DIVERGED, FAILED)
-MOST_RUNNING, MOST_OTHERS = (
-    12,
-    5,
-)  # so many trials of each kind fit on the smallest screen; the last line counts them all
+DONE = (FINISHED, *STOPPED)
+MOST_RUNNING, MOST_OTHERS = 12, 5  # what fits on the smallest screen; the last line counts them all
 SILENCE_SECONDS = 60.0  # before a first trial ended, a line comes that often
 STYLES = {RUNNING: "cyan", PRUNED: "yellow", PAUSED: "dim"}
 
@@ -93,7 +89,7 @@ class SweepDisplay:
         self._trials = {**self._trials, number: replace(trial, rows=dict(trial.rows))}
         if trial.state in DONE:
             self._durations.append(trial.seconds)
-            if trial.state in NOT_RANKED or not self.terminal:
+            if trial.error or not self.terminal:
                 log.info(self._line(trial))
         elif not (self.terminal or self._durations) and self._clock() - self._last_line >= SILENCE_SECONDS:
             self._last_line = self._clock()
@@ -122,15 +118,9 @@ class SweepDisplay:
     def _line(self, trial: TrialRecord) -> str:
         """'#7  pruned at epoch 2   val/acc 0.9012 (epoch 2)  lr=0.01 head=mlp   12 of 40 done, best #3 0.9831'"""
         names = short_names(self._trials.values())
-        state = trial.state + (f" at epoch {max(trial.rows)}" if trial.state != FINISHED and trial.rows else "")
+        state = trial.state + (f" at epoch {max(trial.rows)}" if trial.state in STOPPED and trial.rows else "")
         best = best_text(trial, self.goal)
-        result = (
-            trial.error
-            if trial.state in NOT_RANKED
-            else f"{self.goal.metric} {best}"
-            if best
-            else f"no {self.goal.metric}"
-        )
+        result = trial.error or (f"{self.goal.metric} {best}" if best else f"no {self.goal.metric}")
         params = " ".join(f"{names[key]}={shown(value)}" for key, value in trial.params.items())
         known = ", ".join(filter(None, [self._done(), self._best(), self._left()]))
         return f"#{trial.number:<3} {state:<18} {'  '.join(filter(None, [result, params]))}   {known}"
@@ -138,7 +128,7 @@ class SweepDisplay:
     def _summary(self) -> str:
         """'12 of 40 done (5 pruned, 1 failed), 2 running, best #7 val/acc 0.9831, about 3 min left'"""
         counts = Counter(trial.state for trial in self._trials.values())
-        lost = ", ".join(f"{counts[state]} {state}" for state in (PRUNED, DIVERGED, FAILED) if counts[state])
+        lost = ", ".join(f"{counts[state]} {state}" for state in STOPPED if counts[state])
         others = [f"{counts[state]} {state}" for state in (RUNNING, PAUSED) if counts[state]]
         done = self._done() + (f" ({lost})" if lost else "")
         return ", ".join(filter(None, [done, *others, self._best(f"{self.goal.metric} "), self._left()]))
