@@ -5,14 +5,16 @@ src/batch_size.py measures. Nothing here needs torch, so that what a run chose c
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from src.errors import ExitCode, UserError
+from src.plain_values import check, limited, read_json
 from src.run_dir import write_json
+from src.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -118,4 +120,22 @@ def remember(folder: Path, batch_size: int, trials: Sequence[Trial]) -> None:
 def chosen_batch_size(folder: Path) -> int | None:
     """What data.batch_size=auto chose in the run of this folder, or None if nothing was chosen yet."""
     path = folder / "batch_size.json"
-    return json.loads(path.read_text(encoding="utf-8"))["batch_size"] if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        values = read_json(path)
+        check(chosen := _Chosen(values.get("batch_size")))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(
+            f"{printable(path)} cannot be read: {printable(str(error)[:200])}",
+            where=printable(path.absolute()),
+            why="it says which batch size the run found when it began",
+            fix="copy it back from a backup",
+            code=ExitCode.DATA,
+        ) from error
+    return chosen.batch_size
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    batch_size: int = limited(range=(1, 10**6))

@@ -23,9 +23,9 @@ from src.run_names import check_name
 from src.text import at_home, shell_word
 from src.user_command import corrected
 
-ANY = 2**63  # no upper limit that a user meets
+ANY = 10**9  # no upper limit that a user meets
 RANGES: dict[str, tuple[float, float, Any]] = {  # key: lowest, highest, an example
-    "seed": (0, ANY, 0),
+    "seed": (0, 2**63 - 1, 0),
     "data.num_workers": (0, 256, 2),
     "data.timeout_seconds": (0, 10**6, 300),
     "data.num_pictures": (1, 10**7, 240),
@@ -36,8 +36,8 @@ RANGES: dict[str, tuple[float, float, Any]] = {  # key: lowest, highest, an exam
     "data.crop_ratio": (0.1, 1.0, 1.0),
     "data.max_megapixels": (0.001, 10_000, 100),
     "data.bits": (1, 16, 12),
-    "model.hidden": (1, ANY, 512),
-    "model.num_classes": (1, ANY, "null"),
+    "model.hidden": (1, 10**5, 512),
+    "model.num_classes": (1, 10**5, "null"),
     "model.dropout": (0.0, 0.95, 0.2),
     "model.min_match": (0.0, 1.0, 0.9),
     "model.label_smoothing": (0.0, 0.9, 0.1),
@@ -59,9 +59,9 @@ RANGES: dict[str, tuple[float, float, Any]] = {  # key: lowest, highest, an exam
     "strategy.port": (1, 65535, 29500),
     "strategy.micro_batches": (1, 10**6, 4),
     "trainer.max_epochs": (1, ANY, 12),
-    "trainer.num_nodes": (1, ANY, 1),
+    "trainer.num_nodes": (1, 10**5, 1),
     "trainer.limit_batches": (1, ANY, 10),
-    "trainer.threads": (1, ANY, 2),
+    "trainer.threads": (1, 1024, 2),
     "trainer.gradient_clip": (1e-6, 1e6, 1.0),  # Lightning takes 0 and less for "no clipping"
 }
 EXAMPLE_TEXTS = {
@@ -88,11 +88,11 @@ EXAMPLES: dict[str, Any] = {name: example for name, (_, _, example) in RANGES.it
 }
 
 
-def read(composed: DictConfig | dict) -> Config:
-    """The composed YAML as dataclasses, checked. Raises UserError."""
+def read(composed: DictConfig | dict, *, files: bool = True) -> Config:
+    """The composed YAML as dataclasses, checked. Raises UserError. files: False where those that it names may be gone."""
     if isinstance(composed, DictConfig):  # plain first: Hydra's + opens the schema to keys that nothing reads
         composed = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), _as_text(composed)))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), as_text(composed)))
     assert isinstance(config, Config)
     for name in ("root", "table", "split_file"):  # of model.weights src/models/weights.py does it
         if path := getattr(config.data, name):
@@ -102,18 +102,18 @@ def read(composed: DictConfig | dict) -> Config:
     _check_ranges(config)
     _check_names(config)
     check_rules(config)
-    _check_data(config.data)
+    _check_data(config.data, files)
     _check_together(config)
     check_strategy(config)
     return config
 
 
-def _as_text(value: Any) -> Any:
+def as_text(value: Any) -> Any:
     """Plain values for OmegaConf, to which a ${ in a resolved text would be an interpolation once more."""
     if isinstance(value, dict):
-        return {key: _as_text(inner) for key, inner in value.items()}
+        return {key: as_text(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_as_text(inner) for inner in value]
+        return [as_text(inner) for inner in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
@@ -136,15 +136,15 @@ def _check_ranges(config: Config) -> None:
     for name, (lowest, highest, _) in RANGES.items():
         number = attrgetter(name)(config)
         if number is not None and not lowest <= number <= highest:
-            allowed = f"at least {lowest}" if highest == ANY else f"from {lowest} to {highest}"
+            allowed = f"at least {lowest}" if highest == ANY and number < lowest else f"from {lowest} to {highest}"
             raise out_of_range(name, number, allowed)
     data, trainer = config.data, config.trainer
-    if data.batch_size != "auto" and not (type(data.batch_size) is int and data.batch_size >= 1):
-        raise out_of_range("data.batch_size", data.batch_size, "a whole number from 1, or auto")
-    if trainer.max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer.max_time):
+    if data.batch_size != "auto" and not (type(data.batch_size) is int and 1 <= data.batch_size <= 10**6):
+        raise out_of_range("data.batch_size", data.batch_size, "a whole number from 1, or auto, and at most 1000000")
+    if trainer.max_time is not None and not re.fullmatch(r"\d{1,5}:\d\d:\d\d:\d\d", trainer.max_time):
         raise out_of_range("trainer.max_time", trainer.max_time, "DD:HH:MM:SS: days, hours, minutes, seconds")
-    if trainer.max_steps != -1 and trainer.max_steps < 1:
-        raise out_of_range("trainer.max_steps", trainer.max_steps, "at least 1, or -1 for no limit")
+    if trainer.max_steps != -1 and not 1 <= trainer.max_steps <= ANY:
+        raise out_of_range("trainer.max_steps", trainer.max_steps, f"at least 1 and at most {ANY}, or -1 for no limit")
     if len(data.background) != 3 or not all(0 <= level <= 255 for level in data.background):
         raise out_of_range("data.background", data.background, "three levels from 0 to 255")
 
@@ -169,7 +169,7 @@ def _check_names(config: Config) -> None:
         check_name(config.name, config.runs_dir)
 
 
-def _check_data(data: Data) -> None:
+def _check_data(data: Data, files: bool) -> None:
     """Each source needs its own settings, and what they name has to be there."""
     needs = {"image_folder": "root", "table": "table", "torchvision": "name"}
     needed = needs.get(data.source)
@@ -181,7 +181,7 @@ def _check_data(data: Data) -> None:
         )
     for name in ("table", "split_file", "root"):
         path = getattr(data, name)
-        if path is not None and data.source != "torchvision" and not Path(path).exists():
+        if files and path is not None and data.source != "torchvision" and not Path(path).exists():
             raise _missing(name, path)
     if data.val_fraction + data.test_fraction > 0.9:
         raise UserError(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from src import config_checks
 from src.config import choice
 from src.errors import UserError, run_and_report
+from src.run_dir import refuse_links
 from src.run_lookup import find_run
 from src.run_settings import merged, stored_settings
 from src.text import path_in
@@ -36,6 +37,8 @@ class Words:
 def work() -> None:
     words, changes = read_words(Words, sys.argv[1:], "src.evaluate", __doc__ or "", needed="run", data=True)
     run = find_run(words.run)
+    if words.out is None:
+        refuse_links(run, "evaluation*")
     settings = config_checks.read(merged(stored_settings(run), changes))
     _check_effects(changes, settings.data.source)
     from src.evaluation import evaluate_run  # after the words are known to be right: torch takes seconds to import

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -34,6 +34,7 @@ from src.models.losses import ClassificationLoss, predicted_classes
 from src.models.metrics import SplitMetrics
 from src.models.network import TransferNetwork
 from src.out_of_memory import InParts
+from src.plain_values import read_json
 from src.preprocessing import Preprocessing
 from src.reporting.tables import metrics_table, write_confusion
 from src.run_settings import merged, stored_settings
@@ -178,9 +179,9 @@ def _name_of(out: Path, name: str, changes: Mapping[str, Any], changed: list[str
         file = out / f"{candidate}.json"
         if not file.exists():
             return candidate, False
-        earlier = json.loads(file.read_text(encoding="utf-8")).get("changed", [])
-        if _which(earlier) == _which(changed):
-            return candidate, True
+        with suppress(ValueError, AttributeError, TypeError):  # a file of somebody else is left as it is
+            if _which(read_json(file).get("changed", [])) == _which(changed):
+                return candidate, True
     raise AssertionError("numbers do not end")
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from src.errors import run_and_report
 from src.exporting.formats import choose_format
+from src.run_dir import refuse_links
 from src.run_lookup import find_run
 from src.text import path_in
 from src.words import read_words
@@ -35,6 +36,8 @@ def work() -> None:
     words, _ = read_words(Words, sys.argv[1:], "src.export", __doc__ or "", needed="run")
     form = choose_format(words.format)
     run = find_run(words.run)
+    if words.out is None:
+        refuse_links(run, "export*", "export/*")
     # After the words are known to be right: torch takes seconds to import.
     from src.exporting.export_run import export_run
 

@@ -28,9 +28,9 @@ def limited(default: Any = MISSING, **limits: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object without nan and infinity, which are no JSON. Raises ValueError (of any kind), OSError."""
+    """An object; nan and infinity, which are no JSON and stand in files of older runs, are None. Raises ValueError, OSError."""
     try:
-        value = json.loads(_text(path, MOST_BYTES), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(_text(path, MOST_BYTES), object_pairs_hook=_unique, parse_constant=lambda text: None)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if not isinstance(value, dict):
@@ -97,10 +97,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         raise ValueError("a key stands in it twice")
     return result
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
 
 
 class _PlainLoader(yaml.SafeLoader):

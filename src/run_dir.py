@@ -7,7 +7,6 @@ src/run_settings.py. What is in it: README.md, 'A run's folder'.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -16,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,11 @@ from src.files import read_metrics as read_metrics  # the names under which they
 from src.files import sha256 as sha256
 from src.files import write_atomically as write_atomically
 from src.files import write_csv as write_csv
+from src.plain_values import check, limited, read_json
 from src.run_names import check_name, free_name, new_name, refuse_inside_another
 from src.run_settings import flat as flat
 from src.run_settings import refuse_other_settings, stored_settings
-from src.text import printable
+from src.text import printable, shell_word
 from src.user_command import corrected, shell_command
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,19 @@ def claim(runs_dir: Path, name: str | None) -> Path:
             raise _cannot_make(path, error) from error
 
 
+@dataclass(frozen=True)
+class _Finished:
+    """What is read of the result.json of a run that finished."""
+
+    state: str = limited(options=("finished",))
+    metrics: dict[str, float | None]
+    best_epoch: int
+    weights: str
+    epochs: int
+    steps: int
+    wall_seconds: float
+
+
 class RunFolder:
     """The folder of one run while it is written: `with RunFolder.open(path, config) as folder`."""
 
@@ -89,6 +103,7 @@ class RunFolder:
             yield cls(path, config)
             return
         _opened.clear()
+        refuse_links(path, "*", "*/*")
         _make(path)
         busy = UserError(
             f"another process is writing the run {path.name}",
@@ -149,7 +164,7 @@ class RunFolder:
                     with suppress(OSError):  # a folder that holds something is left
                         path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
                 return
-        if self.result() is None:
+        if read_result(self.path).get("state") != "finished":
             stopped = isinstance(error, KeyboardInterrupt | SystemExit | Terminated)
             self._note({"state": "interrupted" if stopped else "failed", "error": f"{type(error).__name__}: {error}"})
 
@@ -160,7 +175,11 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """result.json of a run that finished, else None."""
         result = read_result(self.path)
-        return result if result.get("state") == "finished" else None
+        try:
+            check(_Finished(**{knob.name: result.get(knob.name) for knob in fields(_Finished)}))
+        except ValueError:
+            return None
+        return result
 
     def note_death(self, error: UserError) -> None:
         """What a run whose first process was killed could not note itself."""
@@ -218,9 +237,22 @@ def _clear(path: Path) -> None:
 def read_result(path: Path) -> dict[str, Any]:
     """result.json of a run's folder; {} where it has none that can be read."""
     try:
-        return json.loads((path / "result.json").read_text(encoding="utf-8"))
+        return read_json(path / "result.json")
     except (OSError, ValueError):
         return {}
+
+
+def refuse_links(folder: Path, *patterns: str) -> None:
+    """Raises UserError where a file of the folder that would be written is a link to one outside of it."""
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+            raise UserError(
+                f"{printable(path)} is a link to {printable(os.path.realpath(path))}",
+                where=printable(folder.absolute()),
+                why="a run writes into its own folder only; somebody who sends you a folder could name your files",
+                fix=f"rm {shell_word(path)}",
+                code=ExitCode.DATA,
+            )
 
 
 def _make(path: Path) -> None:

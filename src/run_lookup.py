@@ -5,7 +5,9 @@ What is none is answered with the runs that there are: only those that have a mo
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from src.errors import ExitCode, UserError
@@ -92,7 +94,7 @@ def has_model(run: Path) -> bool:
 def _without_model(path: Path) -> UserError:
     """A run that is not finished: how it stands, and the command that ends it."""
     result = read_result(path)
-    state, command = result.get("state", "not finished"), result.get("command")
+    state, command = str(result.get("state", "not finished")), _own_command(result.get("command"))
     why = {
         "running": "it is under way, or was killed; model/ is written at its end",
         "interrupted": "it was interrupted; model/ is written at its end, and the same command continues it",
@@ -101,12 +103,20 @@ def _without_model(path: Path) -> UserError:
     }.get(state, "model/ is written at the end of a run")
     mends = [command] if command and state != "finished" else []
     return UserError(
-        f"the run {printable(path.name)} has no model ({state}): model/model.json is missing",
+        f"the run {printable(path.name)} has no model ({printable(state)}): model/model.json is missing",
         where=str((path / "model").absolute()),
         why=why,
         fix=[*mends, *_commands(_usable(path.parent))] or "python -m src.train name=first",
         code=ExitCode.NO_INPUT,
     )
+
+
+def _own_command(text: object) -> str | None:
+    """A command of this program that a result.json names; a text with anything of the shell in it is not passed on."""
+    with suppress(ValueError):
+        if isinstance(text, str) and text.startswith("python -m src.train ") and shlex.join(shlex.split(text)) == text:
+            return text
+    return None
 
 
 def _commands(runs: Sequence[Path]) -> list[str]:

@@ -16,8 +16,10 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src import config_checks
 from src.config import Config
 from src.errors import ExitCode, UserError
+from src.plain_values import read_yaml
 from src.text import printable
 from src.user_command import corrected
 
@@ -38,7 +40,7 @@ def stored_settings(path: Path) -> dict[str, Any]:
     """config.yaml of a run's folder as nested plain values, of keys that the schema has. Raises UserError."""
     file = path / "config.yaml"
     try:
-        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+        stored = read_yaml(file)
         if not (isinstance(stored, dict) and isinstance(stored.get("data"), dict)):
             raise ValueError("it does not hold the settings of a run")
     except PermissionError:
@@ -138,16 +140,30 @@ def _defaults(key: str) -> Iterator[Any]:
 
 
 def merged(stored: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run with some of them changed ({'data.batch_size': 16}), and those that it lacks at their default."""
+    """The settings of a run with some of them changed ({'data.batch_size': 16}), and those that it lacks at their default.
+
+    Its values are what they are: a ${...} in them is text. Raises UserError for what the command line would refuse too.
+    """
     try:
-        whole = OmegaConf.merge(OmegaConf.structured(Config), stored)
+        whole = OmegaConf.merge(OmegaConf.structured(Config), config_checks.as_text(stored))
+        config_checks.read(whole, files=False)
+    except (OmegaConfBaseException, UserError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(
+            f"the settings of the run do not fit this version of the program: {printable(reason)}",
+            where="its config.yaml",
+            why="the type and the range of every setting are declared in src/config.py and src/config_checks.py",
+            fix="use the version of the program that made the run; its environment.json names the commit",
+            code=ExitCode.DATA,
+        ) from error
+    try:
         for key, value in changes.items():
-            OmegaConf.update(whole, key, value)
+            OmegaConf.update(whole, key, config_checks.as_text(value))
     except OmegaConfBaseException as error:
         raise UserError(
-            f"the settings of the run do not fit this version of the program: {str(error).splitlines()[0]}",
+            f"{key}={printable(value)} cannot be: {str(error).splitlines()[0]}",
             why="the type of every setting is declared in src/config.py",
-            fix="use the version of the program that made the run; its environment.json names the commit",
+            fix=corrected(remove=[key]),
         ) from error
     return OmegaConf.to_container(whole, resolve=True)  # type: ignore[return-value]
 

@@ -202,6 +202,7 @@ def test_imports_go_down_only():
             "user_command",
             "seeding",
             "preprocessing",
+            "plain_values",
             "machine",
             "logs",
             "memory",

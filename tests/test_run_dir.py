@@ -128,7 +128,7 @@ def test_a_job_of_a_sweep_keeps_its_folder(tmp_path, settings):
 
 def test_an_error_after_the_end_does_not_undo_it(tmp_path, settings):
     with RunFolder.open(tmp_path / "runs/x", settings()) as folder:
-        folder.finish(metrics={})
+        folder.finish(metrics={}, best_epoch=1, weights="epoch 1", epochs=1, steps=1)
     with pytest.raises(KeyError):
         opened(tmp_path, settings(), KeyError("val/new"))
     assert json.loads((tmp_path / "runs/x/result.json").read_text())["state"] == "finished"

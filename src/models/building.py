@@ -21,6 +21,7 @@ from src.models.losses import ClassificationLoss, class_weights
 from src.models.network import Architecture, TransferNetwork, build_network
 from src.models.weight_files import unreadable
 from src.models.weights import Loaded, load_pretrained
+from src.plain_values import check
 from src.preprocessing import Preprocessing
 from src.user_command import corrected
 
@@ -79,13 +80,20 @@ def rebuild(card: ModelCard, state: dict[str, torch.Tensor], folder: Path = Path
     folder: for the message of the UserError that is raised where the weights are not those of the card's network.
     """
     try:
+        architecture = Architecture.from_dict(card.architecture)
+        check(architecture, "architecture.")
+        outputs = 1 if card.task == "binary" else len(card.classes)
         head = [tensor.shape for name, tensor in state.items() if name.startswith("head.") and tensor.ndim == 2]
-        if head[-1][0] != card.architecture["outputs"]:  # before a layer of any size is made
-            raise ValueError(f"the last layer has {head[-1][0]} outputs")
-        network = _of_card(card)
+        if not outputs == architecture.outputs == head[-1][0]:  # before a layer of any size is made
+            raise ValueError(
+                f"{len(card.classes)} classes, {architecture.outputs} and {head[-1][0]} outputs contradict"
+            )
+        network = build_network(architecture, card.preprocessing, channels_last=card.channels_last)
         network.load_state_dict(state)
-    except (UserError, RuntimeError, ValueError, LookupError) as error:
-        why = f"its weights are not those of {card.architecture['backbone']}: {error}"
+    except (UserError, RuntimeError, ValueError, TypeError, LookupError) as error:
+        if isinstance(error, UserError) and error.code == ExitCode.UNAVAILABLE:  # timm is not installed
+            raise
+        why = f"its weights and its architecture do not fit each other: {error}"
         raise damaged(folder / "model.json", why) from error
     return network
 
