@@ -31,7 +31,8 @@ SHARED_MEMORY = (
     "unable to allocate shared memory",
     "out of shared memory",
 )
-NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk, a quota; Windows has no quota error
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk, a quota; Windows has no quota error
+NO_ROOM = (*FULL, errno.EFBIG, errno.EROFS)  # a limit on the size of files, a disk that may only be read by now
 
 
 class ExitCode(IntEnum):
@@ -193,7 +194,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _disk_full(error: OSError, folder: Path | None) -> UserError:
     path = Path(error.filename or folder or ".")  # a write that fails does not know its file
     return UserError(
-        f"the disk is full: {error.strerror}",
+        f"the disk {'is full' if error.errno in FULL else 'takes no more'}: {error.strerror}",
         where=str(path.absolute()),
         why="results, logs and checkpoints need room; what was written before is whole",
         fix=[f"df -h {shell_word(path.parent)}", "make room, then repeat the command with the same name="],

@@ -11,6 +11,7 @@ import math
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -72,6 +73,8 @@ def run(config: Config, path: Path) -> float:
         if (done := ranks.told_by_first(folder.result)) is not None:
             log.info(f"{folder.path} is finished already; this is its result.")
             if ranks.is_first:
+                if not (folder.path / "report.html").exists():
+                    report(folder, done)
                 print_result(folder.path, done)
             return done["metrics"].get(config.checkpoint.monitor, math.nan)
 
@@ -111,6 +114,7 @@ def run(config: Config, path: Path) -> float:
         metrics = measure(config, folder, network, pictures, preprocessing, device)
         package(config, folder, network, pictures, preprocessing, metrics, loaded.line, chosen, trainer.current_epoch)
         result = folder.finish(
+            lambda result: report(folder, result, phases),
             metrics=metrics,
             best_checkpoint="checkpoints/best.ckpt",
             best_epoch=best_epoch,
@@ -121,7 +125,6 @@ def run(config: Config, path: Path) -> float:
             peak_memory_mib=peak_of(trainer, device) if peak_is_known else None,
             device=str(device),
         )
-        report(folder, phases)
         print_result(folder.path, result)
         return metrics[config.checkpoint.monitor]
 
@@ -252,10 +255,10 @@ def measure(
     return metrics
 
 
-def report(folder: RunFolder, phases: Phases) -> None:
-    """Writes report.html. The run is finished by now: a page that cannot be made must not turn it into a failed one."""
+def report(folder: RunFolder, result: dict[str, Any], phases: Phases | None = None) -> None:
+    """Writes report.html. A page that cannot be made must not turn a run that is complete into a failed one."""
     try:
-        write_report(folder.path, phases)
+        write_report(folder.path, phases, result)
     except Exception:
         log.warning("report.html could not be written; train.log says why. The run itself is complete.", exc_info=True)
 

@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -186,19 +186,23 @@ class RunFolder:
         if read_result(self.path).get("state") == "running":
             self._note({"state": "failed", "error": f"{type(error).__name__}: {error}"})
 
-    def finish(self, **result: Any) -> dict[str, Any]:
-        """Writes result.json: the end of the run, for programs."""
-        return self._note({"state": "finished", **result})
+    def finish(self, report: Callable[[dict[str, Any]], None] = lambda result: None, **result: Any) -> dict[str, Any]:
+        """Writes result.json: the end of the run, for programs. It is the last file, so a run that is finished has all.
 
-    def _note(self, result: dict[str, Any]) -> dict[str, Any]:
-        result |= {
-            "name": self.path.name,
-            "command": shell_command(),
-            "wall_seconds": round(time.monotonic() - self.started, 2),
-        }
+        report: makes the page of the result. Raises OSError.
+        """
+        finished = self._signed({"state": "finished", **result})
+        report(finished)
+        write_json(self.path / "result.json", finished)
+        return finished
+
+    def _note(self, result: dict[str, Any]) -> None:
         with suppress(OSError):  # a full disk must not hide the error that is on its way
-            write_json(self.path / "result.json", result)
-        return result
+            write_json(self.path / "result.json", self._signed(result))
+
+    def _signed(self, result: dict[str, Any]) -> dict[str, Any]:
+        seconds = round(time.monotonic() - self.started, 2)
+        return result | {"name": self.path.name, "command": shell_command(), "wall_seconds": seconds}
 
 
 def opened() -> Path | None:

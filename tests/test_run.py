@@ -59,10 +59,13 @@ def test_a_run_leaves_everything_about_it(command, tmp_path):
     assert "state_dict: 338 tensors" in (run / "model_summary.txt").read_text()
     assert f"python -m src.evaluate run={Path('runs/one')}" in done.out
 
+    assert (run / "result.json").stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in run.glob("*.html"))
+    (run / "report.html").unlink()  # as where the disk was full just then
     again = command("train", *SMALL, "name=one", "logger.tensorboard=true")
     assert again.code == 0
     assert "finished already" in again.out
     assert result(run) == ended
+    assert (run / "report.html").exists()
 
     other = command("train", *SMALL, "name=one", "optimizer.lr=0.5")
     check_error(other, 64, "optimizer.lr: 0.003 there, 0.5 now", "model.weights=runs/one/model")

@@ -322,3 +322,20 @@ def test_file_systems_that_know_less_than_a_disk(tmp_path, monkeypatch):
         write_text(tmp_path / "a.json", text)
         assert (tmp_path / "a.json").read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_run_is_finished_when_all_of_its_files_are_there(tmp_path, settings):
+    """The report is made before result.json says so; a disk that does not take result.json is no end."""
+    seen = []
+
+    def report(result):
+        seen.append(result["state"])
+        assert json.loads((tmp_path / "runs/x/result.json").read_text())["state"] == "running"
+
+    with RunFolder.open(tmp_path / "runs/x", settings()) as folder:
+        folder.finish(report, metrics={})
+        assert seen == ["finished"]
+        (folder.path / "result.json").unlink()
+        (folder.path / "result.json").mkdir()
+        with pytest.raises(OSError, match="directory"):
+            folder.finish(metrics={})

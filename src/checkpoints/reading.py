@@ -98,8 +98,23 @@ def newest_position(folder: Path, max_epochs: int = MOST) -> Path | None:
             return path
         broken.append(f"{path.name} {what}")
     if not broken:
+        _refuse_to_lose(folder)
         return None
     raise unusable("no checkpoint of this run can be read any more", folder, there, broken)
+
+
+def _refuse_to_lose(folder: Path) -> None:
+    """Where a run has no position any more, a new start must not write over the weights that it has, nor go unsaid."""
+    best = [path for path in sorted(folder.glob("*.ckpt")) if flaw(path) is None]
+    epochs = max((read_checkpoint(path)["epoch"] + 1 for path in best), default=0)
+    if epochs > 1:  # those of the first epoch are written before the first position
+        why = f"{best[0].name} has the weights of epoch {epochs}, and a start from nothing would write over them"
+        raise unusable(f"the position of this run is gone: there is no {LAST} and no {PREVIOUS}", folder, [], [why])
+    rows = folder.parent / "metrics.csv"
+    if rows.exists() and len(rows.read_bytes().splitlines()) > 1:
+        log.warning(
+            f"{folder} holds no position, though the run has trained before: it begins again, with the same result."
+        )
 
 
 def unusable(found: str, folder: Path, paths: list[Path], why: list[str]) -> UserError:

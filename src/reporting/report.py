@@ -75,14 +75,14 @@ figcaption { max-width: 45rem; }
 """
 
 
-def write_report(folder: Path, phases: Phases | None = None) -> Path:
+def write_report(folder: Path, phases: Phases | None = None, result: dict[str, Any] | None = None) -> Path:
     """Writes report.html into a run's folder and returns its path.
 
     folder: with config.yaml; what else is missing (an unfinished run, memory.log=false) is left out of the page.
-    phases: of the freezing schedule, to be marked in the learning curves.
+    phases: of the freezing schedule, to be marked in the learning curves. result: that of result.json, if it is to come.
     """
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    result, environment = _read_json(folder / "result.json"), _read_json(folder / "environment.json")
+    result, environment = result or _read_json(folder / "result.json"), _read_json(folder / "environment.json")
     metrics = _read_columns(folder / "metrics.csv")
     epochs, steps = metrics.get("epoch", []), metrics.get("step", [])
     changes = {epoch: names for epoch, names in (phases or {}).items() if 0 < epoch < max(epochs, default=0)}

@@ -293,6 +293,23 @@ def test_the_newest_whole_position(tmp_path, caplog):
     assert "previous.ckpt" in caught.value.render()
 
 
+def test_a_position_that_is_gone_is_no_start_from_nothing(tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+    write(POSITION | {"epoch": 0}, folder / "best.ckpt")  # the first epoch's, before the first position: a kill there
+    assert newest_position(folder) is None
+    assert not caplog.text
+    (tmp_path / "metrics.csv").write_text("epoch,step\n1,3\n")
+    assert newest_position(folder) is None
+    assert "it begins again" in caplog.text
+    write(POSITION | {"epoch": 4}, folder / "best.ckpt")
+    with pytest.raises(UserError, match="the position of this run is gone") as caught:
+        newest_position(folder)
+    assert caught.value.code == ExitCode.DAMAGED
+    assert "best.ckpt has the weights of epoch 5" in caught.value.why
+    write(POSITION, folder / "previous.ckpt")  # the negative control
+    assert newest_position(folder) == folder / "previous.ckpt"
+
+
 def test_a_checkpoint_that_holds_code_is_not_run(tmp_path):
     class Payload:
         def __reduce__(self):
