@@ -32,6 +32,8 @@ MEMORY_VERSION = 2
 FLAT = 8  # of 255: a picture whose channels vary by no more shows nothing
 SHOWN = 8  # bad files on the screen; with them a UserError still fits its 15 lines
 
+_KINDS = (int, int, str, int, int, str | None, int, list)  # of an entry of the memory
+
 log = logging.getLogger(__name__)
 
 
@@ -100,7 +102,7 @@ def refuse_bad_pictures(bad: Mapping[str, str], total: int, root: Path, list_fil
 
     bad: id -> reason. total: how many pictures were checked. list_file: gets one 'id TAB reason' per line.
     """
-    rows = [f"{_tail(printable(name), 70)}: {reason}"[:110] for name, reason in bad.items()]
+    rows = [f"{_tail(printable(name), 70)}: {printable(reason)}"[:110] for name, reason in bad.items()]
     shown = rows if len(rows) <= SHOWN else [*rows[:SHOWN], f"and {len(rows) - SHOWN} more"]
     mend = "delete or replace the bad files"
     if list_file and _write_list(list_file, bad):
@@ -181,10 +183,16 @@ def _load(memory: Path, options: ReadOptions) -> dict[str, list]:
     try:
         stored = json.loads(memory.read_bytes())
         entries = stored.pop("files")
-        usable = stored == _head(options) and all(type(row) is list and len(row) == 8 for row in entries.values())
+        usable = stored == _head(options) and all(map(_is_entry, entries.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return entries if usable else {}
+
+
+def _is_entry(row: object) -> bool:
+    if not (isinstance(row, list) and len(row) == len(_KINDS) and all(map(isinstance, row, _KINDS))):
+        return False
+    return all(abs(value) < 2**63 for value in row if isinstance(value, int)) and 0 <= row[6] <= 16
 
 
 def _save(memory: Path, options: ReadOptions, entries: dict[str, list]) -> None:

@@ -54,6 +54,7 @@ class Watched(Dataset):
 
     def __init__(self, images: Images, timeout_seconds: float, skip: bool, instead: Instead | None) -> None:
         self.images, self.timeout_seconds, self.skip, self.instead = images, timeout_seconds, skip, instead
+        self.said: set[str] = set()  # images that broke, over all epochs; in the process that trains
         # (pid, number of the image at hand) of each loader process: what is left of one that was killed.
         self.at_hand = multiprocessing.RawArray("q", 2 * MOST_PROCESSES)
 
@@ -113,9 +114,9 @@ class ImageLoader(DataLoader):
                 # torch's handler raises wherever the program is when a loader process dies, in the middle of a step or
                 # of a save, too. Without it the process is missed when its next batch is waited for.
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return iter(partial(self._next, batches, processes, {}), None)
+        return iter(partial(self._next, batches, processes), None)
 
-    def _next(self, batches: Iterator[Any], processes: set[BaseProcess], said: dict[str, str]) -> Any:
+    def _next(self, batches: Iterator[Any], processes: set[BaseProcess]) -> Any:
         """The next batch that has an image; None: there is none left."""
         while True:
             try:
@@ -124,8 +125,9 @@ class ImageLoader(DataLoader):
                 return None
             except Exception as error:
                 raise _explained(error, self.dataset, processes) from error
-            for name in broken.keys() - said.keys():
-                said[name] = broken[name]
+            said = self.dataset.said
+            for name in broken.keys() - said:
+                said.add(name)
                 how = "replaced by another of its class" if self.dataset.instead else "left out"
                 log.warning(f"{broken[name]}: it broke since it was checked and is {how} ({len(said)} by now)")
             if batch is not None:

@@ -19,8 +19,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from src.config import Data
 from src.data import splits
 from src.data.pictures import Pictures
-from src.data.reading import to_rgb
+from src.data.reading import PictureError, to_rgb
 from src.errors import ExitCode, UserError
+from src.text import printable
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)
@@ -152,5 +153,8 @@ def _classes(part: Any, labels: list[int]) -> tuple[str, ...]:
 
 def _read(where_from: list[tuple[Any, int]], background: tuple[int, int, int], index: int) -> torch.Tensor:
     part, place = where_from[index]
-    picture, _ = part[place]
-    return pil_to_tensor(to_rgb(picture, background))
+    try:
+        picture, _ = part[place]
+        return pil_to_tensor(to_rgb(picture, background))
+    except (OSError, SyntaxError, ValueError) as error:  # a file that broke, or went away
+        raise PictureError(printable(f"{type(part).__name__}, image {place}: cannot be read ({error})")) from error

@@ -121,6 +121,10 @@ FOREIGN = [
     '{"version": HEAD, "files": {"cat/0.png": [SIZE, TIME]}}',
     '{"version": HEAD, "files": {"cat/0.png": [SIZE, TIME, "d", 2, 3, null]}}',
     '{"version": HEAD, "files": {"cat/0.png": {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "f": 6}}}',
+    '{"version": HEAD, "files": {"cat/0.png": [SIZE, TIME, "", 32, 24, null, 0, 5]}}',
+    '{"version": HEAD, "files": {"cat/0.png": [SIZE, TIME, [], 32, 24, {}, 0, []]}}',
+    '{"version": HEAD, "files": {"cat/0.png": [SIZE, TIME, "", 32, 24, null, 999, []]}}',
+    '{"version": HEAD, "files": {"cat/0.png": [SIZE, TIME, "", 9e, 24, null, 0, []]}}'.replace("9e", "9" * 400),
 ]
 
 
