@@ -103,7 +103,9 @@ def eval_loader(
 
 def num_workers(data: Data, pictures: Pictures, processes: int = 1) -> int:
     """Loader processes of one of the processes that train on this machine: its share of data.num_workers, or of the cores."""
-    if data.num_workers is None:
+    if pictures.blind:
+        total = 0
+    elif data.num_workers is None:
         total = 0 if pictures.in_memory else min(cpu_cores(), 16)
     else:
         total = data.num_workers

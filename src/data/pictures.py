@@ -25,6 +25,7 @@ class Pictures:
     splits: which picture belongs to which split, as indices; a split may be empty.
     read: index -> uint8 (3, H, W).
     in_memory: reading is only a lookup, so loader processes would cost more than they give.
+    blind: all images are black, since nobody looks at them.
     bits: how many bits of 16-bit channels are read, see ReadOptions.
     root: the folder that names start from; None for pictures in memory.
     digests: of the bytes of each picture's file; None for pictures in memory.
@@ -36,6 +37,7 @@ class Pictures:
     splits: dict[str, list[int]]
     read: Callable[[int], torch.Tensor] = field(repr=False)
     in_memory: bool = False
+    blind: bool = False
     bits: int = 16
     root: Path | None = None
     digests: list[str] | None = field(default=None, repr=False)
@@ -76,7 +78,7 @@ class Pictures:
     def without_pixels(self) -> Pictures:
         """The same list with black pictures: for a process that needs the labels alone, which then reads nothing."""
         black = torch.zeros(3, 8, 8, dtype=torch.uint8)
-        return replace(self, read=lambda index: black, in_memory=True)
+        return replace(self, read=lambda index: black, in_memory=True, blind=True)
 
     def in_order_of(self, classes: tuple[str, ...]) -> Pictures:
         """The same pictures with the labels of a model's stored class list. KeyError for a class that is not in it."""

@@ -96,7 +96,7 @@ def test_pictures_for_a_process_that_needs_the_labels_alone(pictures):
         raise AssertionError(f"picture {index} was read")
 
     blind = replace(pictures, read=fail, in_memory=False).without_pixels()
-    assert num_workers(Data(), blind) == 0
+    assert num_workers(Data(), blind) == num_workers(Data(num_workers=8), blind) == 0
     for images, labels in eval_loader(blind, "val", SQUARE, Data(source="synthetic", batch_size=4), workers=0):
         assert images.shape[1:] == (3, SQUARE.image_size, SQUARE.image_size)
         assert not images.any()
