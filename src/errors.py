@@ -21,7 +21,7 @@ from types import FrameType
 
 from src import logs
 from src.text import printable, printable_lines, shell_word
-from src.user_command import corrected, is_training
+from src.user_command import corrected, of_data
 
 MAX_LINES = 15
 # How torch says that loader processes have no shared memory left.
@@ -177,12 +177,11 @@ def _explained(error: Exception, folder: Path | None) -> Exception:
 
 
 def shared_memory_ran_out(cause: str) -> UserError:
-    without = "data.num_workers=0" if is_training() else "num_workers=0"
     return UserError(
         "the loader processes ran out of shared memory",
         where=f"/dev/shm; the error was: {cause}",
         why="they hand their batches over in it, and a container has 64 MB of it unless it is told otherwise",
-        fix=[corrected(without), "docker run --shm-size=8g, or a larger /dev/shm"],
+        fix=[corrected(of_data("num_workers=0")), "docker run --shm-size=8g, or a larger /dev/shm"],
         code=ExitCode.UNAVAILABLE,
     )
 

@@ -29,6 +29,11 @@ def is_training() -> bool:
     return _split(shell_command())[0][-1].removesuffix(".py").endswith("train")
 
 
+def of_data(word: str) -> str:
+    """A setting of data. as the user's command spells it: src.predict's words have no sections."""
+    return word if _split(shell_command())[0][-1].removesuffix(".py").endswith("predict") else f"data.{word}"
+
+
 def typed_words() -> list[str]:
     """The user's words, as the shell gave them."""
     return _split(shell_command())[1]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
+from src.data.folders import list_pictures
 from src.errors import UserError
 from src.prediction import _show, _try
 
@@ -58,3 +62,11 @@ def test_other_pictures_have_a_file_of_their_own(tmp_path):
     assert name(data_root="a/new photos/") == ("evaluation_test_new_photos", False)
     assert name(data_root="b/new photos") == ("evaluation_test_new_photos-2", False)
     assert name(data_root="b/new photos") == ("evaluation_test_new_photos-2", True)
+
+
+def test_images_that_are_no_folder_and_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", Path(os.devnull)):
+        with pytest.raises(UserError, match="is neither a folder nor a file") as caught:
+            list_pictures(path)
+        assert caught.value.code == 65

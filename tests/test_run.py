@@ -333,13 +333,13 @@ def test_choices_that_go_together_work(command, tmp_path, words):
         assert shapes["head.weight"] == (1, 1024)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_breaks_during_the_run_is_named(command, tmp_path, workers):
+@pytest.mark.parametrize(("workers", "split"), [(0, "train"), (1, "test")])
+def test_a_picture_that_breaks_during_the_run_is_named(command, tmp_path, workers, split):
     """The check remembers files by size and time: with both kept, the damage shows only when the picture is used."""
     photos = folder_of_pictures(tmp_path)
     words = (*FOLDER, f"data.num_workers={workers}", "trainer.max_epochs=1")
     assert command("train", *words, "name=whole").code == 0
-    spoilt = photos / next(row["path"] for row in table(tmp_path / "runs/whole/split.csv") if row["split"] == "train")
+    spoilt = photos / next(row["path"] for row in table(tmp_path / "runs/whole/split.csv") if row["split"] == split)
     times = spoilt.stat()
     spoilt.write_bytes(bytes(times.st_size))
     os.utime(spoilt, ns=(times.st_atime_ns, times.st_mtime_ns))

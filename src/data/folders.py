@@ -100,6 +100,14 @@ def list_image_folder(root: Path, layout: str = "auto") -> Listing:
 def list_pictures(path: Path) -> list[Path]:
     """Every picture below a folder, or the one file; for predict. Raises UserError for a folder that cannot be read."""
     left_out = LeftOut()
+    if not path.is_file() and not path.is_dir():
+        raise UserError(
+            f"{printable(path)} is neither a folder nor a file",
+            where=str(path.absolute()),
+            why="a device or a pipe holds no images",
+            fix=f"ls -l {shlex.quote(str(path))}",
+            code=ExitCode.DATA,
+        )
     found = [path] if path.is_file() else list(images_below(path, left_out))
     for sentence in left_out.sentences(path):
         log.warning(sentence)

@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,7 +27,7 @@ from src.data.reading import PictureError
 from src.data.time_limit import NoAnswer, hangs, one_by_one
 from src.errors import ExitCode, LoaderFault, Terminated, shared_memory_ran_out
 from src.text import printable
-from src.user_command import corrected, is_training, shell_command
+from src.user_command import corrected, of_data, shell_command
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,11 @@ def leave_signals_to_the_trainer(worker: int) -> None:
 
 def _collate(collate: Callable[[list[Any]], Any], read: tuple[list[Any], dict[str, str]]) -> tuple[Any, dict[str, str]]:
     items, broken = read
-    return collate(items) if items else None, broken
+    batch = collate(items) if items else None
+    for part in batch if batch and get_worker_info() else ():
+        if isinstance(part, torch.Tensor):
+            part.share_memory_()  # without room it fails here; later a thread would swallow the error, and the batch with it
+    return batch, broken
 
 
 def _number(key: Any) -> int:
@@ -182,11 +186,16 @@ def _with_room(workers: int, batch_bytes: int) -> int:
     free = room.f_bavail * room.f_frsize
     fitting = max(0, min(workers, (free // batch_bytes - 2) // 2))
     if fitting < workers:
-        log.warning(
-            f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, too little for the batches of {workers} loader processes "
+        _say_once(
+            f"{SHARED_MEMORY} has too little room for the batches of {workers} loader processes "
             f"({batch_bytes / 2**20:.1f} MiB each): {fitting or 'none'} of them are used. In Docker: --shm-size=8g"
         )
     return fitting
+
+
+@cache
+def _say_once(warning: str) -> None:
+    log.warning(warning)
 
 
 def _explained(error: Exception, dataset: Watched, processes: set[BaseProcess]) -> BaseException:
@@ -223,16 +232,17 @@ def _lost(ended: dict[int | None, int], names: list[str], signal_name: str) -> B
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}" if code else "ended"
     if code == -getattr(signal, "SIGBUS", 7) or signal_name == "Bus":
         return shared_memory_ran_out(f"a loader process {how}")
-    fewer = ["num_workers=1", "batch_size=8"]
-    if is_training():
-        fewer = [f"data.{word}" for word in fewer]
-    why = "a library crashed, most likely over an image: data.num_workers=0 shows where"
+    why = "a library crashed, most likely over an image: without loader processes (num_workers=0) it shows where"
     if code == -getattr(signal, "SIGKILL", 9) or signal_name == "Killed":
         why = "most likely the memory was full: then the kernel ends a process (`dmesg` says so); kill -9 does the same"
     return LoaderFault(
         f"a loader process (pid {pid}) {how}",
         where=f"it was reading {names[0]}" if names else "",
         why=why,
-        fix=[f"{corrected(fewer[0])}   # fewer loader processes", corrected(fewer[1]), shell_command()],
+        fix=[
+            f"{corrected(of_data('num_workers=1'))}   # fewer loader processes",
+            corrected(of_data("batch_size=8")),
+            shell_command(),
+        ],
         code=ExitCode.PROCESS_LOST,
     )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from src.errors import ExitCode, LoaderFault
 from src.text import printable, shell_word
-from src.user_command import corrected, is_training, shell_command
+from src.user_command import corrected, of_data, shell_command
 
 SECONDS = 300.0  # where no setting says otherwise
 GRACE_SECONDS = 1.0  # a process that was stopped for longer than the limit (Ctrl-Z) is at work again within it
@@ -66,13 +66,14 @@ def in_time(work: Callable[[Item], Result], items: Sequence[Item], seconds: floa
 def hangs(cause: str) -> LoaderFault:
     """What the user reads. cause: the text of a NoAnswer."""
     path = cause.rpartition(": no answer within ")[0]
-    fix = [f"ls -l {shell_word(path)}", shell_command() + "   # once it can be read"]
-    if is_training():
-        fix.append(corrected("data.timeout_seconds=1200"))
     return LoaderFault(
         f"an image or folder hangs: {cause}",
         where=path,
         why="a network disk that went away answers no read; or the image takes longer to load than the time limit",
-        fix=fix,
+        fix=[
+            f"ls -l {shell_word(path)}",
+            f"{shell_command()}   # once it can be read",
+            corrected(of_data("timeout_seconds=1200")),
+        ],
         code=ExitCode.DATA,
     )

@@ -11,18 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from src.callbacks.position import PositionCheckpoint, StopOnSignal
 from src.checkpoints.reading import read_checkpoint
 from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Data
+from src.data import image_loader
 from src.data.loading import eval_loader, train_loader
 from src.data.pictures import Pictures
 from src.data.reading import PictureError
 from src.data.sampler import EpochSampler
+from src.data.sources import load_pictures
 from src.data.time_limit import NoAnswer, one_by_one
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, LoaderFault, Terminated, UserError
+from src.files import write_csv
 from tests.callbacks.small_training import SQUARE, classifier, fit
 from tests.callbacks.small_training import data as small_data
 from tests.callbacks.small_training import pictures as small_pictures
@@ -191,3 +195,31 @@ def test_little_shared_memory_takes_fewer_loader_processes(monkeypatch, caplog):
     free.f_bavail = 3
     assert val(images(), 20).num_workers == 0
     assert "none of them are used" in caplog.text
+
+
+def test_batches_are_in_shared_memory_before_another_thread_hands_them_over(monkeypatch):
+    """Without room the error of that thread would be swallowed, and its batch be waited for without an end."""
+    items = ([(torch.zeros(3, 8, 8), 1)] * 2, {})
+    alone, _ = image_loader._collate(image_loader.default_collate, items)
+    assert not any(part.is_shared() for part in alone)
+    monkeypatch.setattr(image_loader, "get_worker_info", lambda: "a loader process")
+    batch, _ = image_loader._collate(image_loader.default_collate, items)
+    assert all(part.is_shared() for part in batch)
+    assert image_loader._collate(image_loader.default_collate, ([], {"x": "broke"})) == (None, {"x": "broke"})
+
+
+def test_a_run_that_goes_on_keeps_the_images_that_broke_so_that_its_epochs_stay_as_long(tmp_path):
+    root, split = tmp_path / "photos", tmp_path / "split.csv"
+    for number in range(12):
+        path = root / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(path)
+    data = Data(source="image_folder", root=str(root), on_bad_image="skip")
+    places = {"memory": tmp_path / "memory", "bad_list": None, "workers": 1}
+    whole = load_pictures(data, 0, **places)
+    write_csv(split, *whole.table())
+    for name in (whole.names[whole.splits["train"][0]], whole.names[whole.splits["test"][0]]):
+        (root / name).write_bytes(b"")
+    again = load_pictures(replace(data, split_file=str(split)), 0, **places, begun=True)
+    assert again.rows() == whole.rows()
+    assert len(load_pictures(data, 0, **places).names) == 10  # a run that begins leaves them out
