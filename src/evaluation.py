@@ -205,7 +205,7 @@ def _pictures_to_measure(settings: Config, run: Path, changes: Mapping[str, Any]
 
 def _training_counts(run: Path, classes: Sequence[str]) -> list[int]:
     """How many images of each class the run trained on: its class weights, with which other images are measured too."""
-    rows = [row for _, row in read_csv(run / "split.csv", ("label", "split"))]
+    rows = [row for _, row in read_csv(run / "split.csv", ("label", "split"), ours=True)]
     counts = Counter(row["label"] for row in rows if row["split"] == "train")
     return [counts[name] for name in classes]
 

@@ -35,6 +35,7 @@ OWN_FILES = (
 # What some network and FUSE file systems say to what they do not know.
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
 # A file's name is bytes. Python reads those that are no UTF-8 as lone surrogates, and this writes them back as they were.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # with the ' that it may have already: one more is taken away again
 NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
@@ -181,12 +182,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A CSV file with one header line; UTF-8, comma, RFC 4180 quoting."""
+    """A CSV file with one header line; UTF-8, comma, RFC 4180 quoting; what a spreadsheet would compute is `harmless`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([harmless(cell) for cell in row] for row in [header, *rows])
     write_text(path, text.getvalue())
+
+
+def harmless(cell: Any) -> Any:
+    """A cell of a CSV file: a ' makes text of a formula such as =1+1, in every spreadsheet. Numbers stay numbers."""
+    if not isinstance(cell, str) or not _FORMULA.match(cell):
+        return cell
+    with suppress(ValueError):
+        float(cell)
+        return cell
+    return f"'{cell}"
+
+
+def original(cell: str) -> str:
+    """The text that `harmless` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -39,6 +39,7 @@ def to_screen() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - stays open, as the stream would
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # "Error getting object at": our message says it
     root = logging.getLogger()
     if not any(isinstance(handler, _Screen) for handler in root.handlers):
         screen = _Screen()

@@ -35,7 +35,7 @@ def seen_in_training(run: Path, config: dict[str, Any], pictures: Pictures, spli
 
 def _used_by(run: Path, config: dict[str, Any], by_name: bool) -> dict[str, str]:
     """The split of each of the run's images, by its name or by the digest of its file."""
-    rows = [row for _, row in read_csv(run / "split.csv", ("path", "split"))]
+    rows = [row for _, row in read_csv(run / "split.csv", ("path", "split"), ours=True)]
     if by_name or all(row.get("digest") for row in rows):
         return {row["path" if by_name else "digest"]: row["split"] for row in rows}
     data = config["data"]

@@ -158,7 +158,7 @@ def _share(fraction: float, available: int, spare: int, of: int | None = None) -
 def read_split_file(path: Path) -> Stated:
     """{picture: (split, label or None)} of a CSV with the columns path, split and optionally label. Raises UserError."""
     found: Stated = {}
-    for line, row in read_csv(path, ("path", "split")):
+    for line, row in read_csv(path, ("path", "split"), ours=True):
         stated = known_split(row["split"], path, line), row.get("label") or None
         if found.setdefault(row["path"], stated) != stated:
             raise _twice(row["path"], f"{printable(str(path))}, line {line}")

@@ -22,6 +22,7 @@ from src.data.folders import Listing
 from src.data.layout import split_of
 from src.data.spelling import alike, escaped, refuse_alike
 from src.errors import ExitCode, UserError
+from src.files import original
 from src.text import printable
 from src.user_command import corrected
 
@@ -68,11 +69,11 @@ def list_table(table: Path, root: Path | None) -> Listing:
     return listing
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
+def read_csv(path: Path, columns: Sequence[str], *, ours: bool = False) -> list[Row]:
     """The rows of a CSV file that must have the columns, whose names are compared without case and blanks.
 
     Bytes that are no UTF-8 come as surrogates (PEP 383), as in file names, so that a path finds its file again. Empty
-    rows are passed over. Raises UserError, naming the line.
+    rows are passed over. ours: a split.csv, in which src/files.py put a ' before formulas. Raises UserError, naming the line.
     """
     try:
         text = _decode(path.read_bytes())
@@ -107,6 +108,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
             if any(cell.strip() for cell in cells[len(header) :]):
                 why = f"the first line names {len(header)} columns; a cell with a separator in it must be in quotes"
                 raise _row_error(f"a row with {len(cells)} cells", path, start, why)
+            cells = [original(cell) for cell in cells] if ours else cells
             rows.append((start, dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=False))))
     except csv.Error as error:
         raise _row_error(

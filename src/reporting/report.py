@@ -21,7 +21,7 @@ from urllib.parse import quote
 import numpy as np
 import yaml
 
-from src.files import NAMES, write_text
+from src.files import NAMES, original, write_text
 from src.reporting import plots
 from src.reporting.tables import COLUMNS
 from src.text import printable, printable_lines, shell_word
@@ -245,7 +245,7 @@ def _confusion(file: Path, result: dict[str, Any]) -> str:
     if not file.exists():
         return ""
     with file.open(newline="", **NAMES) as lines:
-        (_, *classes), *rows = csv.reader(lines)
+        (_, *classes), *rows = ([original(cell) for cell in row] for row in csv.reader(lines))
     matrix = np.array([row[1:] for row in rows], dtype=np.int64)
     split = "test" if "test/acc" in result.get("metrics", {}) else "val"
     wrong = int(matrix.sum() - matrix.trace())
