@@ -17,7 +17,7 @@ import lightning as L
 import torch
 
 from src import config as configuration
-from src import seeding
+from src import seeding, trial
 from src.batch_size import find_batch_size
 from src.batch_size_search import chosen_batch_size
 from src.callbacks.freezing import Phases, schedule
@@ -28,6 +28,7 @@ from src.callbacks.taking_up import taking_up
 from src.checkpoints.model_folder import ModelCard, save_model
 from src.checkpoints.model_readme import model_readme
 from src.checkpoints.reading import newest_position
+from src.checkpoints.writing import LAST, PREVIOUS
 from src.config import Config, device_count
 from src.cores import cpu_cores
 from src.data.module import PictureData
@@ -125,6 +126,9 @@ def run(config: Config, path: Path) -> float:
             peak_memory_mib=peak_of(trainer, device) if peak_is_known else None,
             device=str(device),
         )
+        if trial.current() is not None:  # a finished run never goes on, and a sweep keeps many
+            for name in (LAST, PREVIOUS):
+                (folder.checkpoints / name).unlink(missing_ok=True)
         print_result(folder.path, result)
         return metrics[config.checkpoint.monitor]
 

@@ -35,6 +35,7 @@ def test_a_grid_its_failures_and_its_winner(command, tmp_path):
         folder = tmp_path / f"runs/grid/{number}"
         assert yaml.safe_load((folder / "config.yaml").read_text())["optimizer"]["lr"] == rate
         assert result(folder)["state"] == "finished"
+        assert [path.name for path in (folder / "checkpoints").iterdir()] == ["best.ckpt"], "it goes on no more"
         assert sorted(trials[number].rows) == [1, 2]
         assert trials[number].value == result(folder)["metrics"]["val/acc"]
     assert "<svg" in (tmp_path / "runs/grid/report.html").read_text()
