@@ -135,7 +135,6 @@ class Trainer:
 class Strategy:
     name: str = choice("single", "dp", "ddp", "model_parallel", "pipeline")  # chosen by strategy=NAME
     timeout_seconds: float | None = None  # of ddp and pipeline: how long a process waits for the others
-    port: int | None = None  # of ddp and pipeline: where the processes of this machine meet; null: a free one
     sync_batchnorm: bool = False  # of ddp, on GPUs: BatchNorm statistics of the whole batch, not of a process's share
     micro_batches: int | None = None  # of model_parallel and pipeline: parts of a batch that are under way at once
     schedule: str | None = None  # of model_parallel and pipeline: 1f1b or gpipe, the order of the parts in a stage

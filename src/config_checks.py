@@ -56,7 +56,6 @@ RANGES: dict[str, tuple[float, float, Any]] = {  # key: lowest, highest, an exam
     "checkpoint.every_n_minutes": (0.01, 10_000, 10),
     "oom.grow_after": (1, ANY, 200),
     "strategy.timeout_seconds": (1, 10**6, 120),
-    "strategy.port": (1, 65535, 29500),
     "strategy.micro_batches": (1, 10**6, 4),
     "trainer.max_epochs": (1, ANY, 12),
     "trainer.num_nodes": (1, 10**5, 1),

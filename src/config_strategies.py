@@ -12,7 +12,6 @@ STAGES = ("model_parallel", "pipeline")  # the strategies of a network that is s
 # Settings of a strategy, and who looks at them.
 USED_BY = {
     "timeout_seconds": ("ddp", "pipeline"),
-    "port": ("ddp", "pipeline"),
     "sync_batchnorm": ("ddp",),
     "micro_batches": STAGES,
     "schedule": STAGES,

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import tempfile
 import textwrap
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
-from types import FrameType
 
-from src import logs
+from src import logs, signals
+from src.signals import Terminated
 from src.text import printable, printable_lines, shell_word
 from src.user_command import corrected, of_data
 
@@ -50,15 +48,11 @@ class ExitCode(IntEnum):
     GPU_FAULT = 72  # the GPU stopped in a way that cannot be repeated: a device-side assert, an illegal address
     CANNOT_WRITE = 73  # the run folder cannot be written
     DAMAGED = 74  # every checkpoint that could be read from is damaged
-    BUSY = 75  # another process works in the same run folder, or listens on the same port
+    BUSY = 75  # another process works in the same run folder
     PROCESS_LOST = 76  # one of the processes of a run died or no longer answered; repeat the command to continue
     DIVERGED = 77  # a loss, a gradient or a weight is nan or inf
-    INTERRUPTED = 130  # Ctrl-C; repeat the command to continue
-    TERMINATED = 143  # SIGTERM; repeat the command to continue
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception: nothing but the front door answers it."""
+    INTERRUPTED = signals.INTERRUPTED  # Ctrl-C; repeat the command to continue
+    TERMINATED = signals.TERMINATED  # SIGTERM; repeat the command to continue
 
 
 class UserError(Exception):
@@ -100,13 +94,18 @@ class LoaderFault(UserError):
 
 
 class ErrorOfProcess(UserError):
-    """What another process of the same run printed about its end: shown as it is, with its exit code."""
+    """What another process of the same run printed about its end: shown as it is, with its exit code.
 
-    def __init__(self, text: str, code: ExitCode) -> None:
-        super().__init__(text, code=code)
+    process: which it is, where its message alone does not say so. The code has a default since pickle gives none.
+    """
+
+    def __init__(self, text: str, code: ExitCode = ExitCode.BUG, process: str = "") -> None:
+        super().__init__(text, where=process, code=code)
 
     def render(self, trace_file: Path | None = None) -> str:
-        return "\n".join(map(printable_lines, self.found.splitlines()[-MAX_LINES:]))
+        first, *rest = self.found.splitlines()[-MAX_LINES:]
+        process = [_row("process", self.where)] if self.where else []
+        return "\n".join(map(printable_lines, [first, *process, *rest][:MAX_LINES]))
 
 
 def _row(label: str, text: str) -> str:
@@ -125,9 +124,15 @@ def run_and_report(work: Callable[[], object], trace_dir: Callable[[], Path | No
     trace_dir: asked after a failure for the folder to keep the traceback in (the run folder, once it is open).
     """
     logs.to_screen()
-    if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
-        signal.signal(signal.SIGTERM, _terminate)
-    code = _run(work, trace_dir)
+    try:
+        with signals.raised():
+            code = _run(work, trace_dir)
+    except KeyboardInterrupt:
+        logs.say("\nInterrupted. Repeat the command with the same name= to continue.")
+        code = ExitCode.INTERRUPTED
+    except Terminated:
+        logs.say("\nEnded by SIGTERM. Repeat the command with the same name= to continue.")
+        code = ExitCode.TERMINATED
     unwritten = logs.flush_screen()
     return code if unwritten is None or code != ExitCode.OK else _cannot_print(unwritten)
 
@@ -141,22 +146,19 @@ def _run(work: Callable[[], object], trace_dir: Callable[[], Path | None]) -> in
     try:
         work()
         return ExitCode.OK
-    except KeyboardInterrupt:
-        logs.say("\nInterrupted. Repeat the command with the same name= to continue.")
-        return ExitCode.INTERRUPTED
-    except Terminated:
-        logs.say("\nEnded by SIGTERM. Repeat the command with the same name= to continue.")
-        return ExitCode.TERMINATED
     except SystemExit as error:  # --help
         if not isinstance(error.code, int | None):
             raise
         return error.code or ExitCode.OK
     except Exception as error:
+        known = _explained(error, trace_dir())
+        lost = not isinstance(known, UserError) or known.code == ExitCode.PROCESS_LOST
+        if lost and (number := signals.received()):  # an import in C, or another process, made this of the signal
+            raise signals.error_of(number) from error
         if isinstance(error, OSError) and error.filename is None and logs.is_screen_gone():
             # The reader of `| head` has seen enough. The pipe of a loader process can break too: that is no such end.
             return ExitCode.OK if isinstance(error, BrokenPipeError) else _cannot_print(error)
         trace = None if isinstance(error, ErrorOfProcess) else _write_trace(trace_dir())
-        known = _explained(error, trace_dir())
         if isinstance(known, UserError):
             logs.say(known.render(trace))
             return known.code
@@ -184,10 +186,6 @@ def shared_memory_ran_out(cause: str) -> UserError:
         fix=[corrected(of_data("num_workers=0")), "docker run --shm-size=8g, or a larger /dev/shm"],
         code=ExitCode.UNAVAILABLE,
     )
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 def _disk_full(error: OSError, folder: Path | None) -> UserError:
@@ -238,13 +236,15 @@ def _cause(error: Exception) -> str:
 def _write_trace(folder: Path | None) -> Path | None:
     """Keeps the traceback of the exception being handled; a failure to do so must not hide the error itself."""
     try:
+        rank = os.environ.get("RANK", "0")
         if folder is not None and folder.is_dir():
-            path = folder / "error.log"
+            path = folder / ("error.log" if rank == "0" else f"rank{rank}.log")
         else:
             handle, name = tempfile.mkstemp(prefix="train-error-", suffix=".log")
             os.close(handle)
             path = Path(name)
-        path.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
+        with path.open("w" if rank == "0" else "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(traceback.format_exc())
         return path
     except OSError:
         return None

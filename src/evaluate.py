@@ -12,6 +12,11 @@ newest of them. The model, its classes, their order and its preprocessing are th
 
 from __future__ import annotations
 
+from src import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()  # what follows takes a while to import
+
 import sys
 from dataclasses import dataclass
 

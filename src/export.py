@@ -13,6 +13,11 @@ images=FOLDER; a file that fails is not kept. Prints the Python that loads it.
 
 from __future__ import annotations
 
+from src import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()  # what follows takes a while to import
+
 import sys
 from dataclasses import dataclass
 

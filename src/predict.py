@@ -12,6 +12,11 @@ that takes longer to read ends the command with its name; 0: no limit) and accel
 
 from __future__ import annotations
 
+from src import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()  # what follows takes a while to import
+
 import sys
 from dataclasses import dataclass, field
 

@@ -5,6 +5,11 @@ Not for people: python -m src.train strategy=ddp trainer.devices=2 starts these.
 
 from __future__ import annotations
 
+from src import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()  # what follows takes a while to import
+
 import sys
 from pathlib import Path
 

@@ -52,7 +52,7 @@ from src.run_dir import RunFolder, write_csv, write_text
 from src.selection import choose_weights
 from src.strategies.building import computing_at_once
 from src.strategies.precision import check_precision
-from src.strategies.ranks import Ranks, joined, leave
+from src.strategies.ranks import Ranks, joined
 from src.strategies.shared_folder import open_folder
 from src.strategies.stage_balance import choose_split
 from src.trainer import build_trainer, find_callback
@@ -107,8 +107,7 @@ def run(config: Config, path: Path) -> float:
             introduce(config, folder, pictures, network, loaded.line, preprocessing, steps, devices, phases)
 
         fit(trainer, model, data, folder, start)
-        leave()
-        if not ranks.is_first:
+        if not ranks.leave():
             return math.nan
 
         best_epoch, chosen = choose_weights(config, folder.checkpoints, trainer, data, phases, device)

@@ -205,6 +205,11 @@ class RunFolder:
         return result | {"name": self.path.name, "command": shell_command(), "wall_seconds": seconds}
 
 
+def note_opened(path: Path) -> None:
+    """The folder is this process's too: of several processes the first opens it, and the others learn of it."""
+    _opened[:] = [path]
+
+
 def opened() -> Path | None:
     """The folder of the run that this process writes, or that an error ended: where the error's traceback goes."""
     return _opened[0] if _opened else None

@@ -75,6 +75,8 @@ def _known(stored: dict[str, Any], schema: type, prefix: str, unknown: list[str]
     sections = {knob.name: knob.default_factory for knob in fields(schema)}  # type: ignore[arg-type]
     known = {}
     for name, value in stored.items():
+        if name not in sections and value is None:
+            continue  # strategy.port, which said where processes meet: it was not used
         if name not in sections:
             unknown.append(f"{prefix}{name}")
         elif is_dataclass(section := sections[name]) and isinstance(value, dict):

@@ -11,6 +11,11 @@ What happens in a run: src/run.py.
 
 from __future__ import annotations
 
+from src import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()  # what follows takes a while to import
+
 import functools
 import logging
 import os

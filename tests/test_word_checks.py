@@ -97,7 +97,6 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("optimizer.momentum=0.9", "does not go with optimizer=adamw", "optimizer=sgd optimizer.momentum=0.9"),
     ("checkpoint.ema_decay=0.9", "has no effect with checkpoint.select=best", "checkpoint.select=ema checkpoint.ema_decay=0.9"),
     ("checkpoint.monitor=val/accuracy", "is not a metric", "checkpoint.monitor=val/acc"),
-    ("strategy.port=4000", "strategy.port=4000 has no effect", "strategy=ddp strategy.port=4000"),
     ("trainer.devices=2", "strategy=single does not go with trainer.devices=2", "trainer.devices=1"),
     ("strategy=pipeline", "needs a network that is split", "strategy=pipeline"),
     ("--no-debug", "did you mean debug=false?", "debug=false"),

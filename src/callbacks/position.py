@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,11 +15,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 
+from src import signals
 from src.checkpoints.writing import LAST
-from src.errors import LoaderFault, Terminated
+from src.errors import LoaderFault
 from src.strategies.requests import SharedNumber
 
 log = logging.getLogger(__name__)
+
+PATIENCE, LEAST = 3, 6.0  # a batch that takes 3 times the longest so far and 6 seconds more hangs
+ANSWER_SECONDS = 2.0  # that the main thread has to answer a signal
 
 
 class PositionCheckpoint(CheckpointCallback):
@@ -36,7 +42,7 @@ class PositionCheckpoint(CheckpointCallback):
         self._time_is_up: SharedNumber
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._time_is_up = SharedNumber()  # no two processes have the same clock, and all save together
+        self._time_is_up = SharedNumber(trainer.strategy)  # no two processes have the same clock, and all save together
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,7 +66,9 @@ class PositionCheckpoint(CheckpointCallback):
 
 
 class StopOnSignal(CheckpointCallback):
-    """On SIGTERM or Ctrl-C training ends after the step at hand, with its position saved. A second Ctrl-C ends at once.
+    """On SIGTERM or Ctrl-C training ends after the step at hand, with its position saved. Signals that follow while it is
+    saved change nothing. A second one while the step goes on ends at once, and so does a step that takes far longer than
+    those before it: a loader may hang, or another process.
 
     A signal that comes during validation waits for its end: the steps of that epoch would be lost otherwise. Lightning's
     own handlers save nothing. A CheckpointCallback, since those come after all others in a hook: what the others keep
@@ -76,51 +84,64 @@ class StopOnSignal(CheckpointCallback):
         self._agreed = 0  # the signal that some process got, which all know of
         self._patience = 0  # how many more Ctrl-C do not end a save that is under way
         self._shared: SharedNumber
-        self._before: dict[int, Any] = {}
+        self._handlers = ExitStack()
+        self._pace = Pace()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        trainer._signal_connector.register_signal_handlers = lambda: None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._shared = SharedNumber()
+        self._shared = SharedNumber(trainer.strategy)
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
-        if self._is_main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
-
-    def _is_main_thread(self) -> bool:
-        """No other thread may set handlers."""
-        return threading.current_thread() is threading.main_thread()
+        self._handlers.enter_context(signals.handled_by(self._note))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT == number:
-            if not self._patience:
-                raise KeyboardInterrupt
+        number = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+        if not self.received:
+            self.received = number
+            if not self._pace.is_over:
+                again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+                log.info(f"{signal.Signals(number).name}: stopping as soon as the position can be saved{again}")
+                self._pace.end_where_nothing_moves(number)
+        elif self._pace.is_over and number == signal.SIGINT and self._patience:
             self._patience -= 1
-        self.received = number
-        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-        log.info(f"{signal.Signals(number).name}: stopping as soon as the position can be saved{again}")
+        elif number == signal.SIGINT or (not self._pace.is_over and self._pace.seconds_waited() > 1):
+            self._pace.is_over = True
+            signals.end_begins(number)
+            raise signals.error_of(number)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._pace.moved()
         self._agreed = self._shared.exchange(self.received)
         if self._agreed and not _is_epochs_end(trainer):
-            self._patience = 1
+            self._end_begins()
             self.position.save(trainer)
             self._stop(trainer)
 
+    def on_validation_batch_end(self, *arguments: Any) -> None:
+        self._pace.moved()
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pace.moved()
         self._agreed = self._shared.settle(self.received)  # the epoch before ended with a save
         if self._agreed:
             self._stop(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pace.is_over = True
         trainer.strategy.checkpoint_io.wait()  # a signal that comes meanwhile must not end the save
-        self._restore()
         self._agreed = self._shared.settle(self.received)
         if self._agreed:
             self._stop(trainer)
+        self._handlers.close()
+        if self.received:  # since then
+            raise signals.error_of(self.received)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """A loader fails between two steps. With several processes nothing is saved: the others know nothing of it yet."""
+        self._pace.is_over = True
         try:
             between_steps = isinstance(exception, LoaderFault) and trainer.training and trainer.world_size == 1
             if between_steps and trainer.global_step > self.position.saved_step:
@@ -128,12 +149,16 @@ class StopOnSignal(CheckpointCallback):
                 self._say_stopped(trainer)
             trainer.strategy.checkpoint_io.wait()
         finally:
-            self._restore()
+            self._handlers.close()
+
+    def _end_begins(self) -> None:
+        self._pace.is_over, self._patience = True, 1
+        signals.end_begins(self._agreed)
 
     def _stop(self, trainer: L.Trainer) -> None:
-        self._patience = 1
+        self._end_begins()
         self._say_stopped(trainer)
-        raise Terminated if self._agreed == signal.SIGTERM else KeyboardInterrupt
+        raise signals.error_of(self._agreed)
 
     def _say_stopped(self, trainer: L.Trainer) -> None:
         """Says that the position is saved when it is."""
@@ -143,13 +168,44 @@ class StopOnSignal(CheckpointCallback):
                 f"stopped at step {trainer.global_step}, whose position could not be written: make room on the disk, then "
                 "repeat the command. It goes on from the position before, with the same result."
             )
-        elif trainer.is_global_zero:
-            log.info(f"stopped at step {trainer.global_step}; the position is in {self.position.path}")
+        else:  # the other processes do not know
+            saved = f"; the position is in {self.position.path}" if trainer.is_global_zero else ""
+            log.info(f"stopped at step {trainer.global_step}{saved}")
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+
+class Pace:
+    """How long batches take, and what follows when none ends any more after a signal."""
+
+    def __init__(self) -> None:
+        self.is_over = False  # training ends, one way or the other
+        self._last = 0.0  # when a batch ended
+        self._longest = 0.0  # from the end of a batch to the next; the first one waits for the loaders to start
+        self._told_at = 0.0
+
+    def moved(self) -> None:
+        """A batch has ended."""
+        now = time.monotonic()
+        self._longest, self._last = max(self._longest, now - self._last if self._last else 0.0), now
+
+    def seconds_waited(self) -> float:
+        """Since the signal."""
+        return time.monotonic() - self._told_at
+
+    def end_where_nothing_moves(self, number: int) -> None:
+        """After a signal: a thread sends it again once a batch takes too long, and ends the process where not even that is
+        answered, since the main thread waits in a library."""
+        self._told_at = time.monotonic()
+        threading.Thread(target=self._watch, args=[number], daemon=True).start()
+
+    def _watch(self, number: int) -> None:
+        while not self.is_over and time.monotonic() - max(self._last, self._told_at) < PATIENCE * self._longest + LEAST:
+            time.sleep(0.1)
+        if not self.is_over:
+            log.warning("no batch ends any more: what was trained since the last save is lost")
+            os.kill(os.getpid(), number)
+            time.sleep(ANSWER_SECONDS)
+        if not self.is_over:
+            signals.kill(signals.code_of(number))
 
 
 def _is_epochs_end(trainer: L.Trainer) -> bool:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from src.out_of_memory import free
 from src.strategies.requests import SharedNumber
 
 
@@ -35,7 +36,7 @@ class Agreement:
         self.strategy = strategy
         self._sent = 0  # buckets, in this backward pass
         self._said = False  # whether the others know already that nothing failed here
-        self._failures = SharedNumber()
+        self._failures = SharedNumber(strategy)
         self._counted: weakref.ref[DistributedDataParallel] | None = None  # the wrapper whose buckets are counted
 
     def begin(self, in_parts: bool) -> None:
@@ -75,6 +76,7 @@ class Agreement:
         model = self.strategy.model
         assert not (failed and self._said), "out of memory after the last gradient was sent"
         if failed and isinstance(model, DistributedDataParallel) and model.require_backward_grad_sync:
+            free()  # zeros take as much as all gradients
             for bucket in model.reducer._get_zeros_like_grad_buckets()[self._sent :]:
                 allreduce_hook(None, bucket).wait()
         if not self._said:

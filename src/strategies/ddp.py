@@ -22,9 +22,10 @@ class Ddp(DDPStrategy):
     """
 
     def __init__(self, timeout_seconds: float) -> None:
+        self.timeout = timedelta(seconds=timeout_seconds)
         super().__init__(
             cluster_environment=TorchElasticEnvironment(),
-            timeout=timedelta(seconds=timeout_seconds),
+            timeout=self.timeout,
             broadcast_buffers=False,
         )
 

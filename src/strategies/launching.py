@@ -5,6 +5,9 @@ second time, so a sweep starts the processes of each of its jobs and no others. 
 can always answer: to Ctrl-C and SIGTERM, which it hands on; to the death of a process, which it names; and should it die
 itself, its processes notice and end. torch is not imported here.
 
+The processes of one machine meet through a file in a private folder: nothing listens that another user could talk to,
+but the connections of gloo and NCCL, on the loopback interface.
+
 Where something else starts the processes (torchrun, or SLURM through it), they are `python -m src.train` themselves, and
 only src/strategies/launch_checks.py is of use. Both ways the environment variables are torchrun's.
 """
@@ -23,23 +26,26 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import yaml
 
+from src import signals
 from src import trial as trials
 from src.config import Config, device_count, plain
-from src.errors import ErrorOfProcess, ExitCode, Terminated, UserError
+from src.errors import ErrorOfProcess, ExitCode, UserError
 from src.run_dir import RunFolder, claim
 from src.user_command import corrected, named, shell_command
 
 log = logging.getLogger(__name__)
 
 PROCESS_PER_DEVICE = ("ddp", "pipeline")
+STORE = "RANKS_STORE"  # environment: the file through which the processes of one machine meet
 GRACE_SECONDS = 5.0  # that the other processes have to end by themselves after one has failed
+AGAIN_SECONDS = 20.0  # that all have to end after a second signal
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # the interface by which a machine talks to itself
-STOPPED = (ExitCode.TERMINATED, ExitCode.INTERRUPTED)  # codes of processes that agreed to end
+STOPPED = {ExitCode.TERMINATED: signal.SIGTERM, ExitCode.INTERRUPTED: signal.SIGINT}  # codes of processes told to end
 
 
 def processes_to_start(config: Config) -> int:
@@ -64,21 +70,22 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
     folder = RunFolder(path, {})
     trial = trials.current()
     place = trial.place if trial else trials.Place()
+    received: list[int] = []  # signals; raised where Python happens to be, they would leave processes behind
     with ExitStack() as stack:
-        errors = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-")))
+        stack.enter_context(signals.handled_by(lambda number, _: received.append(number)))
+        private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-")))
         environment = stack.enter_context(trials.answering_processes(trial)) if trial else {}
-        port = place.port or config.strategy.port or free_port()
-        processes = [_Process(local_rank, count, place, port, environment, errors) for local_rank in range(count)]
+        processes = [_Process(local_rank, count, place, environment, private) for local_rank in range(count)]
         try:
             job = yaml.safe_dump({"config": plain(config), "path": str(path), "parent": os.getpid()})
             for process in processes:
                 process.start(job)
-            _wait(processes, trial)
+            _wait(processes, trial, received)
         finally:
             for process in processes:
                 process.kill()
         try:
-            _raise_failure(processes, path)
+            _raise_failure(processes, path, received)
         except UserError as error:
             # Else the first process has noted its end itself, or found that the folder is another command's.
             if error.code == ExitCode.PROCESS_LOST:
@@ -91,23 +98,26 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
 
 
 class _Process:
-    """One of the processes, and what it printed to stderr."""
+    """One of the processes, and what it printed to stderr. private: a folder that only this user may look into."""
 
     def __init__(
-        self, local_rank: int, count: int, place: trials.Place, port: int, environment: dict[str, str], errors: Path
+        self, local_rank: int, count: int, place: trials.Place, environment: dict[str, str], private: Path
     ) -> None:
-        self.rank, self.errors = place.node * count + local_rank, errors / str(local_rank)
+        self.rank, self.errors = place.node * count + local_rank, private / str(local_rank)
         self.environment = {
             **os.environ,
             **environment,
             **{"RANK": str(self.rank), "LOCAL_RANK": str(local_rank), "GROUP_RANK": str(place.node)},
             **{"WORLD_SIZE": str(count * place.nodes), "LOCAL_WORLD_SIZE": str(count)},
-            **{"MASTER_ADDR": place.address, "MASTER_PORT": str(port)},
             "TRAIN_COMMAND": shell_command(),
         }
-        # gloo would look for the address of the host's name, which not every network knows.
-        if sys.platform in LOOPBACK and place.nodes == 1:
-            self.environment.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
+        if place.nodes > 1:
+            self.environment |= {"MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}
+        else:
+            self.environment[STORE] = str(private / "store")
+            if sys.platform in LOOPBACK:
+                for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):  # else they listen on a network's address
+                    self.environment.setdefault(name, LOOPBACK[sys.platform])
         self.hung = False  # whether it did not end by itself after another had failed
         self.popen: subprocess.Popen[bytes] | None = None
 
@@ -122,13 +132,17 @@ class _Process:
                 # Ctrl-C reaches this command alone, which hands it on: it would arrive twice otherwise.
                 **({"process_group": 0} if os.name == "posix" else {}),
             )
-        with self.popen.stdin as pipe:
+        with suppress(BrokenPipeError), self.popen.stdin as pipe:  # it may be told to end before it reads
             pipe.write(job.encode())
 
     @property
     def code(self) -> int | None:
-        """As of subprocess: None while it runs, -N where signal N killed it."""
-        return self.popen.poll() if self.popen else None
+        """As of subprocess: None while it runs, -N where signal N killed it; but a process that was told to end before it
+        could answer has the code of those that could."""
+        code = self.popen.poll() if self.popen else None
+        if code is not None and 128 < code < 160 and code not in STOPPED:
+            return 128 - code  # as a shell says it, which may stand in between
+        return signals.code_of(-code) if code is not None and -code in signals.NUMBERS else code
 
     def send(self, number: int) -> None:
         """A console of Windows sends Ctrl-C to all processes itself."""
@@ -145,37 +159,68 @@ class _Process:
         text = self.errors.read_text(encoding="utf-8", errors="replace").strip()
         return text[text.rfind("\nERROR ") + 1 :]
 
+    def gave_up(self) -> bool:
+        """Whether NCCL ended it, since it waited for another one in vain."""
+        words = self.errors.read_text(encoding="utf-8", errors="replace").lower()
+        return self.code == -getattr(signal, "SIGABRT", 6) and "watchdog" in words
 
-def _wait(processes: Sequence[_Process], trial: trials.Trial | None) -> None:
-    """Until all have ended; a signal is handed on, and those that hang after a failure are killed."""
-    killed_at: float | None = None
-    told_to_end = False
+    def error(self, count: int) -> UserError:
+        """What it said of its end; the first process's words stand for all."""
+        name, text = f"{self.rank} of the {count} processes", self.printed()
+        known = self.code in set(ExitCode)
+        if text.startswith("ERROR ") and known:
+            return ErrorOfProcess(text, ExitCode(self.code), name if self.rank else "")
+        return UserError(
+            f"process {name} ended with exit code {self.code}, without a word of its own",
+            why=text[-500:] or "a library ended it; train.log and rank*.log may say more",
+            fix=shell_command(),
+            code=ExitCode(self.code) if known else ExitCode.PROCESS_LOST,
+        )
+
+
+def _wait(processes: Sequence[_Process], trial: trials.Trial | None, received: list[int]) -> None:
+    """Until all have ended. received: the signals that tell them to, as they come; one that a process alone has got, and
+    the sweep's word, are added. Those that hang are killed: some seconds after another has failed, after the first, which
+    alone has anything to save, has ended, or after they were told twice.
+    """
+    sent = 0
+    deadlines: dict[str, float] = {}
     while running := [process for process in processes if process.code is None]:
-        try:
-            if killed_at is None and any(process.code not in (None, 0, *STOPPED) for process in processes):
-                killed_at = time.monotonic() + GRACE_SECONDS
-            if killed_at is not None and time.monotonic() > killed_at:
-                for process in running:
-                    process.hung = True
-                    process.kill()
-            time.sleep(0.05)
-            if trial is not None and trial.interrupted and not told_to_end:
-                told_to_end = True
-                raise Terminated
-        except (KeyboardInterrupt, Terminated) as error:
-            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        ended = [process.code for process in processes if process.code is not None]
+        if not received and trial is not None and trial.interrupted:
+            received.append(signal.SIGTERM)
+        if not received:
+            received += [STOPPED[code] for code in ended if code in STOPPED][:1]
+        for number in received[sent:]:
+            sent += 1
             for process in running:
                 process.send(number)
+        if processes[0].code is not None or any(code not in (0, *STOPPED) for code in ended):
+            deadlines.setdefault("failed", time.monotonic() + GRACE_SECONDS)
+        if sent > 1:
+            deadlines.setdefault("told twice", time.monotonic() + AGAIN_SECONDS)
+        if deadlines and time.monotonic() > min(deadlines.values()):
+            for process in running:
+                process.hung = True
+                process.kill()
+        time.sleep(0.05)
 
 
-def _raise_failure(processes: Sequence[_Process], path: Path) -> None:
+def _raise_failure(processes: Sequence[_Process], path: Path, received: Sequence[int]) -> None:
     """Raises what ended the run, if anything did: what happened first, not the broken connections that followed."""
     count = len(processes)
     again = f"{named(path.name)} # continues from the last checkpoint"
-    killed = [process for process in processes if process.code < 0 and not process.hung]
-    failed = [process for process in processes if process.code > 0 and process.code not in STOPPED]
-    causes = [process for process in failed if process.code != ExitCode.PROCESS_LOST]
     hung = [process for process in processes if process.hung]
+    ended = [process for process in processes if process.code and not process.hung]
+    # NCCL ends a process that has waited too long for another one.
+    lost = [process for process in ended if process.code == ExitCode.PROCESS_LOST or (hung and process.gave_up())]
+    killed = [process for process in ended if process.code < 0 and process not in lost]
+    causes = [process for process in ended if process.code > 0 and process.code not in STOPPED and process not in lost]
+    stopped = received[0] if received else next((STOPPED[one.code] for one in ended if one.code in STOPPED), 0)
+    if causes:
+        raise causes[0].error(count)
+    if stopped and (ended or hung):
+        raise signals.error_of(stopped)
     if killed:
         number = -killed[0].code
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
@@ -188,9 +233,7 @@ def _raise_failure(processes: Sequence[_Process], path: Path) -> None:
             fix=again,
             code=ExitCode.PROCESS_LOST,
         )
-    if causes:
-        raise ErrorOfProcess(causes[0].printed(), ExitCode(causes[0].code))
-    if failed and hung:
+    if lost and hung:
         raise UserError(
             f"process {hung[0].rank} of the {count} processes no longer answered",
             where=str(path),
@@ -198,12 +241,8 @@ def _raise_failure(processes: Sequence[_Process], path: Path) -> None:
             fix=[again, corrected("strategy.timeout_seconds=600")],
             code=ExitCode.PROCESS_LOST,
         )
-    if failed:
-        raise ErrorOfProcess(failed[0].printed(), ExitCode(failed[0].code))
-    if any(process.code == ExitCode.TERMINATED for process in processes):
-        raise Terminated
-    if any(process.code == ExitCode.INTERRUPTED for process in processes):
-        raise KeyboardInterrupt
+    if lost:
+        raise lost[0].error(count)
 
 
 def free_port() -> int:

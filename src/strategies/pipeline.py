@@ -51,7 +51,8 @@ class Pipeline(OwnBackward, DDPStrategy):
     """
 
     def __init__(self, micro_batches: int, schedule: str, timeout_seconds: float) -> None:
-        super().__init__(cluster_environment=TorchElasticEnvironment(), timeout=timedelta(seconds=timeout_seconds))
+        self.timeout = timedelta(seconds=timeout_seconds)
+        super().__init__(cluster_environment=TorchElasticEnvironment(), timeout=self.timeout)
         self.micro_batches, self.schedule = micro_batches, schedule
         self._own: OwnStage
         self._shares: list[Any] = []  # of each micro-batch in the loss of the batch

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
@@ -21,14 +23,16 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from src.config import Config
-from src.errors import ExitCode, UserError
+from src.errors import ExitCode, Terminated, UserError
+from src.out_of_memory import free
 from src.run_dir import flat
 from src.user_command import corrected, shell_command
 
 Result = TypeVar("Result")
 
 DEFAULT_TIMEOUT_SECONDS = 120.0
-LONG = timedelta(days=7)  # the first process may check a million pictures while the others wait
+STORE = "RANKS_STORE"  # environment: the file through which the processes of one machine meet
+BEAT_SECONDS, FAREWELL_SECONDS = 5.0, 10.0
 
 
 @dataclass
@@ -40,7 +44,9 @@ class Ranks:
     local_rank: int = 0
     local_world: int = 1
     store: dist.Store | None = None
+    seconds: float = DEFAULT_TIMEOUT_SECONDS  # after which a silent process is given up
     _keys: Iterator[int] = field(default_factory=count)
+    _over: threading.Event = field(default_factory=threading.Event)
 
     @property
     def is_first(self) -> bool:
@@ -53,9 +59,7 @@ class Ranks:
         key = f"told/{next(self._keys)}"
         if self.is_first:
             self.store.set(key, json.dumps(work()))
-        else:
-            self.store.wait([key], LONG)
-        return json.loads(self.store.get(key))
+        return json.loads(self._get(key))
 
     def after_first(self, work: Callable[[], Result]) -> Result:
         """All do the work, the first before the others, which find on the disk what it kept there."""
@@ -74,7 +78,7 @@ class Ranks:
         self.store.set(f"{name}/{self.rank}", json.dumps([socket.gethostname(), mine], default=str))
         mine = json.loads(json.dumps(mine, default=str))
         for other in range(self.world):
-            host, theirs = json.loads(self.store.get(f"{name}/{other}"))
+            host, theirs = json.loads(self._get(f"{name}/{other}"))
             changed = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
             if changed:
                 shown = [
@@ -87,57 +91,141 @@ class Ranks:
                     fix="start the same command on every machine, in the same commit, with the same pictures",
                 )
 
+    def _get(self, key: str) -> bytes:
+        """Another process may list a million images before it says this. Asked again and again, since a signal cannot be
+        answered while torch waits."""
+        pause = 0.01
+        while not self.store.check([key]):
+            time.sleep(pause)
+            pause = min(0.5, 1.5 * pause)
+        return self.store.get(key)
+
+    def meet(self) -> None:
+        """Waits until every process is here, so that what torch does next takes no time."""
+        self.store.set(f"here/{self.rank}", "")
+        deadline = time.monotonic() + self.seconds
+        for other in range(self.world):
+            while not self.store.check([f"here/{other}"]):
+                if time.monotonic() > deadline:
+                    raise dist.DistStoreError(f"process {other} is missing")
+                time.sleep(0.05)
+
+    def leave(self) -> bool:
+        """Ends the connections after training; returns whether this process goes on alone to measure and to package.
+
+        On several machines the others wait here until it has ended, with the memory of their GPU given back: torchrun ends
+        a launch 300 seconds after its first machine has ended (Agent's exit_barrier_timeout, which has no option)."""
+        disconnect()
+        if self.world > self.local_world:
+            if self.is_first:
+                threading.Thread(target=self._beat, daemon=True).start()
+            else:
+                free()
+                self._wait_for_first()
+        return self.is_first
+
+    def _beat(self) -> None:
+        with suppress(RuntimeError):  # the store may end before this process does
+            self.store.add("beats", 1)
+            while not self._over.wait(BEAT_SECONDS):
+                self.store.add("beats", 1)
+
+    def _wait_for_first(self) -> None:
+        beats, heard = 0, time.monotonic()
+        while not self.store.check(["ended"]):
+            if (now := self.store.add("beats", 0)) != beats:
+                beats, heard = now, time.monotonic()
+            if time.monotonic() - heard > self.seconds + BEAT_SECONDS:
+                raise dist.DistStoreError("process 0, which measures, is silent")
+            time.sleep(0.5)
+        how = self.store.get("ended").decode()
+        if how in ("KeyboardInterrupt", "Terminated"):
+            raise KeyboardInterrupt if how == "KeyboardInterrupt" else Terminated
+        if how != "None":
+            raise dist.DistStoreError(f"process 0 ended with {how}")
+
+    def say_farewell(self, how: str) -> None:
+        """how: the name of the error that ends this process, or None. The store may be in the first process: where there
+        are several machines it stays until the others have read what they wait for."""
+        self._over.set()
+        if self.world == self.local_world:
+            return
+        with suppress(RuntimeError):
+            self.store.set("ended" if self.is_first else f"farewell/{self.rank}", how)
+            deadline = time.monotonic() + FAREWELL_SECONDS
+            others = [f"farewell/{other}" for other in range(1, self.world)]
+            while self.is_first and not self.store.check(others) and time.monotonic() < deadline:
+                time.sleep(0.1)
+
 
 @contextmanager
 def joined(config: Config) -> Iterator[Ranks]:
     """Inside, this process is one of those of the run. Raises UserError where they do not meet, or one is lost."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "RANK" not in os.environ:
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1 or "RANK" not in os.environ:
         yield Ranks()
         return
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     seconds = config.strategy.timeout_seconds or DEFAULT_TIMEOUT_SECONDS
     timeout = timedelta(seconds=seconds)
     on_gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu")
     with _losses_explained(seconds):
         try:
-            store, rank, world = next(rendezvous("env://", timeout=timeout))
-            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-                # It outlives a restart, and the keys of the try before must not be read again. Several machines do not
-                # count their restarts alike, so scripts/launch_torchrun.sh gives each try a store of its own.
-                store = dist.PrefixStore(f"try/{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+            store = _store(world, timeout)
+            ranks = Ranks(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), store, seconds)
+            ranks.meet()
             group = dist.PrefixStore("group", store)
             dist.init_process_group(
                 "nccl" if on_gpu else "gloo", store=group, rank=rank, world_size=world, timeout=timeout
             )
         except (dist.DistNetworkError, dist.DistStoreError) as error:
             raise _not_met(error, seconds) from error
-        local_rank, local_world = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        how = "None"
         try:
-            yield Ranks(rank, world, local_rank, local_world, store)
+            yield ranks
+        except BaseException as error:
+            how = type(error).__name__
+            raise
         finally:
-            leave()
+            disconnect()
+            ranks.say_farewell(how)
 
 
-def leave() -> None:
+def _store(world: int, timeout: timedelta) -> dist.Store:
+    """Where the processes leave each other messages. On one machine it is a file in a folder that only its user can read,
+    so that nothing listens and no port can be taken."""
+    if STORE in os.environ:
+        return dist.FileStore(os.environ[STORE], world)
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # It outlives a restart, and the keys of the try before must not be read again. Several machines do not count
+        # their restarts alike, so scripts/launch_torchrun.sh gives each try a store of its own.
+        store = dist.PrefixStore(f"try/{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    return store
+
+
+def disconnect() -> None:
     """Ends the connections to the other processes; what follows is done alone."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _not_met(error: Exception, seconds: float) -> UserError:
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    if "EADDRINUSE" in str(error) or "address already in use" in str(error):
-        return UserError(
-            f"port {port} is in use",
-            where=f"{address}:{port}, where the processes of this run would meet",
-            why="another program, or another run, listens there",
-            fix=[corrected("strategy.port=null") + " # takes a free one", f"ss -ltnp | grep {port}"],
-            code=ExitCode.BUSY,
-        )
+    reason = str(error).splitlines()[0][:200]
+    if STORE in os.environ:
+        where, why = os.environ[STORE], f"some did not start, or start slowly; {reason}"
+        fix = [corrected(f"strategy.timeout_seconds={5 * seconds:g}")]
+    else:
+        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        where, why = f"{address}:{port}", f"some did not start, or a firewall is between the machines; {reason}"
+        fix = [f"nc -vz {address} {port} # from each machine, while the run starts on the first"]
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+            why, fix = "another program took this port meanwhile", [f"ss -ltnp | grep {port}", shell_command()]
     return UserError(
         f"process {os.environ['RANK']} did not meet the others within {seconds:g} seconds",
-        where=f"{address}:{port}",
-        why=f"some did not start, or a firewall is between the machines; {str(error).splitlines()[0][:200]}",
-        fix=f"nc -vz {address} {port} # from each machine, while the run starts on the first",
+        where=where,
+        why=why,
+        fix=fix,
         code=ExitCode.PROCESS_LOST,
     )
 

@@ -6,6 +6,7 @@ import time
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import Strategy
 
 EVERY_SECONDS = 0.5  # about; where steps take longer, every step
 LONGEST_WAIT = 1000  # steps
@@ -19,11 +20,11 @@ class SharedNumber:
     too: so all do it at the same step. A process that is alone has its answer at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, strategy: Strategy) -> None:
         self._group: dist.ProcessGroup | None = None
         self._alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1
         if not self._alone and dist.get_backend() != "gloo":
-            self._group = dist.new_group(backend="gloo")
+            self._group = dist.new_group(backend="gloo", timeout=strategy.timeout)  # Ddp's; torch would wait 30 minutes
         self._under_way: tuple[torch.Tensor, dist.Work] | None = None
         self._steps, self._since = 0, time.monotonic()  # since the last exchange
         self._wait = 1  # steps from one exchange to the next

@@ -10,7 +10,7 @@ from typing import Any
 
 from src import logs
 from src.errors import ExitCode, UserError
-from src.run_dir import RunFolder
+from src.run_dir import RunFolder, note_opened
 from src.strategies.ranks import Ranks
 from src.user_command import corrected
 
@@ -34,5 +34,6 @@ def open_folder(ranks: Ranks, path: Path, config: dict[str, Any], resume: str) -
                 fix=corrected("runs_dir=/a/folder/that/all/machines/share"),
                 code=ExitCode.NO_INPUT,
             )
+        note_opened(path)
         with logs.to_file(path / ("train.log" if ranks.is_first else f"rank{ranks.rank}.log")):
             yield folder

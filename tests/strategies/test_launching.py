@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,7 +58,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_every_process_gets_the_job_and_its_place(run, tmp_path):
     program = """
-names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TRAIN_COMMAND")
+names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANKS_STORE", "TRAIN_COMMAND")
 seen = {name: os.environ[name] for name in names}
 (path / f"seen{rank}").write_text(yaml.safe_dump([job, os.getppid(), seen]))
 """
@@ -68,7 +70,7 @@ seen = {name: os.environ[name] for name in names}
         assert (seen["RANK"], seen["LOCAL_RANK"]) == (str(rank), str(rank))
         assert (seen["WORLD_SIZE"], seen["LOCAL_WORLD_SIZE"]) == ("2", "2")
         assert seen["TRAIN_COMMAND"] == shell_command()
-    assert both[0][2]["MASTER_PORT"] == both[1][2]["MASTER_PORT"]
+    assert both[0][2]["RANKS_STORE"] == both[1][2]["RANKS_STORE"]
 
 
 @pytest.mark.numbers
@@ -104,7 +106,7 @@ print("some library's noise\\nERROR   bad picture  (exit code 65)\\nwhy     it i
 sys.exit(65)
 """)
     assert error.value.code == 65
-    assert error.value.render() == "ERROR   bad picture  (exit code 65)\nwhy     it is"
+    assert error.value.render() == "ERROR   bad picture  (exit code 65)\nprocess 1 of the 2 processes\nwhy     it is"
 
 
 def test_a_killed_process_is_named(run):
@@ -123,8 +125,84 @@ def test_a_process_that_hangs_after_a_failure_is_killed_and_named(run):
 def test_processes_that_agreed_to_stop_are_waited_for(run, tmp_path):
     """The first may need long to write its last checkpoint: more than the time that is given after a failure."""
     with pytest.raises(Terminated):
-        run("rank == 0 and (time.sleep(2.5), (path / 'saved').touch()); sys.exit(143)")
+        run("""
+if rank == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in a process that ends already
+    time.sleep(2.5)
+    (path / "saved").touch()
+sys.exit(143)
+""")
     assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        ("sys.exit(143)", Terminated),
+        ("sys.exit(130)", KeyboardInterrupt),
+        ("os.kill(os.getpid(), signal.SIGTERM)", Terminated),  # before it could answer
+        ("os.kill(os.getpid(), signal.SIGINT)", KeyboardInterrupt),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_tells_one_process_to_end_is_told_to_all(run, first, end, expected):
+    """The other one waits for it, and would do so for ever."""
+    with pytest.raises(expected):
+        run(f"""
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+if rank == {first}:
+    time.sleep(0.2)
+    {end}
+time.sleep(60)
+""")
+
+
+def test_the_first_process_is_not_waited_for_by_others_that_hang(run):
+    """It alone has anything to save."""
+    with pytest.raises(Terminated):
+        run("signal.signal(signal.SIGTERM, signal.SIG_IGN); rank or sys.exit(143); time.sleep(60)")
+
+
+def test_a_second_signal_ends_processes_that_do_not_answer(run, monkeypatch):
+    monkeypatch.setattr(launching, "AGAIN_SECONDS", 1.0)
+    for wait in (1.0, 1.3):
+        threading.Timer(wait, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    with pytest.raises(Terminated):
+        run("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
+
+
+@pytest.mark.parametrize(
+    ("end", "said", "code"),
+    [
+        ("os._exit(3)", "process 1 of the 2 processes ended with exit code 3", 76),
+        ("os._exit(137)", "was killed (SIGKILL)", 76),  # a shell in between
+        ("os._exit(74)", "ended with exit code 74", 74),
+        ("print('cuda says so', file=sys.stderr); os._exit(199)", "cuda says so", 76),
+    ],
+)
+def test_an_end_without_words_is_told_as_far_as_it_is_known(run, end, said, code):
+    with pytest.raises(UserError) as error:
+        run(f"""
+if rank == 1:
+    {end}
+time.sleep(60)
+""")
+    assert error.value.code == code
+    assert said in error.value.render()
+
+
+def test_the_process_that_hung_is_named_and_not_the_one_that_nccl_ended(run):
+    """Its watchdog ends the process that waits with SIGABRT."""
+    words = "[Rank 0] Watchdog caught collective operation timeout; ProcessGroupNCCL's watchdog thread terminated"
+    with pytest.raises(UserError, match="process 1 of the 2 processes no longer answered"):
+        run(f"""
+if rank == 0:
+    print({words!r}, file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGABRT)
+time.sleep(60)
+""")
+    with pytest.raises(UserError, match=r"process 0 of the 2 processes was killed \(SIGABRT\)"):
+        run("rank or os.kill(os.getpid(), signal.SIGABRT); time.sleep(60)")
 
 
 @pytest.mark.parametrize(("code", "state"), [(75, "running"), (76, "failed")])

@@ -27,7 +27,7 @@ MISTAKES = [
     (["strategy.timeout_seconds=9"], "strategy.timeout_seconds=9.0 has no effect with strategy=single"),
     (["strategy=ddp", "strategy.sync_batchnorm=true"], "does not go with oom.policy=split"),
     (["strategy=ddp", "strategy.sync_batchnorm=true", "trainer.accelerator=cpu"], "trainer.accelerator=cpu"),
-    (["strategy=ddp", "strategy.port=0"], "strategy.port=0 is out of range"),
+    (["strategy=ddp", "strategy.port=29500"], "strategy.port is not a setting"),
     (["strategy=pipeline", "trainer.devices=2"], "strategy=pipeline needs a network that is split"),
     ([*SPLIT], "model.split_at=[layer2] has no effect with strategy=single"),
     ([*SPLIT, "strategy=model_parallel", "trainer.devices=3"], "2 stages do not fit 3 devices"),

@@ -1,0 +1,107 @@
+"""What Ctrl-C and SIGTERM do to a command, from its first line to its last.
+
+Before there is anything to tidy up, and after everything is, they end the process at once. In between the first one is
+raised in the main thread, as KeyboardInterrupt or Terminated, and those that follow are ignored while the command tidies
+up; a command that has not ended END_SECONDS later is ended. While a run trains, src/callbacks/position.py answers instead,
+and in a command that only watches over others, src/strategies/launching.py. SIGUSR1, with which SLURM is often told to
+announce the end of a job (sbatch --signal=USR1@120), is taken as SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + the signal's number, as a shell has them
+NUMBERS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+END_SECONDS = 8.0
+
+Handler = Callable[[int, FrameType | None], None]
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception: nothing but the front door answers it."""
+
+
+class _State:
+    received = 0  # the signal that ends this command
+    tidied_up = threading.Event()
+
+
+def code_of(number: int) -> int:
+    """The exit code of a command that the signal ended."""
+    return INTERRUPTED if number == signal.SIGINT else TERMINATED
+
+
+def error_of(number: int) -> BaseException:
+    """What is raised where the signal ends a command."""
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+
+
+def end_at_once() -> None:
+    """From here on signals end this process, without a traceback: there is nothing to tidy up."""
+    for number in NUMBERS:
+        signal.signal(number, lambda number, _: os._exit(code_of(number)))
+
+
+def received() -> int:
+    """The signal that ends this command, or 0."""
+    return _State.received
+
+
+def end_begins(number: int) -> None:
+    """The command ends because of this signal: those that follow are ignored, so that what is being saved gets saved."""
+    _State.received = _State.received or number
+
+
+def kill(code: int) -> None:
+    """Ends this process and its loader processes now, whatever its main thread does."""
+    from multiprocessing import active_children  # front doors import this file first
+
+    for child in active_children():
+        child.kill()
+    os._exit(code)
+
+
+@contextmanager
+def raised() -> Iterator[None]:
+    """Inside, the first signal is raised in the main thread."""
+    _State.received = 0
+    _State.tidied_up.clear()
+    try:
+        with handled_by(_raise):
+            yield
+    finally:
+        _State.tidied_up.set()
+
+
+@contextmanager
+def handled_by(handler: Handler) -> Iterator[None]:
+    """Inside, signals are the handler's; nothing changes outside of the main thread, where Python allows no handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in NUMBERS}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    if _State.received:
+        return
+    _State.received = number
+    # Code that takes any exception for its own (a finalizer, an import in C) may swallow this one.
+    threading.Thread(target=_end_in_time, args=[code_of(number)], daemon=True).start()
+    raise error_of(number)
+
+
+def _end_in_time(code: int) -> None:
+    if not _State.tidied_up.wait(END_SECONDS):
+        kill(code)
