@@ -26,7 +26,7 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from src.strategies.replication import Forward, engine_for
+from src.strategies.replication import Forward, chunk_sizes, engine_for
 
 
 class DataParallel(SingleDeviceStrategy):
@@ -59,10 +59,11 @@ class DataParallel(SingleDeviceStrategy):
 
     def _forward(self, batch: Tensor) -> Tensor:
         module = self.lightning_module
-        chunks = self._engine.scatter(batch, self.parallel_devices)
-        if len(chunks) == 1:
+        sizes = chunk_sizes(len(batch), len(self.parallel_devices))
+        if len(sizes) == 1:
             return type(module).forward(module, batch)
-        devices = self.parallel_devices[: len(chunks)]
+        devices = self.parallel_devices[: len(sizes)]
+        chunks = self._engine.scatter(batch, sizes, devices)
         replicas = self._engine.replicate(module, devices)
         outputs = self._engine.apply([self._forward_of(replica) for replica in replicas], chunks, devices)
         return self._engine.gather(outputs, self.root_device)

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import parallel
+from torch.nn.parallel import comm
 
 Forward = Callable[[Tensor], Tensor]  # of a replica
 
@@ -22,8 +23,8 @@ Forward = Callable[[Tensor], Tensor]  # of a replica
 class Engine(Protocol):
     """How the work is shared between devices of one kind."""
 
-    def scatter(self, batch: Tensor, devices: Sequence[torch.device]) -> Sequence[Tensor]:
-        """The rows of a batch (B, ...) in chunks, one for each device; fewer than devices where B is small."""
+    def scatter(self, batch: Tensor, sizes: Sequence[int], devices: Sequence[torch.device]) -> Sequence[Tensor]:
+        """The rows of a batch (B, ...) in chunks of these sizes, each on a device."""
 
     def replicate(self, module: nn.Module, devices: Sequence[torch.device]) -> Sequence[nn.Module]:
         """A copy of the module on each device. The first shares its buffers; of all, gradients go to the module's weights.
@@ -45,11 +46,18 @@ def engine_for(device: torch.device) -> Engine:
     return CpuEngine() if device.type == "cpu" else GpuEngine()
 
 
+def chunk_sizes(rows: int, devices: int) -> list[int]:
+    """Rows of a batch for each device, which differ by one at most. Fewer than devices where one would get a single row,
+    which BatchNorm cannot normalise."""
+    chunks = max(1, min(devices, rows // 2))
+    return [rows // chunks + (chunk < rows % chunks) for chunk in range(chunks)]
+
+
 class GpuEngine:
     """torch's own functions, but for apply: torch's makes a new error, which tells less than the one that was raised."""
 
-    def scatter(self, batch: Tensor, devices: Sequence[torch.device]) -> Sequence[Tensor]:
-        return parallel.scatter(batch, devices)
+    def scatter(self, batch: Tensor, sizes: Sequence[int], devices: Sequence[torch.device]) -> Sequence[Tensor]:
+        return comm.scatter(batch, devices, sizes)
 
     def replicate(self, module: nn.Module, devices: Sequence[torch.device]) -> Sequence[nn.Module]:
         return parallel.replicate(module, devices, detach=not torch.is_grad_enabled())
@@ -74,8 +82,8 @@ class CpuEngine:
     Side by side they would be no faster, and draw their dropout from the CPU's one generator in an order that changes.
     """
 
-    def scatter(self, batch: Tensor, devices: Sequence[torch.device]) -> Sequence[Tensor]:
-        return batch.chunk(len(devices))
+    def scatter(self, batch: Tensor, sizes: Sequence[int], devices: Sequence[torch.device]) -> Sequence[Tensor]:
+        return batch.split(sizes)
 
     def replicate(self, module: nn.Module, devices: Sequence[torch.device]) -> Sequence[nn.Module]:
         return [_replica(module, shared=number == 0) for number in range(len(devices))]
