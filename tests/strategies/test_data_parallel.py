@@ -20,7 +20,7 @@ from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss
 from src.strategies.data_parallel import DataParallel
 from src.strategies.precision import DTYPES, precision_plugin
-from src.strategies.replication import CpuEngine, GpuEngine
+from src.strategies.replication import CpuEngine, GpuEngine, chunk_sizes
 from tests.callbacks import little_memory
 from tests.callbacks.little_memory import MESSAGE, Small, at_most
 from tests.callbacks.small_training import QUIET, SQUARE, classifier, network, phases, pictures
@@ -87,7 +87,7 @@ def largest_difference(first: nn.Module, second: nn.Module) -> float:
 @pytest.mark.parametrize("freeze", [{"preset": "full"}, {"preset": "gradual", "last_n": 3}], ids=["full", "gradual"])
 @pytest.mark.parametrize("devices", [2, 3])
 def test_twenty_steps_are_those_of_one_device(float64, devices, freeze):
-    """The last batch of an epoch has 2 pictures, which 3 devices cannot share; the loss weighs classes; blocks that are
+    """The last batch of an epoch has 2 pictures, which devices do not share; the loss weighs classes; blocks that are
     frozen at first begin to learn; gradients are clipped."""
     expected, single, steps = train(None, freeze=freeze)
     found, trainer, watch = train(devices, freeze=freeze)
@@ -96,7 +96,7 @@ def test_twenty_steps_are_those_of_one_device(float64, devices, freeze):
     assert largest_difference(expected, found) < DOUBLE
     assert single.callback_metrics.keys() > {"train/loss", "val/loss", "val/acc"}
     torch.testing.assert_close(trainer.callback_metrics, single.callback_metrics, atol=DOUBLE, rtol=DOUBLE)
-    assert not any(main for main, _ in watch.calls)
+    assert {rows for main, rows in watch.calls if main} == {2}
 
 
 def test_one_device_is_the_same_to_the_bit():
@@ -131,11 +131,33 @@ def test_batchnorm_keeps_the_statistics_of_the_first_device():
 
 
 def test_chunks_in_training_and_validation():
-    """A batch that is smaller than the number of devices has fewer replicas; one picture needs none."""
+    """A batch that gives a device a single picture has fewer replicas; one or two pictures need none."""
     _, _, watch = train(2, batch_size=9, epochs=1)
-    batches = [[(False, 5), (False, 4)], [(False, 5), (False, 4)], [(False, 1), (False, 1)]]
+    batches = [[(False, 5), (False, 4)], [(False, 5), (False, 4)], [(True, 2)]]
     validation = [[(False, 5), (False, 4)], [(True, 1)]]
     assert watch.calls == [call for batch in batches + validation for call in batch]
+
+
+@pytest.mark.parametrize(("rows", "devices"), [(7, 3), (10, 3), (2, 2), (3, 2), (5, 4), (1, 8), (64, 7), (9, 4)])
+def test_no_device_gets_a_single_picture_of_a_batch_of_more(rows, devices):
+    """torch's own chunks of 7 for 3 devices are 3, 3 and 1."""
+    sizes = chunk_sizes(rows, devices)
+    assert sum(sizes) == rows
+    assert len(sizes) <= devices
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(rows, 2)
+
+
+def test_a_last_batch_of_seven_trains_on_three_devices_with_batchnorm():
+    """Pictures so small that BatchNorm sees one value of a channel for each."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    engine, images = CpuEngine(), torch.rand(7, 3, 3, 3)
+    for sizes, works in [(chunk_sizes(7, 3), True), ([3, 3, 1], False)]:
+        devices = [CPU] * len(sizes)
+        replicas = engine.replicate(model, devices)
+        with nullcontext() if works else pytest.raises(ValueError, match="more than 1 value"):
+            outputs = engine.apply(replicas, engine.scatter(images, sizes, devices), devices)
+            assert len(engine.gather(outputs, CPU)) == 7
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
