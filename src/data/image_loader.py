@@ -102,6 +102,8 @@ class ImageLoader(DataLoader):
     dataset: Watched
 
     def __iter__(self) -> Iterator[Any]:
+        # Not where there is a GPU that the command leaves alone (trainer.accelerator=cpu): each process would set it up.
+        self.pin_memory = torch.cuda.is_initialized()
         before = set(multiprocessing.active_children())
         processes: set[BaseProcess] = set()
         try:
@@ -151,7 +153,6 @@ def image_loader(
         batch_sampler=sampler,
         num_workers=_with_room(workers, batch_bytes),
         collate_fn=partial(_collate, collate),
-        pin_memory=torch.cuda.is_available(),
         worker_init_fn=leave_signals_to_the_trainer,
         generator=torch.Generator(),  # starting an iterator draws a number: not from the global generator
     )
@@ -161,6 +162,8 @@ def leave_signals_to_the_trainer(worker: int) -> None:
     """In a loader process: a group of its own, so that Ctrl-C in a terminal, or a kill of the trainer's group, does not
     reach it. The trainer answers those: it finishes its step, for which it may need the next batch, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):  # which SLURM sends to every process
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(os, "setpgid"):  # not on Windows
         os.setpgid(0, 0)
 

@@ -13,7 +13,7 @@ from src.config import Data
 from src.cores import cpu_cores
 from src.data.image_loader import ImageLoader, image_loader
 from src.data.pictures import Pictures
-from src.data.sampler import EpochSampler, PartSampler
+from src.data.sampler import NOBODYS, EpochSampler, PartSampler
 from src.data.transforms import Transform, eval_transform
 from src.preprocessing import Preprocessing
 
@@ -54,7 +54,8 @@ class EvalDataset(Dataset[Item]):
 
     def __getitem__(self, place: int) -> Item:
         index = self.indices[place]
-        return self.transform(self.pictures.read(index)), self.pictures.labels[index]
+        label = NOBODYS if place == NOBODYS else self.pictures.labels[index]
+        return self.transform(self.pictures.read(index)), label
 
     def name(self, place: int) -> str:
         return self.pictures.where(self.indices[place])

@@ -74,15 +74,21 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return self._ordered[1]
 
 
+NOBODYS = -1  # the place of an image that does not count: the split's last one, with NOBODYS as its label
+
+
 class PartSampler(Sampler[list[int]]):
     """Batches of places in a split, in its order: of each batch the part of one process out of `world`.
 
-    Nothing is added where a batch does not divide, so that no picture counts twice in a metric.
+    Nothing is added where a batch does not divide, so that no picture counts twice in a metric. A process that would have
+    none at all gets NOBODYS: without a batch Lightning skips the validation, in which the others wait for it.
     """
 
     def __init__(self, length: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
         parts = [range(start, min(start + batch_size, length))[rank::world] for start in range(0, length, batch_size)]
         self.parts = [list(part) for part in parts if part]
+        if length and not self.parts:
+            self.parts = [[NOBODYS]]
 
     def __len__(self) -> int:
         return len(self.parts)

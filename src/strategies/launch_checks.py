@@ -42,12 +42,13 @@ def check_launched(config: Config, multirun: bool) -> None:
             ],
         )
     if world != device_count(trainer) * trainer.num_nodes or local != device_count(trainer):
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", max(1, world // local)))  # torchrun's word for machines
+        devices = local if local * nodes == world else min(local, world // nodes)  # this one may have more than others
         raise UserError(
             f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} is not what was started",
-            where=f"{world} processes in all, {local} on this machine",
-            why="each process trains on one device",
-            fix="scripts/launch_torchrun.sh "
-            + _words(f"trainer.devices={local}", f"trainer.num_nodes={world // local}"),
+            where=f"{world} processes on {nodes} machines, {local} on this machine",
+            why="each process trains on one device, and every machine has as many",
+            fix="scripts/launch_torchrun.sh " + _words(f"trainer.devices={devices}", f"trainer.num_nodes={nodes}"),
         )
     if config.name is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
         raise UserError(

@@ -10,7 +10,7 @@ import torch
 
 from src.config import Data
 from src.data.loading import eval_loader, num_workers, train_loader
-from src.data.sampler import EpochSampler, PartSampler, batches_per_epoch
+from src.data.sampler import NOBODYS, EpochSampler, PartSampler, batches_per_epoch
 from src.data.sources import load_pictures
 from src.data.transforms import eval_transform, train_transform
 from src.preprocessing import Preprocessing
@@ -79,6 +79,26 @@ def test_a_process_always_has_two_pictures_to_compute():
     whole = samplers[0].whole_batch(0, 1)
     assert [sampler.own_part(whole) for sampler in samplers] == [[whole[0]], [whole[1]], [], []]
     assert [{index for _, index in batch} for batch in last] == [{whole[0]}, {whole[1]}, {whole[0]}, {whole[0]}]
+
+
+def test_a_process_without_a_picture_to_measure_has_one_that_does_not_count(pictures):
+    samplers = [PartSampler(2, 6, rank=rank, world=4) for rank in range(4)]
+    assert [list(sampler) for sampler in samplers] == [[[0]], [[1]], [[NOBODYS]], [[NOBODYS]]]
+    assert list(PartSampler(0, 6, rank=1, world=2)) == []
+    few = replace(pictures, splits=pictures.splits | {"val": pictures.splits["val"][:2]})
+    loader = eval_loader(few, "val", SQUARE, Data(source="synthetic", batch_size=6), workers=0, rank=3, world=4)
+    assert [labels.tolist() for _, labels in loader] == [[NOBODYS]]
+
+
+def test_a_gpu_that_the_run_leaves_alone_is_not_set_up_to_pin_memory(pictures, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    loader = eval_loader(pictures, "val", SQUARE, Data(source="synthetic"), workers=0)
+    iter(loader)
+    assert not loader.pin_memory
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)  # or torch would pin here
+    iter(loader)
+    assert loader.pin_memory
 
 
 @pytest.mark.parametrize(("world", "length", "batch"), [(1, 10, 4), (2, 10, 4), (3, 7, 4), (4, 9, 8)])

@@ -131,12 +131,17 @@ def test_what_one_process_finds_wrong_is_printed_once(command, tmp_path):
     assert done.err.count("ERROR") == 1
 
 
-def test_a_port_that_is_taken_is_said(command):
-    import socket
-
-    with socket.socket() as taken:
-        taken.bind(("0.0.0.0", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        done = command("train", *SMALL, *DDP, f"strategy.port={port}", "strategy.timeout_seconds=5")
-    check_error(done, 75, f"port {port} is in use")
+@NUMBERS
+def test_fewer_pictures_than_processes(command, tmp_path):
+    """Two each to train, to validate and to test, for three processes: one has nothing and must not be waited for in vain."""
+    words = (*SMALL, *CPU, "data.num_pictures=6", "data.num_classes=2", "data.image_size=32", "trainer.threads=1")
+    words += ("data.batch_size=6", "freeze.batchnorm=keep", "optimizer=sgd", "strategy.timeout_seconds=30")
+    for name, others in {"one": (), "three": ("strategy=ddp", "trainer.devices=3")}.items():
+        chosen = [word for word in words if others or not word.startswith("strategy")]
+        done = command("train", *chosen, *others, f"name={name}")
+        assert done.code == 0, done.text
+    one, three = (result(tmp_path / "runs" / name)["metrics"] for name in ("one", "three"))
+    assert three == pytest.approx(one, rel=LOSS)
+    rows = [read_metrics(tmp_path / "runs" / name / "metrics.csv")[-1] for name in ("one", "three")]
+    for key in ("val/loss", "val/acc", "train/loss"):
+        assert rows[1][key] == pytest.approx(rows[0][key], rel=LOSS), key
