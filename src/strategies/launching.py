@@ -41,6 +41,7 @@ from src.user_command import corrected, named, shell_command
 log = logging.getLogger(__name__)
 
 PROCESS_PER_DEVICE = ("ddp", "pipeline")
+CONNECTION_LOST = "the connection to another process of this run is lost"
 STORE = "RANKS_STORE"  # environment: the file through which the processes of one machine meet
 GRACE_SECONDS = 5.0  # that the other processes have to end by themselves after one has failed
 AGAIN_SECONDS = 20.0  # that all have to end after a second signal
@@ -159,10 +160,13 @@ class _Process:
         text = self.errors.read_text(encoding="utf-8", errors="replace").strip()
         return text[text.rfind("\nERROR ") + 1 :]
 
-    def gave_up(self) -> bool:
-        """Whether NCCL ended it, since it waited for another one in vain."""
+    def gave_up(self, hung: Sequence[_Process]) -> bool:
+        """Whether it ended because another one did, or did not answer. NCCL ends a process that waited for one of the hung
+        with SIGABRT."""
+        if self.code == ExitCode.PROCESS_LOST:
+            return CONNECTION_LOST in self.printed() or not self.printed()
         words = self.errors.read_text(encoding="utf-8", errors="replace").lower()
-        return self.code == -getattr(signal, "SIGABRT", 6) and "watchdog" in words
+        return bool(hung) and self.code == -getattr(signal, "SIGABRT", 6) and "watchdog" in words
 
     def error(self, count: int) -> UserError:
         """What it said of its end; the first process's words stand for all."""
@@ -212,12 +216,12 @@ def _raise_failure(processes: Sequence[_Process], path: Path, received: Sequence
     again = f"{named(path.name)} # continues from the last checkpoint"
     hung = [process for process in processes if process.hung]
     ended = [process for process in processes if process.code and not process.hung]
-    # NCCL ends a process that has waited too long for another one.
-    lost = [process for process in ended if process.code == ExitCode.PROCESS_LOST or (hung and process.gave_up())]
+    lost = [process for process in ended if process.gave_up(hung)]
     killed = [process for process in ended if process.code < 0 and process not in lost]
     causes = [process for process in ended if process.code > 0 and process.code not in STOPPED and process not in lost]
     stopped = received[0] if received else next((STOPPED[one.code] for one in ended if one.code in STOPPED), 0)
-    if causes:
+    causes.sort(key=lambda process: process.code == ExitCode.PROCESS_LOST)
+    if causes and not (stopped and causes[0].code == ExitCode.PROCESS_LOST):
         raise causes[0].error(count)
     if stopped and (ended or hung):
         raise signals.error_of(stopped)

@@ -26,12 +26,12 @@ from src.config import Config
 from src.errors import ExitCode, Terminated, UserError
 from src.out_of_memory import free
 from src.run_dir import flat
+from src.strategies.launching import CONNECTION_LOST, STORE
 from src.user_command import corrected, shell_command
 
 Result = TypeVar("Result")
 
 DEFAULT_TIMEOUT_SECONDS = 120.0
-STORE = "RANKS_STORE"  # environment: the file through which the processes of one machine meet
 BEAT_SECONDS, FAREWELL_SECONDS = 5.0, 10.0
 
 
@@ -239,7 +239,7 @@ def _losses_explained(seconds: float) -> Iterator[None]:
         if not is_loss_of_a_process(error):
             raise
         raise UserError(
-            "the connection to another process of this run is lost",
+            CONNECTION_LOST,
             where=f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} on {socket.gethostname()}",
             why=f"it ended, or it did not answer for {seconds:g} seconds (strategy.timeout_seconds); "
             f"{str(error).splitlines()[0][:200]}",

@@ -109,6 +109,19 @@ sys.exit(65)
     assert error.value.render() == "ERROR   bad picture  (exit code 65)\nprocess 1 of the 2 processes\nwhy     it is"
 
 
+def test_a_loader_that_was_killed_is_told_and_not_the_connection_that_was_lost(run):
+    """Both end with 76."""
+    with pytest.raises(ErrorOfProcess, match="a loader process"):
+        run("""
+if rank == 0:
+    print("ERROR   the connection to another process of this run is lost  (exit code 76)", file=sys.stderr)
+    sys.exit(76)
+time.sleep(0.2)
+print("ERROR   a loader process (pid 3) was ended by SIGKILL  (exit code 76)", file=sys.stderr)
+sys.exit(76)
+""")
+
+
 def test_a_killed_process_is_named(run):
     with pytest.raises(UserError, match=r"process 1 of the 2 processes was killed \(SIGKILL\)") as error:
         run("time.sleep(0.2 if rank else 60); os.kill(os.getpid(), signal.SIGKILL)")
