@@ -92,22 +92,14 @@ def refuse_other_settings(path: Path, new: dict[str, Any], free_name: str) -> No
     free_name: under which the new settings can be run.
     """
     old = stored_settings(path)
-    old_flat, new_flat, older = flat(old), flat(new), _weighs_without_limit(old)
-    shown = []
-    for key, value in new_flat.items():
-        if any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE):
-            continue
-        if key == "data.class_weights" and value == "balanced" and old_flat.get(key) == "inverse" and older:
-            log.warning(
-                "The run began when data.class_weights=balanced had no limit. What it still trains has (docs/uneven.md)."
-            )
-        elif key in old_flat:
-            if old_flat[key] != value:
-                shown.append(f"{key}: {printable(old_flat[key])} there, {printable(value)} now")
-        elif value not in (defaults := list(_defaults(key))):
-            shown.append(f"{key}: {printable(defaults[0])}, its default, there, {printable(value)} now")
-    # What is a mapping in one of the two is a key in the other, such as freeze.phases.
-    shown += [f"{key}: {printable(value)} there" for key, value in old_flat.items() if _lacks(key, value, new_flat)]
+    old_flat, new_flat = flat(old), flat(new)
+    changed = changed_settings(old_flat, new_flat)
+    if changed.get("data.class_weights") == ("inverse", "balanced") and _weighs_without_limit(old):
+        log.warning(
+            "The run began when data.class_weights=balanced had no limit. What it still trains has (docs/uneven.md)."
+        )
+        del changed["data.class_weights"]
+    shown = [f"{key}: {printable(was)} there, {printable(now)} now" for key, (was, now) in changed.items()]
     if shown:
         same_network = old_flat.get("model.backbone") == new_flat.get("model.backbone")
         weights = [f"name={free_name}", f"model.weights={path / 'model'}"]  # a schedule cannot grow: a new run goes on
@@ -123,8 +115,25 @@ def refuse_other_settings(path: Path, new: dict[str, Any], free_name: str) -> No
         )
 
 
-def _lacks(key: str, value: Any, new_flat: dict[str, Any]) -> bool:
-    return key not in new_flat and not any(key.startswith(f"{free}.") or key == free for free in FREE_TO_CHANGE)
+def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings, as `flat` has them, that differ and change what is computed: key -> (there, now).
+
+    A key that the old ones lack had its default. What is a mapping in one of the two is a key in the other, such as
+    freeze.phases.
+    """
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key in {**new, **old}:
+        if any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE):
+            continue
+        if key not in new:
+            changed[key] = old[key], "nothing"
+        elif key not in old:
+            defaults = list(_defaults(key))
+            if new[key] not in defaults:
+                changed[key] = f"{defaults[0]}, its default,", new[key]
+        elif old[key] != new[key]:
+            changed[key] = old[key], new[key]
+    return changed
 
 
 def _defaults(key: str) -> Iterator[Any]:

@@ -23,7 +23,8 @@ GO_ON = "go on"
 FINISH = "finish"  # it is worth no more time: measure, package and end
 INTERRUPT = "interrupt"  # it goes on later from its position: end now
 
-ADDRESS, TOKEN = "TRIAL_ADDRESS", "TRIAL_TOKEN"  # environment of the processes of a trial that has several
+# Environment of the processes of a trial that has several.
+ADDRESS, TOKEN, FINISH_AFTER = "TRIAL_ADDRESS", "TRIAL_TOKEN", "TRIAL_FINISH_AFTER"
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,13 @@ class Trial:
     """One job of a sweep: `report` hands a row to the sweep and waits for its answer.
 
     keeps_checkpoints: the scheduler copies checkpoints between trials, so those of the epoch must be on the disk before
-    it is reported.
+    it is reported. finish_after: the epoch, counted from 1, after which the sweep had ended the trial in an earlier start.
     """
 
-    def __init__(self, keeps_checkpoints: bool = False, place: Place = Place()) -> None:  # frozen
-        self.keeps_checkpoints, self.place = keeps_checkpoints, place
+    def __init__(
+        self, keeps_checkpoints: bool = False, place: Place = Place(), finish_after: int | None = None
+    ) -> None:  # a Place is frozen
+        self.keeps_checkpoints, self.place, self.finish_after = keeps_checkpoints, place, finish_after
         self.interrupted = False  # asked after every step: end as soon as the position is saved
         self._rows: queue.Queue[dict[str, float]] = queue.Queue()
         self._answers: queue.Queue[str] = queue.Queue()
@@ -78,7 +81,8 @@ class ReportingProcess(Trial):
     """In a process of a trial that has several: the first one's reports travel to the worker, the others have none."""
 
     def __init__(self) -> None:
-        super().__init__(keeps_checkpoints=True)
+        finish_after = os.environ.get(FINISH_AFTER)
+        super().__init__(keeps_checkpoints=True, finish_after=int(finish_after) if finish_after else None)
         self._connection: socket.socket | None = None
 
     def report(self, row: dict[str, float]) -> str:
@@ -119,7 +123,8 @@ def answering_processes(trial: Trial) -> Iterator[dict[str, str]]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         _in_background(_accept, server, token, trial.report)
         try:
-            yield {ADDRESS: f"127.0.0.1:{server.getsockname()[1]}", TOKEN: token}
+            ended = {} if trial.finish_after is None else {FINISH_AFTER: str(trial.finish_after)}
+            yield {ADDRESS: f"127.0.0.1:{server.getsockname()[1]}", TOKEN: token, **ended}
         finally:
             with suppress(OSError):
                 server.shutdown(socket.SHUT_RDWR)  # ends the waiting for a connection, which closing does not

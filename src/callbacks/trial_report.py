@@ -31,6 +31,10 @@ class TrialReport(CheckpointCallback):
     def __init__(self, trial: Trial, stop: StopOnSignal) -> None:
         self.trial, self.stop = trial, stop
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.trial.finish_after is not None and trainer.current_epoch >= self.trial.finish_after:
+            trainer.should_stop = True
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:

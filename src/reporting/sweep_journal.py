@@ -1,7 +1,7 @@
 """What happened in a sweep: a line of JSON per event in trials.jsonl, and the trials as they are read from it.
 
 The driver writes it as results arrive, so a sweep that ends in any way leaves all that is known of it. The table, the
-ranking and the report are made from it alone; Ray's own state is only for Ray.
+ranking and the report are made from it alone, and every start of the sweep goes on from it; nothing of Ray's is read.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from src.run_dir import write_text
+from src.errors import ExitCode, UserError
 from src.tuning.goal import Goal
+from src.user_command import named
 
 JOURNAL = "trials.jsonl"
 
@@ -24,6 +26,7 @@ PAUSED = "paused"  # it goes on later: told to by a scheduler, or the sweep was 
 STATES = (FINISHED, PRUNED, DIVERGED, FAILED, PAUSED, RUNNING)  # in which they are counted
 STOPPED = (PRUNED, DIVERGED, FAILED)  # before their last epoch
 NOT_RANKED = (DIVERGED, FAILED)
+OVER = (FINISHED, PRUNED, DIVERGED)  # not tried again
 
 
 @dataclass
@@ -42,7 +45,6 @@ class TrialRecord:
     ended: float | None = None
     seconds: float = 0.0  # of work until `heard`: the time between two starts of a sweep, or of a pause, is not in it
     heard: float = 0.0  # when the last event came
-    was_pruned: bool = False  # before it was started again: Tune had not saved its end when the sweep was killed
 
     def worked(self, now: float) -> float:
         """Seconds of work until now (seconds since 1970)."""
@@ -64,33 +66,62 @@ class Journal:
     """The journal of one sweep: `trials` is what it says so far, by number."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: of the sweep. What is there already is read; a last line that was cut off is left out."""
+        """folder: of the sweep. What is there already is read. Raises UserError for what no sweep has written.
+
+        A last line that was cut off is left out, and so are lines in between that are no JSON: `damaged` has their numbers,
+        and those of the lines about a trial whose beginning was among them.
+        """
         self.path = folder / JOURNAL
         self.trials: dict[int, TrialRecord] = {}
-        if self.path.exists():
-            text = self.path.read_text(encoding="utf-8")
-            whole = text[: text.rfind("\n") + 1]
-            for line in whole.splitlines():
-                self._apply(json.loads(line))
-            if whole != text:
-                write_text(self.path, whole)
+        self.order: list[tuple[int, int]] = []  # (trial, epoch) of every row as it came; (trial, 0): it was done
+        self.damaged: list[int] = []
+        content = self.path.read_bytes() if self.path.exists() else b""
+        self._whole = content.rfind(b"\n") + 1  # bytes of the file that hold whole lines
+        for place, line in enumerate(content[: self._whole].split(b"\n")[:-1], start=1):
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                self.damaged.append(place)
+                continue
+            if not _is_event(event):
+                raise UserError(
+                    f"line {place} is of no sweep: {line[:60].decode(errors='replace')}",
+                    where=str(self.path),
+                    why="the folder comes from elsewhere, or the file was edited; a sweep goes on from this file alone",
+                    fix=named(folder.name, "-2"),
+                    code=ExitCode.DATA,
+                )
+            if event["event"] == "started" or event["trial"] in self.trials:
+                self._apply(event)
+            else:
+                self.damaged.append(place)
 
     def started(self, number: int, folder: str, params: dict[str, Any], overrides: list[str]) -> None:
+        params = {key: value if _is_json(value) else str(value) for key, value in params.items()}
         self._note(event="started", trial=number, folder=folder, params=params, overrides=overrides)
 
     def row(self, number: int, row: dict[str, float]) -> None:
-        """What a trial reported of an epoch; row["epoch"] is counted from 1."""
-        self._note(event="row", trial=number, row=row)
+        """What a trial reported of an epoch; row["epoch"] is counted from 1. nan and inf are left out: JSON has neither."""
+        self._note(event="row", trial=number, row=_finite(row))
+
+    def copied(self, number: int, rows: Sequence[dict[str, float]]) -> None:
+        """The trial goes on with the weights of another (scheduler=pbt). rows: of the epochs that led to them."""
+        self._note(event="copied", trial=number, rows=[_finite(row) for row in rows])
 
     def ended(self, number: int, state: str, value: float | None = None, error: str = "") -> None:
         """state: FINISHED, PRUNED, FAILED, DIVERGED or PAUSED."""
+        value = value if _is_json(value) else None
         self._note(event="ended", trial=number, state=state, value=value, error=error)
 
     def _note(self, **event: Any) -> None:
         event["time"] = round(time.time(), 2)
         self._apply(event)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        line = (json.dumps(event, allow_nan=False) + "\n").encode()
+        with self.path.open("ab") as file:
+            if file.tell() != self._whole:  # a line was cut off, by a crash or a full disk
+                file.truncate(self._whole)
+            file.write(line)
+        self._whole += len(line)
 
     def _apply(self, event: dict[str, Any]) -> None:
         number = event["trial"]
@@ -99,17 +130,58 @@ class Journal:
             trial = TrialRecord(number, event["folder"], event["params"], event["overrides"], started=event["time"])
             if before is not None:  # it goes on; pbt may have changed its parameters
                 trial.rows, trial.started, trial.seconds = before.rows, before.started, before.seconds
-                trial.was_pruned = before.state == PRUNED
             self.trials[number] = trial
         else:
             trial = self.trials[number]
             trial.seconds = trial.worked(event["time"])
             if event["event"] == "row":
-                trial.rows[int(event["row"]["epoch"])] = event["row"]
+                epoch = int(event["row"]["epoch"])
+                trial.rows[epoch] = event["row"]
+                self.order.append((number, epoch))
+            elif event["event"] == "copied":
+                trial.rows = {int(row["epoch"]): row for row in event["rows"]}
             else:
                 trial.state, trial.value, trial.error = event["state"], event["value"], event["error"]
                 trial.ended = event["time"]
+                if trial.state in OVER:
+                    self.order.append((number, 0))
         trial.heard = event["time"]
+
+
+def _finite(row: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if math.isfinite(value)}
+
+
+def _is_json(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _is_event(event: Any) -> bool:
+    """Whether it is a line that this module writes, or its older versions wrote."""
+    match event:
+        case {"trial": int(number), "time": time_} if 0 <= number < 10**9 and _is_number(time_) and 0 <= time_ < 1e12:
+            pass
+        case _:
+            return False
+    match event:
+        case {"event": "started", "folder": str(), "params": dict(params), "overrides": list(words)}:
+            plain = (value is None or isinstance(value, str | int | float) for value in params.values())
+            return all(plain) and all(isinstance(word, str) for word in words)
+        case {"event": "row", "row": row}:
+            return _is_row(row)
+        case {"event": "copied", "rows": list(rows)}:
+            return all(map(_is_row, rows))
+        case {"event": "ended", "state": str(state), "value": value, "error": str()}:
+            return state in (*OVER, FAILED, PAUSED) and (value is None or _is_number(value))
+    return False
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and all(map(_is_number, row.values())) and 1 <= row.get("epoch", 0) < 10**9
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**18)
 
 
 def ranking(trials: dict[int, TrialRecord], goal: Goal) -> list[TrialRecord]:

@@ -1,7 +1,6 @@
 """From names to objects: hydra.sweeper.search and the scheduler of a sweep, with what they can and cannot do together.
 
-The sweep calls `check_together`, then `build_search` and `build_scheduler`. Metric and mode go to Tune's TuneConfig, which
-gives them to the scheduler and refuses one that has them already.
+The sweep calls `check_together`, then `build_search` and `build_scheduler`.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from ray.tune.search import Searcher
 from src import seeding
 from src.errors import ExitCode, UserError
 from src.tuning.commands import SPACE, sweep_command
+from src.tuning.goal import Goal
 from src.tuning.points import BayesianPoints, GridPoints, RandomPoints
 from src.tuning.settings import SweeperSettings, Trials
 from src.tuning.space import Space
@@ -38,26 +38,33 @@ MUTABLE = ("model.dropout", "model.label_smoothing", "data.augment")
 HOMES = {"search": ("ray.tune.search.", Searcher), "scheduler": ("ray.tune.schedulers.", TrialScheduler)}
 
 
-def build_search(search: Any, space: Space, metric: str, mode: str, seed: int) -> Searcher:
+def build_search(search: Any, space: Space, goal: Goal, seed: int) -> Searcher:
     """hydra.sweeper.search: a name of SEARCHES, or {_target_: ray.tune.search.PATH, ...}. Raises UserError."""
     if isinstance(search, dict):
-        return _own_search(search, space, metric, mode)
+        return _own_search(search, space, goal)
     if search == "random":
         return RandomPoints(space, seed)
     if search == "grid":
         return GridPoints(space)
     if search == "optuna":
-        return _optuna(space, metric, mode, seed)
+        return _optuna(space, goal, seed)
     if search == "bayesopt":
-        return _bayesopt(space, metric, mode, seed)
+        return _bayesopt(space, goal, seed)
     raise _unknown("search", search, SEARCHES)
 
 
-def build_scheduler(settings: Trials, space: Space | None, max_epochs: int) -> TrialScheduler | None:
+def build_scheduler(settings: Trials, space: Space | None, goal: Goal, max_epochs: int) -> TrialScheduler | None:
     """The scheduler of a sweep; None: every trial runs to its end. Raises UserError.
 
     space: of the sweeper; None: the launcher's. max_epochs: of the longest trial.
     """
+    scheduler = _scheduler(settings, space, max_epochs)
+    if scheduler is not None and not scheduler.set_search_properties(goal.metric, goal.mode):
+        raise _refused(settings.scheduler, "scheduler", "its metric and mode are those of the sweep: leave them out")
+    return scheduler
+
+
+def _scheduler(settings: Trials, space: Space | None, max_epochs: int) -> TrialScheduler | None:
     name, grace = settings.scheduler, settings.grace_epochs
     if isinstance(name, dict):
         return _call(_own_class(name, "scheduler"), name, "scheduler")
@@ -81,7 +88,7 @@ def build_scheduler(settings: Trials, space: Space | None, max_epochs: int) -> T
 
 
 def changes_points(scheduler: Any) -> bool:
-    """Whether the scheduler changes points itself, as pbt does: Tune then takes no Searcher, `Points` included."""
+    """Whether the scheduler changes the points of trials under way, as pbt does."""
     if isinstance(scheduler, dict):
         return issubclass(_own_class(scheduler, "scheduler"), PopulationBasedTraining)
     return scheduler == "pbt"
@@ -100,16 +107,16 @@ def check_together(search: Any, scheduler: Any) -> None:
         )
 
 
-def _optuna(space: Space, metric: str, mode: str, seed: int) -> Searcher:
+def _optuna(space: Space, goal: Goal, seed: int) -> Searcher:
     import optuna  # a second
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line for every trial, beside our own
     sampler = optuna.samplers.TPESampler(seed=seeding.key(seed, "optuna") % 2**32)
-    return OptunaSearch(OptunaSearch.convert_search_space(space.domains), metric, mode, sampler=sampler)
+    return OptunaSearch(OptunaSearch.convert_search_space(space.domains), goal.metric, goal.mode, sampler=sampler)
 
 
-def _bayesopt(space: Space, metric: str, mode: str, seed: int) -> Searcher:
+def _bayesopt(space: Space, goal: Goal, seed: int) -> Searcher:
     for parameter in space.parameters.values():
         if parameter.values is not None:
             raise UserError(
@@ -125,7 +132,7 @@ def _bayesopt(space: Space, metric: str, mode: str, seed: int) -> Searcher:
             fix=['pip install -e ".[bayesopt]"', sweep_command("search=optuna")],
             code=ExitCode.UNAVAILABLE,
         )
-    return BayesianPoints(space, metric, mode, seed)
+    return BayesianPoints(space, goal, seed)
 
 
 def _population(settings: Trials, space: Space | None) -> TrialScheduler:
@@ -197,14 +204,18 @@ def _check_factor(factor: float) -> None:
         )
 
 
-def _own_search(entry: dict[str, Any], space: Space, metric: str, mode: str) -> Searcher:
+def _own_search(entry: dict[str, Any], space: Space, goal: Goal) -> Searcher:
     """A search of Ray's or of this project, with the keys of the entry. One of ours may take the `space` as it is."""
     made = _own_class(entry, "search")
-    offered = {"metric": metric, "mode": mode} | ({} if made.__module__.startswith("ray.") else {"space": space})
+    offered = {"metric": goal.metric, "mode": goal.mode} | (
+        {} if made.__module__.startswith("ray.") else {"space": space}
+    )
     taken = inspect.signature(made).parameters
     search = _call(made, {key: value for key, value in offered.items() if key in taken} | entry, "search")
     try:
-        search.set_search_properties(metric, mode, space.domains)  # False where the entry has a space of its own
+        search.set_search_properties(
+            goal.metric, goal.mode, space.domains
+        )  # False where the entry has a space of its own
     except ValueError as error:
         raise _refused(entry, "search", str(error)) from error
     return search

@@ -22,6 +22,7 @@ from src.cores import cpu_cores
 from src.errors import ExitCode, UserError
 from src.tuning.commands import sweep_command
 from src.tuning.job import PROJECT, STATE
+from src.tuning.quiet import own_handlers
 from src.tuning.settings import Ray, Resources, SweeperSettings, Trials
 from src.user_command import corrected, shell_command
 
@@ -58,7 +59,8 @@ def _start(settings: Ray) -> None:
     if settings.ship_code:
         words["runtime_env"] = {"working_dir": _copy_of_the_code()}
     try:
-        ray.init(**words)
+        with own_handlers():
+            ray.init(**words)
     except Exception as error:  # also Ray's own "The current node timed out during startup", an Exception of no kind
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         if address:

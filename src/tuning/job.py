@@ -14,11 +14,11 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 from hydra._internal.callbacks import Callbacks
@@ -34,25 +34,31 @@ from omegaconf import DictConfig, open_dict, read_write
 
 import src
 from src.errors import ExitCode, UserError
-from src.run_dir import write_json
+from src.files import read_metrics, write_json
 from src.tuning import settings
 from src.tuning.goal import Goal
 from src.user_command import shell_command
 
+if TYPE_CHECKING:
+    from src.tuning.source import Plan
+
 log = logging.getLogger(__name__)
 
 PROJECT = Path(src.__file__).resolve().parent.parent  # the folder of src/ and conf/
+JOB = "job"  # in the config of a trial, beside its point: its number
+FINISH_AFTER = (
+    "finish_after"  # the epoch after which the trial was ended in an earlier start, and had not come to its end
+)
 STATE = ".tune"  # in the folder of a sweep: what only the sweep itself reads
 
 
-class Plan(Protocol):
-    """What the trials of a sweep are: a Space, or the jobs that Hydra gave to the launcher."""
+@dataclass(frozen=True)
+class HydraJob:
+    """What Hydra hands to a plugin."""
 
-    def overrides(self, point: Mapping[str, Any]) -> list[str]:
-        """The command line of a trial."""
-
-    def params(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """What differs between the trials: key -> value."""
+    context: HydraContext
+    task: TaskFunction
+    config: DictConfig
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,9 @@ class Context:
     plan: Plan
     goal: Goal
     sweep_dir: Path  # absolute, on a disk that all machines share
+    scratch: Path  # in it: Tune's own files of this start
     keeps_checkpoints: bool  # the scheduler copies checkpoints between trials, and stops a trial to go on with another
+    changes_points: bool  # it also changes the settings of a trial under way
     grace_s: float
     cwd: Path | None  # where the jobs run; None: where the code was sent to
     project: Path
@@ -72,31 +80,16 @@ class Context:
     state: bytes  # the sweep's own config and Hydra's singletons, which hold the config nodes and resolvers
 
 
-def make_context(
-    task_function: TaskFunction,
-    config: DictConfig,
-    config_loader: ConfigLoader,
-    *,
-    plan: Plan,
-    goal: Goal,
-    sweep_dir: Path,
-    keeps_checkpoints: bool,
-    grace_s: float,
-    ship_code: bool,
-) -> Context:
-    """On the driver. config: of the sweep, as Hydra gave it to the plugin."""
+def make_context(hydra: HydraJob, *, ship_code: bool, **of_the_sweep: Any) -> Context:
+    """On the driver. of_the_sweep: the fields of a Context that depend on it."""
     return Context(
-        task=_name_of(task_function),
-        plan=plan,
-        goal=goal,
-        sweep_dir=sweep_dir,
-        keeps_checkpoints=keeps_checkpoints,
-        grace_s=grace_s,
+        task=_name_of(hydra.task),
         cwd=None if ship_code else Path.cwd(),
         project=PROJECT,
         command=shell_command(),
-        search_path=[(part.provider, part.path) for part in config_loader.get_search_path().get_path()],
-        state=cloudpickle.dumps((config, Singleton.get_state())),
+        search_path=[(part.provider, part.path) for part in hydra.context.config_loader.get_search_path().get_path()],
+        state=cloudpickle.dumps((hydra.config, Singleton.get_state())),
+        **of_the_sweep,
     )
 
 
@@ -178,6 +171,8 @@ class JobRunner:
         self.folder = folder_of(config)
         if start_from is not None:
             take_over(self.folder, start_from, number, overrides)
+        elif self.context.changes_points:  # killed between two lives, it has the settings of the one before
+            (self.folder / "config.yaml").unlink(missing_ok=True)
         with _as_it_was(), as_current(config):
             done = run_job(
                 task_function=self.task,
@@ -212,6 +207,23 @@ def returned_file(sweep_dir: Path, number: int) -> Path:
     return sweep_dir / STATE / "returned" / f"{number}.json"
 
 
+def returned(sweep_dir: Path, number: int) -> dict[str, Any] | None:
+    """What that file says; None where there is none, or one that is damaged: then the job is to be done again."""
+    try:
+        content = json.loads(returned_file(sweep_dir, number).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) and "value" in content else None
+
+
+def trained_rows(folder: Path) -> list[dict[str, float]]:
+    """The rows of a job's metrics.csv; none where it has none, or a damaged one."""
+    try:
+        return [row for row in read_metrics(folder / "metrics.csv") if 1 <= row.get("epoch", 0) < 10**9]
+    except (OSError, ValueError):
+        return []
+
+
 def _plain(value: Any) -> Any:
     """A return value as JSON has it; None for what it has not."""
     try:
@@ -225,6 +237,8 @@ def keep_checkpoints(folder: Path, target: Path, number: int, overrides: Sequenc
     write_json(target / "trial.json", {"number": number, "overrides": list(overrides)})
     if (folder / "checkpoints").is_dir():
         shutil.copytree(folder / "checkpoints", target / "checkpoints", ignore=shutil.ignore_patterns("*.tmp"))
+    if (folder / "metrics.csv").exists():
+        shutil.copyfile(folder / "metrics.csv", target / "metrics.csv")
 
 
 def take_over(folder: Path, source: Path, number: int, overrides: Sequence[str]) -> None:
@@ -238,8 +252,10 @@ def take_over(folder: Path, source: Path, number: int, overrides: Sequence[str])
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if (source / "checkpoints").is_dir():
         shutil.copytree(source / "checkpoints", folder / "checkpoints")
-    for name in ("config.yaml", "result.json"):
+    for name in ("config.yaml", "result.json", "metrics.csv"):
         (folder / name).unlink(missing_ok=True)
+    if (source / "metrics.csv").exists():
+        shutil.copyfile(source / "metrics.csv", folder / "metrics.csv")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining, Tri
 
 from src.config import METRICS
 from src.errors import UserError
+from src.run_settings import flat
 from src.tuning.commands import sweep_command
 from src.tuning.goal import Goal
 from src.tuning.settings import Trials
@@ -46,6 +48,13 @@ def goal_of(settings: Trials, config: DictConfig) -> Goal:
 
 def max_epochs_of(config: DictConfig) -> int:
     return int(OmegaConf.select(config, "trainer.max_epochs", default=100))
+
+
+def settings_of(config: DictConfig, swept: Sequence[str]) -> dict[str, Any]:
+    """The settings that all trials share, by key. swept: the keys that differ between them."""
+    task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    settings = flat(OmegaConf.to_container(task, resolve=False))
+    return {key: value for key, value in settings.items() if not any(f"{key}.".startswith(f"{one}.") for one in swept)}
 
 
 def keeps_checkpoints(scheduler: TrialScheduler | None) -> bool:

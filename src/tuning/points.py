@@ -1,29 +1,30 @@
 """Which points of the space are tried: the searches of this project, and `Points`, which numbers what any search suggests.
 
-src/tuning/choices.py builds a search, the sweep wraps it in `Points` and gives that to Ray Tune. All of them are Tune's
-Searchers: suggest(trial_id) answers with a point, with None (ask again later) or with FINISHED; on_trial_complete tells
-what came of it. What is drawn at random is a pure function of the seed and of numbers.
+src/tuning/choices.py builds a search, and the sweep's TrialSource asks `Points` for what the search suggests. Searches are
+Tune's Searchers: suggest(trial_id) answers with a point, with None (ask again later) or with FINISHED; on_trial_complete
+tells what came of it, add_evaluated_point what an earlier start of the sweep found. None is ever saved: the sweep's journal
+has all. What is drawn at random is a pure function of the seed and of numbers.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
-import pickle
-import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from ray.tune.search import Searcher
 
 from src import seeding
-from src.errors import UserError
+from src.errors import ExitCode, UserError
+from src.reporting.sweep_journal import TrialRecord
 from src.tuning.commands import sweep_command
-from src.tuning.resuming import NumberedSearch
+from src.tuning.goal import Goal
 from src.tuning.space import Parameter, Space, plain
+
+log = logging.getLogger(__name__)
 
 Point = dict[str, Any]
 
@@ -39,7 +40,7 @@ def random_point(space: Space, *parts: int | str) -> Point:
 
 
 class NumberedPoints(Searcher):
-    """A search whose points follow from their number alone, so that the number is all there is to save."""
+    """A search whose points follow from their number alone."""
 
     def __init__(self, space: Space) -> None:
         super().__init__()
@@ -57,11 +58,8 @@ class NumberedPoints(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Nothing is learnt."""
 
-    def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).write_text(str(self.number), encoding="utf-8")
-
-    def restore(self, checkpoint_path: str) -> None:
-        self.number = int(Path(checkpoint_path).read_text(encoding="utf-8"))
+    def add_evaluated_point(self, *_: Any, **__: Any) -> None:
+        """Nor here."""
 
 
 class RandomPoints(NumberedPoints):
@@ -113,12 +111,12 @@ class BayesianPoints(Searcher):
 
     FIRST = 10  # points drawn at random before the process is asked
 
-    def __init__(self, space: Space, metric: str, mode: str, seed: int) -> None:
+    def __init__(self, space: Space, goal: Goal, seed: int) -> None:
         """space: of intervals only."""
-        super().__init__(metric, mode)
+        super().__init__(goal.metric, goal.mode)
         from bayes_opt import BayesianOptimization, acquisition  # with scikit-learn and scipy: a second or two
 
-        self.space, self.seed, self.number = space, seed, 0
+        self.space, self.goal, self.seed, self.number = space, goal, seed, 0
         self.asked: dict[str, dict[str, float]] = {}  # trial -> its point, as 0 to 1
         self.optimizer = BayesianOptimization(
             f=None,
@@ -144,16 +142,16 @@ class BayesianPoints(Searcher):
             self._register(places, result[self.metric])
 
     def add_evaluated_point(self, parameters: Point, value: float, *_: Any, **__: Any) -> None:
+        self.number += 1
         self._register(self._places(parameters), value)
 
-    def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).write_bytes(pickle.dumps((self.number, self.asked, self.optimizer)))
-
-    def restore(self, checkpoint_path: str) -> None:
-        self.number, self.asked, self.optimizer = pickle.loads(Path(checkpoint_path).read_bytes())
-
     def _register(self, places: dict[str, float], value: float) -> None:
-        self.optimizer.register(places, value if self.mode == "max" else -value)
+        """A trial of which nothing finite is known is as bad as the worst of the others: 1e30 would flatten those."""
+        target = self.goal.sign * value
+        if value == self.goal.worst:
+            target = min((known["target"] for known in self.optimizer.res), default=None)
+        if target is not None:
+            self.optimizer.register(places, target)
 
     def _places(self, point: Point) -> dict[str, float]:
         return {name: _place(parameter, point[name]) for name, parameter in self.space.parameters.items()}
@@ -173,111 +171,108 @@ def _place(parameter: Parameter, value: float) -> float:
     return math.log(value / low) / math.log(high / low) if parameter.log else (value - low) / (high - low)
 
 
-class Points(NumberedSearch):
-    """Any search, with the trials numbered from 0, the default config as the first, and no point tried twice.
+class Points:
+    """What a search suggests, numbered from 0: the default config as the first, and no point twice."""
 
-    suggest() answers {"job": number, **point}. `skipped` counts the suggestions that were tried before.
-    """
+    TRIES = 20  # how often a search is asked before a point is drawn at random
 
-    # The number of trials after which there are no more; -1: no limit. Tune pickles this object with the sweep, and a
-    # sweep that is resumed may be given more trials: the driver sets it on the class, which is not pickled.
-    limit: ClassVar[int] = -1
-    TRIES: ClassVar[int] = 20  # how often the search is asked before a point is drawn at random
-
-    # Tune would take an attribute named `searcher` for one of its own wrappers, and save what is in it instead of this.
-    def __init__(self, inner: Searcher, space: Space, seed: int, default: Point | None = None) -> None:
+    def __init__(self, search: Searcher, space: Space, goal: Goal, seed: int, default: Point | None = None) -> None:
         """default: the point of trial 0, see src.tuning.space.default_point; None: the search is asked for it too."""
-        super().__init__()
-        self.inner, self.space, self.seed, self.default = inner, space, seed, default
-        self.number = self.skipped = 0
-        self.running: dict[str, tuple[Point, str | None]] = {}  # trial -> its point, and its id with the inner search
-        self.results: dict[tuple[str, ...], dict | None] = {}  # overrides of every point so far -> what came of it
+        self.search, self.space, self.goal, self.seed, self.default = search, space, goal, seed, default
+        self.limit: int | None = None  # the number of trials after which there are no more
+        self.number = 0  # of the next trial
+        self.asked: dict[int, tuple[Point, str | None]] = {}  # trial -> its point, and its id with the search
+        self.values: dict[tuple[str, ...], float | None] = {}  # overrides of every point so far -> what came of it
+        search.set_search_properties(goal.metric, goal.mode, space.domains)
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
-        """config: what all trials have; the space is ours."""
-        self._metric, self._mode = metric, mode
-        self.inner.set_search_properties(metric, mode, self.space.domains, **spec)
-        return True
+    def read(self, trial: TrialRecord) -> Point:
+        """The point of a trial of the journal. Raises UserError where the space does not have it."""
+        try:
+            point = self.space.point(trial.overrides)
+        except Exception as error:  # whatever Hydra's parser makes of what is no override
+            raise self._foreign(trial) from error
+        first = trial.number == 0 and self.default is not None and self._key(point) == self._key(self.default)
+        if not first and not self.space.contains(point):
+            raise self._foreign(trial)
+        return point
 
-    def set_max_concurrency(self, max_concurrent: int) -> bool:
-        return self.inner.set_max_concurrency(max_concurrent)
+    def take_up(self, points: Mapping[int, Point], values: Mapping[int, float | None]) -> None:
+        """What earlier starts of the sweep tried (trial -> point), and the values of those that are done."""
+        self.number = max(points, default=-1) + 1
+        if isinstance(self.search, RandomPoints):
+            self.search.number = max(0, self.number - (self.default is not None))
+        for number, point in points.items():
+            point = {name: value for name, value in point.items() if name in self.space.parameters}
+            self.asked[number] = point, None
+            self.values[self._key(point)] = None
+            if number in values:
+                self.complete(number, values[number])
 
-    def suggest(self, trial_id: str) -> Point | str | None:
-        if 0 <= self.limit <= self.number or self._all_tried():
+    def is_over(self) -> bool:
+        """Whether there are no more points, whatever the search would say."""
+        size, outside = self.space.size(), self.default is not None and not self.space.contains(self.default)
+        all_tried = size is not None and len(self.values) - outside >= size
+        return all_tried or (self.limit is not None and self.number >= self.limit)
+
+    def suggest(self) -> Point | str | None:
+        if self.is_over():
             return Searcher.FINISHED
-        if self.number == 0 and self.default is not None:
-            point, inner_id = self.default, None
-        else:
-            point, inner_id = self._new_point(trial_id)
+        point, asked = (self.default, None) if self.number == 0 and self.default is not None else self._new_point()
         if not isinstance(point, dict):  # FINISHED, or None: later
             return point
-        self.running[trial_id] = point, inner_id
-        self.results[self._key(point)] = None
+        self.asked[self.number] = point, asked
+        self.values[self._key(point)] = None
         self.number += 1
         return {"job": self.number - 1, **point}
 
-    def on_trial_result(self, trial_id: str, result: dict) -> None:
-        _, inner_id = self.running.get(trial_id, (None, None))
-        if inner_id is not None and self._is_known(result):  # Optuna's fails without the metric
-            self.inner.on_trial_result(inner_id, result)
+    def report(self, number: int, result: dict[str, Any]) -> None:
+        """A row of a trial that goes on."""
+        _, asked = self.asked.get(number, (None, None))
+        if asked is not None and math.isfinite(
+            result.get(self.goal.metric, math.nan)
+        ):  # Optuna's fails without the metric
+            self.search.on_trial_result(asked, result)
 
-    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        if trial_id not in self.running:
-            return  # a failed trial that a resumed sweep runs again; the search was told that it failed
-        point, inner_id = self.running.pop(trial_id)
-        known = result if not error and self._is_known(result) else None
-        self.results[self._key(point)] = known
-        if inner_id is not None:
-            self.inner.on_trial_complete(inner_id, known, error=known is None)
-        elif known is not None and self.space.contains(point):
-            with suppress(NotImplementedError):  # not every search takes what it did not suggest
-                self.inner.add_evaluated_point(point, known[self.metric])
+    def complete(self, number: int, value: float | None) -> None:
+        """What came of a trial; None: it failed, or did not come to its end."""
+        point, asked = self.asked.pop(number, (None, None))
+        if point is None:
+            return
+        self.values[self._key(point)] = value
+        if asked is not None:
+            self.search.on_trial_complete(asked, self._result(value), error=value is None)
+        elif value is not None and self.space.contains(point):
+            try:
+                self.search.add_evaluated_point(point, value)
+            except NotImplementedError:
+                log.warning(f"{type(self.search).__name__} cannot be told of trial {number}, which it did not suggest")
 
-    def catch_up(self, handed_out: Sequence[Point]) -> list[Point]:
-        lost = [point for point in handed_out if point["job"] >= self.number]
-        for point in lost:
-            self.results[self._key(point)] = None
-            self.number = max(self.number, point["job"] + 1)
-        return lost
-
-    def save(self, checkpoint_path: str) -> None:
-        """One file: Tune moves it into place, and would leave a second one behind."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.inner.save(f"{folder}/inner")
-            inner = Path(folder, "inner").read_bytes()
-        state = self.number, self.skipped, self.running, self.results, inner
-        Path(checkpoint_path).write_bytes(pickle.dumps(state))
-
-    def restore(self, checkpoint_path: str) -> None:
-        self.number, self.skipped, self.running, self.results, inner = pickle.loads(Path(checkpoint_path).read_bytes())
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "inner").write_bytes(inner)
-            self.inner.restore(f"{folder}/inner")
-
-    def _new_point(self, trial_id: str) -> tuple[Point | str | None, str | None]:
-        """A point that was not tried, and the id under which the inner search knows it; None: it does not."""
-        for attempt in range(self.TRIES):
-            inner_id = f"{trial_id}-{attempt}"
-            point = self.inner.suggest(inner_id)
+    def _new_point(self) -> tuple[Point | str | None, str | None]:
+        """A point that was not tried, and the id under which the search knows it; None: it does not."""
+        for attempt in itertools.count() if isinstance(self.search, GridPoints) else range(self.TRIES):
+            asked = f"{self.number}-{attempt}"
+            point = self.search.suggest(asked)
             if not isinstance(point, Mapping):
                 return point, None
             point = {name: plain(value) for name, value in point.items()}
-            if self._key(point) not in self.results:
-                return point, inner_id
-            self.skipped += 1
-            known = self.results[self._key(point)]
-            self.inner.on_trial_complete(inner_id, known, error=known is None)
+            if self._key(point) not in self.values:
+                return point, asked
+            known = self.values[self._key(point)]
+            self.search.on_trial_complete(asked, self._result(known), error=known is None)
         draws = (random_point(self.space, self.seed, "unseen", self.number, draw) for draw in itertools.count())
-        return next(point for point in draws if self._key(point) not in self.results), None
+        return next(point for point in draws if self._key(point) not in self.values), None
 
-    def _all_tried(self) -> bool:
-        size = self.space.size()
-        outside = self.default is not None and not self.space.contains(self.default)
-        return size is not None and len(self.results) - outside >= size
+    def _result(self, value: float | None) -> dict[str, Any] | None:
+        return None if value is None else {self.goal.metric: value}
 
     def _key(self, point: Point) -> tuple[str, ...]:
         return tuple(self.space.overrides(point))
 
-    def _is_known(self, result: dict | None) -> bool:
-        """Whether a trial says how good it is."""
-        return bool(result) and not result.get("failed") and math.isfinite(result.get(self.metric, math.nan))
+    def _foreign(self, trial: TrialRecord) -> UserError:
+        return UserError(
+            f"trial {trial.number} of the sweep is no point of its space",
+            where=f"trials.jsonl: {' '.join(trial.overrides)[:300]}",
+            why="\n".join(self.space.describe()[:6]),
+            fix=sweep_command("name=another-sweep"),
+            code=ExitCode.DATA,
+        )

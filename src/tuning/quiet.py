@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from src.errors import Terminated
 
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's table; ours is src/tuning/table.py
@@ -18,6 +23,18 @@ ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",  # a process per core before the first trial; Tune's trials take none of them
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what a trial without a GPU sees; else a warning about a change to come
 }
+
+
+@contextmanager
+def own_handlers() -> Iterator[None]:
+    """Around an import of Ray, and its start: both set handlers for SIGTERM which end a command with exit code 15, or 1."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        raise Terminated from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def quiet_ray(address: str | None) -> None:

@@ -1,27 +1,32 @@
-"""A sweep that goes on: what its folder must hold, and the failed trials, which are tried again first."""
+"""The folder of a sweep: made or taken up, by one command at a time, and refused where it is another sweep's."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from filelock import FileLock, Timeout
-from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher
-from ray.tune.search.search_generator import SearchGenerator
 
 from src import logs
 from src.errors import ExitCode, UserError
 from src.reporting.sweep_journal import Journal
 from src.run_dir import write_json
+from src.run_settings import changed_settings
 from src.tuning.commands import sweep_command
 from src.tuning.job import STATE
-from src.user_command import named
+from src.user_command import corrected, named
+
+log = logging.getLogger(__name__)
 
 IDENTITY = "sweep.json"
+SCRATCH = "tune-"  # begins the name of the folder with Tune's own files, of which each start has a new one
 
 
 @contextmanager
@@ -58,12 +63,44 @@ def open_sweep(folder: Path, identity: dict[str, Any], resume: str) -> Iterator[
         _check_resume(folder, resume, there)
         identity = json.loads(json.dumps(identity, default=str))
         if there:
-            _refuse_another(folder, json.loads(made.read_text(encoding="utf-8")), identity)
+            _refuse_another(folder, _read(made), identity)
         write_json(made, identity)
         with logs.to_file(folder / "sweep.log"):
+            if journal.damaged:
+                lines = ", ".join(map(str, journal.damaged[:10])) + (" ..." if len(journal.damaged) > 10 else "")
+                log.warning(f"{journal.path.name} is damaged: what lines {lines} said of their trials is lost")
             yield journal
     finally:
         lock.release()
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A new folder for Tune's own files, on a disk that all machines of the sweep share. Nothing of an earlier start is read:
+    those files are pickles, and the folder may come from elsewhere."""
+    for old in (*(folder / STATE).glob(f"{SCRATCH}*"), folder / STATE / "state"):
+        shutil.rmtree(old, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=folder / STATE))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _read(made: Path) -> dict[str, Any]:
+    try:
+        old = json.loads(made.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        old = None
+    if not isinstance(old, dict):
+        raise UserError(
+            f"{made.name} cannot be read",
+            where=str(made),
+            why="it says which sweep the folder holds, and is damaged or comes from elsewhere",
+            fix=named(made.parent.name, "-2"),
+            code=ExitCode.DATA,
+        )
+    return old
 
 
 def _check_resume(folder: Path, resume: str, there: bool) -> None:
@@ -86,98 +123,33 @@ def _check_resume(folder: Path, resume: str, there: bool) -> None:
 
 
 def _refuse_another(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if changed:
+    """Settings that may change (src/run_settings.py) and lists of values that have grown make no other sweep."""
+    if not isinstance(old.get("config"), dict) or not isinstance(old.get("space"), dict):
+        log.warning(
+            f"{folder.name} was begun by an earlier version: the settings that its trials share are not compared"
+        )
+        old = {key: value for key, value in old.items() if key not in ("space", "fixed", "config")}
+        new = {key: new[key] for key in old if key in new}
+    settings = changed_settings(old.get("config", {}), new.get("config", {}))
+    space, now = old.get("space", {}), new.get("space", {})
+    others = [key for key in {**old, **new} if key not in ("config", "space")]
+    changed = {key: (old.get(key), new.get(key)) for key in others if old.get(key) != new.get(key)}
+    changed |= {
+        key: (space.get(key), now.get(key)) for key in {**space, **now} if not _grew(space.get(key), now.get(key))
+    }
+    if changed or settings:
+        texts = {key: was if isinstance(was, str) else json.dumps(was) for key, (was, _) in settings.items()}
+        words = [f"{key}={text}" for key, text in texts.items() if re.fullmatch(r"[\w./+-]+", text)]
+        shown = [f"{key}: {was} there, {now} now" for key, (was, now) in {**settings, **changed}.items()]
         raise UserError(
             f"{folder.name} is the folder of another sweep",
             where=str(folder / IDENTITY),
-            why="\n".join(f"{key}: {old.get(key)} there, {new.get(key)} now" for key in changed[:6]),
-            fix=named(folder.name, "-2"),
+            why="\n".join([*shown[:5], f"and {len(shown) - 5} more"] if len(shown) > 5 else shown),
+            fix=[named(folder.name, "-2"), *([f"{corrected(*words)} # as it was"] if words and not changed else [])],
         )
 
 
-class NumberedSearch(Searcher):
-    """A search that numbers its points: {"job": number, ...}."""
-
-    def catch_up(self, handed_out: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """After its state was restored. handed_out: all that the sweep has begun, which may be more than Tune had saved
-        when it was killed. Returns those that the search does not know, and counts them as handed out."""
-        raise NotImplementedError
-
-
-class Again(Searcher):
-    """Hands out points again before it asks the search: of a sweep that is taken up, those that failed before, and those
-    that were under way and that Tune does not know of.
-
-    It hands out one more than there is room for, so that a machine that joins gets it, and no further ones: a search
-    that learns shall know as much as can be known.
-    """
-
-    # On the class, since Tune pickles the object with the sweep, and a restored one would have those of back then.
-    failed: ClassVar[list[dict[str, Any]]] = []
-    handed_out: ClassVar[list[dict[str, Any]]] = []
-    room: ClassVar[Callable[[], float]] = staticmethod(lambda: math.inf)  # for trials at once, as it is now
-
-    def __init__(self, search: NumberedSearch) -> None:
-        super().__init__()
-        # Not `searcher`, which Tune would take for one of its own wrappers and save in another way.
-        self.search = search
-        self.live: set[str] = set()  # handed out by this object, and not complete
-
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
-        self._metric, self._mode = metric, mode
-        return self.search.set_search_properties(metric, mode, config, **spec)
-
-    def set_max_concurrency(self, max_concurrent: int) -> bool:
-        return self.search.set_max_concurrency(max_concurrent)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if len(self.live) > self.room():
-            return None
-        point = self.failed.pop(0) if self.failed else self.search.suggest(trial_id)
-        if isinstance(point, dict):
-            self.live.add(trial_id)
-        return point
-
-    def catch_up(self) -> None:
-        lost = self.search.catch_up(self.handed_out)
-        self.failed.extend(point for point in lost if point not in self.failed)
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self.search.on_trial_result(trial_id, result)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self.live.discard(trial_id)
-        self.search.on_trial_complete(trial_id, result, error)
-
-    def save(self, checkpoint_path: str) -> None:
-        self.search.save(checkpoint_path)
-
-    def restore(self, checkpoint_path: str) -> None:
-        self.search.restore(checkpoint_path)
-        self.catch_up()
-
-
-class Trials(SearchGenerator):
-    """Makes Tune's trials of what a search suggests; also after the search had ended, where there are new points now."""
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        super().set_state({**state, "finished": False})
-
-    def catch_up(self) -> None:
-        """What was begun is handed out first, where nothing of Tune's own state was saved."""
-        search = self.searcher.searcher if isinstance(self.searcher, ConcurrencyLimiter) else self.searcher
-        search.catch_up()
-
-
-def trials_of(search: NumberedSearch, max_concurrent: int | None) -> Trials:
-    """What Tune takes its trials from."""
-    again: Searcher = Again(search)
-    if max_concurrent is not None:
-        again = ConcurrencyLimiter(again, max_concurrent)
-    return Trials(again)
-
-
-def drawn_by_tune(first: dict[str, Any] | None, max_concurrent: int | None) -> BasicVariantGenerator:
-    """For pbt, which takes no other: Tune itself draws the points. first: the one of trial 0; None: drawn too."""
-    return BasicVariantGenerator([first] if first is not None else None, max_concurrent=max_concurrent or 0)
+def _grew(old: Any, new: Any) -> bool:
+    """Whether a parameter has all values that it had."""
+    both = isinstance(old, list) and isinstance(new, list)
+    return old == new or (both and all(value in new for value in old))

@@ -10,26 +10,24 @@ from typing import Any
 
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from ray import tune
 
 from src.errors import UserError
-from src.reporting.sweep_journal import FAILED, Journal
+from src.reporting.sweep_journal import ranking
 from src.tuning import judging
-from src.tuning.choices import build_scheduler, build_search, changes_points, check_together
-from src.tuning.cluster import at_once, check_shared, connected, resources_of
+from src.tuning.choices import build_scheduler, build_search, check_together
+from src.tuning.cluster import resources_of
 from src.tuning.commands import sweep_command
-from src.tuning.controller import Sweep, run_trials
-from src.tuning.finishing import conclude
-from src.tuning.job import compose, make_context
+from src.tuning.goal import Goal
+from src.tuning.job import HydraJob, compose
+from src.tuning.pipeline import SweepPlan, run_sweep
 from src.tuning.points import Points, random_point
 from src.tuning.results import failures
-from src.tuning.resuming import Again, drawn_by_tune, open_sweep, trials_of
 from src.tuning.settings import SweeperSettings
-from src.tuning.space import Space, default_point, read_space
-from src.tuning.table import SweepDisplay
+from src.tuning.source import TrialSource
+from src.tuning.space import Parameter, Space, default_point, read_space
 from src.tuning.without_effect import warn_without_effect
 from src.user_command import corrected
 
@@ -39,103 +37,65 @@ log = logging.getLogger(__name__)
 OF_THE_MACHINE = ("trainer", "strategy", "experiment", "model_parallel")
 
 
-def sweep(
-    settings: SweeperSettings,
-    hydra_context: HydraContext,
-    task_function: TaskFunction,
-    config: DictConfig,
-    arguments: Sequence[str],
-) -> float | None:
+def sweep(settings: SweeperSettings, hydra: HydraJob, arguments: Sequence[str]) -> float | None:
     """Runs a sweep to its end and returns the best value. Raises UserError, KeyboardInterrupt, Terminated."""
     setup_globals()
-    _check_launcher(config)
-    folder, loader = judging.folder_of_sweep(config), hydra_context.config_loader
-    space = read_space(arguments, settings.params, loader)
+    _check_launcher(hydra.config)
+    folder = judging.folder_of_sweep(hydra.config)
+    space = read_space(arguments, settings.params, hydra.context.config_loader)
     check_together(settings.search, settings.scheduler)
 
-    # What is mistyped, or refused by the task, is said now and not by a worker in half a minute.
-    default = default_point(space, compose(loader, config, space.fixed, 0, folder))
-    first = default if settings.default_first else random_point(space, settings.seed, "trial", 0)
-    example = compose(loader, config, space.overrides(first), 0, folder)
-    judging.check_job(task_function, example)
-    _check_values(
-        space,
-        [first, *(random_point(space, settings.seed, "check", number) for number in range(3))],
-        lambda point: judging.check_job(task_function, compose(loader, config, space.overrides(point), 0, folder)),
-    )
-    goal = judging.goal_of(settings, example)
-    epochs = judging.max_epochs_of(example)
-    scheduler = build_scheduler(settings, space, epochs)
-    by_tune = changes_points(settings.scheduler)
-    beginning = default if settings.default_first else None
-    count = _count(settings, space, beginning)
-    if by_tune:
-        points, search = None, drawn_by_tune(beginning, settings.max_concurrent)
-    else:
-        inner = build_search(settings.search, space, goal.metric, goal.mode, settings.seed)
-        points = Points(inner, space, settings.seed, beginning)
-        Points.limit = count if count is not None else -1
-        search = trials_of(points, settings.max_concurrent)
-    warn_without_effect(settings)
+    def composed(words: Sequence[str]) -> DictConfig:
+        return compose(hydra.context.config_loader, hydra.config, words, 0, folder)
 
+    # What is mistyped, or refused by the task, is said now and not by a worker in half a minute.
+    shared = composed(space.fixed)
+    default = default_point(space, shared)
+    first = default if settings.default_first else random_point(space, settings.seed, "trial", 0)
+    example = composed(space.overrides(first))
+    others = [first, *(random_point(space, settings.seed, "check", number) for number in range(3))]
+    epochs = max(judging.max_epochs_of(one) for one in _checked(space, others, hydra.task, composed))
+    goal = judging.goal_of(settings, example)
+    scheduler = build_scheduler(settings, space, goal, epochs)
+    points = Points(
+        build_search(settings.search, space, goal, settings.seed),
+        space, goal, settings.seed, default if settings.default_first else None,
+    )  # fmt: skip
+    points.limit = count = _count(settings, space, points.default)
+    warn_without_effect(settings)
     if settings.dry_run:
-        describe(settings, space, goal.metric, goal.mode, count, folder, example)
+        describe(settings, space, goal, count, folder, example)
         return None
-    identity = {
-        "kind": "sweeper",
-        "space": space.describe(),
-        "fixed": space.fixed,
-        **{"metric": goal.metric, "mode": goal.mode, "search": settings.search, "scheduler": settings.scheduler},
-        **{"seed": settings.seed, "default_first": settings.default_first},
-    }
-    with open_sweep(folder, identity, settings.resume) as journal:
-        with connected(settings.ray):
-            check_shared(folder)
-            shares = _shares(settings, space, count, lambda point: compose(loader, config, point, 0, folder), example)
-            context = make_context(
-                task_function,
-                config,
-                loader,
-                plan=space,
-                goal=goal,
-                sweep_dir=folder,
-                keeps_checkpoints=judging.keeps_checkpoints(scheduler),
-                grace_s=settings.grace_s,
-                ship_code=settings.ray.ship_code,
-            )
-            room = at_once(shares(first), settings.max_concurrent)
-            display = SweepDisplay(journal, goal, total=count, max_epochs=epochs, concurrent=room)
-            # Not where trials are paused, which then wait for others to come.
-            if not judging.keeps_checkpoints(scheduler) and _all_alike(space, example):
-                Again.room = staticmethod(lambda: at_once(shares(first), settings.max_concurrent))
-            Again.handed_out = [] if by_tune else _points_of(journal, space)
-            Again.failed = [point for point in Again.handed_out if journal.trials[point["job"]].state == FAILED]
-            log.info(
-                f"{'trials' if count is None else f'{count} trials'}, {room} at once, in {os.path.relpath(folder)}"
-            )
-            run_trials(
-                Sweep(context, settings, journal, display, goal.mode, epochs),
-                search=search,
-                scheduler=scheduler,
-                space=space.domains if by_tune else {},
-                num_samples=count if by_tune and count is not None else -1,
-                resources=shares,
-                at_once=room,
-                state="state",
-            )
-        results = conclude(folder, journal, goal)
-        if points is not None and points.skipped:
-            log.info(f"skipped   {points.skipped} points that were tried before")
-        if (error := failures(journal)) is not None:
-            raise error
-    return results.get("best_value")
+    alike = _all_alike(space, example)
+    plan = SweepPlan(
+        folder,
+        goal,
+        TrialSource(space, goal, points),
+        scheduler,
+        epochs,
+        identity={
+            **{"kind": "sweeper", "search": settings.search, "scheduler": settings.scheduler, "seed": settings.seed},
+            **{"metric": goal.metric, "mode": goal.mode, "default_first": settings.default_first},
+            "default": space.params(default) if settings.default_first else None,
+            "space": {one.key: _values(one) for one in space.parameters.values()},
+            "config": judging.settings_of(shared, [one.key.lstrip("+") for one in space.parameters.values()]),
+        },
+        shares=lambda point: resources_of(example if alike else composed(space.overrides(point)), settings, count),
+        total=count,
+        example=first,
+        alike=alike,
+    )
+    journal = run_sweep(plan, settings, hydra)
+    if (error := failures(journal)) is not None:
+        raise error
+    ranked = ranking(journal.trials, goal)
+    return ranked[0].best(goal)[0] if ranked else None
 
 
 def describe(
     settings: SweeperSettings,
     space: Space,
-    metric: str,
-    mode: str,
+    goal: Goal,
     count: int | None,
     folder: Path,
     example: DictConfig,
@@ -150,7 +110,7 @@ def describe(
         f"trials    {'until the time is over' if count is None else count}{budget}",
         f"search    {settings.search}, seed {settings.seed}",
         f"scheduler {settings.scheduler}",
-        f"judged by {metric}, the {'more' if mode == 'max' else 'less'} the better",
+        f"judged by {goal.metric}, the {'more' if goal.mode == 'max' else 'less'} the better",
         f"resources {share}",
         f"folder    {os.path.relpath(folder)}",
         "first trial:",
@@ -161,23 +121,40 @@ def describe(
         log.info(line)
 
 
-def _check_values(space: Space, others: Sequence[dict[str, Any]], check: Callable[[dict[str, Any]], None]) -> None:
-    """Every value that is named, and both ends of an interval, must do with some values of the other parameters.
+def _checked(
+    space: Space,
+    others: Sequence[dict[str, Any]],
+    task: TaskFunction,
+    composed: Callable[[Sequence[str]], DictConfig],
+) -> list[DictConfig]:
+    """The config of the first of `others` with every value that is named, and both ends of every interval.
 
-    others: points to try them with. Raises what `check` raises of a value that never does.
+    A value must do with some of the others, which are points to try it with. Raises what refuses a value that never does.
     """
+    configs = [composed(space.overrides(others[0]))]
+    judging.check_job(task, configs[0])
     for name, parameter in space.parameters.items():
         ends = (parameter.domain.lower, parameter.domain.upper - parameter.whole) if parameter.values is None else ()
         for value in parameter.values or ends:
             errors: list[Exception] = []
             for point in others:
                 try:
-                    check({**point, name: value})
+                    config = composed(space.overrides({**point, name: value}))
+                    judging.check_job(task, config)
+                    configs.append(config)
                     break
                 except (HydraException, OmegaConfBaseException, UserError) as error:
                     errors.append(error)
             else:
                 raise errors[0]
+    return configs
+
+
+def _values(parameter: Parameter) -> list[str] | str:
+    """A list of values may grow from one start to the next, an interval has to stay."""
+    if parameter.values is None:
+        return parameter.describe()
+    return [parameter.override(value).partition("=")[2] for value in parameter.values]
 
 
 def _check_launcher(config: DictConfig) -> None:
@@ -221,22 +198,3 @@ def _all_alike(space: Space, example: DictConfig) -> bool:
         any(OmegaConf.is_interpolation(wanted, name) for name in wanted)
         or any(one.key.partition(".")[0].lstrip("+") in OF_THE_MACHINE for one in space.parameters.values())
     )
-
-
-def _shares(
-    settings: SweeperSettings,
-    space: Space,
-    count: int | None,
-    composed: Callable[[list[str]], DictConfig],
-    example: DictConfig,
-) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
-    """What a trial gets, as a function of its point."""
-    if _all_alike(space, example):
-        same = resources_of(example, settings, count)
-        return lambda point: same
-    return lambda point: resources_of(composed(space.overrides(point)), settings, count)
-
-
-def _points_of(journal: Journal, space: Space) -> list[dict[str, Any]]:
-    """The points of all trials so far, in order."""
-    return [{"job": number, **space.point(trial.overrides)} for number, trial in sorted(journal.trials.items())]

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,16 @@ from src.cores import TRIAL_CPUS
 from src.errors import ExitCode, UserError
 from src.strategies.launching import free_port
 from src.trial import FINISH, GO_ON, INTERRUPT, Place, Trial, working_on
-from src.tuning.job import STATE, Context, JobRunner, describe, free_memory, has_diverged, keep_checkpoints
+from src.tuning.job import (
+    FINISH_AFTER,
+    Context,
+    JobRunner,
+    describe,
+    free_memory,
+    has_diverged,
+    keep_checkpoints,
+    trained_rows,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,30 +46,25 @@ FAILED = "failed"  # the first line of its error
 DIVERGED = "diverged"  # the first line of its error, which was a loss of nan or inf
 REPORTED = "reported"  # where the metric is missing: what there is
 INTERRUPTED = "interrupted"  # True: its position is saved, and it goes on when the sweep does
+HISTORY = "history"  # in the first result of a start under pbt: the rows of the epochs that led to the weights it has
 
 LOOK_SECONDS = 0.5  # how often a worker looks whether the sweep was interrupted
 # What leaves a process that no other trial may use; such a trial goes on in a new one (max_failures).
 POISONS = (ExitCode.PROCESS_LOST, ExitCode.GPU_FAULT, ExitCode.OUT_OF_MEMORY)
 
 
-def interruption_mark(sweep_dir: Path) -> Path:
+def interruption_mark(context: Context) -> Path:
     """A file that is there while the sweep is being interrupted: its trials save their position and end."""
-    return sweep_dir / STATE / "interrupted"
-
-
-def number_of(trial_id: str, config: Mapping[str, Any]) -> int:
-    """The number of a trial, which is the name of its folder. PBT copies the configs of others, and hands out none."""
-    return config["job"] if "job" in config else int(trial_id.rpartition("_")[2])
+    return context.scratch / "interrupted"
 
 
 class Job:
     """A job in a thread."""
 
     def __init__(
-        self, runner: JobRunner, number: int, overrides: Sequence[str], start_from: Path | None, place: Place
+        self, runner: JobRunner, number: int, overrides: Sequence[str], start_from: Path | None, trial: Trial
     ) -> None:
-        self.runner, self.number, self.overrides = runner, number, overrides
-        self.trial = Trial(runner.context.keeps_checkpoints, place)
+        self.runner, self.number, self.overrides, self.trial = runner, number, overrides, trial
         self.value: Any = None
         self.error: Exception | SystemExit | None = None
         self.interrupted = False
@@ -90,7 +94,7 @@ class Job:
             self.trial.over()
 
 
-class HydraTrial(tune.Trainable):
+class HydraTrainable(tune.Trainable):
     """One trial at a time; the process is used for many (reuse_actors)."""
 
     def setup(self, config: dict[str, Any], context: Context) -> None:
@@ -110,19 +114,24 @@ class HydraTrial(tune.Trainable):
             self.before = None
             self._begin()
         else:
-            self.job.trial.answer(GO_ON)
+            self.job.trial.answer(INTERRUPT if interruption_mark(self.context).exists() else GO_ON)
         self._saved = False
-        while (row := self.job.trial.next_row(LOOK_SECONDS)) is None:
-            if not self.job.trial.interrupted and interruption_mark(self.context.sweep_dir).exists():
-                self.job.trial.answer(INTERRUPT)
+        trial = self.job.trial
+        # Of a trial that a scheduler ended in an earlier start, Tune is told the end alone: the journal has the rows.
+        while (row := trial.next_row(LOOK_SECONDS)) is None or (row and trial.finish_after is not None):
+            if not trial.interrupted and interruption_mark(self.context).exists():
+                trial.answer(INTERRUPT)
         return self._reported(row) if row else self._ended()
 
     def _begin(self) -> None:
-        number = number_of(self.trial_id, self.config)
+        number = int(self.trial_id)
         overrides = self.context.plan.overrides(self.config)
         place = self._meet_peers(number, overrides)
         self.last = {}
-        self.job = Job(self.runner, number, overrides, self.start_from, place)
+        trial = Trial(self.context.keeps_checkpoints, place, self.config.get(FINISH_AFTER))
+        if trial.finish_after is not None:
+            trial.answer(FINISH)
+        self.job = Job(self.runner, number, overrides, self.start_from, trial)
         self.start_from = None
 
     def _meet_peers(self, number: int, overrides: Sequence[str]) -> Place:
@@ -148,16 +157,18 @@ class HydraTrial(tune.Trainable):
             missing = f"it does not report {goal.metric}"
             names = sorted(name for name in row if name != "epoch")
             return {goal.metric: goal.worst, **row, "done": True, FAILED: missing, REPORTED: names}
+        told = {ROW: row}
+        if self.context.changes_points and not self.last:
+            told[HISTORY] = [one for one in trained_rows(self.runner.folder) if one["epoch"] < row["epoch"]]
         self.last = row | {goal.metric: goal.finite(row[goal.metric])}
-        return self.last | {ROW: row}
+        return self.last | told
 
     def _ended(self) -> dict[str, Any]:
         job, goal = self.job, self.context.goal
         self._leave_peers()
         last = {goal.metric: goal.worst, "epoch": 0} | self.last  # schedulers count on both
         if job.interrupted:
-            self.job = None  # a further step would go on with it
-            return last | {INTERRUPTED: True}
+            return last | {"done": True, INTERRUPTED: True}
         if has_diverged(job.error):
             return last | {goal.metric: goal.worst, "done": True, DIVERGED: describe(job.error)}
         if job.error is not None:
@@ -170,8 +181,8 @@ class HydraTrial(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Tune asks for it between two steps, while the job waits."""
         self._saved = True
-        number = number_of(self.trial_id, self.config)  # not of the job, which is None where the trial was interrupted
-        keep_checkpoints(self.runner.folder, Path(checkpoint_dir), number, self.context.plan.overrides(self.config))
+        overrides = self.context.plan.overrides(self.config)
+        keep_checkpoints(self.runner.folder, Path(checkpoint_dir), int(self.trial_id), overrides)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Before the first step. The folder is Tune's, and may be gone by then."""
@@ -192,7 +203,7 @@ class HydraTrial(tune.Trainable):
         """Has a job finish, or save its position where it goes on later, and waits for it."""
         if job is None:
             return
-        paused = self._saved or self.context.keeps_checkpoints or interruption_mark(self.context.sweep_dir).exists()
+        paused = self._saved or self.context.keeps_checkpoints or interruption_mark(self.context).exists()
         job.trial.answer(INTERRUPT if paused else FINISH)
         job.thread.join(self.context.grace_s)
         self._leave_peers()

@@ -80,6 +80,17 @@ def test_a_run_that_is_to_finish_ends_as_after_its_last_epoch(tmp_path):
     assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 8
 
 
+@pytest.mark.parametrize(("saved", "steps"), [(2, 8), (1, 8)], ids=["its last epoch is saved", "one epoch is lost"])
+def test_a_run_that_was_ended_when_the_sweep_was_killed_ends_after_the_same_epoch(tmp_path, saved, steps):
+    with Sweep({saved: INTERRUPT}) as sweep, pytest.raises(Terminated):
+        train(tmp_path, sweep.trial)
+    trial = Trial(finish_after=2)
+    trial.answer(FINISH)  # as its worker does
+    trainer, _ = train(tmp_path, trial, resume=tmp_path / "last.ckpt")
+    assert (trainer.current_epoch, trainer.global_step) == (2, steps)
+    assert trainer.state.finished
+
+
 def check_goes_on(folder, undisturbed):
     with Sweep() as sweep:
         _, weights = train(folder, sweep.trial, resume=folder / "last.ckpt")

@@ -19,20 +19,21 @@ from ray.tune.schedulers.pbt import _explore
 
 from src.errors import ExitCode, UserError
 from src.tuning.choices import build_scheduler, build_search, changes_points, check_together
+from src.tuning.goal import Goal
 from src.tuning.points import GridPoints, RandomPoints
 from src.tuning.settings import LauncherSettings, SweeperSettings
 from tests.tuning.test_space import check_sweep_error, space_of
 
-LR = "optimizer.lr=tag(log,interval(1e-5,1e-1))"
+LR, GOAL = "optimizer.lr=tag(log,interval(1e-5,1e-1))", Goal("val/acc", "max")
 
 
 def search_for(search, *words: str, seed: int = 0):
-    return build_search(search, space_of(*words or [LR]), "val/acc", "max", seed)
+    return build_search(search, space_of(*words or [LR]), GOAL, seed)
 
 
 def scheduler_for(scheduler, *words: str, max_epochs: int = 12, **settings):
     space = space_of(*words or [LR])
-    return build_scheduler(SweeperSettings(scheduler=scheduler, **settings), space, max_epochs)
+    return build_scheduler(SweeperSettings(scheduler=scheduler, **settings), space, GOAL, max_epochs)
 
 
 def check_refused(build, *culprits: str) -> UserError:
@@ -153,15 +154,16 @@ def test_schedulers_count_epochs():
     assert (hyperband._time_attr, hyperband._max_t_attr, hyperband._eta) == ("epoch", 13, 2)
 
 
-def test_no_scheduler_has_a_metric_of_its_own():
-    """Tune gives it the sweep's, and refuses one that has one."""
+def test_every_scheduler_has_the_metric_of_the_sweep_and_no_other():
     for name in ("asha", "median", "hyperband", "pbt"):
-        assert scheduler_for(name).set_search_properties("val/acc", "max")
+        assert scheduler_for(name).metric == "val/acc"
+    own = {"_target_": "ray.tune.schedulers.ASHAScheduler", "metric": "val/loss", "mode": "min"}
+    check_refused(lambda: scheduler_for(own), "metric and mode are those of the sweep")
 
 
 def test_the_launcher_has_schedulers_too_but_not_pbt():
-    assert isinstance(build_scheduler(LauncherSettings(scheduler="asha"), None, 12), ASHAScheduler)
-    check_refused(lambda: build_scheduler(LauncherSettings(scheduler="pbt"), None, 12), "pbt needs the sweeper")
+    assert isinstance(build_scheduler(LauncherSettings(scheduler="asha"), None, GOAL, 12), ASHAScheduler)
+    check_refused(lambda: build_scheduler(LauncherSettings(scheduler="pbt"), None, GOAL, 12), "pbt needs the sweeper")
 
 
 def test_a_scheduler_of_rays():

@@ -76,7 +76,7 @@ def test_a_trial_that_takes_over_begins_with_the_others_checkpoint_and_its_own_s
     (folder / "checkpoints" / "best.ckpt").write_text("own")
     take_over(folder, kept, number, overrides)
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "metrics.csv"]
-    assert (folder / "metrics.csv").read_text() == "own"
+    assert (folder / "metrics.csv").read_text() == "of 7", "the rows of the weights that it has"
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
     assert (folder / "checkpoints" / "last.ckpt").read_text() == "of 7"
 

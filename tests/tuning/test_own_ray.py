@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from src.errors import ExitCode, UserError
+from src.errors import ExitCode, Terminated, UserError
 from src.tuning import cluster
+from src.tuning.quiet import own_handlers
 from tests.conftest import command_environment
 
 OWNER = """
@@ -110,3 +113,19 @@ def test_whatever_keeps_ray_from_starting_is_said_with_what_to_do(monkeypatch, e
     assert caught.value.code == ExitCode.UNAVAILABLE
     assert "space" in caught.value.why.lower() or "timed out during startup" in caught.value.why
     assert len(caught.value.fix) == 2
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_sigterm_while_ray_is_imported_or_starts_ends_as_ever(arrives):
+    """Its own handlers end the process with 15 or 1."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def start() -> None:
+        with own_handlers():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+            if arrives:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Terminated) if arrives else nullcontext():
+        start()
+    assert signal.getsignal(signal.SIGTERM) is before

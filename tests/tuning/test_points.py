@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import pickle
 import subprocess
 import sys
 
 import pytest
 from ray.tune.search import Searcher
 
-from src.errors import UserError
+from src.errors import ExitCode, UserError
+from src.reporting.sweep_journal import TrialRecord
 from src.tuning.choices import build_search
+from src.tuning.goal import Goal
 from src.tuning.points import BayesianPoints, GridPoints, Points, RandomPoints, random_point
 from tests.conftest import command_environment
 from tests.tuning.test_space import check_sweep_error, space_of
@@ -48,15 +49,7 @@ class Told(Searcher):
 
 
 def points_of(inner, space, default=None, mode="max", seed=0) -> Points:
-    """As Tune makes it ready."""
-    points = Points(inner, space, seed, default)
-    assert points.set_search_properties("acc", mode, {}, num_samples=5)
-    return points
-
-
-@pytest.fixture
-def limit(monkeypatch):
-    return lambda number: monkeypatch.setattr(Points, "limit", number)
+    return Points(inner, space, Goal("acc", mode), seed, default)
 
 
 @pytest.mark.parametrize("module", ["launch", "sweep", "trainable"])
@@ -95,13 +88,13 @@ def test_a_grid_names_the_parameter_that_is_an_interval():
 
 def test_trials_are_numbered_and_the_default_is_the_first():
     points = points_of(Told({"a": 1}, {"a": 2}), space_of("a=1,2,3"), default={"a": 3})
-    assert [points.suggest(name) for name in "xyz"] == [{"job": number, "a": a} for number, a in enumerate((3, 1, 2))]
-    assert points_of(Told({"a": 1}), space_of("a=1,2")).suggest("x") == {"job": 0, "a": 1}
+    assert [points.suggest() for _ in range(3)] == [{"job": number, "a": a} for number, a in enumerate((3, 1, 2))]
+    assert points_of(Told({"a": 1}), space_of("a=1,2")).suggest() == {"job": 0, "a": 1}
 
 
 def test_numbers_have_no_gaps_where_the_search_waits():
     points = points_of(Told({"a": 1}, None, {"a": 2}, FINISHED), space_of("a=1,2,3"))
-    assert [points.suggest(name) for name in "wxyz"] == [{"job": 0, "a": 1}, None, {"job": 1, "a": 2}, FINISHED]
+    assert [points.suggest() for _ in range(4)] == [{"job": 0, "a": 1}, None, {"job": 1, "a": 2}, FINISHED]
 
 
 def test_the_search_learns_of_the_default_when_it_can_take_it():
@@ -109,76 +102,66 @@ def test_the_search_learns_of_the_default_when_it_can_take_it():
     for default, learnt in (({"a": 3, "b": 0.5}, 1), ({"a": 4, "b": 0.5}, 0), ({"a": 3, "b": 2.0}, 0), ({"a": 3}, 0)):
         inner = Told()
         points = points_of(inner, space, default)
-        points.suggest("x")
-        points.on_trial_result("x", {"acc": 0.6})
-        points.on_trial_complete("x", {"acc": 0.7})
+        points.suggest()
+        points.report(0, {"acc": 0.6})
+        points.complete(0, 0.7)
         assert inner.evaluated == [(default, 0.7)] * learnt
         assert not inner.told
         assert not inner.rows
     inner = Told()
     points = points_of(inner, space, {"a": 3, "b": 0.5})
-    points.suggest("x")
-    points.on_trial_complete("x", error=True)
+    points.suggest()
+    points.complete(0, None)
     assert not inner.evaluated, "a trial that failed has no value"
-    points = points_of(RandomPoints(space, 0), space, {"a": 3, "b": 0.5})
-    points.suggest("x")
-    points.on_trial_complete("x", {"acc": 0.7})  # this search cannot take it, which is no error
 
 
 def test_the_search_is_told_what_happened():
-    inner = Told(*({"a": number} for number in range(6)))
+    inner = Told(*({"a": number} for number in range(4)))
     points = points_of(inner, space_of("a=range(0,9)"))
-    for name in "uvwxyz":
-        points.suggest(name)
-    points.on_trial_result("u", {"acc": 0.5})
-    points.on_trial_result("u", {"loss": 0.5})  # without the metric: Ray's OptunaSearch would fail
-    points.on_trial_complete("u", {"acc": 0.6})
-    points.on_trial_complete("v", {"acc": 0.6, "failed": True})
-    points.on_trial_complete("w", {"acc": math.nan})
-    points.on_trial_complete("x", {"loss": 1.0})
-    points.on_trial_complete("y", error=True)
-    points.on_trial_complete("z", {"acc": math.inf})
-    points.on_trial_complete("y", {"acc": 0.9})  # the failed trial of a resumed sweep, run again
+    for _ in range(3):
+        points.suggest()
+    points.report(0, {"acc": 0.5})
+    points.report(0, {"loss": 0.5})  # without the metric: Ray's OptunaSearch would fail
+    points.complete(0, 0.6)
+    points.complete(1, None)
+    points.complete(2, -1e30)
+    points.complete(2, 0.9)
     assert [row[1] for row in inner.rows] == [0.5]
-    assert [(value, error) for _, value, error in inner.told] == [(0.6, False)] + [(None, True)] * 5
-    assert inner.properties == ("acc", "max", points.space.domains, {"num_samples": 5})
-    assert points.metric == "acc"
-    assert points.set_max_concurrency(3)
+    assert [(value, error) for _, value, error in inner.told] == [(0.6, False), (None, True), (-1e30, False)]
+    assert inner.properties == ("acc", "max", points.space.domains, {})
 
 
 def test_a_point_is_tried_once_and_the_search_learns_what_came_of_it():
     inner = Told({"a": 1}, {"a": 1}, {"a": 2}, {"a": 1}, {"a": 2}, {"a": 3})
     points = points_of(inner, space_of("a=range(0,9)"))
-    assert points.suggest("x")["a"] == 1
-    assert points.suggest("y")["a"] == 2
+    assert points.suggest()["a"] == 1
+    assert points.suggest()["a"] == 2
     assert inner.told == [(inner.told[0][0], None, True)], "nothing is known of the first 1 yet"
-    points.on_trial_complete("x", {"acc": 0.6})
+    points.complete(0, 0.6)
     del inner.told[:]
-    assert points.suggest("z") == {"job": 2, "a": 3}
+    assert points.suggest() == {"job": 2, "a": 3}
     assert [(value, error) for _, value, error in inner.told] == [(0.6, False), (None, True)]
     assert len({name for name, *_ in inner.told}) == 2, "each suggestion is answered under its own id"
-    assert points.skipped == 3
 
 
 def test_the_default_is_not_tried_again():
     space = space_of("a=1,2", "b=1,2")
     points = points_of(GridPoints(space), space, default={"a": 1, "b": 2})
-    assert [points.suggest(str(number))["b"] for number in range(4)] == [2, 1, 1, 2]
-    assert points.suggest("4") == FINISHED
+    assert [points.suggest()["b"] for _ in range(4)] == [2, 1, 1, 2]
+    assert points.suggest() == FINISHED
 
 
 def test_a_search_that_repeats_itself_gets_a_random_point():
     inner = Told(*[{"a": 1}] * 50)
     points = points_of(inner, space_of("a=range(0,9)"))
-    points.suggest("x")
-    found = points.suggest("y")
+    points.suggest()
+    found = points.suggest()
     assert found["job"] == 1
     assert found["a"] != 1
-    assert points.skipped == 20
     again = points_of(Told(*[{"a": 1}] * 50), points.space)
-    assert [again.suggest("p")["a"], again.suggest("q")["a"]] == [1, found["a"]], "a function of seed and number"
+    assert [again.suggest()["a"], again.suggest()["a"]] == [1, found["a"]], "a function of seed and number"
     told = len(inner.told)
-    points.on_trial_complete("y", {"acc": 0.5})
+    points.complete(1, 0.5)
     assert inner.evaluated == [({"a": found["a"]}, 0.5)], "the search learns of it all the same"
     assert len(inner.told) == told
 
@@ -187,23 +170,20 @@ def test_a_search_that_repeats_itself_gets_a_random_point():
 def test_a_finite_space_ends_when_every_point_was_tried(default, trials):
     space = space_of("a=1,2,3", "b=int(interval(1,2))")
     points = points_of(RandomPoints(space, 0), space, default)
-    found = [points.suggest(str(number)) for number in range(trials)]
+    found = [points.suggest() for _ in range(trials)]
     assert [point["job"] for point in found] == list(range(trials))
     assert len({(point["a"], point["b"]) for point in found}) == trials
-    assert points.suggest("last") == FINISHED
+    assert points.suggest() == FINISHED
 
 
-def test_the_limit_counts_trials_and_can_be_raised_in_a_pickled_search(limit):
+def test_the_limit_counts_trials():
     space = space_of("a=range(0,9)")
     points = points_of(RandomPoints(space, 0), space)
-    limit(2)
-    assert [points.suggest(name) == FINISHED for name in "xyz"] == [False, False, True]
-    points = pickle.loads(pickle.dumps(points))
-    limit(3)
-    assert points.suggest("z")["job"] == 2
-    assert points.suggest("z") == FINISHED
-    limit(1)
-    assert points.suggest("z") == FINISHED
+    points.limit = 2
+    assert [points.suggest() == FINISHED for _ in range(3)] == [False, False, True]
+    points.limit = 3
+    assert points.suggest()["job"] == 2
+    assert points.suggest() == FINISHED
 
 
 INTERVALS = space_of(LR, "model.dropout=interval(0,0.5)", "n=int(interval(1,8))")
@@ -212,52 +192,75 @@ SEARCHES = ["random", "optuna", "bayesopt"]
 
 def search_of(name: str) -> Searcher:
     pytest.importorskip({"bayesopt": "bayes_opt"}.get(name, "ray"))
-    return build_search(name, INTERVALS, "acc", "max", seed=0)
+    return build_search(name, INTERVALS, Goal("acc", "max"), seed=0)
 
 
 def advance(points: Points, first: int, last: int) -> list:
+    """Every fifth trial fails. Returns the points."""
     found = []
     for number in range(first, last):
-        found.append(points.suggest(f"t{number}"))
-        if number % 5 != 4:
-            points.on_trial_complete(f"t{number}", {"acc": -abs(math.log10(found[-1]["optimizer.lr"]) + 3)})
+        found.append(points.suggest())
+        lr = found[-1]["optimizer.lr"]
+        points.complete(number, None if number % 5 == 4 else -abs(math.log10(lr) + 3))
     return found
 
 
+def taken_up(name: str, before: Points, found: list, default) -> Points:
+    """What the next start of a sweep makes of its journal."""
+    points = points_of(search_of(name), INTERVALS, default)
+    records = [TrialRecord(point["job"], "", {}, INTERVALS.overrides(point)) for point in found]
+    values = {number: before.values[tuple(one.overrides)] for number, one in enumerate(records)}
+    points.take_up(
+        {one.number: points.read(one) for one in records},
+        {number: value for number, value in values.items() if value is not None},
+    )
+    return points
+
+
 @pytest.mark.parametrize("name", SEARCHES)
-def test_a_saved_search_goes_on_as_if_nothing_had_happened(name, tmp_path):
+def test_a_search_of_a_sweep_that_goes_on_knows_what_was_tried(name):
     default = {"optimizer.lr": 0.003, "model.dropout": 0.0, "n": 4}
     undisturbed = points_of(search_of(name), INTERVALS, default)
-    expected = advance(undisturbed, 0, 14)
+    expected = advance(undisturbed, 0, 16)
     points = points_of(search_of(name), INTERVALS, default)
     assert advance(points, 0, 12) == expected[:12], "repeatable"
-    points.skipped = 4
-    points.save(str(tmp_path / "state"))
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]
-    resumed = points_of(search_of(name), INTERVALS, default)
-    resumed.restore(str(tmp_path / "state"))
-    assert advance(resumed, 12, 14) == expected[12:]
-    assert resumed.skipped == 4
-    assert resumed.results == undisturbed.results
-    resumed.on_trial_complete("t4", {"acc": 0.5})  # a trial that ran across the restart
+    resumed = taken_up(name, points, expected[:12], default)
+    assert resumed.values == points.values
+    more = advance(resumed, 12, 16)
+    assert [point["job"] for point in more] == [12, 13, 14, 15]
+    assert len({tuple(point.values())[1:] for point in expected[:12] + more}) == 16, "no point twice"
+    if name == "random":
+        assert more == expected[12:]
+    if name == "optuna":
+        told = resumed.search._ot_study.trials[: sum(value is not None for value in points.values.values())]
+        assert [one.value for one in told] == [value for value in points.values.values() if value is not None]
 
 
-def test_a_grid_that_is_resumed_goes_on(tmp_path):
+def test_a_grid_that_goes_on_takes_what_is_left_and_what_is_new():
+    space, wider = space_of("a=1,2,3"), space_of("a=1,5,2,3")
+    points = points_of(GridPoints(wider), wider)
+    records = [TrialRecord(number, "", {}, space.overrides({"a": a})) for number, a in enumerate((1, 2))]
+    points.take_up({one.number: points.read(one) for one in records}, {0: 0.5})
+    assert [points.suggest() for _ in range(3)] == [{"job": 2, "a": 5}, {"job": 3, "a": 3}, FINISHED]
+
+
+@pytest.mark.parametrize("words", [["a=7"], ["a=${oc.env:HOME}"], ["a=]["], ["a"], ["b=1"], []])
+def test_a_trial_of_a_foreign_journal_is_no_point_of_the_space(words):
     space = space_of("a=1,2,3")
-    points = points_of(GridPoints(space), space)
-    points.suggest("x")
-    points.save(str(tmp_path / "state"))
-    resumed = points_of(GridPoints(space), space)
-    resumed.restore(str(tmp_path / "state"))
-    assert resumed.suggest("y") == {"job": 1, "a": 2}
-    assert resumed.skipped == 0
+    points = points_of(GridPoints(space), space, default={"a": 9})
+    with pytest.raises(UserError, match="trial 4 of the sweep is no point of its space") as caught:
+        points.read(TrialRecord(4, "", {}, words))
+    assert caught.value.code == ExitCode.DATA
+    with pytest.raises(UserError):
+        points.read(TrialRecord(4, "", {}, ["a=9"]))
+    assert points.read(TrialRecord(0, "", {}, ["a=9"])) == {"a": 9}, "the default is trial 0"
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_bayesopt_finds_the_power_of_ten(mode):
     """Searched as it is, 0.00001 to 0.1 would have nearly all points above 0.001."""
     pytest.importorskip("bayes_opt")
-    search = BayesianPoints(space_of(LR, "n=int(interval(1,4))"), "acc", mode, seed=0)
+    search = BayesianPoints(space_of(LR, "n=int(interval(1,4))"), Goal("acc", mode), seed=0)
     sign = 1 if mode == "max" else -1
     tried = []
     for number in range(22):
@@ -275,7 +278,7 @@ def test_bayesopt_finds_the_power_of_ten(mode):
 def test_bayesopt_goes_on_when_its_first_trials_fail():
     """Ray's wrapper would wait for them for ever."""
     pytest.importorskip("bayes_opt")
-    search = BayesianPoints(INTERVALS, "acc", "max", seed=0)
+    search = BayesianPoints(INTERVALS, Goal("acc", "max"), seed=0)
     found = [search.suggest(str(number)) for number in range(10)]
     for number in range(10):
         search.on_trial_complete(str(number), error=True)
@@ -293,7 +296,7 @@ def test_bayesopt_goes_on_when_its_first_trials_fail():
 def test_bayesopt_takes_back_the_points_it_makes(value, tag):
     pytest.importorskip("bayes_opt")
     space = space_of(f"n={tag}")
-    search = BayesianPoints(space, "acc", "max", seed=0)
+    search = BayesianPoints(space, Goal("acc", "max"), seed=0)
     search.add_evaluated_point({"n": value}, 0.5)
     (known,) = search.optimizer.res
     assert 0 <= known["params"]["n"] <= 1

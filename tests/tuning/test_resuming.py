@@ -1,21 +1,17 @@
-"""A sweep that is taken up: whose folder it is, and which trials are handed out again."""
+"""A sweep that is taken up: whose folder it is, and what of it may have changed."""
 
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
-from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from src.errors import ExitCode, UserError
-from src.tuning.launch import GivenJobs, Jobs
-from src.tuning.points import GridPoints, Points
-from src.tuning.resuming import IDENTITY, Again, open_sweep, trials_of
-from tests.tuning.test_space import space_of
+from src.reporting.sweep_journal import TrialRecord
+from src.tuning.launch import Jobs
+from src.tuning.resuming import IDENTITY, open_sweep, scratch_folder
 
-FINISHED = Searcher.FINISHED
-SAME = {"kind": "sweeper", "space": ("lr=1,2",), "seed": 0}
+SAME = {"kind": "sweeper", "space": {"lr": ["1", "2"]}, "seed": 0, "config": {}}
 
 
 def begin(folder, identity=SAME, resume="auto"):
@@ -75,118 +71,56 @@ def test_the_folder_is_free_again_after_a_failure(tmp_path):
     begin(tmp_path)
 
 
-@pytest.fixture
-def again(monkeypatch):
-    """again(search, failed, handed_out): as a sweep that is taken up makes it ready."""
-
-    def make(search, failed=(), handed_out=()):
-        monkeypatch.setattr(Again, "failed", list(failed))
-        monkeypatch.setattr(Again, "handed_out", list(handed_out))
-        return Again(search)
-
-    return make
-
-
-def grid() -> Points:
-    space = space_of("lr=1,2,3,4")
-    points = Points(GridPoints(space), space, seed=0)
-    points.set_search_properties("acc", "max", {})
-    return points
+def test_a_setting_that_changed_is_named_with_both_ways_out(tmp_path):
+    """In conf/, or on the command line: either way old and new trials would not be comparable."""
+    begin(tmp_path, SAME | {"config": {"model.dropout": 0.0, "optimizer.lr": 1, "trainer.threads": 1, "gone": 2}})
+    now = {"config": {"model.dropout": 0.5, "optimizer.lr": 1, "trainer.threads": 4}}
+    error = refused(tmp_path, SAME | now)
+    assert error.why == "model.dropout: 0.0 there, 0.5 now\ngone: 2 there, nothing now"
+    assert f"{tmp_path.name}-2" in error.fix[0]
+    assert "model.dropout=0.0 gone=2" in error.fix[1]
+    begin(tmp_path, SAME | {"config": now["config"] | {"model.dropout": 0.0, "gone": 2}})
 
 
-def all_of(search) -> list:
-    found = []
-    while (point := search.suggest(f"t{len(found)}")) != FINISHED:
-        found.append(point)
-        assert len(found) < 9, "it never ends"
-    return found
+def test_lists_of_values_may_grow(tmp_path):
+    begin(tmp_path, SAME | {"space": {"lr": ["1", "2"], "x": "0 to 1"}})
+    begin(tmp_path, SAME | {"space": {"lr": ["3", "2", "1"], "x": "0 to 1"}})
+    assert refused(tmp_path, SAME | {"space": {"lr": ["1", "2"], "x": "0 to 1"}}).why.startswith("lr: ['3', '2', '1']")
+    assert "x: 0 to 1 there, 0 to 2 now" in refused(tmp_path, SAME | {"space": {"lr": list("123"), "x": "0 to 2"}}).why
+    assert "y: None there" in refused(tmp_path, SAME | {"space": {"lr": list("123"), "x": "0 to 1", "y": ["1"]}}).why
 
 
-def test_failed_trials_come_first_under_their_numbers(again, tmp_path):
-    before = again(grid())
-    for number in range(3):
-        before.suggest(str(number))
-    before.save(str(tmp_path / "state"))
-    handed_out = [{"job": number, "lr": number + 1} for number in range(3)]
-    search = again(grid(), [handed_out[1]], handed_out)
-    search.restore(str(tmp_path / "state"))
-    assert all_of(search) == [{"job": 1, "lr": 2}, {"job": 3, "lr": 4}]
+def test_the_folder_of_an_earlier_version_goes_on(tmp_path):
+    begin(tmp_path)
+    old = {"kind": "sweeper", "space": ["lr   1, 2"], "fixed": ["a=1"], "seed": 0}
+    (tmp_path / IDENTITY).write_text(json.dumps(old))
+    assert "seed: 0 there, 1 now" in refused(tmp_path, SAME | {"seed": 1}).why
+    begin(tmp_path)
+    assert json.loads((tmp_path / IDENTITY).read_text())["space"] == SAME["space"]
 
 
-@pytest.mark.parametrize("failed", [[], [{"job": 2, "lr": 3}]], ids=["under way", "failed"])
-def test_trials_that_tune_had_not_saved_come_again_once(again, tmp_path, failed):
-    before = again(grid())
-    before.suggest("0")
-    before.save(str(tmp_path / "state"))
-    handed_out = [{"job": number, "lr": number + 1} for number in range(3)]
-    search = again(grid(), failed, handed_out)
-    search.restore(str(tmp_path / "state"))
-    found = all_of(search)
-    assert sorted(point["job"] for point in found) == [1, 2, 3]
-    assert {point["job"]: point["lr"] for point in found} == {1: 2, 2: 3, 3: 4}
-    assert found[:1] == (failed or [{"job": 1, "lr": 2}])
+@pytest.mark.parametrize("content", ["", "[1]", "null", "[" * 100_000, "{"])
+def test_a_damaged_identity_is_an_error_of_the_data(tmp_path, content):
+    begin(tmp_path)
+    (tmp_path / IDENTITY).write_text(content)
+    assert refused(tmp_path).code == ExitCode.DATA
 
 
-def jobs_of(folder, saved: int) -> GivenJobs:
-    """Jobs 5, 6 and 7, of which `saved` were handed out when Tune saved its state."""
-    search = GivenJobs([5, 6, 7])
-    for number in range(saved):
-        search.suggest(str(number))
-    search.save(str(folder / "state"))
-    return GivenJobs([5, 6, 7])
+def test_damaged_lines_are_said(tmp_path, caplog):
+    begin(tmp_path)
+    with (tmp_path / "trials.jsonl").open("ab") as file:
+        file.write(b'{"event": "ro\n\0\0\xff\n{"event": "ended", "trial": 0, "state": "finished", "va')
+    with open_sweep(tmp_path, SAME, "auto") as journal:
+        assert journal.trials[0].state == "running"
+    assert "trials.jsonl is damaged: what lines 2, 3 said of their trials is lost" in caplog.text
 
 
-@pytest.mark.parametrize(("saved", "expected"), [(0, [5, 6, 7]), (1, [6, 7]), (3, [])])
-def test_given_jobs_go_on_where_tune_had_saved_them(again, tmp_path, saved, expected):
-    search = again(jobs_of(tmp_path, saved))
-    search.restore(str(tmp_path / "state"))
-    assert [point["job"] for point in all_of(search)] == expected
-
-
-@pytest.mark.parametrize("saved", [0, 1, 3])
-def test_a_given_job_that_failed_comes_again_once(again, tmp_path, saved):
-    """Two trials of one number would write into the same folder."""
-    search = again(jobs_of(tmp_path, saved), failed=[{"job": 6}], handed_out=[{"job": 5}, {"job": 6}])
-    search.restore(str(tmp_path / "state"))
-    numbers = [point["job"] for point in all_of(search)]
-    assert numbers[:1] == [6]
-    assert sorted(numbers) == sorted({6} | set([5, 6, 7][saved:]))
-
-
-@pytest.mark.parametrize("max_concurrent", [None, 2])
-def test_a_sweep_of_which_tune_had_saved_nothing_catches_up(again, max_concurrent):
-    again(grid(), handed_out=[{"job": 0, "lr": 1}, {"job": 1, "lr": 2}])
-    trials = trials_of(grid(), max_concurrent)
-    assert isinstance(trials.searcher, ConcurrencyLimiter) == (max_concurrent is not None)
-    trials.catch_up()
-    assert [trials.searcher.suggest(name) for name in "ab"] == [{"job": 0, "lr": 1}, {"job": 1, "lr": 2}]
-    trials.searcher.on_trial_complete("a", {"acc": 1.0})
-    assert trials.searcher.suggest("c") == {"job": 2, "lr": 3}
-
-
-def test_a_search_is_asked_for_one_point_more_than_there_is_room_for(again, monkeypatch):
-    """What it suggests later, it suggests with more results known; a machine that joins gets trials at once."""
-    search, room = again(grid()), [1]
-    monkeypatch.setattr(Again, "room", staticmethod(lambda: room[0]))
-    assert [search.suggest(name) and name for name in "abc"] == ["a", "b", None]
-    search.on_trial_complete("a", {"acc": 1.0})
-    assert search.suggest("c") == {"job": 2, "lr": 3}
-    assert search.suggest("d") is None
-    room[0] = 2
-    assert search.suggest("d") == {"job": 3, "lr": 4}
-    assert search.suggest("e") is None, "not the end: one of the trials may come again"
-    room[0] = 9
-    assert search.suggest("e") == FINISHED
-
-
-def test_a_search_that_had_ended_is_asked_again(again):
-    """There may be more trials now, or failed ones."""
-    trials = trials_of(GivenJobs([0]), None)
-    trials.set_finished()
-    state = trials.get_state() | {"total_samples": sys.maxsize}
-    trials = trials_of(GivenJobs([0]), None)
-    trials.set_state(state)
-    assert not trials.is_finished()
+def test_each_start_has_a_new_folder_for_tune_and_none_is_left(tmp_path):
+    (tmp_path / ".tune" / "state").mkdir(parents=True)
+    (tmp_path / ".tune" / "tune-killed").mkdir()
+    with scratch_folder(tmp_path) as made:
+        assert [made] == list((tmp_path / ".tune").iterdir())
+    assert not list((tmp_path / ".tune").iterdir())
 
 
 JOBS = Jobs(
@@ -203,3 +137,9 @@ def test_what_jobs_have_in_common_is_no_parameter_and_numbers_are_numbers():
     assert JOBS.params({"job": 6}) == {"optimizer.lr": "auto", "seed": 2, "trainer.devices": 2}
     assert type(JOBS.params({"job": 4})["seed"]) is int
     assert JOBS.overrides({"job": 5}) == JOBS.jobs[5]
+
+
+def test_a_job_that_was_another_one_is_refused():
+    assert JOBS.read(TrialRecord(4, "runs/x/4", {}, JOBS.jobs[4])) == {"job": 4}
+    with pytest.raises(UserError, match="x is the folder of another sweep"):
+        JOBS.read(TrialRecord(4, "runs/x/4", {}, ["model=large"]))

@@ -88,6 +88,9 @@ def test_a_search_that_prunes_and_gets_more_trials(command, tmp_path):
 
     other = command("train", *words, "hydra.sweeper.metric=val/acc")
     check_error(other, 64, "metric: val/loss there, val/acc now")
+    changed = command("train", *words, "trainer.max_epochs=5", "trainer.threads=2")
+    check_error(changed, 64, "trainer.max_epochs: 4 there, 5 now", "trainer.max_epochs=4", "name=search-2")
+    assert "threads" not in changed.err.partition("why")[2].partition("fix")[0], "it changes no result"
 
 
 def test_jobs_with_different_numbers_of_devices(command, tmp_path):
@@ -148,6 +151,18 @@ def test_a_dry_run_does_nothing(command, tmp_path):
     assert "runs/dry" in done.out
     assert "backbone: shufflenet_v2_x0_5" in done.out
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_longest_trial_counts_for_the_scheduler(command):
+    """Of two epochs nothing could be stopped at the fifth."""
+    shared = [word for word in SWEEPER if not word.startswith("trainer.max_epochs=")]
+    words = (*shared, "trainer.max_epochs=2,9", "hydra.sweeper.scheduler=asha", "hydra.sweeper.dry_run=true")
+    done = command("train", *words, "hydra.sweeper.grace_epochs=5", "hydra.sweeper.default_first=false")
+    assert done.code == 0, done.text
+    done = command("train", *words, "hydra.sweeper.grace_epochs=14")
+    check_error(
+        done, 64, "no trial could ever be stopped", "trainer.max_epochs=12"
+    )  # the default, which is the first trial
 
 
 def test_a_grid_is_tried_whole_beside_the_config_as_it_is(command, tmp_path):

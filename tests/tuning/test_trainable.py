@@ -11,15 +11,15 @@ import pytest
 from src.errors import ErrorOfProcess, ExitCode, UserError
 from src.tuning import trainable
 from src.tuning.goal import Goal
-from src.tuning.trainable import HydraTrial
+from src.tuning.trainable import HydraTrainable
 
 HIGH, LOW = Goal("val/acc", "max"), Goal("val/loss", "min")
 
 
-def trial(goal: Goal, **job: Any) -> HydraTrial:
+def trial(goal: Goal, **job: Any) -> HydraTrainable:
     """With a job that is over."""
-    made = HydraTrial.__new__(HydraTrial)
-    made.context = SimpleNamespace(goal=goal)
+    made = HydraTrainable.__new__(HydraTrainable)
+    made.context = SimpleNamespace(goal=goal, changes_points=False)
     made.job = SimpleNamespace(**{"interrupted": False, "error": None, "value": None} | job)
     made.last, made.peers = {}, []
     return made
@@ -65,7 +65,7 @@ def test_a_trial_that_is_interrupted_before_its_first_epoch_has_an_epoch_and_can
     assert (told["epoch"], told[HIGH.metric], told[trainable.INTERRUPTED]) == (0, HIGH.worst, True)
     kept = []
     monkeypatch.setattr(trainable, "keep_checkpoints", lambda *arguments: kept.append(arguments))
-    one._trial_info = SimpleNamespace(trial_id="x_00004")
+    one._trial_info = SimpleNamespace(trial_id="4")
     one.config = {"job": 4, "seed": 1}
     one.runner = SimpleNamespace(folder="runs/x/4")
     one.context.plan = SimpleNamespace(overrides=lambda point: [f"seed={point['seed']}"])

@@ -15,7 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from src.tuning.quiet import quiet_ray
+from src.tuning.quiet import own_handlers, quiet_ray
 from src.tuning.settings import LauncherSettings, SweeperSettings
 
 
@@ -26,15 +26,15 @@ class RayTuneLauncher(Launcher):
         self.settings = LauncherSettings(**settings)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        self.hydra = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         quiet_ray(self.settings.ray.init.address)
-        from src.tuning.launch import launch
+        with own_handlers():
+            from src.tuning.job import HydraJob
+            from src.tuning.launch import launch
 
-        return launch(
-            self.settings, self.hydra_context, self.task_function, self.config, job_overrides, initial_job_idx
-        )
+        return launch(self.settings, HydraJob(*self.hydra), job_overrides, initial_job_idx)
 
 
 class RayTuneSweeper(Sweeper):
@@ -44,10 +44,12 @@ class RayTuneSweeper(Sweeper):
         self.settings = SweeperSettings(**settings)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        self.hydra = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> Any:
         quiet_ray(self.settings.ray.init.address)
-        from src.tuning.sweep import sweep
+        with own_handlers():
+            from src.tuning.job import HydraJob
+            from src.tuning.sweep import sweep
 
-        return sweep(self.settings, self.hydra_context, self.task_function, self.config, arguments)
+        return sweep(self.settings, HydraJob(*self.hydra), arguments)
