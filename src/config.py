@@ -128,6 +128,10 @@ class Trainer:
     max_time: str | None = None  # DD:HH:MM:SS after which to stop; null: no limit
     limit_batches: int | None = None  # use only so many batches of each split per epoch; null: all
     gradient_clip: float | None = None  # largest norm of the gradient; null: not clipped
+    on_nan: str = choice(
+        "stop", "skip", "restore", default="stop"
+    )  # a loss or gradient of nan or inf: end the run, leave
+    # the step out, or go back to the last epoch's weights with a tenth of the lr
     threads: int | None = None  # CPU threads of the whole job; null: all cores, or OMP_NUM_THREADS
 
 

@@ -66,20 +66,24 @@ def evaluate(
     device: torch.device,
     precision: str,
 ) -> tuple[dict[str, float], torch.Tensor]:
-    """loss, acc, balanced_acc and macro_f1 over the batches, and the confusion matrix (C, C), rows are true classes."""
+    """loss, acc, balanced_acc and macro_f1 over the batches, and what was taken for what: int64 (K, 3), a true class, a
+    predicted class and how many images, of each pair that occurred."""
     metrics, loss = SplitMetrics(num_classes).to(device), loss.to(device).eval()
+    pairs: list[torch.Tensor] = []
     batches = track(batches, "measuring", transient=True, disable=not sys.stdout.isatty())
     for logits, labels in logits_of(network, batches, device, precision):
-        metrics.update(loss(logits, labels), predicted_classes(logits, loss.task), labels, loss.weight(labels))
-    confusion = metrics.confusion.compute().cpu()
-    if not confusion.any():
+        predicted = predicted_classes(logits, loss.task)
+        metrics.update(loss(logits, labels), predicted, labels, loss.weight(labels))
+        pairs.append(torch.stack([labels, predicted], 1))
+    if not sum(map(len, pairs)):
         raise UserError(
             "none of the images to measure on can be read any more",
             why="they could be when they were checked; the lines above name them",
             fix="mend the files, then repeat the command",
             code=ExitCode.DATA,
         )
-    return metrics.compute(), confusion
+    pairs, counts = torch.cat(pairs).cpu().unique(dim=0, return_counts=True)
+    return metrics.compute(), torch.cat([pairs, counts[:, None]], 1)
 
 
 def measure_split(

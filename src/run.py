@@ -34,7 +34,7 @@ from src.cores import cpu_cores
 from src.data.module import PictureData
 from src.data.pictures import Pictures
 from src.data.sources import load_pictures
-from src.errors import UserError
+from src.errors import ExitCode, UserError
 from src.evaluation import measure_split
 from src.machine import begin_peak, choose_devices, peak_memory_mib, set_threads
 from src.models.backbones import blocks
@@ -48,7 +48,7 @@ from src.reporting.introduction import introduce
 from src.reporting.report import write_report
 from src.reporting.tables import print_result, write_confusion
 from src.rules import without_effect
-from src.run_dir import RunFolder, write_csv, write_text
+from src.run_dir import RunFolder, free_name, write_csv, write_text
 from src.selection import choose_weights
 from src.strategies.building import computing_at_once
 from src.strategies.precision import check_precision
@@ -77,7 +77,8 @@ def run(config: Config, path: Path) -> float:
                 if not (folder.path / "report.html").exists():
                     report(folder, done)
                 print_result(folder.path, done)
-            return done["metrics"].get(config.checkpoint.monitor, math.nan)
+            value = done["metrics"].get(config.checkpoint.monitor)
+            return math.nan if value is None else value
 
         for warning in unread:
             log.warning(warning)
@@ -249,6 +250,8 @@ def measure(
     for split in ("val", "test"):
         if pictures.splits[split]:
             values, confusion = measure_split(config, network, pictures, split, preprocessing, device)
+            if split == "val" and not math.isfinite(values["loss"]):
+                raise no_finite_epoch(config, folder, values["loss"])
             metrics |= {f"{split}/{name}": value for name, value in values.items()}
             write_confusion(folder.path / "confusion.csv", pictures.classes, confusion.tolist())
     if not pictures.splits["test"]:
@@ -256,6 +259,17 @@ def measure(
             "There is no test split, so the numbers are those of val, which chose the best epoch: a little too good."
         )
     return metrics
+
+
+def no_finite_epoch(config: Config, folder: RunFolder, loss: float) -> UserError:
+    """Such weights are not packaged. An epoch with a finite val/loss would have been chosen before them."""
+    return UserError(
+        f"val/loss of the trained weights is {loss}",
+        where=f"{folder.path / 'metrics.csv'}, column val/loss",
+        why="they have grown too large to compute with, or an image of val gives a loss that is not finite",
+        fix=[corrected(f"optimizer.lr={config.optimizer.lr / 10:.3g}", f"name={free_name(folder.path)}")],
+        code=ExitCode.DIVERGED,
+    )
 
 
 def report(folder: RunFolder, result: dict[str, Any], phases: Phases | None = None) -> None:

@@ -20,6 +20,7 @@ from src.callbacks.freezing import FreezingSchedule, Phases
 from src.callbacks.gpu_memory import MemoryLog
 from src.callbacks.limits import StopAtMaxSteps
 from src.callbacks.memory_growth import MemoryGrowth
+from src.callbacks.non_finite import NonFinite
 from src.callbacks.out_of_memory import OutOfMemory
 from src.callbacks.own_settings import OwnSettings
 from src.callbacks.position import PositionCheckpoint, StopOnSignal
@@ -29,7 +30,7 @@ from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Checkpoint, Config, Memory
 from src.config import Logger as LoggerConfig
 from src.errors import ExitCode, UserError
-from src.reporting.metrics_csv import MetricsCsv
+from src.reporting.metrics_csv import EpochRow, MetricsCsv
 from src.run_dir import RunFolder
 from src.strategies.building import build_precision, build_strategy, can_repeat_steps
 from src.strategies.sync_batchnorm import SyncedBatchNorm
@@ -45,13 +46,16 @@ def build_trainer(config: Config, folder: RunFolder, devices: Sequence[torch.dev
     Raises UserError for a logger that is not installed or a callback that is not allowed.
     """
     settings, kind = config.trainer, devices[0].type
+    metrics = MetricsCsv(folder.path / "metrics.csv")
     callbacks: list[L.Callback] = [
         FreezingSchedule(phases, config.freeze.batchnorm, config.freeze.batchnorm_momentum),
         Throughput(),
         OutOfMemory(
             config.oom.policy if can_repeat_steps(config) else "stop", config.oom.grow_after, config.memory.history
         ),
+        NonFinite(settings.on_nan, folder.path),
         *_memory_watchers(config.memory, folder.path / "memory.csv", phases),
+        EpochRow(metrics),
         *_checkpoints(config.checkpoint, folder.checkpoints),
         *[_own_callback(entry) for entry in config.callbacks.extra],
     ]
@@ -71,7 +75,7 @@ def build_trainer(config: Config, folder: RunFolder, devices: Sequence[torch.dev
         gradient_clip_val=settings.gradient_clip,
         callbacks=callbacks,
         logger=[
-            MetricsCsv(folder.path / "metrics.csv"),
+            metrics,
             EpochLines(settings.max_epochs),
             *_loggers(config.logger, folder.path),
         ],

@@ -98,7 +98,12 @@ class State:
         self.trains_batchnorm = any(isinstance(m, _BatchNorm) and m.training for m in module.modules())
         self._parameters = list(module.parameters())
         self._gradients: list[Tensor | None] | None = None
-        self._generators = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
+        self._generators = [(torch.get_rng_state, torch.set_rng_state)]
+        if device.type == "cuda":  # of all GPUs: stages and replicas are on others
+            self._generators.append((torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
+        elif device.type != "cpu":
+            own = torch.get_device_module(device)
+            self._generators.append((own.get_rng_state, own.set_rng_state))
         by_type: dict[torch.dtype, list[Tensor]] = {}  # one call copies all tensors of a type
         for buffer in [buffer for m in module.modules() if m.training for buffer in m.buffers(recurse=False)]:
             by_type.setdefault(buffer.dtype, []).append(buffer)
@@ -109,7 +114,7 @@ class State:
         """gradients: whether there are some of earlier batches."""
         for buffers, kept in self._buffers:
             torch._foreach_copy_(kept, buffers)
-        self._random = [generator.get_rng_state() for generator in self._generators]
+        self._random = [get() for get, _ in self._generators]
         if gradients:
             self._gradients = [None if p.grad is None else p.grad.clone() for p in self._parameters]
 
@@ -117,8 +122,8 @@ class State:
     def restore(self) -> None:
         for buffers, kept in self._buffers:
             torch._foreach_copy_(buffers, kept)
-        for generator, state in zip(self._generators, self._random, strict=True):
-            generator.set_rng_state(state)
+        for (_, put), state in zip(self._generators, self._random, strict=True):
+            put(state)
         for parameter, kept in zip(self._parameters, self._gradients or [None] * len(self._parameters), strict=True):
             parameter.grad = None if kept is None else kept.clone()  # the next attempt adds to it, and may fail too
 

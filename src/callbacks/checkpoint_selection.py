@@ -27,7 +27,10 @@ class Score(NamedTuple):
 
     @classmethod
     def of(cls, metrics: dict[str, Any], monitor: str, epoch: int = 0) -> Score:
-        """metrics: what a validation reported. A value that is not a number is the worst there is."""
+        """metrics: what a validation reported. Where the loss is not finite, no metric is worth anything: with logits of nan,
+        accuracy is that of the first class."""
+        if not math.isfinite(metrics["val/loss"]):
+            return cls(-math.inf, -math.inf, -epoch)
         sign = 1 if METRICS[monitor] == "max" else -1
         return cls(_comparable(sign * metrics[monitor]), _comparable(-metrics["val/loss"]), -epoch)
 
@@ -54,6 +57,13 @@ class BestCheckpoint(CheckpointCallback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if not math.isfinite(trainer.callback_metrics["val/loss"]):
+            if trainer.is_global_zero:
+                loss, epoch = float(trainer.callback_metrics["val/loss"]), trainer.current_epoch + 1
+                log.warning(
+                    f"val/loss of epoch {epoch} is {loss}: it is not among the epochs that the best is chosen from."
+                )
             return
         score = Score.of(trainer.callback_metrics, self.monitor, trainer.current_epoch)
         ranking = sorted([*self.kept, score], reverse=True)

@@ -6,6 +6,7 @@ ends. docs/memory.md says how to read it. src/callbacks/memory_growth.py looks f
 
 from __future__ import annotations
 
+import csv
 import logging
 import math
 import os
@@ -122,6 +123,12 @@ class MemoryLog(L.Callback):
         if trainer.is_global_zero:
             self._columns = continue_csv(self.path, self._columns, trainer.global_step)
         self._begin_epoch(trainer)  # a run that continues in the middle of an epoch has no start of the epoch
+        if trainer.is_global_zero:
+            with self.path.open(encoding="utf-8", newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) == trainer.current_epoch + 1]
+            for row in rows[: len(self._rows)]:
+                self._rows[self._filled] = [float(row[name] or math.nan) for name in self._columns]
+                self._filled = self._written = self._filled + 1
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin_epoch(trainer)
@@ -159,6 +166,8 @@ class MemoryLog(L.Callback):
 
     @rank_zero_only
     def _write(self) -> None:
+        if self._written == self._filled:
+            return
         rows = self._rows[self._written : self._filled]
         lines = [
             ",".join("" if math.isnan(value) else f"{value:.10g}" for value in row) + "\n" for row in rows.round(3)
@@ -200,9 +209,12 @@ class MemoryLog(L.Callback):
                 f"data.batch_size={larger} would need about {TARGET:.0%} of them or less"
             )
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The rows up to a position are in the file before the position is."""
+        self._write()
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if self._filled > self._written:
-            self._write()
+        self._write()
 
 
 def continue_csv(path: Path, columns: list[str], steps_done: int) -> list[str]:

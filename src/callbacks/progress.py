@@ -86,12 +86,32 @@ class EpochBar(L.Callback):
 
 
 class Throughput(L.Callback):
-    """Images per second of training, validation not counted: of the epoch (logged) and of the whole run."""
+    """Images per second of training, validation not counted: of the epoch (logged) and of the whole run.
+
+    Images and seconds are part of the position, so that a run in several starts has the numbers of all of them; the steps
+    that a kill cost count in neither.
+    """
 
     def __init__(self) -> None:
         self.images, self.seconds = 0, 0.0
         self._begin: float | None = None
         self._epoch_images, self._epoch_seconds = 0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin = time.perf_counter()  # a run that goes on in the middle of an epoch has no start of the epoch
+
+    def state_dict(self) -> dict[str, float]:
+        running = 0.0 if self._begin is None else time.perf_counter() - self._begin
+        return {
+            "images": self.images,
+            "seconds": self.seconds,
+            "epoch_images": self._epoch_images,
+            "epoch_seconds": self._epoch_seconds + running,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+        self._epoch_images, self._epoch_seconds = state_dict["epoch_images"], state_dict["epoch_seconds"]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._epoch_images, self._epoch_seconds = 0, 0.0

@@ -25,6 +25,7 @@ from src.plain_values import check, limited, read_json
 from src.preprocessing import Preprocessing, ReadOptions
 from src.run_dir import sha256, write_atomically, write_json
 from src.text import printable
+from src.user_command import corrected
 
 FORMAT = 1
 OF_THE_FOLDER = ("format", "versions", "sha256", "checksum")  # keys of model.json beside those of the card
@@ -72,7 +73,18 @@ class ModelCard:
 
 
 def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
-    """Writes model.safetensors, then model.json with its SHA-256: a model.json that exists belongs to whole weights."""
+    """Writes model.safetensors, then model.json with its SHA-256: a model.json that exists belongs to whole weights.
+
+    Raises UserError (DIVERGED) for weights that hold nan or inf: whatever they are asked, they answer nothing.
+    """
+    if spoilt := [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
+        raise UserError(
+            f"the weights to package are not finite: {spoilt[0]}, and {len(spoilt) - 1} more tensors",
+            where=str(folder.parent.absolute()),
+            why="training diverged, or began with such weights",
+            fix=[corrected("optimizer.lr=1e-4"), corrected("checkpoint.select=best")],
+            code=ExitCode.DIVERGED,
+        )
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
     write_atomically(weights, lambda file: file.write(save(_unshared(state))))

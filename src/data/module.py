@@ -51,6 +51,10 @@ class PictureData(L.LightningDataModule):
         of_own, of_whole = ([self.pictures.labels[index] for index in part] for part in (own, whole))
         return torch.tensor(of_own, dtype=torch.int64), torch.tensor(of_whole)
 
+    def names_of_batch(self, epoch: int, batch: int) -> list[str]:
+        """What the images of a training batch are called."""
+        return [self.pictures.names[index] for index in self._sampler.whole_batch(epoch, batch)]
+
     def _train_loader(self, transform: Transform, sampler: EpochSampler) -> ImageLoader:
         size = self.preprocessing.image_size
         return train_loader(self.pictures, transform, sampler, self.config, self._workers(), size)

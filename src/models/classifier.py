@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from src import seeding
@@ -15,7 +16,7 @@ from src.data.module import shared_out
 from src.data.pictures import Pictures
 from src.data.sampler import NOBODYS
 from src.models.building import build_loss
-from src.models.losses import ClassificationLoss, predicted_classes
+from src.models.losses import ClassificationLoss, predicted_classes, with_telling_gradient
 from src.models.metrics import SplitMetrics
 from src.models.network import TransferNetwork
 from src.models.optimizers import build_optimizer, build_plateau, build_schedule, parameter_groups
@@ -54,6 +55,7 @@ class Classifier(L.LightningModule):
         self.train_metrics, self.val_metrics = SplitMetrics(num_classes), SplitMetrics(num_classes)
         self._part: float | torch.Tensor = 1.0  # of the batch in this process, times the number of processes
         self._counted: int | None = None  # how many of the batch's pictures are of its own; None: all
+        self.step_counts = True  # False: src/callbacks/non_finite.py has left the step out
         self._decay_by_shape = False  # True where a run goes on that began so
         self._in_parts = InParts(self)  # for validation: in eval mode a batch in parts gives the same
         self.save_hyperparameters(hparams, logger=False)
@@ -67,6 +69,7 @@ class Classifier(L.LightningModule):
         return self.network(images)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.step_counts = True
         rank, world = shared_out(self.trainer)
         seeding.seed_step(self.seed, self.trainer.fit_loop.total_batch_idx, rank)
         if world > 1:
@@ -76,11 +79,11 @@ class Classifier(L.LightningModule):
 
     def backward(self, loss: torch.Tensor) -> None:
         """The gradients of the processes are averaged, as if their parts of the batch were equal: they may differ by one."""
-        (loss * self._part).backward()
+        (with_telling_gradient(loss) * self._part).backward()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
         """loss: mean over the batch; predicted: classes (B,). A batch that does not fit is run in parts, each part through
-        here (src/callbacks/out_of_memory.py), so nothing is counted before on_train_batch_end."""
+        here (src/callbacks/out_of_memory.py), so nothing is counted before the batch is done."""
         loss, predicted = self._step(batch, self)
         return {"loss": loss, "predicted": predicted}
 
@@ -88,8 +91,14 @@ class Classifier(L.LightningModule):
         """How much a part of a batch counts in its loss, for src/callbacks/out_of_memory.py."""
         return self.loss.weight(batch[1])
 
-    def on_train_batch_end(self, outputs: dict[str, torch.Tensor], batch: Batch, batch_idx: int) -> None:
-        if self._counted != 0:
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Lightning calls the module's own on_train_batch_end after those of the callbacks, which may save the position."""
+        return [
+            LambdaCallback(on_train_batch_end=lambda trainer, module, outputs, batch, index: self.count(outputs, batch))
+        ]
+
+    def count(self, outputs: dict[str, torch.Tensor], batch: Batch) -> None:
+        if self.step_counts and self._counted != 0:
             predicted, labels = outputs["predicted"][: self._counted], batch[1][: self._counted]
             self.train_metrics.update(outputs["loss"], predicted, labels, self.loss.weight(labels))
 
@@ -129,11 +138,22 @@ class Classifier(L.LightningModule):
         if not getattr(self.trainer.strategy, "runs_backward", False):  # see src/strategies/own_backward.py
             optimizer.zero_grad()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The epoch's sums so far, of each process."""
+        if "optimizer_states" in checkpoint:  # a position; the weights of the best epoch need none
+            alone = shared_out(self.trainer)[1] == 1
+            sums = self.train_metrics.sums()
+            checkpoint["train_metrics"] = {
+                name: values[None] if alone else self.all_gather(values) for name, values in sums.items()
+            }
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A run that began when weight decay also fell on tokens and position embeddings goes on with the groups that its
-        optimizer's state was saved for. Lightning calls this before configure_optimizers."""
+        """Takes up the epoch's sums. A run that began when weight decay also fell on tokens and position embeddings goes on
+        with the groups that its optimizer's state was saved for. Lightning calls this before configure_optimizers."""
         if not checkpoint.get("optimizer_states"):
             return
+        if "train_metrics" in checkpoint:  # positions of older runs have none
+            self.train_metrics.resume(checkpoint["train_metrics"], *shared_out(self.trainer))
         saved = [len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
         groups = parameter_groups(self.network, self.optimizer_config, self.lr_decay)
         self._decay_by_shape = saved != [len(group["params"]) for group in groups]

@@ -8,6 +8,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -16,6 +18,18 @@ from src.run_dir import write_csv
 log = logging.getLogger(__name__)
 
 FIRST_COLUMNS = ("epoch", "step", "train/loss", "train/acc", "val/loss", "val/acc")
+
+
+class EpochRow(Checkpoint):
+    """Writes an epoch's row before its position is saved: Lightning logs after that, and a run that was killed in between
+    would go on without the row. To be put before PositionCheckpoint: both are callbacks that come after all others."""
+
+    def __init__(self, file: MetricsCsv) -> None:
+        self.file = file
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.file.log_metrics(values | {"epoch": trainer.current_epoch}, trainer.global_step - 1)
 
 
 class MetricsCsv(Logger):
@@ -51,8 +65,10 @@ class MetricsCsv(Logger):
         values = {name: f"{value:.7g}" for name, value in metrics.items() if name != "epoch"}
         if "epoch" in metrics:
             values["epoch"] = str(int(metrics["epoch"]) + 1)
-        self.rows.setdefault(step, {"step": step}).update(values)
-        self._write()
+        row = self.rows.setdefault(step, {"step": step})
+        if row | values != row:  # else EpochRow has written it
+            row.update(values)
+            self._write()
 
     def _write(self) -> None:
         names = dict.fromkeys(name for row in self.rows.values() for name in row)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ import yaml
 
 from src.files import NAMES, original, write_text
 from src.reporting import plots
-from src.reporting.tables import COLUMNS
+from src.reporting.tables import COLUMNS, PAIRS
 from src.text import printable, printable_lines, shell_word
 
 Phases = Mapping[int, Sequence[str]]  # epoch, counted from 0 -> modules trained from then on, besides the earlier ones
@@ -195,7 +196,8 @@ def _metrics(result: dict[str, Any]) -> str:
     splits = dict.fromkeys(name.partition("/")[0] for name in metrics)
     # A run that is older than a metric lacks it.
     names = [name for name in COLUMNS if all(f"{split}/{name}" in metrics for split in splits)]
-    rows = [[split, *(metrics[f"{split}/{name}"] for name in names)] for split in splits]
+    values = {name: math.nan if value is None else value for name, value in metrics.items()}
+    rows = [[split, *(values[f"{split}/{name}"] for name in names)] for split in splits]
     return section("Result", table(["", *(COLUMNS[name] for name in names)], rows))
 
 
@@ -245,30 +247,26 @@ def _confusion(file: Path, result: dict[str, Any]) -> str:
     if not file.exists():
         return ""
     with file.open(newline="", **NAMES) as lines:
-        (_, *classes), *rows = ([original(cell) for cell in row] for row in csv.reader(lines))
-    matrix = np.array([row[1:] for row in rows], dtype=np.int64)
-    split = "test" if "test/acc" in result.get("metrics", {}) else "val"
-    wrong = int(matrix.sum() - matrix.trace())
-    svg = plots.to_svg(plots.heat_map(matrix, classes, "predicted class", "true class"), "confusion matrix")
-    parts = [
-        f"<p>{wrong:,} of {matrix.sum():,} {split} pictures were taken for another class.</p>",
-        figure([svg], "The darker, the larger the share of the true class's pictures.", kind="scrolling"),
-    ]
-    if len(classes) > plots.NUMBERED_CLASSES and wrong:
-        parts.append(_worst_confusions(matrix, classes))
+        (first, *classes), *rows = ([original(cell) for cell in row] for row in csv.reader(lines))
+    drawn = first != PAIRS[0]  # of many classes only the pairs that occurred are in the file
+    if drawn:
+        matrix = np.array([row[1:] for row in rows], dtype=np.int64)
+        pairs = [(classes[true], classes[taken], int(matrix[true, taken])) for true, taken in np.argwhere(matrix)]
+    else:
+        pairs = [(true, taken, int(count)) for true, taken, count in rows]
+    of_class: Counter[str] = Counter()
+    for true, _, count in pairs:
+        of_class[true] += count
+    mistakes = sorted((pair for pair in pairs if pair[0] != pair[1]), key=lambda pair: -pair[2])
+    wrong, split = sum(pair[2] for pair in mistakes), "test" if "test/acc" in result.get("metrics", {}) else "val"
+    parts = [f"<p>{wrong:,} of {of_class.total():,} {split} pictures were taken for another class.</p>"]
+    if drawn:
+        svg = plots.to_svg(plots.heat_map(matrix, classes, "predicted class", "true class"), "confusion matrix")
+        parts.append(figure([svg], "The darker, the larger the share of the true class's pictures.", kind="scrolling"))
+    if wrong and not (drawn and len(classes) <= plots.NUMBERED_CLASSES):
+        worst = [(*pair, of_class[pair[0]]) for pair in mistakes[:WORST]]
+        parts.append(table(("true class", "predicted", "pictures", "of"), worst))
     return section("Confusion matrix", *parts)
-
-
-def _worst_confusions(matrix: np.ndarray, classes: Sequence[str]) -> str:
-    mistakes = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:WORST]
-    pairs = [divmod(int(place), len(classes)) for place in order]
-    rows = [
-        (classes[true], classes[taken], int(mistakes[true, taken]), int(matrix[true].sum()))
-        for true, taken in pairs
-        if mistakes[true, taken]
-    ]
-    return table(("true class", "predicted", "pictures", "of"), rows)
 
 
 def _memory(file: Path, changes: Sequence[float]) -> str:

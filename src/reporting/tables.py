@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 COLUMNS = {"acc": "accuracy", "balanced_acc": "balanced", "macro_f1": "macro F1", "loss": "loss"}
 
 
+MATRIX_CLASSES = 1000  # confusion.csv is a matrix up to here
+PAIRS = ("true", "predicted", "count")  # its columns where it is none
 # What a run leaves that is worth a look, in this order; memory.csv and others are not there in every run.
 FILES = ("result.json", "metrics.csv", "confusion.csv", "memory.csv", "train.log", "checkpoints", "model")
 
@@ -49,6 +51,13 @@ def print_result(path: Path, result: Mapping[str, Any]) -> None:
     log.info(f"          python -m src.evaluate run={run}")
 
 
-def write_confusion(path: Path, classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> None:
-    """A CSV with one row per true class and one column per predicted class."""
+def write_confusion(path: Path, classes: Sequence[str], pairs: Iterable[tuple[int, int, int]]) -> None:
+    """A CSV with one row per true class and one column per predicted class; of more than MATRIX_CLASSES classes, where that
+    would be millions of zeros, one row per pair that occurred. pairs: true class, predicted class, number of images."""
+    if len(classes) > MATRIX_CLASSES:
+        write_csv(path, PAIRS, [[classes[true], classes[predicted], count] for true, predicted, count in pairs])
+        return
+    matrix = [[0] * len(classes) for _ in classes]
+    for true, predicted, count in pairs:
+        matrix[true][predicted] = count
     write_csv(path, ["true \\ predicted", *classes], [[name, *row] for name, row in zip(classes, matrix, strict=True)])

@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from src.models.losses import with_telling_gradient
+
 
 class OwnBackward(Strategy):
     """To be mixed into a strategy, before its class; the strategy implements forward_backward."""
@@ -40,4 +42,5 @@ class OwnBackward(Strategy):
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss as it goes into a backward pass: times the scale of fp16, where there is one."""
         scaler: torch.amp.GradScaler | None = getattr(self.precision_plugin, "scaler", None)
+        loss = with_telling_gradient(loss)
         return loss if scaler is None else scaler.scale(loss)

@@ -105,8 +105,13 @@ class Pipeline(OwnBackward, DDPStrategy):
             losses, predicted = zip(*self._compared, strict=True)
             result = torch.cat([sum(losses)[None], *predicted])  # classes are small enough for a float
         else:
-            result = torch.empty(1 + len(labels), device=self.root_device)
-        dist.broadcast(result, self._last)
+            result = torch.zeros(1 + len(labels), device=self.root_device)
+        if (
+            getattr(self.precision_plugin, "scaler", None) is None
+        ):  # which expects gradients of inf, and agrees by itself
+            gradients = [p.grad for p in self._own.stage.parameters() if p.grad is not None]
+            result[0] += 0 * torch.nn.utils.get_total_norm(gradients)  # nan where a stage's gradients are not finite
+        dist.all_reduce(result)  # of the last stage and zeros
         return result[0], result[1:].long()
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:

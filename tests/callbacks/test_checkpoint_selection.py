@@ -25,6 +25,7 @@ class FakeTrainer(SimpleNamespace):
     def __init__(self, monitor, epoch, metric, loss):
         super().__init__(
             sanity_checking=False,
+            is_global_zero=True,
             state=SimpleNamespace(fn="fit"),
             current_epoch=epoch,
             callback_metrics={"val/loss": torch.tensor(loss), monitor: torch.tensor(metric)},
@@ -70,6 +71,7 @@ def train(folder, epochs, monitor="val/acc", top_k=1, restart_after=None) -> dic
         ("val/acc", [(0.9, 0.5), (0.9, 0.5)], 0),
         ("val/loss", [(0.5, 0.5), (0.3, 0.3), (0.4, 0.4)], 1),
         ("val/acc", [(NAN, NAN), (0.1, 3.0), (NAN, 0.0)], 1),
+        ("val/acc", [(0.1, 3.0), (0.9, NAN), (0.9, float("inf"))], 0),  # logits of nan are the first class's
     ],
 )
 def test_the_best_epoch(tmp_path, monitor, epochs, best, restart_after):

@@ -142,7 +142,7 @@ def test_an_image_that_a_process_computes_twice_counts_once():
             members = [index for _, index in keys]
             model._counted = len(sampler.own_part(sampler.whole_batch(0, number)))
             value, predicted = model.compare(logits[members], labels[members])
-            model.on_train_batch_end({"loss": value, "predicted": predicted}, (logits, labels[members]), number)
+            model.count({"loss": value, "predicted": predicted}, (logits, labels[members]))
         found.append(model.train_metrics.loss)
     found[0].merge_state(found[1])
     whole = F.cross_entropy(logits.double(), labels, torch.tensor(WEIGHTS, dtype=torch.float64)).item()

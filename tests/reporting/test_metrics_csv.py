@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from src.reporting.metrics_csv import MetricsCsv
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from src.callbacks.gpu_memory import MemoryLog
+from src.callbacks.position import PositionCheckpoint
+from src.callbacks.progress import Throughput
+from src.checkpoints.writing import DurableCheckpointIO
+from src.models.metrics import SplitMetrics
+from src.reporting.metrics_csv import EpochRow, MetricsCsv
 from src.run_dir import read_metrics
+from tests.callbacks.small_training import classifier, fit
 
 
 def test_validation_and_training_of_an_epoch_are_one_row(tmp_path):
@@ -25,3 +36,74 @@ def test_a_continued_run_keeps_its_rows_and_overwrites_the_repeated_ones(tmp_pat
     second.log_metrics({"val/loss": 0.4, "epoch": 1}, step=19)
     second.log_metrics({"val/loss": 0.3, "epoch": 2}, step=29)
     assert [row["val/loss"] for row in read_metrics(tmp_path / "metrics.csv")] == [0.5, 0.4, 0.3]
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAtStep(L.Callback):
+    """Before the first step that is not in the position, as a kill: nothing else is called."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *arguments):
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+class KillAfterTheEpochsSave(Checkpoint):
+    def on_train_epoch_end(self, trainer, module):
+        raise Killed
+
+
+def train(folder, *callbacks, resume=None):
+    """Two epochs of four steps. Returns metrics.csv without what is measured with a clock."""
+    folder.mkdir(exist_ok=True)
+    row = EpochRow(MetricsCsv(folder / "metrics.csv"))
+    memory = MemoryLog(folder / "memory.csv")
+    memory.on_exception = lambda *arguments: None  # a process that is killed writes nothing
+    callbacks = [Throughput(), memory, row, PositionCheckpoint(folder, 1), *callbacks]
+    fit(classifier(2), 2, *callbacks, resume=resume, plugins=[DurableCheckpointIO(background=False)])
+    rows = read_metrics(folder / "metrics.csv")
+    assert all(len(row) == len(rows[0]) and row["images_per_second"] > 0 for row in rows)
+    return [{name: value for name, value in row.items() if not name.startswith(("memory", "images"))} for row in rows]
+
+
+@pytest.mark.parametrize("kill", [*map(KillAtStep, (1, 3, 5, 7)), KillAfterTheEpochsSave()])
+def test_a_run_that_was_killed_has_the_rows_of_an_undisturbed_one(tmp_path, kill):
+    undisturbed = train(tmp_path / "whole")
+    assert len(undisturbed) == 2
+    assert undisturbed[1].keys() >= {"epoch", "step", "train/loss", "train/acc", "val/loss", "lr/head"}
+    with pytest.raises(Killed):
+        train(tmp_path, kill)
+    assert train(tmp_path, resume=tmp_path / "last.ckpt") == undisturbed
+    steps = [line.partition(",")[0] for line in (tmp_path / "memory.csv").read_text().splitlines()[1:]]
+    assert steps == [str(step) for step in range(1, 9)]
+
+
+@pytest.mark.parametrize("world", [2, 3, 1])
+def test_the_sums_of_several_processes_go_on_in_as_many_or_in_the_first(world):
+    generator = torch.Generator().manual_seed(0)
+
+    def update(metrics):
+        labels, predicted = torch.randint(0, 5, (2, 7), generator=generator)
+        metrics.update(torch.rand((), generator=generator), predicted, labels, 7)
+
+    before = [SplitMetrics(5), SplitMetrics(5)]
+    for metrics in before * 3:
+        update(metrics)
+    sums = {name: torch.stack([metrics.sums()[name] for metrics in before]) for name in before[0].sums()}
+    after = [SplitMetrics(5) for _ in range(world)]
+    for rank, metrics in enumerate(after):
+        metrics.resume(sums, rank, world)
+    if world == 2:
+        assert all(
+            one.sums()[name].equal(other.sums()[name])
+            for one, other in zip(before, after, strict=True)
+            for name in sums
+        )
+    assert sum(metrics.classes.counts for metrics in after).equal(sums["classes"].sum(0).int())
+    total = sum(metrics.sums()["loss"].double().sum(0) for metrics in after)
+    assert torch.allclose(total, sums["loss"].double().sum((0, 1)), rtol=1e-12)

@@ -88,6 +88,12 @@ def write_metrics(folder: Path, losses: list[float]) -> None:
     write_csv(folder / "metrics.csv", header, rows)
 
 
+def pairs(matrix) -> list[tuple[int, int, int]]:
+    """The cells of a confusion matrix that are not 0."""
+    matrix = np.asarray(matrix)
+    return [(true, taken, int(matrix[true, taken])) for true, taken in np.argwhere(matrix)]
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The folder of a finished run of four epochs with everything in it."""
@@ -106,7 +112,7 @@ def folder(tmp_path: Path) -> Path:
     write_json(path / "result.json", result | {"device": "cuda:0", "wall_seconds": 61.23})
     rows = [[f"{i}.jpg", i % 2, "val" if i % 5 else "test"] for i in range(1234)]
     write_csv(path / "split.csv", ["path", "label", "split"], rows)
-    write_confusion(path / "confusion.csv", ["cats", "dogs"], [[411, 12], [7, 388]])
+    write_confusion(path / "confusion.csv", ["cats", "dogs"], pairs([[411, 12], [7, 388]]))
     write_metrics(path, [2.0, 1.0, 0.5, 0.25])
     memory = [[step, 1 + step // 11, 100 + step, 5, 300 + step, ""] for step in range(1, 41)]
     names = ["step", "epoch", "live_mib", "live_allocations", "live_after_forward_mib", "empty_mib"]
@@ -262,7 +268,7 @@ def test_a_run_that_is_not_finished_says_so(folder):
 
 @pytest.mark.filterwarnings("error")  # matplotlib's own font lacks most of the world's writing; browsers do not
 def test_names_are_text_whatever_they_hold(folder):
-    write_confusion(folder / "confusion.csv", ODD_NAMES, np.eye(5, dtype=int).tolist())
+    write_confusion(folder / "confusion.csv", ODD_NAMES, pairs(np.eye(5, dtype=int)))
     folder = folder.rename(folder.with_name("a&b $x$ 'c'"))
     page = Page(write_report(folder))
     assert all(page.texts.count(name) == 2 for name in ODD_NAMES), page.texts
@@ -312,7 +318,7 @@ def test_many_classes_are_a_map_without_numbers_and_a_list_of_the_worst(folder):
     matrix = np.diag([53] * 200)
     for mistakes in range(1, 15):
         matrix[mistakes, mistakes + 100] = mistakes
-    write_confusion(folder / "confusion.csv", names, matrix.tolist())
+    write_confusion(folder / "confusion.csv", names, pairs(matrix))
     page = Page(write_report(folder))
     assert page.rows[3:] == [
         ["true class", "predicted", "pictures", "of"],
@@ -322,18 +328,32 @@ def test_many_classes_are_a_map_without_numbers_and_a_list_of_the_worst(folder):
     assert len(page.source) < 300_000
 
 
+def test_ten_thousand_classes_are_a_list_of_pairs(folder):
+    """A matrix would have 100 million cells."""
+    names = [f"class, {number}" for number in range(10_000)]
+    found = [(number, number, 3) for number in range(0, 10_000, 2)] + [(7, 9_999, 5), (7, 8, 1)]
+    write_confusion(folder / "confusion.csv", names, sorted(found))
+    text = (folder / "confusion.csv").read_text()
+    assert text.startswith('true,predicted,count\n"class, 0","class, 0",3\n')
+    assert len(text) < 200_000
+    page = Page(write_report(folder))
+    assert "6 of 15,006 test pictures were taken for another class." in page.texts
+    assert page.rows[4:] == [["class, 7", "class, 9999", "5", "6"], ["class, 7", "class, 8", "1", "6"]]
+    assert len(page.source) < 200_000
+
+
 def test_fewer_mistakes_than_the_list_is_long(folder):
     matrix = np.diag([50] * 40)
     names = [str(number) for number in range(40)]
-    write_confusion(folder / "confusion.csv", names, matrix.tolist())
+    write_confusion(folder / "confusion.csv", names, pairs(matrix))
     assert len(Page(write_report(folder)).rows) == 3
     matrix[3, 4] = 2
-    write_confusion(folder / "confusion.csv", names, matrix.tolist())
+    write_confusion(folder / "confusion.csv", names, pairs(matrix))
     assert Page(write_report(folder)).rows[4:] == [["3", "4", "2", "52"]]
 
 
 def test_a_class_without_pictures_and_the_split_of_the_matrix(folder):
-    write_confusion(folder / "confusion.csv", ["cats", "dogs"], [[5, 1], [0, 0]])
+    write_confusion(folder / "confusion.csv", ["cats", "dogs"], pairs([[5, 1], [0, 0]]))
     val_only = {name: value for name, value in METRICS.items() if name.startswith("val")}
     result = json.loads((folder / "result.json").read_text())
     write_json(folder / "result.json", result | {"metrics": val_only})

@@ -235,7 +235,7 @@ def test_what_comes_after_the_network_is_on_the_last_device():
     assert (images.device.type, strategy.root_device.type, model.device.type) == ("cpu", "cpu", "cpu")
     after = (labels, *output.values(), model.loss.class_weights, model.loss_weight((images, labels)))
     assert {tensor.device.type for tensor in after} == {"meta"}
-    assert {metrics.confusion.device.type for metrics in (model.train_metrics, model.val_metrics)} == {"meta"}
+    assert {metrics.classes.device.type for metrics in (model.train_metrics, model.val_metrics)} == {"meta"}
 
 
 def test_the_optimizers_state_is_beside_its_parameter():

@@ -1,0 +1,251 @@
+"""What a run does when a loss or a gradient is nan or inf (trainer.on_nan): it ends, leaves the step out, or goes back.
+
+It is noticed after the backward pass, before the weights change. A loss that is not finite makes all its gradients nan
+(src/models/losses.py), so that in strategy=ddp the averaged gradients tell every process of it, and strategy=pipeline
+sends with the loss whether each stage's gradients were finite: all decide alike, without a message of their own. fp16 is
+the exception. Its loss scale is tried out by gradients that overflow, after which GradScaler leaves the step out; there
+the loss decides, and gradients only once the scale is so small that it is not to blame.
+
+stop:    the run ends with exit code 77. The last position and the best epoch are from before the step.
+skip:    the update is left out: weights, statistics of BatchNorm, optimizer and train/* are as if the batch had not been
+         there. The schedule and the moving average of the weights count it as a step.
+restore: the weights go back to those of the last epoch's end, or of the start. The optimizer begins anew with a tenth of
+         the learning rate, and the data goes on with the next batch. The weights to go back to are in each position.
+
+skip and restore end as stop does when MOST_IN_A_ROW steps come to nothing, with no good step in between (skip) or no epoch
+that ends with one (restore).
+
+A step on a CPU pays for this with a norm of the gradients: 0.3 % of a ResNet18's. On a GPU, stop looks at a step's norm
+while the next one is under way, so that nobody waits for the GPU, and before anything is saved or measured; skip and
+restore have to wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from src.callbacks.batch_parts import State
+from src.data.module import shared_out
+from src.errors import ExitCode, UserError
+from src.files import NAMES
+from src.run_dir import free_name
+from src.text import printable
+from src.user_command import corrected, typed_words
+
+log = logging.getLogger(__name__)
+
+MOST_IN_A_ROW = 5
+LR_FACTOR = 0.1  # of every learning rate, each time that the weights go back
+SHOWN = 3  # images of the batch that are named in the message; all are in the file
+FILE = "non_finite.txt"
+
+
+@dataclass
+class _Step:
+    numbers: Tensor  # (2,): the loss, and the norm of the gradients
+    number: int  # counted from 1
+    epoch: int  # counted from 0, as the batch is
+    batch: int
+    rates: dict[str, float]
+    copied: torch.cuda.Event | None = None  # when the numbers have arrived from the GPU
+
+
+class NonFinite(L.Callback):
+    """See above. folder: the run's. Raises UserError (DIVERGED) in every process, at the same step."""
+
+    def __init__(self, policy: str, folder: Path) -> None:
+        self.policy, self.folder = policy, folder
+        self.in_a_row = self.total = 0
+        self._last_was_good = True
+        self._loss: Tensor | None = None
+        self._begun: State | None = None  # skip: what the step changes before it is known to be bad
+        self._weights: dict[str, Tensor] | None = None  # restore: where to go back to
+        self._waiting: _Step | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.policy == "restore" and self._weights is None:
+            self._keep_weights(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begun = None  # a new phase may train other BatchNorm layers
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch = batch_idx
+        if self.policy == "skip":
+            self._begun = self._begun or State(pl_module, trainer.strategy.root_device)
+            self._begun.keep(gradients=False)
+
+    def on_before_zero_grad(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        self._loss = None  # a batch that did not fit begins again
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Of the batch, or of each of its parts."""
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        rates = {group["name"].removesuffix("/no_decay"): group["lr"] for group in optimizer.param_groups}
+        numbers = self._numbers(trainer, pl_module)
+        step = _Step(numbers, trainer.global_step + 1, trainer.current_epoch, self._batch, rates)
+        if numbers.device.type == "cuda" and self.policy == "stop":
+            step.numbers, step.copied = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
+            step.copied.record()
+        before, self._waiting = self._waiting, step
+        if before is not None:
+            self._judge(trainer, before)
+        if step.copied is None:
+            self._settle(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._settle(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.policy == "restore":
+            if trainer.strategy.reduce_boolean_decision(_first_non_finite(pl_module.state_dict()) is None):
+                if self._last_was_good:
+                    self.in_a_row = 0
+                self._keep_weights(trainer)
+            else:
+                self._go_back(
+                    trainer, f"the last step of epoch {trainer.current_epoch + 1} left weights that are not finite"
+                )
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The position on disk is one to go on from: an update may overflow although its gradients are finite."""
+        self._settle(trainer)
+        if name := _first_non_finite(checkpoint["state_dict"]):
+            raise self._diverged(trainer, f"{name} is not finite after step {trainer.global_step}", "")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.total and trainer.is_global_zero:
+            log.warning(f"{self.total} steps came to nothing; their images are in {self.folder / FILE}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": self.in_a_row, "total": self.total, "weights": self._weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.in_a_row, self.total, self._weights = (state_dict[key] for key in ("in_a_row", "total", "weights"))
+
+    def _numbers(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        loss = self._loss.float()
+        if scaler is None or scaler.get_scale() < 1:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+        else:
+            norm = torch.zeros((), device=loss.device)
+        if scaler is not None:
+            loss = loss / scaler.get_scale()
+            if shared_out(trainer)[1] > 1:  # the gradients do not tell: they may have overflowed
+                dist.all_reduce(loss, dist.ReduceOp.SUM)
+        return torch.stack([loss.to(norm.device), norm.float()])
+
+    def _settle(self, trainer: L.Trainer) -> None:
+        step, self._waiting = self._waiting, None
+        if step is not None:
+            self._judge(trainer, step)
+
+    def _judge(self, trainer: L.Trainer, step: _Step) -> None:
+        if step.copied is not None:
+            step.copied.synchronize()
+        loss, norm = step.numbers.tolist()
+        if math.isfinite(loss) and math.isfinite(norm):
+            self._last_was_good = True
+            if self.policy == "skip":
+                self.in_a_row = 0
+            return
+        module = trainer.lightning_module
+        own_stage = trainer.world_size > shared_out(trainer)[1]  # strategy=pipeline: the loss has news of all gradients
+        what = f"the loss{' or a gradient' if own_stage else ''} is {loss}"
+        if math.isfinite(loss):
+            gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+            what = f"a gradient is {norm} ({_first_non_finite(gradients) or 'its square'}), the loss is {loss:.4g}"
+            if trainer.world_size > 1:
+                what += f" in process {trainer.global_rank}, and may not be finite in another"
+        names = trainer.datamodule.names_of_batch(step.epoch, step.batch)
+        what = f"step {step.number}: {what}"
+        batch = f"epoch {step.epoch + 1}, batch {step.batch + 1} of {trainer.num_training_batches}"
+        rates = [f"{part} {rate:.3g}" for part, rate in step.rates.items()]
+        if len(rates) > SHOWN:
+            rates = [rates[0], "...", rates[-1]]
+        where = f"{batch}; learning rate: {', '.join(rates)}\nimages: {', '.join(map(printable, names[:SHOWN]))}"
+        if len(names) > SHOWN:
+            where += f" and {len(names) - SHOWN} more, listed in {self.folder / FILE}"
+        if trainer.is_global_zero:
+            with suppress(OSError), (self.folder / FILE).open("w" if self.policy == "stop" else "a", **NAMES) as file:
+                file.writelines(f"{line}\n" for line in (what, batch, *names))
+        if self.policy == "stop":
+            raise self._diverged(trainer, what, where)
+        self._go_back(trainer, what, where)
+
+    def _go_back(self, trainer: L.Trainer, what: str, where: str = "") -> None:
+        """Undoes the step (skip), or the epoch (restore)."""
+        self.in_a_row, self.total, self._last_was_good = self.in_a_row + 1, self.total + 1, False
+        if self.in_a_row >= MOST_IN_A_ROW:
+            raise self._diverged(trainer, f"{what}, for the {MOST_IN_A_ROW}th time in a row", where)
+        module = trainer.lightning_module
+        module.step_counts = False
+        for parameter in module.parameters():
+            parameter.grad = None  # optimizers pass over a parameter without a gradient
+        if self.policy == "skip":
+            self._begun.restore()
+            done = "the step is left out"
+        else:
+            trainer.strategy.load_model_state_dict({"state_dict": self._weights}, strict=True)
+            for optimizer in trainer.optimizers:
+                optimizer.state.clear()
+                for group in optimizer.param_groups:
+                    group["lr"] *= LR_FACTOR
+            for config in trainer.lr_scheduler_configs:
+                if hasattr(config.scheduler, "base_lrs"):
+                    config.scheduler.base_lrs = [rate * LR_FACTOR for rate in config.scheduler.base_lrs]
+            done = "back to the last epoch's weights, with a tenth of the learning rate"
+        if trainer.is_global_zero:
+            log.warning(f"{what}: {done} ({self.in_a_row} in a row). {where}".replace("\n", "; "))
+
+    def _keep_weights(self, trainer: L.Trainer) -> None:
+        state = trainer.strategy.lightning_module_state_dict()
+        self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+
+    def _diverged(self, trainer: L.Trainer, what: str, where: str) -> UserError:
+        module = trainer.lightning_module
+        lr = min(module.optimizer_config.lr * LR_FACTOR, 0.1)  # a tenth of 1e30 would be no help
+        changes = [[f"optimizer.lr={lr:.3g}"], ["trainer.on_nan=skip"]]
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            changes.insert(1, ["precision=fp32"])
+        if "-m" in typed_words() or "--multirun" in typed_words():
+            changes = [["trainer.on_nan=skip"]]  # the sweep's own values of lr are to be chosen
+        elif name := next((word.partition("=")[2] for word in typed_words() if word.startswith("name=")), None):
+            other = PurePath(name).with_name(free_name(self.folder))  # the run keeps its settings, and so its name
+            changes = [[*words, f"name={other}"] for words in changes]
+        spoilt = _first_non_finite(dict(module.network.named_parameters()))
+        return UserError(
+            what,
+            where=where,
+            why=f"{spoilt} was not finite before this step, which no loss survives"
+            if spoilt
+            else "one more step would make every weight nan. What was saved before it is kept: "
+            f"{self.folder / 'checkpoints'}; repeating the command goes on from there, and meets the same step",
+            fix=[corrected(*words) for words in changes if f"trainer.on_nan={self.policy}" not in words],
+            code=ExitCode.DIVERGED,
+        )
+
+
+def _first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a nan or inf in it; looked for one by one only where there is one."""
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if math.isfinite(torch.nn.utils.get_total_norm(floats.values())):
+        return None
+    return next((name for name, tensor in floats.items() if not tensor.isfinite().all()), None)
