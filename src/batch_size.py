@@ -25,7 +25,7 @@ from src.errors import ExitCode, UserError
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.models.optimizers import build_optimizer
-from src.out_of_memory import free, is_out_of_memory
+from src.out_of_memory import free, is_out_of_memory, smaller
 from src.strategies.precision import autocast
 from src.user_command import corrected
 
@@ -150,9 +150,8 @@ def _nothing_fits(peak_mib: int | None, where: str) -> UserError:
         where=where,
         why="the network with its gradients and optimizer states, or the activations of one picture, are too large",
         fix=[
-            corrected("data.image_size=112"),
+            *smaller(),
             corrected("freeze.preset=head_only", remove=["freeze.phases"]),
-            corrected("model.backbone=resnet18"),
         ],
         code=ExitCode.OUT_OF_MEMORY,
     )

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from src.device_memory import MIB, available_memory
 from src.errors import ExitCode, UserError
-from src.user_command import corrected
+from src.user_command import corrected, typed_words
 
 log = logging.getLogger(__name__)
+
+SMALLEST = "shufflenet_v2_x0_5"  # of the backbones
 
 # What a RuntimeError says where its type does not tell. cuBLAS and cuDNN fail to start when there is no room for what they
 # work in, and cuDNN finds no algorithm that is small enough.
@@ -116,8 +118,7 @@ class Exhausted:
             where=self.memory,
             why=self.message,
             fix=[
-                corrected("data.image_size=112"),
-                corrected("model.backbone=resnet18"),
+                *smaller(),
                 *(others if self.device.type == "cuda" else []),
             ],
             code=ExitCode.OUT_OF_MEMORY,
@@ -146,10 +147,22 @@ class Exhausted:
             fix=[
                 corrected("optimizer=sgd"),
                 corrected("freeze.preset=head_only", remove=["freeze.phases"]) + "  # or a smaller freeze.last_n",
-                corrected("model.backbone=resnet18"),
+                *smaller()[-1:],
             ],
             code=ExitCode.OUT_OF_MEMORY,
         )
+
+
+def smaller() -> list[str]:
+    """The user's command with smaller images and with a smaller backbone, where those of the command are not small already."""
+    typed = dict(word.partition("=")[::2] for word in typed_words())
+    drawn = typed and typed.get("data", "digits") in ("digits", "synthetic")  # which are small already
+    size, fixes = typed.get("data.image_size", "" if drawn else "224"), []
+    if size.isdigit() and int(size) >= 64:
+        fixes.append(corrected(f"data.image_size={int(size) // 2}"))
+    if typed.get("model.backbone") != SMALLEST:
+        fixes.append(corrected(f"model.backbone={SMALLEST}"))
+    return fixes
 
 
 def memory_state(device: torch.device) -> str:

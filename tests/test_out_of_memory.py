@@ -22,6 +22,7 @@ from src.out_of_memory import (
     is_out_of_memory,
     memory_state,
     part_sizes,
+    smaller,
 )
 from tests.conftest import parses
 
@@ -228,3 +229,19 @@ def test_other_errors_pass_through():
     with pytest.raises(RuntimeError, match="shapes do not match"):
         InParts(head)(torch.rand(3, 3))
     assert head.sizes == [3]
+
+
+@pytest.mark.parametrize(
+    ("words", "fixes"),
+    [
+        ("data=image_folder", ["data.image_size=112", "model.backbone=shufflenet_v2_x0_5"]),
+        ("data.image_size=32 model.backbone=resnet50", ["model.backbone=shufflenet_v2_x0_5"]),
+        ("data.image_size=448 model.backbone=shufflenet_v2_x0_5", ["data.image_size=224"]),
+        ("data.image_size=32 model.backbone=shufflenet_v2_x0_5", []),
+        ("data=digits", ["model.backbone=shufflenet_v2_x0_5"]),  # whose images are small
+    ],
+)
+def test_what_is_suggested_is_smaller_than_what_was_used(monkeypatch, words, fixes):
+    monkeypatch.setenv("TRAIN_COMMAND", f"python -m src.train {words}")
+    assert len(smaller()) == len(fixes)
+    assert all(fix in words for fix, words in zip(fixes, map(str.split, smaller()), strict=True))
