@@ -78,6 +78,12 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
             remove_if_nothing_ran(sweeps[0])
         raise
     except ValueError as error:
+        if str(error).startswith("Unable to configure"):  # what logging.config says of all mistakes
+            raise UserError(
+                f"hydra.job_logging or hydra.hydra_logging cannot be used: {error}",
+                why=str(error.__cause__ or "they are configurations for Python's logging.config"),
+                fix=corrected(remove=["hydra/job_logging", "hydra/hydra_logging"]),
+            ) from error
         if not str(error).startswith("Only one of --run, --multirun, --cfg"):
             raise
         raise UserError(
