@@ -301,7 +301,7 @@ def package(
         max_megapixels=config.data.max_megapixels,
         channels_last=config.model.channels_last,
         precision=config.precision.name,
-        metrics=metrics,
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         bits=pictures.bits,
     )
     save_model(folder.model, network.state_dict(), card)

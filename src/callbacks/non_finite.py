@@ -103,11 +103,14 @@ class NonFinite(L.Callback):
         if numbers.device.type == "cuda" and self.policy == "stop":
             step.numbers, step.copied = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
             step.copied.record()
-        before, self._waiting = self._waiting, step
-        if before is not None:
-            self._judge(trainer, before)
-        if step.copied is None:
+        self._settle(trainer)
+        self._waiting = step
+        if not self.may_wait(step):
             self._settle(trainer)
+
+    def may_wait(self, step: _Step) -> bool:
+        """Whether the verdict may come one step later."""
+        return step.copied is not None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._settle(trainer)
@@ -171,7 +174,10 @@ class NonFinite(L.Callback):
         what = f"the loss{' or a gradient' if own_stage else ''} is {loss}"
         if math.isfinite(loss):
             gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-            what = f"a gradient is {norm} ({_first_non_finite(gradients) or 'its square'}), the loss is {loss:.4g}"
+            name = (
+                _first_non_finite(gradients) if step.copied is None else None
+            )  # they are those of the next step by now
+            what = f"a gradient is {norm}{f' ({name})' if name else ''}, the loss is {loss:.4g}"
             if trainer.world_size > 1:
                 what += f" in process {trainer.global_rank}, and may not be finite in another"
         names = trainer.datamodule.names_of_batch(step.epoch, step.batch)

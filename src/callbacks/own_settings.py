@@ -29,6 +29,7 @@ class OwnSettings(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         (optimizer,) = trainer.optimizers
+        before = [group["initial_lr"] for group in optimizer.param_groups]
         for group, own in zip(optimizer.param_groups, self._options, strict=True):
             there, here = group["initial_lr"], own["initial_lr"]
             # lr * here / there would be rounded twice where the two are the same. Nothing is left of a factor on zero.
@@ -36,4 +37,8 @@ class OwnSettings(L.Callback):
             group |= own
         for scheduler in (one.scheduler for one in trainer.lr_scheduler_configs):
             if not isinstance(scheduler, ReduceLROnPlateau):  # which has none, and changes lr itself
-                scheduler.base_lrs = [own["initial_lr"] for own in self._options]
+                shares = [base / rate if rate else 1.0 for base, rate in zip(scheduler.base_lrs, before, strict=True)]
+                # trainer.on_nan=restore may have reduced the base, but not what a group remembers of its beginning
+                scheduler.base_lrs = [
+                    own["initial_lr"] * share for own, share in zip(self._options, shares, strict=True)
+                ]

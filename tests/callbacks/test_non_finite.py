@@ -101,6 +101,16 @@ def test_stop_comes_before_the_weights_change_and_names_the_batch(tmp_path, inje
         assert fix in text
 
 
+@pytest.mark.parametrize("every_n_steps", [1, None])
+def test_a_verdict_that_comes_a_step_later_as_on_a_gpu_is_the_same(tmp_path, monkeypatch, every_n_steps):
+    """Nothing of the step is saved, and the loss of the last step of an epoch is known before the validation."""
+    monkeypatch.setattr(NonFinite, "may_wait", lambda self, step: True)
+    for step, saved in ((6, 5 if every_n_steps else 4), (8, 7 if every_n_steps else 4)):
+        with pytest.raises(UserError, match=f"step {step}: the loss is nan"):
+            train(tmp_path, "stop", Inject([step]), every_n_steps=every_n_steps)
+        assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == saved
+
+
 def test_the_repeated_command_meets_the_same_step(tmp_path):
     said = []
     for resume in (None, tmp_path / "last.ckpt"):
