@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from src.errors import ErrorOfProcess, ExitCode, UserError
 from src.tuning import trainable
@@ -71,3 +73,20 @@ def test_a_trial_that_is_interrupted_before_its_first_epoch_has_an_epoch_and_can
     one.context.plan = SimpleNamespace(overrides=lambda point: [f"seed={point['seed']}"])
     one.save_checkpoint("there")
     assert kept[0][2:] == (4, ["seed=1"])
+
+
+def test_a_trial_of_nan_is_stopped_by_asha():
+    """nan itself is never below a cutoff: the control."""
+
+    def decision(told: float) -> str:
+        scheduler = ASHAScheduler(time_attr="epoch", max_t=9, grace_period=1, reduction_factor=3)
+        scheduler.set_search_properties(HIGH.metric, HIGH.mode)
+        for number, value in enumerate((0.5, 0.6, 0.7, told)):
+            one = Trial("", stub=True, trial_id=str(number))
+            scheduler.on_trial_add(None, one)
+            last = scheduler.on_trial_result(None, one, {HIGH.metric: value, "epoch": 1})
+        return last
+
+    row = {HIGH.metric: math.nan, "epoch": 1}
+    assert decision(trial(HIGH)._reported(row)[HIGH.metric]) == TrialScheduler.STOP
+    assert decision(math.nan) == TrialScheduler.CONTINUE
