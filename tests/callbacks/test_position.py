@@ -98,6 +98,38 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     assert not (tmp_path / "last.ckpt").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_step_that_never_ends_is_ended(tmp_path, monkeypatch, number, again):
+    """By the second signal, or once it takes far longer than the steps before. What was saved before stays."""
+    monkeypatch.setattr(module, "LEAST", 100.0 if again else 0.5)
+
+    def hang():
+        os.kill(os.getpid(), number)
+        if again:
+            threading.Timer(1.2, os.kill, [os.getpid(), number]).start()
+        time.sleep(30)
+
+    start = time.monotonic()
+    with pytest.raises((KeyboardInterrupt, SystemExit) if number == signal.SIGINT else Terminated):
+        train(tmp_path, At(6, hang))
+    assert time.monotonic() - start < 15
+    assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 4
+
+
+def test_lightnings_handlers_are_never_there(tmp_path):
+    """They wait for the other processes within the handler, and a SIGTERM that came before ours were there was lost."""
+
+    seen = []
+
+    class Handlers(L.Callback):
+        def on_train_start(self, trainer, *arguments):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    fit(classifier(), 1, Handlers(), StopOnSignal(PositionCheckpoint(tmp_path)), plugins=[DurableCheckpointIO()])
+    assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_does_not_end_a_save_that_is_under_way(tmp_path, monkeypatch, caplog, number):
     """The thread writes slowly, and the signal comes again meanwhile. What is said to be saved is saved."""

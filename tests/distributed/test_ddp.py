@@ -15,7 +15,7 @@ from src.checkpoints.reading import read_checkpoint
 from src.run_dir import read_metrics
 from tests import warm
 from tests.conftest import SMALL, check_error, command_environment
-from tests.running import result
+from tests.running import result, start
 from tests.tolerance import rounding
 
 CPU = ("trainer.accelerator=cpu", "trainer.threads=2")
@@ -129,6 +129,34 @@ def test_what_one_process_finds_wrong_is_printed_once(command, tmp_path):
     done = command("train", *SMALL, *DDP, "name=wrong", "model.num_classes=7")
     check_error(done, 65, "model.num_classes=7, but the data has 3 classes")
     assert done.err.count("ERROR") == 1
+
+
+def test_a_process_that_raises_is_named_with_the_runs_own_log(tmp_path):
+    """In the middle of training, in process 1 alone."""
+    (tmp_path / "sitecustomize.py").write_text("""
+import builtins, os, sys
+real = builtins.__import__
+def patched(*arguments, **keywords):
+    imported = real(*arguments, **keywords)
+    kind = getattr(sys.modules.get("src.models.classifier"), "Classifier", None)
+    if kind is not None:
+        builtins.__import__ = real
+        def fail(*arguments):
+            raise ValueError("a mistake of process 1")
+        kind.on_train_batch_end = fail
+    return imported
+if os.environ.get("RANK") == "1":
+    builtins.__import__ = patched
+""")
+    process = start(tmp_path, *SMALL, *DDP, "name=raised", PYTHONPATH=f"{tmp_path}:{warm.ROOT}")
+    printed = "".join(process.communicate(timeout=100))
+    assert process.returncode == 70, printed
+    assert "unexpected ValueError: a mistake of process 1" in printed
+    assert "process 1 of the 2 processes" in printed
+    log = "runs/raised/rank1.log"
+    assert f"trace   {log}" in printed
+    assert "Traceback" in (tmp_path / log).read_text()
+    assert printed.count("ERROR") == 1
 
 
 @NUMBERS

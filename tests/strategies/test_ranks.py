@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from src.errors import UserError
+from src.errors import Terminated, UserError
+from src.strategies import ranks as module
 from src.strategies.ranks import Ranks, is_loss_of_a_process
 
 
@@ -65,6 +66,69 @@ def test_all_are_told_of_a_difference_between_any_two(together):
     assert "data.root: photos in process 0, other in 2" in errors[0].why
     assert "data.root: other in process 2, photos in 0" in errors[2].why
     assert together(lambda ranks: ranks.check_same("settings", values[0])) == [None] * 3
+
+
+def test_listing_may_take_longer_than_the_timeout_on_any_process(together):
+    def work(ranks: Ranks) -> None:
+        ranks.store.set_timeout(timedelta(seconds=0.2))
+        time.sleep(0.7 * (ranks.rank == 1))
+        ranks.check_same("pictures", {"pictures": 3})
+
+    assert together(work) == [None] * 3
+
+
+def test_who_is_missing_is_said(together):
+    def work(ranks: Ranks) -> None:
+        ranks.seconds = 0.5
+        if ranks.rank != 2:
+            ranks.meet()
+
+    assert [str(error) for error in together(work)] == ["process 2 is missing"] * 2 + ["None"]
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ("None", None),
+        ("Terminated", Terminated),
+        ("KeyboardInterrupt", KeyboardInterrupt),
+        ("UserError", dist.DistError),
+    ],
+)
+def test_on_several_machines_the_others_wait_for_the_end_of_the_first(together, monkeypatch, how, kind):
+    """torchrun ends a launch 300 seconds after the first of its machines has ended."""
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.1)
+    ends: dict[int, float] = {}
+
+    def work(ranks: Ranks) -> bool:
+        ranks.local_world, ranks.seconds = 1, 0.5  # much shorter than the first measures
+        try:
+            alone = ranks.leave()
+            if ranks.is_first:
+                time.sleep(1.5)
+            return alone
+        finally:
+            ends[ranks.rank] = time.monotonic()
+            ranks.say_farewell(how if ranks.is_first else "None")
+
+    first, *others = together(work)
+    assert first is True
+    assert [type(other) for other in others] == [kind] * 2 if kind in (Terminated, KeyboardInterrupt) else True
+    assert all(other is False if kind is None else isinstance(other, kind) for other in others)
+    assert min(ends[1], ends[2]) > ends[0]
+
+
+def test_a_first_process_that_is_silent_is_given_up(together, monkeypatch):
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.1)
+
+    def work(ranks: Ranks) -> Any:
+        ranks.local_world, ranks.seconds = 1, 0.3
+        if not ranks.is_first:  # the first was killed
+            ranks.leave()
+
+    first, *others = together(work)
+    assert first is None
+    assert all(isinstance(other, dist.DistError) for other in others)
 
 
 def test_a_process_that_is_alone_asks_nobody():
