@@ -28,6 +28,7 @@ class Terminated(BaseException):
 
 
 class _State:
+    is_front_door = False  # this process does nothing but this command
     received = 0  # the signal that ends this command
     tidied_up = threading.Event()
 
@@ -44,6 +45,7 @@ def error_of(number: int) -> BaseException:
 
 def end_at_once() -> None:
     """From here on signals end this process, without a traceback: there is nothing to tidy up."""
+    _State.is_front_door = True
     for number in NUMBERS:
         signal.signal(number, lambda number, _: os._exit(code_of(number)))
 
@@ -77,6 +79,9 @@ def raised() -> Iterator[None]:
             yield
     finally:
         _State.tidied_up.set()
+        if _State.is_front_door and _State.received:  # the interpreter's end takes a while, and has its exit code
+            for number in NUMBERS:
+                signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -53,6 +53,13 @@ def work():
         print("tidied up", file=sys.stderr)
 sys.exit(run_and_report(work))
 """,
+        # while the interpreter ends
+        """
+import atexit
+signals.end_at_once()
+atexit.register(lambda: (me({0}), time.sleep(0.1)))
+sys.exit(run_and_report(lambda: (me({0}), time.sleep(20))))
+""",
         # an import in C makes an ImportError of it
         """
 def work():
@@ -76,7 +83,7 @@ def work():
 sys.exit(run_and_report(work))
 """,
     ],
-    ids=["importing", "working", "tidying up", "translated", "swallowed"],
+    ids=["importing", "working", "tidying up", "at its end", "translated", "swallowed"],
 )
 def test_a_signal_ends_a_command_with_its_code(program, number, code):
     start = time.monotonic()
