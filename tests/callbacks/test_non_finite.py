@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import lightning as L
@@ -12,9 +13,11 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from src.callbacks.averaging import WeightAverage
 from src.callbacks.non_finite import FILE, NonFinite
 from src.callbacks.position import PositionCheckpoint
+from src.checkpoints.model_folder import save_model
 from src.checkpoints.reading import read_checkpoint
 from src.checkpoints.writing import DurableCheckpointIO
 from src.errors import ExitCode, UserError
+from src.files import write_json
 from tests.callbacks.small_training import classifier, data, fit
 from tests.conftest import SMALL, check_error
 
@@ -226,6 +229,20 @@ def test_fp16_leaves_gradients_to_its_loss_scale_and_a_loss_of_nan_is_an_error(t
         UserError, match="step 3: a gradient is inf"
     ):  # the scale is 2, 1 and then too small to be to blame
         train(tmp_path, "stop", Inject(range(1, 9), INF, to="gradient"), **settings)
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    write_json(tmp_path / "x.json", {"a": [math.nan, 1.5, (INF,)], "b": {"c": -INF, "d": "nan"}, 3: True})
+    strict = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert strict == {"a": [None, 1.5, [None]], "b": {"c": None, "d": "nan"}, "3": True}
+
+
+@pytest.mark.parametrize("number", [math.nan, INF])
+def test_no_model_is_packaged_with_such_weights(tmp_path, number):
+    with pytest.raises(UserError, match="the weights to package are not finite: w") as error:
+        save_model(tmp_path / "model", {"n": torch.ones(2), "w": torch.tensor([1.0, number])}, None)
+    assert error.value.code == ExitCode.DIVERGED
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_command(command, tmp_path):

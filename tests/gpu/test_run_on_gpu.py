@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from tests.conftest import SMALL
+from tests.conftest import SMALL, check_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -43,3 +43,20 @@ def test_one_step_is_that_of_a_cpu(command, tmp_path):
         for name in ("cpu", "gpu")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "restore"])
+def test_weights_that_explode(command, tmp_path, policy):
+    words = (
+        *SMALL,
+        "freeze.preset=full",
+        "optimizer=sgd",
+        "optimizer.lr=100",
+        "data.batch_size=4",
+        "trainer.max_epochs=4",
+    )
+    done = command("train", *words, "trainer.accelerator=gpu", f"trainer.on_nan={policy}", "name=x")
+    if policy != "restore":  # which finds a rate that does
+        check_error(done, 77, "step ", "learning rate: backbone")
+        assert not (tmp_path / "runs/x/model").exists()
+    assert done.code in (0, 77), done.text
