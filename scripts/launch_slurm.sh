@@ -34,13 +34,13 @@ export PORT=${PORT:-$((20000 + SLURM_JOB_ID % 10000))} # another for every job, 
 
 told=false requeue=false
 hand_on() {
-  trap '' TERM
+  trap '' TERM USR1
   told=true
   # Who cancels a job sends the same signal, and does not want it back; it is COMPLETING then.
   if [[ $(squeue --noheader --format=%T --job "$SLURM_JOB_ID") == RUNNING ]]; then requeue=true; fi
   scancel --signal=TERM "$SLURM_JOB_ID" # to the step; srun itself would turn a SIGTERM into a SIGKILL
 }
-trap hand_on TERM
+trap hand_on TERM USR1 # some sites announce the end with --signal=B:USR1@120
 
 # A machine may end a moment before the others, which still save.
 srun --ntasks-per-node=1 --kill-on-bad-exit=0 \

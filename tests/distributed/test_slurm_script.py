@@ -97,6 +97,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
         ("yes", "interrupted", "COMPLETING", 0),
         ("no", "failed", "RUNNING", 0),
         ("no", "interrupted", "RUNNING", 0),
+        ("SIGUSR1", "interrupted", "RUNNING", 1),
     ],
 )
 def test_only_a_run_whose_time_was_up_gets_another_turn(job, told, state, job_state, requeued):
@@ -117,16 +118,16 @@ def test_every_node_gets_the_head_the_words_and_the_name(job):
 
 
 def stand_in(job: Job, told: str, *words: str, **environment: str) -> tuple[int, str]:
-    """A job with TASK in the place of the training; told: whether it gets a SIGTERM."""
+    """A job with TASK in the place of the training; told: "yes" for a SIGTERM, another signal's name, "no"."""
     (job.folder / "scripts").mkdir()
     task = job.folder / "scripts" / "launch_torchrun.sh"
     task.write_text(TASK)
     task.chmod(0o755)
-    job.start(*words, TOLD=told, **environment)
-    if told == "yes":
+    job.start(*words, TOLD="no" if told == "no" else "yes", **environment)
+    if told != "no":
         while not (job.folder / "ready").exists() and job.process.poll() is None:
             time.sleep(0.01)
-        job.process.send_signal(signal.SIGTERM)
+        job.process.send_signal(signal.SIGTERM if told == "yes" else signal.Signals[told])
     return job.end()
 
 
