@@ -209,8 +209,9 @@ def returned_file(sweep_dir: Path, number: int) -> Path:
 
 def returned(sweep_dir: Path, number: int) -> dict[str, Any] | None:
     """What that file says; None where there is none, or one that is damaged: then the job is to be done again."""
+    file = returned_file(sweep_dir, number)
     try:
-        content = json.loads(returned_file(sweep_dir, number).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and "value" in content else None
@@ -218,10 +219,12 @@ def returned(sweep_dir: Path, number: int) -> dict[str, Any] | None:
 
 def trained_rows(folder: Path) -> list[dict[str, float]]:
     """The rows of a job's metrics.csv; none where it has none, or a damaged one."""
+    file = folder / "metrics.csv"
     try:
-        return [row for row in read_metrics(folder / "metrics.csv") if 1 <= row.get("epoch", 0) < 10**9]
-    except (OSError, ValueError):
+        rows = read_metrics(file) if file.is_file() else []
+    except (OSError, ValueError, TypeError):
         return []
+    return [row for row in rows if 1 <= row.get("epoch", 0) < 10**9]
 
 
 def _plain(value: Any) -> Any:

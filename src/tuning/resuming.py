@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 
 from src import logs
 from src.errors import ExitCode, UserError
-from src.reporting.sweep_journal import Journal
-from src.run_dir import write_json
+from src.reporting.sweep_journal import JOURNAL, Journal
+from src.run_dir import refuse_links, write_json
 from src.run_settings import changed_settings
 from src.tuning.commands import sweep_command
 from src.tuning.job import STATE
@@ -45,6 +45,7 @@ def open_sweep(folder: Path, identity: dict[str, Any], resume: str) -> Iterator[
     made = folder / IDENTITY
     if not made.exists():
         _check_resume(folder, resume, there=False)  # before anything is made
+    _refuse_what_cannot_be_written(folder)
     (folder / STATE / "returned").mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / STATE / "lock")
     try:
@@ -85,6 +86,22 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _refuse_what_cannot_be_written(folder: Path) -> None:
+    """Links that lead out of the folder, pipes that would be waited for, folders in the place of files."""
+    refuse_links(folder, "*", f"{STATE}/*")
+    files, folders = (IDENTITY, JOURNAL, "sweep.log", f"{STATE}/lock"), (STATE, f"{STATE}/returned")
+    for name in (*files, *folders):
+        path = folder / name
+        if path.exists() and not (path.is_file() if name in files else path.is_dir()):
+            raise UserError(
+                f"{name} is no {'file' if name in files else 'folder'}",
+                where=str(path),
+                why="no sweep has made it: the folder comes from elsewhere",
+                fix=named(folder.name, "-2"),
+                code=ExitCode.DATA,
+            )
 
 
 def _read(made: Path) -> dict[str, Any]:

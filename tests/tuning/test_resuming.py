@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +107,23 @@ def test_a_damaged_identity_is_an_error_of_the_data(tmp_path, content):
     begin(tmp_path)
     (tmp_path / IDENTITY).write_text(content)
     assert refused(tmp_path).code == ExitCode.DATA
+
+
+@pytest.mark.parametrize("name", ["trials.jsonl", "sweep.json", "sweep.log", ".tune", ".tune/returned", ".tune/lock"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_files_that_no_sweep_has_made_are_refused_before_anything_is_written(tmp_path, name, kind):
+    """A link to somebody's file, a pipe that would be waited for, a folder in the place of a file."""
+    theirs, folder = tmp_path / "theirs", tmp_path / "sweep"
+    (theirs / "state").mkdir(parents=True)
+    begin(folder)
+    path = folder / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    {"pipe": os.mkfifo, "link": lambda link: link.symlink_to(theirs), "folder": Path.mkdir}[kind](path)
+    if kind == "folder" and name in (".tune", ".tune/returned"):
+        begin(folder)
+    else:
+        assert refused(folder).code == ExitCode.DATA
+    assert list(theirs.iterdir()) == [theirs / "state"]
 
 
 def test_damaged_lines_are_said(tmp_path, caplog):
