@@ -228,9 +228,7 @@ class Points:
     def report(self, number: int, result: dict[str, Any]) -> None:
         """A row of a trial that goes on."""
         _, asked = self.asked.get(number, (None, None))
-        if asked is not None and math.isfinite(
-            result.get(self.goal.metric, math.nan)
-        ):  # Optuna's fails without the metric
+        if asked is not None and self.goal.metric in result:  # Optuna's fails without it
             self.search.on_trial_result(asked, result)
 
     def complete(self, number: int, value: float | None) -> None:
@@ -244,8 +242,11 @@ class Points:
         elif value is not None and self.space.contains(point):
             try:
                 self.search.add_evaluated_point(point, value)
-            except NotImplementedError:
-                log.warning(f"{type(self.search).__name__} cannot be told of trial {number}, which it did not suggest")
+            except (NotImplementedError, TypeError, ValueError) as error:  # some searches of Ray's
+                why = f" ({error})" if str(error) else ""
+                log.warning(
+                    f"{type(self.search).__name__} cannot be told of trial {number}, which it did not suggest{why}"
+                )
 
     def _new_point(self) -> tuple[Point | str | None, str | None]:
         """A point that was not tried, and the id under which the search knows it; None: it does not."""
