@@ -130,7 +130,8 @@ class NonFinite(L.Callback):
         """The position on disk is one to go on from: an update may overflow although its gradients are finite."""
         self._settle(trainer)
         if name := _first_non_finite(checkpoint["state_dict"]):
-            raise self._diverged(trainer, f"{name} is not finite after step {trainer.global_step}", "")
+            what = f"{name} is not finite after step {trainer.global_step}"
+            raise self._diverged(trainer, what, why="the step was too large. The position before it is kept")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.total and trainer.is_global_zero:
@@ -169,14 +170,15 @@ class NonFinite(L.Callback):
             if self.policy == "skip":
                 self.in_a_row = 0
             return
-        module = trainer.lightning_module
+        module, late = (
+            trainer.lightning_module,
+            self.may_wait(step),
+        )  # late: gradients and weights are the next step's by now
         own_stage = trainer.world_size > shared_out(trainer)[1]  # strategy=pipeline: the loss has news of all gradients
         what = f"the loss{' or a gradient' if own_stage else ''} is {loss}"
         if math.isfinite(loss):
             gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-            name = (
-                _first_non_finite(gradients) if step.copied is None else None
-            )  # they are those of the next step by now
+            name = None if late else _first_non_finite(gradients)
             what = f"a gradient is {norm}{f' ({name})' if name else ''}, the loss is {loss:.4g}"
             if trainer.world_size > 1:
                 what += f" in process {trainer.global_rank}, and may not be finite in another"
@@ -193,7 +195,9 @@ class NonFinite(L.Callback):
             with suppress(OSError), (self.folder / FILE).open("w" if self.policy == "stop" else "a", **NAMES) as file:
                 file.writelines(f"{line}\n" for line in (what, batch, *names))
         if self.policy == "stop":
-            raise self._diverged(trainer, what, where)
+            spoilt = None if late else _first_non_finite(dict(module.network.named_parameters()))
+            why = f"{spoilt} was not finite before the step, which no loss survives" if spoilt else ""
+            raise self._diverged(trainer, what, where, why)
         self._go_back(trainer, what, where)
 
     def _go_back(self, trainer: L.Trainer, what: str, where: str = "") -> None:
@@ -225,7 +229,7 @@ class NonFinite(L.Callback):
         state = trainer.strategy.lightning_module_state_dict()
         self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
-    def _diverged(self, trainer: L.Trainer, what: str, where: str) -> UserError:
+    def _diverged(self, trainer: L.Trainer, what: str, where: str = "", why: str = "") -> UserError:
         module = trainer.lightning_module
         lr = min(module.optimizer_config.lr * LR_FACTOR, 0.1)  # a tenth of 1e30 would be no help
         changes = [[f"optimizer.lr={lr:.3g}"], ["trainer.on_nan=skip"]]
@@ -236,14 +240,12 @@ class NonFinite(L.Callback):
         elif name := next((word.partition("=")[2] for word in typed_words() if word.startswith("name=")), None):
             other = PurePath(name).with_name(free_name(self.folder))  # the run keeps its settings, and so its name
             changes = [[*words, f"name={other}"] for words in changes]
-        spoilt = _first_non_finite(dict(module.network.named_parameters()))
         return UserError(
             what,
             where=where,
-            why=f"{spoilt} was not finite before this step, which no loss survives"
-            if spoilt
-            else "one more step would make every weight nan. What was saved before it is kept: "
-            f"{self.folder / 'checkpoints'}; repeating the command goes on from there, and meets the same step",
+            why=why
+            or f"one more step would make every weight nan. What was saved before is kept in {self.folder / 'checkpoints'}; "
+            "the repeated command goes on from there, and meets the same step",
             fix=[corrected(*words) for words in changes if f"trainer.on_nan={self.policy}" not in words],
             code=ExitCode.DIVERGED,
         )
