@@ -132,6 +132,7 @@ def locked(path: Path, busy: UserError) -> Iterator[None]:
     import fcntl  # not FileLock, whose way around missing locks outlives a process that is killed
 
     with path.open("a") as file:
+        os.register_at_fork(after_in_child=file.close)  # else the loader processes of a run that was killed keep it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from filelock import FileLock
 from src import config_checks, files, run_dir
 from src.config import Config, Data, plain
 from src.errors import ExitCode, Terminated, UserError
-from src.files import write_csv, write_json, write_text
+from src.files import locked, write_csv, write_json, write_text
 from src.run_dir import RunFolder, made_a_step
 
 
@@ -339,3 +341,21 @@ def test_a_run_is_finished_when_all_of_its_files_are_there(tmp_path, settings):
         (folder.path / "result.json").mkdir()
         with pytest.raises(OSError, match="directory"):
             folder.finish(metrics={})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no other process inherits the lock there")
+def test_a_loader_process_does_not_keep_the_lock_of_a_run_that_was_killed(tmp_path):
+    """It lives some seconds longer than its trainer, and the command may be repeated at once."""
+    lock, busy, (ready, tell) = tmp_path / ".lock", UserError("busy"), os.pipe()
+    with locked(lock, busy):
+        if (loader := os.fork()) == 0:
+            os.write(tell, b"!")
+            time.sleep(60)
+            os._exit(0)
+        os.read(ready, 1)
+    try:
+        with locked(lock, busy), pytest.raises(UserError), locked(lock, busy):
+            pass
+    finally:
+        os.kill(loader, signal.SIGKILL)
+        os.waitpid(loader, 0)
