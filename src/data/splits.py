@@ -51,7 +51,8 @@ def choose_split(
 
 
 def _by_file(names: list[str], labels: list[str], path: Path, data: Data) -> dict[str, list[int]]:
-    stated, absent = _as_in_the_data(read_split_file(path), names, data)
+    rows = read_split_file(path)
+    stated, absent = _as_in_the_data(rows, names, data)
     found: dict[str, list[int]] = {split: [] for split in SPLITS}
     unlisted = []
     for index, (name, label) in enumerate(zip(names, labels, strict=True)):
@@ -77,6 +78,16 @@ def _by_file(names: list[str], labels: list[str], path: Path, data: Data) -> dic
             where=printable(str(path)),
             why=f"it lists {printable(absent[0])}, the data has {printable(names[0])}",
             fix=f"head -3 {shlex.quote(str(path))}",
+            code=ExitCode.DATA,
+        )
+    lost = {rows[name][1] for name in absent} - {label for _, label in stated.values()} - {None}
+    if lost:
+        gone = [name for name in absent if rows[name][1] in lost]
+        raise UserError(
+            f"no picture of {_some(sorted(lost))} is left, of {len(gone)} that the split file lists",
+            where=printable(str(path)),
+            why=f"without them the network would have other classes; gone: {_first(gone)}",
+            fix=f"ls {shlex.quote(str(data.root or Path(data.table or '').parent))}",
             code=ExitCode.DATA,
         )
     if absent:

@@ -53,6 +53,7 @@ def test_a_split_file_is_followed(tmp_path, caplog):
         ("path,label,split\nx/1,y,val\n", "x/1 is of class x here and of class y"),
         ("path,split\nother,val\n", "none of the 1 pictures"),
         ("path,split\nx/1,val\n./x/1,train\n", "./x/1 stands twice"),
+        ("path,label,split\nx/1,x,train\nz/1,z,train\nz/2,z,val\n", "no picture of class z is left, of 2"),
     ],
 )
 def test_a_wrong_split_file_is_refused(tmp_path, text, named):
