@@ -212,32 +212,6 @@ def moving_average(checkpoint: dict) -> dict:
     return checkpoint["callbacks"]["WeightAverage"]["average"]
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(command, tmp_path):
-    """Stopped in mid-run, then its newest file spoiled: the same result; then all spoiled: no start from nothing."""
-    words = (*SMALL, "trainer.max_epochs=3", "logger.tensorboard=false")
-    undisturbed, spoiled = tmp_path / "runs" / "undisturbed", tmp_path / "runs" / "spoiled"
-    assert command("train", *words, "name=undisturbed").code == 0
-    shutil.copytree(undisturbed, spoiled)
-    (spoiled / "result.json").unlink()
-    shutil.rmtree(spoiled / "model")
-    last, previous = spoiled / "checkpoints" / "last.ckpt", spoiled / "checkpoints" / "previous.ckpt"
-    content = bytearray(last.read_bytes())
-    content[len(content) // 2] ^= 4
-    last.write_bytes(content)
-    done = command("train", *words, "name=spoiled")
-    assert done.code == 0, done.text
-    assert "last.ckpt is damaged" in done.out
-    assert "continuing from runs/spoiled/checkpoints/previous.ckpt" in done.out
-    one, other = undisturbed / "model" / "model.safetensors", spoiled / "model" / "model.safetensors"
-    assert sha256(one) == sha256(other)
-
-    (spoiled / "result.json").unlink()
-    for path in (last, previous):
-        path.write_bytes(path.read_bytes()[:1000])
-    done = command("train", *words, "name=spoiled")
-    check_error(done, 74, "no checkpoint of this run can be read", "last.ckpt", "previous.ckpt")
-
-
 def test_sigterm_ends_with_143_and_the_position(command, tmp_path):
     """To the whole process group, as a kill of a job does; loader processes are in groups of their own."""
     words = (*SMALL, "trainer.max_epochs=30", "name=stopped", "data.num_workers=2")

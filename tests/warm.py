@@ -36,7 +36,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("hydra", "lightning", "torch", "torchmetrics", "torchvision")
 # Variables that no library reads while it is imported. Where any other one is not as in the helper, a command is cold.
-READ_LATER = {"PYTEST_CURRENT_TEST", "TORCH_HOME"}
+READ_LATER = {"PYTEST_CURRENT_TEST", "TORCH_HOME", "FAULTS"}
 # Windows cannot fork, macOS's own libraries do not bear it, and where there is an NVIDIA driver nobody has tried.
 POSSIBLE = sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
 LONGEST = 2**20  # bytes of a request

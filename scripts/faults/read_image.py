@@ -1,0 +1,16 @@
+"""Reads an image file as Project or Plain does, and prints by how much the process grew: for row 36."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+
+from scripts.faults import programs
+
+if __name__ == "__main__":
+    kind, file = sys.argv[1:]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = getattr(programs, kind).read(file)
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps({"read": pixels is not None, "mib": growth / 1024}))
