@@ -46,7 +46,6 @@ def check_policies(program: Program, fault: Fault) -> str:
     "nan_loss",
     promise="stopped, skipped or restored, as trainer.on_nan says; the last good weights are kept",
     injection="the loss of step 8 is nan",
-    quick=True,
 )
 def nan_loss(program: Program) -> str:
     return check_policies(program, Fault(STEP, "loss times", math.nan, nth=8))
