@@ -25,7 +25,7 @@ from src.run_dir import write_text
 
 log = logging.getLogger(__name__)
 
-ROWS_AT_ONCE = 200  # rows that wait in memory: what a kill can cost
+ROWS_AT_ONCE = 200  # rows that wait in memory, at most until a position is saved
 ENOUGH, TARGET = 0.60, 0.85  # of a GPU's memory: from where on no larger batch is suggested, and what it may fill
 FEWEST_STEPS = 10  # that an epoch must keep for a larger batch to be worth it
 
