@@ -10,6 +10,7 @@ import csv
 import logging
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,8 @@ class MemoryLog(L.Callback):
             with self.path.open("ab") as file:
                 file.write("".join(lines).encode())
         except OSError as error:  # a full disk; what was written of these rows is taken away, and they are left out
-            os.truncate(self.path, whole)
+            with suppress(OSError):  # of a disk that may only be read by now
+                os.truncate(self.path, whole)
             log.warning(f"{self.path} could not be written: {error.strerror}. Training goes on without these rows.")
         self._written = self._filled
 

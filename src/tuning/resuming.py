@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from src import logs
 from src.errors import ExitCode, UserError
+from src.files import locked, remove_leftovers
 from src.reporting.sweep_journal import JOURNAL, Journal
 from src.run_dir import refuse_links, write_json
 from src.run_settings import changed_settings
@@ -47,18 +46,16 @@ def open_sweep(folder: Path, identity: dict[str, Any], resume: str) -> Iterator[
         _check_resume(folder, resume, there=False)  # before anything is made
     _refuse_what_cannot_be_written(folder)
     (folder / STATE / "returned").mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / STATE / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another command works on the sweep {folder.name}",
-            where=str(folder),
-            why="both would write into the folders of its trials",
-            fix=["wait for it to end", f"{named(folder.name, '-2')} # another name"],
-            code=ExitCode.BUSY,
-        ) from None
-    try:
+    busy = UserError(
+        f"another command works on the sweep {folder.name}",
+        where=str(folder),
+        why="both would write into the folders of its trials",
+        fix=["wait for it to end", f"{named(folder.name, '-2')} # another name"],
+        code=ExitCode.BUSY,
+    )
+    with locked(folder / STATE / "lock", busy):
+        for part in (folder, folder / STATE / "returned"):
+            remove_leftovers(part)
         journal = Journal(folder)
         there = made.exists() and bool(journal.trials)
         _check_resume(folder, resume, there)
@@ -71,8 +68,6 @@ def open_sweep(folder: Path, identity: dict[str, Any], resume: str) -> Iterator[
                 lines = ", ".join(map(str, journal.damaged[:10])) + (" ..." if len(journal.damaged) > 10 else "")
                 log.warning(f"{journal.path.name} is damaged: what lines {lines} said of their trials is lost")
             yield journal
-    finally:
-        lock.release()
 
 
 @contextmanager

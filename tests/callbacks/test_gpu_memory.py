@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,6 +120,20 @@ def test_a_run_that_continues_has_each_step_once(tmp_path, saved_after):
     assert [row["epoch"] for row in rows] == [str(i // 4 + 1) for i in range(12)]
     fit(tmp_path, 1)  # from the start again
     assert [row["step"] for row in table(tmp_path / "memory.csv")] == ["1", "2", "3", "4"]
+
+
+def test_a_disk_that_may_only_be_read_by_now_leaves_training(tmp_path, caplog, monkeypatch):
+    memory, path = MemoryLog(tmp_path / "memory.csv"), tmp_path / "memory.csv"
+    memory._columns = continue_csv(path, ["step", "epoch"], 0)
+    memory._rows, memory._filled = np.ones((10, 2)), 10
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("os.truncate", refuse)
+    memory._write()
+    assert "memory.csv could not be written: Read-only file system" in caplog.text
 
 
 def test_a_full_disk_leaves_whole_rows_and_training(tmp_path, caplog):

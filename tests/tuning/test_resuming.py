@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,16 @@ def test_two_commands_do_not_work_on_one_sweep(tmp_path):
     with open_sweep(tmp_path, SAME, "auto"):
         assert refused(tmp_path).code == ExitCode.BUSY
     begin(tmp_path)
+
+
+def test_files_that_were_half_written_are_removed_where_they_are_the_sweeps(tmp_path):
+    begin(tmp_path)
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    own = [tmp_path / name for name in ("sweep.json", "trials.jsonl", ".tune/returned/3.json")]
+    for name in (*own, tmp_path / "notes.txt"):
+        Path(f"{name}.{dead.stdout.strip()}.tmp").touch()
+    begin(tmp_path)
+    assert [path.name.split(".")[0] for path in tmp_path.rglob("*.tmp")] == ["notes"]
 
 
 def test_the_folder_is_free_again_after_a_failure(tmp_path):
