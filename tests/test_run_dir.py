@@ -359,3 +359,20 @@ def test_a_loader_process_does_not_keep_the_lock_of_a_run_that_was_killed(tmp_pa
     finally:
         os.kill(loader, signal.SIGKILL)
         os.waitpid(loader, 0)
+
+
+def test_a_run_in_a_folder_whose_name_is_no_text(tmp_path, settings):
+    """Bytes that are no UTF-8, as of a disk that an older system wrote."""
+    from src.checkpoints.reading import flaw
+    from src.checkpoints.writing import DurableCheckpointIO
+
+    config = settings() | {"runs_dir": str(tmp_path / "Stra\udcdfe")}
+    for _ in range(2):
+        with RunFolder.open(tmp_path / "Stra\udcdfe/x", config) as folder:
+            io = DurableCheckpointIO()
+            io.save_checkpoint({"epoch": 0, "global_step": 1, "state_dict": {}}, folder.checkpoints / "last.ckpt")
+            io.teardown()
+    assert "holds code" in flaw(folder.checkpoints / "last.ckpt")  # it was read: a checkpoint without weights
+    assert [os.fsencode(path.name) for path in tmp_path.iterdir()] == [b"Stra\xdfe"]
+    folder.finish(metrics={})
+    assert run_dir.read_result(folder.path)["state"] == "finished"

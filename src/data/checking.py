@@ -207,7 +207,7 @@ def _save(memory: Path, options: ReadOptions, entries: dict[str, list]) -> None:
 def _write_list(list_file: Path, bad: Mapping[str, str]) -> bool:
     try:
         list_file.parent.mkdir(parents=True, exist_ok=True)
-        list_file.write_text("".join(f"{printable(name)}\t{bad[name]}\n" for name in bad), encoding="utf-8")
+        write_text(list_file, "".join(f"{printable(name)}\t{bad[name]}\n" for name in bad))
     except OSError as error:
         log.warning("the list of bad pictures cannot be written: %s", error)
         return False

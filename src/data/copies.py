@@ -13,6 +13,7 @@ from pathlib import Path
 
 from src.data.pictures import Pictures
 from src.errors import ExitCode, UserError
+from src.files import write_text
 from src.text import printable
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def _write(list_file: Path, groups: Sequence[Group], mark: Mapping[str, str]) ->
     text = "\n".join("".join(f"{printable(mark[name])}\t{printable(name)}\n" for name in group) for group in groups)
     try:
         list_file.parent.mkdir(parents=True, exist_ok=True)
-        list_file.write_text(text, encoding="utf-8")
+        write_text(list_file, text)
     except OSError as error:
         log.warning("the list of copies cannot be written: %s", error)
         return False
