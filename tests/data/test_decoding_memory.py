@@ -32,14 +32,14 @@ def peak_mib() -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a peak that can begin anew")
-def test_a_large_image_takes_nine_bytes_a_pixel_and_a_strip(tmp_path):
+def test_a_large_image_takes_eleven_bytes_a_pixel_and_some_strips(tmp_path):
     """Of 100 megapixels that is less than 1 GiB. Before, a float TIFF took 37 bytes a pixel and a WebP 18."""
     for name, (mode, colour, options) in LARGE.items():
         Image.new(mode, (SIDE, SIDE), colour).save(tmp_path / name, **options)
         Path("/proc/self/clear_refs").write_text("5")
         before = peak_mib()
         read_picture(tmp_path / name, ReadOptions())
-        assert peak_mib() - before < 9 * SIDE**2 / 2**20 + 100, name
+        assert peak_mib() - before < 11 * SIDE**2 / 2**20 + 140, name
 
 
 def test_a_strip_at_a_time_gives_the_same_pixels(monkeypatch):
