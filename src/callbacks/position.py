@@ -108,6 +108,7 @@ class StopOnSignal(CheckpointCallback):
         elif number == signal.SIGINT or (not self._pace.is_over and self._pace.seconds_waited() > 1):
             self._pace.is_over = True
             signals.end_begins(number)
+            signals.kill_loaders()  # most likely one hangs
             raise signals.error_of(number)
 
     def on_train_batch_end(
