@@ -39,6 +39,6 @@ def test_a_split_with_such_names_is_read_back(tmp_path):
 
 
 def test_a_table_of_confusions_holds_no_formula(tmp_path):
-    write_confusion(tmp_path / "confusion.csv", ["=1+1", "b"], [[1, 2], [3, 4]])
+    write_confusion(tmp_path / "confusion.csv", ["=1+1", "b"], [(0, 0, 1), (0, 1, 2), (1, 0, 3), (1, 1, 4)])
     with (tmp_path / "confusion.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["true \\ predicted", "'=1+1", "b"], ["'=1+1", "1", "2"], ["b", "3", "4"]]
