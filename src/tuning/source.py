@@ -148,20 +148,21 @@ class TrialSource(SearchAlgorithm):
         for trial in trials.values():
             self.scheduler.on_trial_add(nobody, trial)
         last = {number: max(one.rows, default=0) for number, one in self.journal.trials.items()}
-        told, stopped = set(), set()
+        told, ended = set(), set()
         for number, epoch in self.journal.order:
-            if (number, epoch) in told or (number in stopped and epoch):
+            over = number not in self._begun
+            if (number, epoch) in told or number in ended or not (epoch or (over and last[number])):
                 continue
             told.add((number, epoch))
-            trial = trials[number]
-            if epoch:
-                decision = self.scheduler.on_trial_result(nobody, trial, self._row(number, epoch))
-                if decision == TrialScheduler.STOP:
-                    stopped.add(number)
-                    if epoch == last[number] and number in self._begun:
-                        trial.config.setdefault(FINISH_AFTER, epoch)
-            elif last[number]:
-                self.scheduler.on_trial_complete(nobody, trial, self._row(number, last[number]))
+            trial, row = trials[number], self._row(number, epoch or last[number])
+            # Of a trial that is over, median takes a row so too, without deciding again, which takes it long.
+            if epoch == 0 or (over and isinstance(self.scheduler, MedianStoppingRule)):
+                self.scheduler.on_trial_complete(nobody, trial, row)
+                ended |= {number} if epoch == 0 else set()
+            elif self.scheduler.on_trial_result(nobody, trial, row) == TrialScheduler.STOP and not over:
+                ended.add(number)
+                if epoch == last[number]:
+                    trial.config.setdefault(FINISH_AFTER, epoch)
 
     def _row(self, number: int, epoch: int) -> dict[str, float]:
         row = self.journal.trials[number].rows[epoch]

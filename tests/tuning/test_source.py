@@ -144,6 +144,23 @@ def test_median_knows_all_rows_and_nan_is_the_worst(tmp_path):
     assert (number, config[FINISH_AFTER]) == ("4", 1)
 
 
+@pytest.mark.parametrize(
+    "scheduler", [asha(), MedianStoppingRule(time_attr="epoch", grace_period=1)], ids=["asha", "median"]
+)
+def test_rows_after_an_end_and_an_end_without_rows_spoil_nothing(tmp_path, scheduler):
+    """A trial that was ended, killed while it measured, and gone on with; rows that were found in its folder later."""
+    scheduler.set_search_properties("acc", "max")
+    journal = Journal(tmp_path)
+    for number in range(3):
+        begin(journal, number, 0.1 * number, 0.2, state=PRUNED, value=1.0)
+        journal.row(number, {"epoch": 3, "acc": 0.9})
+    begin(journal, 3, state=FINISHED, value=1.0)
+    begin(journal, 4, 0.01, 0.01, 0.01, state=PRUNED)
+    journal.row(4, {"epoch": 4, "acc": 0.9})
+    ((number, config),) = drawn(source_of(journal, scheduler, limit=5))
+    assert (number, config[FINISH_AFTER]) == ("4", 4)
+
+
 def test_hyperband_says_what_it_does_not_know(tmp_path, caplog):
     journal = Journal(tmp_path)
     begin(journal, 0, 0.5, state=PRUNED, value=1.0)
