@@ -116,12 +116,15 @@ class Watcher(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         number = int(trial.trial_id)
+        if history := result.pop(trainable.HISTORY, None):
+            metric, known = self.sweep.context.goal.metric, self.journal.trials[number].rows
+            now = {int(row["epoch"]): row.get(metric) for row in history}
+            if now != {epoch: row.get(metric) for epoch, row in known.items()}:
+                self.journal.copied(number, history)
         if trainable.REPORTED in result:
             self.sweep.not_reported = result[trainable.REPORTED]
             self.sweep.end()
         elif trainable.ROW in result:
-            if history := result.pop(trainable.HISTORY, None):
-                self.journal.copied(number, history)
             self.journal.row(number, result[trainable.ROW])
             self.sweep.display.changed(number)
 

@@ -46,7 +46,7 @@ FAILED = "failed"  # the first line of its error
 DIVERGED = "diverged"  # the first line of its error, which was a loss of nan or inf
 REPORTED = "reported"  # where the metric is missing: what there is
 INTERRUPTED = "interrupted"  # True: its position is saved, and it goes on when the sweep does
-HISTORY = "history"  # in the first result of a start under pbt: the rows of the epochs that led to the weights it has
+HISTORY = "history"  # in the first result of a start under pbt: the rows of the epochs that led to the weights
 
 LOOK_SECONDS = 0.5  # how often a worker looks whether the sweep was interrupted
 # What leaves a process that no other trial may use; such a trial goes on in a new one (max_failures).
@@ -157,16 +157,20 @@ class HydraTrainable(tune.Trainable):
             missing = f"it does not report {goal.metric}"
             names = sorted(name for name in row if name != "epoch")
             return {goal.metric: goal.worst, **row, "done": True, FAILED: missing, REPORTED: names}
-        told = {ROW: row}
-        if self.context.changes_points and not self.last:
-            told[HISTORY] = [one for one in trained_rows(self.runner.folder) if one["epoch"] < row["epoch"]]
+        told = {ROW: row} | self._history(row["epoch"])
         self.last = row | {goal.metric: goal.finite(row[goal.metric])}
         return self.last | told
+
+    def _history(self, epoch: float = math.inf) -> dict[str, Any]:
+        """Before anything was reported in this start, where the weights may be another trial's: the epochs that led to them."""
+        if not self.context.changes_points or self.last:
+            return {}
+        return {HISTORY: [row for row in trained_rows(self.runner.folder) if row["epoch"] < epoch]}
 
     def _ended(self) -> dict[str, Any]:
         job, goal = self.job, self.context.goal
         self._leave_peers()
-        last = {goal.metric: goal.worst, "epoch": 0} | self.last  # schedulers count on both
+        last = {goal.metric: goal.worst, "epoch": 0} | self.last | self._history()  # schedulers count on both
         if job.interrupted:
             return last | {"done": True, INTERRUPTED: True}
         if has_diverged(job.error):
@@ -176,7 +180,7 @@ class HydraTrainable(tune.Trainable):
                 raise job.error
             return last | {"done": True, FAILED: describe(job.error)}
         number = float(job.value) if isinstance(job.value, int | float) else math.nan
-        return {goal.metric: goal.finite(number), "epoch": 0} | self.last | {"done": True, RETURNED: number}
+        return last | {goal.metric: goal.finite(number)} | self.last | {"done": True, RETURNED: number}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Tune asks for it between two steps, while the job waits."""
