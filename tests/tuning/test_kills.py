@@ -150,8 +150,8 @@ class Payload:
 def test_optuna_goes_on_with_other_settings_and_runs_no_code_of_the_folder(tmp_path):
     """The time is over, then Ctrl-C, then a kill; each start has settings of its own, and foreign pickles lie everywhere."""
     sweep = Sweep(tmp_path, "hydra.sweeper.search=optuna", INTERVAL, "pause=0.15")
-    text = sweep.start("hydra.sweeper.time_budget_s=6", "hydra.sweeper.max_concurrent=1").end()
-    assert "time      is over after 6 s; to go on: " in text
+    text = sweep.start("hydra.sweeper.time_budget_s=4", "hydra.sweeper.max_concurrent=1").end()
+    assert "time      is over after 4 s; to go on: " in text
     done = len(sweep.trials())
     assert 1 <= done < 9
 
