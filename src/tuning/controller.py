@@ -7,8 +7,6 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,7 +17,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from src.errors import Terminated, UserError
+from src import signals
+from src.errors import UserError
 from src.reporting.sweep_journal import DIVERGED, FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
 from src.tuning import trainable
 from src.tuning.commands import sweep_command
@@ -30,8 +29,6 @@ from src.tuning.table import SweepDisplay
 from src.user_command import named
 
 log = logging.getLogger(__name__)
-
-SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
 @dataclass
@@ -59,9 +56,10 @@ class Sweep:
             self.trials.set_finished()
 
     def told_to_end(self, number: int, frame: FrameType | None) -> None:
-        """The handler of signals."""
+        """The handler of signals: the first has the trials save their positions, the second ends at once."""
         if self.signal:
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+            signals.end_begins(number)
+            raise signals.error_of(number)
         self.signal = number
         log.info(f"{signal.Signals(number).name}: the trials save their positions; Ctrl-C again ends at once")
         self.end()
@@ -100,7 +98,7 @@ class Watcher(tune.Callback):
 
     def setup(self, **info: Any) -> None:
         """Tune has just taken SIGUSR1 for itself, which SLURM may send before it ends a job."""
-        for number in SIGNALS:
+        for number in signals.NUMBERS:
             signal.signal(number, self.sweep.told_to_end)
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -171,7 +169,7 @@ def run_trials(sweep: Sweep, scheduler: TrialScheduler | None) -> None:
     os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1e9"  # how often it saves its state, which nobody reads
     runnable = tune.with_parameters(trainable.HydraTrainable, context=context)
     runnable.__qualname__ = runnable.__name__  # what `ps` shows of a worker
-    with sweep.display, _told_to_end(sweep):
+    with sweep.display, signals.handled_by(sweep.told_to_end):
         tune.run(
             runnable,
             name="state",
@@ -211,10 +209,9 @@ def _after(sweep: Sweep) -> None:
             why=f"they report: {', '.join(names)}",
             fix=sweep_command(f"metric={close[0]}") if close else "",
         )
-    if sweep.signal == signal.SIGINT:
-        raise KeyboardInterrupt
     if sweep.signal:
-        raise Terminated
+        signals.end_begins(sweep.signal)
+        raise signals.error_of(sweep.signal)
     if sweep.over_budget:
         log.info(
             f"time      is over after {sweep.settings.time_budget_s:g} s; to go on: {named(sweep.context.sweep_dir.name)}"
@@ -237,14 +234,3 @@ def _first_line(trial: Trial) -> str:
     text = str(error).strip()
     # Ray has the error of a process that could not begin only as text.
     return text.splitlines()[-1] if "raised in its creation task" in text else "it was killed, or crashed"
-
-
-@contextmanager
-def _told_to_end(sweep: Sweep) -> Iterator[None]:
-    """Inside, the first Ctrl-C or SIGTERM has the trials save their positions; the second ends at once."""
-    before = {number: signal.signal(number, sweep.told_to_end) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
