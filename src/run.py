@@ -20,11 +20,13 @@ from src import config as configuration
 from src import seeding, trial
 from src.batch_size import find_batch_size
 from src.batch_size_search import chosen_batch_size
+from src.callbacks.checkpoint_selection import BEST
 from src.callbacks.freezing import Phases, schedule
 from src.callbacks.freezing import apply as freeze
 from src.callbacks.gpu_memory import MemoryLog
 from src.callbacks.progress import Throughput
 from src.callbacks.taking_up import taking_up
+from src.checkpoints.checksum import damage
 from src.checkpoints.model_folder import ModelCard, save_model
 from src.checkpoints.model_readme import model_readme
 from src.checkpoints.reading import newest_position
@@ -36,6 +38,7 @@ from src.data.pictures import Pictures
 from src.data.sources import load_pictures
 from src.errors import ExitCode, UserError
 from src.evaluation import measure_split
+from src.files import write_csv, write_text
 from src.machine import begin_peak, choose_devices, peak_memory_mib, set_threads
 from src.models.backbones import blocks
 from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
@@ -48,7 +51,8 @@ from src.reporting.introduction import introduce
 from src.reporting.report import write_report
 from src.reporting.tables import print_result, write_confusion
 from src.rules import without_effect
-from src.run_dir import RunFolder, free_name, write_csv, write_text
+from src.run_dir import RunFolder
+from src.run_names import free_name
 from src.selection import choose_weights
 from src.strategies.building import computing_at_once
 from src.strategies.precision import check_precision
@@ -117,7 +121,7 @@ def run(config: Config, path: Path) -> float:
         result = folder.finish(
             lambda result: report(folder, result, phases),
             metrics=metrics,
-            best_checkpoint="checkpoints/best.ckpt",
+            best_checkpoint=None if damage(folder.checkpoints / BEST) else f"checkpoints/{BEST}",
             best_epoch=best_epoch,
             weights=chosen,
             epochs=trainer.current_epoch,
@@ -233,8 +237,7 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
 def peak_of(trainer: L.Trainer, device: torch.device) -> int:
     """MiB. The log of a GPU's memory resets torch's own peak in every phase of a step, and keeps the run's itself."""
     memory = find_callback(trainer, MemoryLog)
-    logged = memory.peak_mib if memory else None
-    return peak_memory_mib(device) if logged is None else logged
+    return (memory and memory.peak_mib) or peak_memory_mib(device)
 
 
 def measure(
@@ -251,7 +254,13 @@ def measure(
         if pictures.splits[split]:
             values, confusion = measure_split(config, network, pictures, split, preprocessing, device)
             if split == "val" and not math.isfinite(values["loss"]):
-                raise no_finite_epoch(config, folder, values["loss"])
+                raise UserError(  # an epoch with a finite val/loss would have been chosen before these weights
+                    f"val/loss of the trained weights is {values['loss']}",
+                    where=f"{folder.path / 'metrics.csv'}, column val/loss",
+                    why="they have grown too large to compute with, or an image of val gives a loss that is not finite",
+                    fix=corrected(f"optimizer.lr={config.optimizer.lr / 10:.3g}", f"name={free_name(folder.path)}"),
+                    code=ExitCode.DIVERGED,
+                )
             metrics |= {f"{split}/{name}": value for name, value in values.items()}
             write_confusion(folder.path / "confusion.csv", pictures.classes, confusion.tolist())
     if not pictures.splits["test"]:
@@ -259,17 +268,6 @@ def measure(
             "There is no test split, so the numbers are those of val, which chose the best epoch: a little too good."
         )
     return metrics
-
-
-def no_finite_epoch(config: Config, folder: RunFolder, loss: float) -> UserError:
-    """Such weights are not packaged. An epoch with a finite val/loss would have been chosen before them."""
-    return UserError(
-        f"val/loss of the trained weights is {loss}",
-        where=f"{folder.path / 'metrics.csv'}, column val/loss",
-        why="they have grown too large to compute with, or an image of val gives a loss that is not finite",
-        fix=[corrected(f"optimizer.lr={config.optimizer.lr / 10:.3g}", f"name={free_name(folder.path)}")],
-        code=ExitCode.DIVERGED,
-    )
 
 
 def report(folder: RunFolder, result: dict[str, Any], phases: Phases | None = None) -> None:

@@ -6,11 +6,11 @@ import os
 import secrets
 from datetime import datetime
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from src.errors import UserError
 from src.text import printable
-from src.user_command import corrected
+from src.user_command import corrected, typed_name
 
 LONGEST = 200  # bytes of a part; most file systems take 255, and the files beside it need a few more
 
@@ -21,8 +21,9 @@ def new_name() -> str:
 
 
 def free_name(path: Path) -> str:
-    """The run's name with the first number from 2 that no other run has."""
-    return next(name for number in count(2) if not (path.parent / (name := f"{path.name}-{number}")).exists())
+    """The run's name with the first number from 2 that no other run has, in the sub-folders that the user typed."""
+    name = next(name for number in count(2) if not (path.parent / (name := f"{path.name}-{number}")).exists())
+    return str(PurePosixPath(typed_name() or "").parent / name)
 
 
 def check_name(name: str, runs_dir: str) -> str:

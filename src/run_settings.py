@@ -29,7 +29,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 # Settings that may change when a run is continued: they say where and how, not what is computed.
 FREE_TO_CHANGE = (
     *("name", "runs_dir", "resume", "data.num_workers", "data.timeout_seconds", "logger"),
-    *("trainer.threads", "trainer.accelerator"),
+    *("trainer.threads", "trainer.accelerator", "trainer.on_nan"),  # on_nan: of steps that the run has not made yet
     *("checkpoint.every_n_steps", "checkpoint.every_n_minutes", "checkpoint.background", "memory", "oom"),
     *("strategy", "trainer.devices", "trainer.num_nodes", "model.split_at"),
 )

@@ -49,10 +49,14 @@ def rewritten(words: Sequence[str]) -> str:
     return " ".join(map(shell_word, [*_split(shell_command())[0], *words]))
 
 
+def typed_name() -> str | None:
+    """The name of the run or sweep, where the user has typed one."""
+    return next((word.partition("=")[2] for word in typed_words() if _key(word) == "name"), None)
+
+
 def named(folder: str, suffix: str = "") -> str:
     """The user's command with its name, which is the folder's where none was typed, so that it goes on; or with another."""
-    name = next((word.partition("=")[2] for word in typed_words() if _key(word) == "name"), folder)
-    return corrected(f"name={name}{suffix}")
+    return corrected(f"name={typed_name() or folder}{suffix}")
 
 
 @contextmanager

@@ -15,9 +15,8 @@ restore: the weights go back to those of the last epoch's end, or of the start. 
 skip and restore end as stop does when MOST_IN_A_ROW steps come to nothing, with no good step in between (skip) or no epoch
 that ends with one (restore).
 
-A step on a CPU pays for this with a norm of the gradients: 1 % of a ResNet18's step with 16 images of 96 x 96 pixels, and
-less of longer ones. On a GPU, stop looks at a step's norm while the next one is under way, so that nobody waits for the
-GPU, and before anything is saved or measured; skip and restore have to wait for it.
+A step on a CPU pays for this with a norm of the gradients, 1 % of its time or less. On a GPU, stop looks at a step's norm
+while the next one is under way, and before anything is saved or measured; skip and restore wait for it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -40,9 +39,9 @@ from src.callbacks.batch_parts import State
 from src.data.module import shared_out
 from src.errors import ExitCode, UserError
 from src.files import NAMES
-from src.run_dir import free_name
+from src.run_names import free_name
 from src.text import printable
-from src.user_command import corrected, typed_words
+from src.user_command import corrected, typed_name, typed_words
 
 log = logging.getLogger(__name__)
 
@@ -116,22 +115,20 @@ class NonFinite(L.Callback):
         self._settle(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.policy == "restore":
-            if trainer.strategy.reduce_boolean_decision(_first_non_finite(pl_module.state_dict()) is None):
-                if self._last_was_good:
-                    self.in_a_row = 0
-                self._keep_weights(trainer)
-            else:
-                self._go_back(
-                    trainer, f"the last step of epoch {trainer.current_epoch + 1} left weights that are not finite"
-                )
+        if self.policy != "restore":
+            return
+        if not trainer.strategy.reduce_boolean_decision(_first_non_finite(pl_module.state_dict()) is None):
+            self._go_back(trainer, f"after the last step of epoch {trainer.current_epoch + 1} weights are not finite")
+            return
+        if self._last_was_good:
+            self.in_a_row = 0
+        self._keep_weights(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """The position on disk is one to go on from: an update may overflow although its gradients are finite."""
         self._settle(trainer)
         if name := _first_non_finite(checkpoint["state_dict"]):
-            what = f"{name} is not finite after step {trainer.global_step}"
-            raise self._diverged(trainer, what, why="the step was too large. The position before it is kept")
+            raise self._diverged(trainer, f"{name} is not finite after step {trainer.global_step}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.total and trainer.is_global_zero:
@@ -157,11 +154,10 @@ class NonFinite(L.Callback):
         return torch.stack([loss.to(norm.device), norm.float()])
 
     def _settle(self, trainer: L.Trainer) -> None:
+        """Judges the step that waits for its numbers."""
         step, self._waiting = self._waiting, None
-        if step is not None:
-            self._judge(trainer, step)
-
-    def _judge(self, trainer: L.Trainer, step: _Step) -> None:
+        if step is None:
+            return
         if step.copied is not None:
             step.copied.synchronize()
         loss, norm = step.numbers.tolist()
@@ -170,35 +166,31 @@ class NonFinite(L.Callback):
             if self.policy == "skip":
                 self.in_a_row = 0
             return
-        module, late = (
-            trainer.lightning_module,
-            self.may_wait(step),
-        )  # late: gradients and weights are the next step's by now
-        own_stage = trainer.world_size > shared_out(trainer)[1]  # strategy=pipeline: the loss has news of all gradients
-        what = f"the loss{' or a gradient' if own_stage else ''} is {loss}"
+        what = f"step {step.number}: the loss is {loss}"
         if math.isfinite(loss):
+            module = trainer.lightning_module
             gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-            name = None if late else _first_non_finite(gradients)
-            what = f"a gradient is {norm}{f' ({name})' if name else ''}, the loss is {loss:.4g}"
-            if trainer.world_size > 1:
-                what += f" in process {trainer.global_rank}, and may not be finite in another"
+            name = None if self.may_wait(step) else _first_non_finite(gradients)  # by now they are the next step's
+            what = f"step {step.number}: a gradient is {norm}{f' ({name})' if name else ''}, the loss is {loss:.4g}"
+        if trainer.world_size > 1:  # the gradients of all are summed, and a pipeline's loss has news of all stages
+            what += f" in process {trainer.global_rank}; another may have caused it"
+        where = self._place(trainer, step, what)
+        if self.policy == "stop":
+            raise self._diverged(trainer, what, where)
+        self._go_back(trainer, what, where)
+
+    def _place(self, trainer: L.Trainer, step: _Step, what: str) -> str:
+        """Where it happened, for the message; the names of all images of the batch go into a file."""
         names = trainer.datamodule.names_of_batch(step.epoch, step.batch)
-        what = f"step {step.number}: {what}"
         batch = f"epoch {step.epoch + 1}, batch {step.batch + 1} of {trainer.num_training_batches}"
-        rates = [f"{part} {rate:.3g}" for part, rate in step.rates.items()]
-        if len(rates) > SHOWN:
-            rates = [rates[0], "...", rates[-1]]
-        where = f"{batch}; learning rate: {', '.join(rates)}\nimages: {', '.join(map(printable, names[:SHOWN]))}"
-        if len(names) > SHOWN:
-            where += f" and {len(names) - SHOWN} more, listed in {self.folder / FILE}"
         if trainer.is_global_zero:
             with suppress(OSError), (self.folder / FILE).open("w" if self.policy == "stop" else "a", **NAMES) as file:
                 file.writelines(f"{line}\n" for line in (what, batch, *names))
-        if self.policy == "stop":
-            spoilt = None if late else _first_non_finite(dict(module.network.named_parameters()))
-            why = f"{spoilt} was not finite before the step, which no loss survives" if spoilt else ""
-            raise self._diverged(trainer, what, where, why)
-        self._go_back(trainer, what, where)
+        rates = [f"{part} {rate:.3g}" for part, rate in step.rates.items()]
+        rates = rates if len(rates) <= SHOWN else [rates[0], "...", rates[-1]]
+        more = f" and {len(names) - SHOWN} more, listed in {self.folder / FILE}" if len(names) > SHOWN else ""
+        images = ", ".join(map(printable, names[:SHOWN]))
+        return f"{batch}; learning rate: {', '.join(rates)}\nimages: {images}{more}"
 
     def _go_back(self, trainer: L.Trainer, what: str, where: str = "") -> None:
         """Undoes the step (skip), or the epoch (restore)."""
@@ -229,24 +221,24 @@ class NonFinite(L.Callback):
         state = trainer.strategy.lightning_module_state_dict()
         self._weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
-    def _diverged(self, trainer: L.Trainer, what: str, where: str = "", why: str = "") -> UserError:
-        module = trainer.lightning_module
-        lr = min(module.optimizer_config.lr * LR_FACTOR, 0.1)  # a tenth of 1e30 would be no help
-        changes = [[f"optimizer.lr={lr:.3g}"], ["trainer.on_nan=skip"]]
+    def _diverged(self, trainer: L.Trainer, what: str, where: str = "") -> UserError:
+        lr = min(trainer.lightning_module.optimizer_config.lr * LR_FACTOR, 0.1)  # a tenth of 1e30 would be no help
+        other = [f"optimizer.lr={lr:.3g}"]
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            changes.insert(1, ["precision=fp32"])
-        if "-m" in typed_words() or "--multirun" in typed_words():
-            changes = [["trainer.on_nan=skip"]]  # the sweep's own values of lr are to be chosen
-        elif name := next((word.partition("=")[2] for word in typed_words() if word.startswith("name=")), None):
-            other = PurePath(name).with_name(free_name(self.folder))  # the run keeps its settings, and so its name
-            changes = [[*words, f"name={other}"] for words in changes]
+            other.append("precision=fp32")
+        name = [f"name={free_name(self.folder)}"] if typed_name() else []  # the run keeps its settings, and so its name
+        fix = [corrected(change, *name) for change in other]
+        if not {"-m", "--multirun"}.isdisjoint(typed_words()):
+            fix = [corrected("trainer.on_nan=skip")]  # the values of lr are the sweep's to choose
+        elif self.policy != "skip":
+            skip = corrected("trainer.on_nan=skip", f"name={typed_name() or self.folder.name}")
+            fix.append(f"{skip} # goes on without the step")
         return UserError(
             what,
             where=where,
-            why=why
-            or f"one more step would make every weight nan. What was saved before is kept in {self.folder / 'checkpoints'}; "
-            "the repeated command goes on from there, and meets the same step",
-            fix=[corrected(*words) for words in changes if f"trainer.on_nan={self.policy}" not in words],
+            why="the learning rate is too high, or an image or a layer gives numbers that are too large. What was saved "
+            f"before is kept in {self.folder / 'checkpoints'}; the repeated command meets the same step",
+            fix=fix,
             code=ExitCode.DIVERGED,
         )
 

@@ -18,6 +18,7 @@ from src.checkpoints.reading import read_checkpoint
 from src.checkpoints.writing import DurableCheckpointIO
 from src.errors import ExitCode, UserError
 from src.files import write_json
+from src.run_settings import changed_settings
 from tests.callbacks.small_training import classifier, data, fit
 from tests.conftest import SMALL, check_error
 
@@ -96,6 +97,7 @@ def test_stop_comes_before_the_weights_change_and_names_the_batch(tmp_path, inje
     assert "epoch 2, batch 2 of 4; learning rate: backbone 0.00" in text
     assert f"images: {', '.join(names[:3])} and 2 more, listed in\n        {tmp_path / FILE}" in text
     assert (tmp_path / FILE).read_text().splitlines()[2:] == names
+    assert f"trainer.on_nan=skip name={tmp_path.name} # goes on" in text
     saved = read_checkpoint(tmp_path / "last.ckpt")
     assert saved["global_step"] == 5
     parameters = dict(model.named_parameters())
@@ -121,6 +123,18 @@ def test_the_repeated_command_meets_the_same_step(tmp_path):
             train(tmp_path, "stop", Inject([6]), every_n_steps=1, resume=resume)
         said.append(str(error.value))
     assert said == ["step 6: the loss is nan"] * 2
+
+
+@pytest.mark.parametrize("policy", ["skip", "restore"])
+def test_a_run_that_stopped_goes_on_with_another_policy_as_if_it_had_begun_so(tmp_path, policy):
+    """In the middle of an epoch with skip, and at its beginning with restore. Its command may say so under the same name."""
+    step, every_n_steps = (6, 1) if policy == "skip" else (5, None)
+    with pytest.raises(UserError):
+        train(tmp_path, "stop", Inject([step]), every_n_steps=every_n_steps)
+    continued = train(tmp_path, policy, Inject([step]), resume=tmp_path / "last.ckpt")
+    assert same(continued, train(tmp_path / "whole", policy, Inject([step])))
+    assert changed_settings({"trainer.on_nan": "stop"}, {"trainer.on_nan": policy}) == {}
+    assert changed_settings({"trainer.max_epochs": 2}, {"trainer.max_epochs": 3})
 
 
 class Without(Inject):
