@@ -225,6 +225,27 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
+def rows_to_continue(path: Path) -> list[dict[str, str]]:
+    """The whole rows of metrics.csv or memory.csv, which a run goes on with; [] where there is no file yet.
+
+    A spreadsheet may have saved the file with other separators or decimal commas: it is then kept under another name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))  # a power cut can leave half a line
+        for row in rows:
+            int(row["step"]), int(row["epoch"]), [float(value) for value in row.values() if value]
+        return rows
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, csv.Error):
+        changed = path.with_name(f"{path.stem}.changed.csv")
+        log.warning(f"{path} is not as the run wrote it: it is kept as {changed.name}, and {path.name} begins anew.")
+        with suppress(OSError):
+            path.replace(changed)
+        return []
+
+
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:

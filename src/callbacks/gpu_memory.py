@@ -6,7 +6,6 @@ ends. docs/memory.md says how to read it. src/callbacks/memory_growth.py looks f
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import os
@@ -21,8 +20,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from src.data.module import shared_out
 from src.device_memory import MIB
+from src.files import rows_to_continue, write_csv
 from src.memory import Allocator, Driver, live_bytes, read_allocator, resident_bytes
-from src.run_dir import write_text
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +124,7 @@ class MemoryLog(L.Callback):
             self._columns = continue_csv(self.path, self._columns, trainer.global_step)
         self._begin_epoch(trainer)  # a run that continues in the middle of an epoch has no start of the epoch
         if trainer.is_global_zero:
-            with self.path.open(encoding="utf-8", newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["epoch"]) == trainer.current_epoch + 1]
+            rows = [row for row in rows_to_continue(self.path) if int(row["epoch"]) == trainer.current_epoch + 1]
             for row in rows[: len(self._rows)]:
                 self._rows[self._filled] = [float(row[name] or math.nan) for name in self._columns]
                 self._filled = self._written = self._filled + 1
@@ -225,17 +223,10 @@ def continue_csv(path: Path, columns: list[str], steps_done: int) -> list[str]:
     Returns the file's columns. A run continued on another kind of device has columns that the first part lacks, and cells
     that stay empty.
     """
-    header: list[str] = []
-    kept: list[str] = []
-    if path.exists():
-        text = path.read_text(encoding="utf-8")
-        first, *lines = text[: text.rfind("\n") + 1].splitlines()  # a power cut can leave half a line
-        header = first.split(",")
-        kept = [line for line in lines if int(line.partition(",")[0]) <= steps_done]
-    new = [name for name in columns if name not in header]
-    rows = [",".join(header + new), *(line + "," * len(new) for line in kept)]
-    write_text(path, "\n".join(rows) + "\n")
-    return header + new
+    rows = [row for row in rows_to_continue(path) if int(row["step"]) <= steps_done]
+    header = list(dict.fromkeys([*(rows[0] if rows else ()), *columns]))
+    write_csv(path, header, [[row.get(name, "") for name in header] for row in rows])
+    return header
 
 
 def batch_size_to_try(batch: int, fixed_mib: float, peak_mib: float, total_mib: float) -> int | None:

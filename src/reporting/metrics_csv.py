@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from argparse import Namespace
 from pathlib import Path
@@ -13,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from src.run_dir import write_csv
+from src.files import rows_to_continue, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +41,7 @@ class MetricsCsv(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.rows: dict[int, dict[str, Any]] = {}
-        if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                self.rows = {int(row["step"]): dict(row) for row in csv.DictReader(file)}
+        self.rows: dict[int, dict[str, Any]] = {int(row["step"]): row for row in rows_to_continue(path)}
 
     @property
     def name(self) -> str:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from src.callbacks.gpu_memory import MemoryLog
+from src.callbacks.gpu_memory import MemoryLog, continue_csv
 from src.callbacks.position import PositionCheckpoint
 from src.callbacks.progress import Throughput
 from src.checkpoints.writing import DurableCheckpointIO
+from src.files import read_metrics
 from src.models.metrics import SplitMetrics
 from src.reporting.metrics_csv import EpochRow, MetricsCsv
-from src.run_dir import read_metrics
 from tests.callbacks.small_training import classifier, fit
 
 
@@ -36,6 +36,20 @@ def test_a_continued_run_keeps_its_rows_and_overwrites_the_repeated_ones(tmp_pat
     second.log_metrics({"val/loss": 0.4, "epoch": 1}, step=19)
     second.log_metrics({"val/loss": 0.3, "epoch": 2}, step=29)
     assert [row["val/loss"] for row in read_metrics(tmp_path / "metrics.csv")] == [0.5, 0.4, 0.3]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_file_that_a_spreadsheet_saved_in_another_way_is_kept_and_begun_anew(tmp_path, caplog, separator):
+    file, changed = tmp_path / "metrics.csv", tmp_path / "metrics.changed.csv"
+    MetricsCsv(file).log_metrics({"val/loss": 0.5, "epoch": 0}, step=9)
+    file.write_text("\ufeff" + file.read_text().replace(",", separator).replace("\n", "\r\n"), encoding="utf-8")
+    MetricsCsv(file).log_metrics({"val/loss": 0.4, "epoch": 1}, step=19)
+    losses = [row["val/loss"] for row in read_metrics(file)]
+    assert losses == ([0.5, 0.4] if separator == "," else [0.4])
+    assert changed.exists() == ("is kept as metrics.changed.csv" in caplog.text) == (separator != ",")
+    memory = tmp_path / "memory.csv"
+    memory.write_text("step;epoch;live_mib\n1;1;5,5\n")
+    assert continue_csv(memory, ["step", "epoch"], 1) == ["step", "epoch"]
 
 
 class Killed(Exception):
