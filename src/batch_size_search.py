@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.errors import ExitCode, UserError
+from src.files import write_json
 from src.plain_values import check, limited, read_json
-from src.run_dir import write_json
 from src.text import printable
 
 log = logging.getLogger(__name__)

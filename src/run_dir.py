@@ -24,14 +24,9 @@ import yaml
 
 from src.errors import ExitCode, Terminated, UserError
 from src.files import locked, remove_leftovers, write_json, write_text
-from src.files import read_metrics as read_metrics  # the names under which they are imported elsewhere
-from src.files import sha256 as sha256
-from src.files import write_atomically as write_atomically
-from src.files import write_csv as write_csv
 from src.plain_values import check, limited, read_json
 from src.run_names import check_name, free_name, new_name, refuse_inside_another
-from src.run_settings import flat as flat
-from src.run_settings import refuse_other_settings, stored_settings
+from src.run_settings import flat, refuse_other_settings, stored_settings
 from src.text import printable, shell_word
 from src.user_command import corrected, shell_command
 
@@ -154,23 +149,24 @@ class RunFolder:
     def _note_end(self, error: BaseException) -> None:
         """What ended the run is kept in result.json. A command that was refused leaves no folder, unless the folder holds
         more than every start writes again: a list that the message names, a step."""
-        if isinstance(error, UserError) and error.code in REFUSALS and self._is_of_a_single_run():
+        name = self.config.get("name") or self.path.name
+        single = (
+            self.path.absolute() == Path(self.config.get("runs_dir", ""), name).absolute()
+        )  # a sweep keeps its jobs'
+        if isinstance(error, UserError) and error.code in REFUSALS and single:
             theirs = {path for pattern in BEFORE_THE_FIRST_STEP for path in self.path.glob(pattern)}
             others = [path for path in self.path.rglob("*") if path.is_file() and path not in theirs]
             if not made_a_step(self.path) and [path.name for path in others] in ([], [".lock"]):
                 _clear(self.path)
                 _opened.clear()
-                for path in (self.path / ".lock", self.path / "checkpoints", self.path / "tensorboard", self.path):
+                folders = (self.path / "checkpoints", self.path / "tensorboard", self.path)
+                for path in (self.path / ".lock", *folders, *self.path.parents[: name.count("/")]):
                     with suppress(OSError):  # a folder that holds something is left
                         path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
                 return
         if read_result(self.path).get("state") != "finished":
             stopped = isinstance(error, KeyboardInterrupt | SystemExit | Terminated)
             self._note({"state": "interrupted" if stopped else "failed", "error": f"{type(error).__name__}: {error}"})
-
-    def _is_of_a_single_run(self) -> bool:
-        """A sweep has a folder for each of its jobs, also for those that failed."""
-        return self.path.absolute().parent == Path(self.config.get("runs_dir", "")).absolute()
 
     def result(self) -> dict[str, Any] | None:
         """result.json of a run that finished, else None."""

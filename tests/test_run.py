@@ -19,7 +19,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from src.checkpoints.reading import read_checkpoint
-from src.run_dir import sha256
+from src.files import sha256
 from tests.conftest import SMALL, check_error, command_environment, write_pictures
 from tests.data.odd_pictures import write_corrupt_pictures, write_odd_pictures
 from tests.running import result, start, wait_for_rows, wait_for_save

@@ -58,6 +58,17 @@ def test_a_refused_command_leaves_no_folder(tmp_path, settings, code):
     assert run_dir.opened() is None  # its traceback goes elsewhere
 
 
+def test_nor_does_one_in_a_sub_folder(tmp_path, settings):
+    config = settings() | {"name": "heads/big/x"}
+    for others, stay in (([], []), (["heads/y"], ["heads"])):
+        for path in others:
+            (tmp_path / "runs" / path).mkdir(parents=True)
+        with pytest.raises(UserError), RunFolder.open(tmp_path / "runs/heads/big/x", config):
+            raise UserError("refused")
+        assert left(tmp_path) == stay
+        assert not (tmp_path / "runs/heads/big").exists()
+
+
 def test_what_a_message_names_or_somebody_else_put_there_stays(tmp_path, settings):
     mine = tmp_path / "runs/x/notes.txt"
     mine.parent.mkdir(parents=True)

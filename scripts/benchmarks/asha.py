@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from src.run_dir import write_json
+from src.files import write_json
 
 SCHEDULERS = ("none", "asha")
 SPACE = (

@@ -60,9 +60,9 @@ class BestCheckpoint(CheckpointCallback):
             return
         if not math.isfinite(trainer.callback_metrics["val/loss"]):
             if trainer.is_global_zero:
-                loss, epoch = float(trainer.callback_metrics["val/loss"]), trainer.current_epoch + 1
+                loss = float(trainer.callback_metrics["val/loss"])
                 log.warning(
-                    f"val/loss of epoch {epoch} is {loss}: it is not among the epochs that the best is chosen from."
+                    f"val/loss of epoch {trainer.current_epoch + 1} is {loss}: it cannot become the best epoch."
                 )
             return
         score = Score.of(trainer.callback_metrics, self.monitor, trainer.current_epoch)
@@ -85,9 +85,7 @@ class BestCheckpoint(CheckpointCallback):
             self.kept = [score for score, why in zip(self.kept, lost, strict=True) if not why]
         kept = {epoch_file(self.folder, score.epoch) for score in self.kept}
         newest = epoch_file(self.folder, trainer.current_epoch)
-        for path in self.folder.glob(
-            "epoch-*.ckpt"
-        ):  # a run that was killed may have left more than its position needs
+        for path in self.folder.glob("epoch-*.ckpt"):  # a run that was killed may have left more than it needs
             if path not in kept and path < newest:
                 trainer.strategy.remove_checkpoint(path)
 

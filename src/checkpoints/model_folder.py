@@ -21,9 +21,9 @@ from torch import Tensor
 
 from src.checkpoints.reading import read_safetensors
 from src.errors import ExitCode, UserError
+from src.files import sha256, write_atomically, write_json
 from src.plain_values import check, limited, read_json
 from src.preprocessing import Preprocessing, ReadOptions
-from src.run_dir import sha256, write_atomically, write_json
 from src.text import printable
 from src.user_command import corrected
 

@@ -23,8 +23,8 @@ from src.data.oddities import ONE_COLOUR
 from src.data.reading import PictureError, decode_picture, read_bytes
 from src.data.time_limit import SECONDS, in_time
 from src.errors import ExitCode, UserError
+from src.files import write_text
 from src.preprocessing import ReadOptions
-from src.run_dir import write_text
 from src.text import printable
 from src.user_command import corrected
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 import torchinfo
 
+from src.files import write_text
 from src.models.network import TransferNetwork
-from src.run_dir import write_text
 
 
 def write_summary(path: Path, network: TransferNetwork, image_size: int) -> str:

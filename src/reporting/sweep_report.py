@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path, PurePath
 
+from src.files import write_text
 from src.reporting import plots, sweep_plots
 from src.reporting.importance import importance
 from src.reporting.report import Cell, Link, figure, page, section, table
 from src.reporting.sweep_journal import FAILED, NOT_RANKED, PRUNED, STATES, Journal, TrialRecord, ranking
 from src.reporting.sweep_scale import Scale, exact, numbers, scales_of, shown
-from src.run_dir import write_text
 from src.tuning.goal import Goal
 
 STYLE = """.trials th, .trials td { white-space: nowrap; overflow-wrap: normal; vertical-align: top; }

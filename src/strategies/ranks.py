@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 from src.config import Config
 from src.errors import ExitCode, Terminated, UserError
 from src.out_of_memory import free
-from src.run_dir import flat
+from src.run_settings import flat
 from src.strategies.launching import CONNECTION_LOST, STORE
 from src.user_command import corrected, shell_command
 

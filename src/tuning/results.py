@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from src.errors import ExitCode, UserError
+from src.files import write_csv, write_text
 from src.hydra_words import without_quotes
 from src.reporting.sweep_journal import DIVERGED, FAILED, NOT_RANKED, PRUNED, STATES, Journal, TrialRecord, ranking
 from src.reporting.sweep_scale import shown
-from src.run_dir import write_csv, write_text
 from src.tuning.goal import Goal
 from src.tuning.table import best_text, short_names
 from src.user_command import named

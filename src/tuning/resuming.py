@@ -14,9 +14,9 @@ from typing import Any
 
 from src import logs
 from src.errors import ExitCode, UserError
-from src.files import locked, remove_leftovers
+from src.files import locked, remove_leftovers, write_json
 from src.reporting.sweep_journal import JOURNAL, Journal
-from src.run_dir import refuse_links, write_json
+from src.run_dir import refuse_links
 from src.run_settings import changed_settings
 from src.tuning.commands import sweep_command
 from src.tuning.job import STATE

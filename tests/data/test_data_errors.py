@@ -170,7 +170,7 @@ def test_a_wrong_table_is_refused(tmp_path, text, named):
 def test_the_split_of_a_run_can_be_given_back(tmp_path):
     root = write_pictures(tmp_path / "p", {"a": 10, "b": 10})
     first = load(tmp_path, source="image_folder", root=str(root))
-    from src.run_dir import write_csv
+    from src.files import write_csv
 
     write_csv(tmp_path / "split.csv", ("path", "label", "split"), first.rows())
     write_pictures(root, {"a": 12, "b": 12})  # two new ones of each, which another split would mix in

@@ -17,8 +17,8 @@ from src.data.checking import check_pictures
 from src.data.oddities import bits_used, report
 from src.data.reading import ReadOptions
 from src.data.sources import load_pictures
+from src.files import write_csv
 from src.prediction import _Files
-from src.run_dir import write_csv
 from tests.checkpoints.test_model_folder import CARD
 from tests.data.odd_pictures import colour_ramp
 from tests.data.tiff_files import tiff

@@ -12,7 +12,7 @@ import pytest
 from src.config import Data
 from src.data.seen_in_training import seen_in_training
 from src.data.sources import load_pictures, load_unsplit
-from src.run_dir import write_csv
+from src.files import write_csv
 from tests.conftest import SMALL, write_pictures
 
 

@@ -11,7 +11,7 @@ from src.config import Data
 from src.data.splits import choose_split, read_split_file
 from src.data.table import list_table, read_csv
 from src.errors import UserError
-from src.run_dir import write_atomically
+from src.files import write_atomically
 
 IMAGES = ("a/0.jpg", "a/1.jpg", "b/0.jpg")
 

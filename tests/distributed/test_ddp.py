@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from src.checkpoints.reading import read_checkpoint
-from src.run_dir import read_metrics
+from src.files import read_metrics
 from tests import warm
 from tests.conftest import SMALL, check_error, command_environment
 from tests.running import result, start

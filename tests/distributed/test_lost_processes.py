@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from src.checkpoints.reading import newest_position, read_checkpoint
-from src.run_dir import read_metrics, sha256
+from src.files import read_metrics, sha256
 from tests.conftest import SMALL
 from tests.distributed.test_ddp import DDP
 from tests.running import result, start, wait_for_save

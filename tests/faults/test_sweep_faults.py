@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from src.files import read_metrics, sha256
 from src.reporting.sweep_journal import FINISHED, PAUSED, Journal
-from src.run_dir import read_metrics, sha256
 from tests.conftest import SMALL
 from tests.running import result, start
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
+from src.files import write_csv, write_json, write_text
 from src.reporting import plots
 from src.reporting.report import write_report
 from src.reporting.tables import write_confusion
-from src.run_dir import write_csv, write_json, write_text
 from tests.conftest import ROOT, command_environment
 
 METRICS = {

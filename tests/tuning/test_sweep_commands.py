@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src.files import read_metrics
 from src.reporting.sweep_journal import FAILED, FINISHED, PRUNED, Journal
-from src.run_dir import read_metrics
 from tests.conftest import SMALL, check_error, parses
 from tests.running import result
 
