@@ -99,7 +99,6 @@ class RunFolder:
             return
         _opened.clear()
         refuse_links(path, "*", "*/*")
-        _make(path)
         busy = UserError(
             f"another process is writing the run {path.name}",
             where=str(path),
@@ -109,8 +108,9 @@ class RunFolder:
         )
         with ExitStack() as held:
             try:
+                (path / "checkpoints").mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(path / ".lock", busy))
-            except OSError as error:  # a disk that may only be read by now
+            except OSError as error:  # among others a disk that may only be read by now
                 raise _cannot_make(path, error) from error
             folder = cls(path, config)
             folder._take_up(resume)
@@ -136,9 +136,9 @@ class RunFolder:
         elif not before.exists() or flat(stored_settings(self.path)) != flat(self.config):
             # A run of other settings that never made a step gives its name back: nothing of it is lost.
             if before.exists():
-                _clear(self.path)
-                for name in ("error.log", "bad_pictures.txt", "copies.txt"):
-                    (self.path / name).unlink(missing_ok=True)
+                lists = (self.path / name for name in ("error.log", "bad_pictures.txt", "copies.txt"))
+                for file in (*_written_before_the_first_step(self.path), *lists):
+                    file.unlink(missing_ok=True)
             write_json(self.path / "environment.json", environment())
             write_text(before, yaml.safe_dump(self.config, sort_keys=False))
         for folder in (self.path, self.checkpoints, self.model):
@@ -153,16 +153,14 @@ class RunFolder:
         single = (
             self.path.absolute() == Path(self.config.get("runs_dir", ""), name).absolute()
         )  # a sweep keeps its jobs'
-        if isinstance(error, UserError) and error.code in REFUSALS and single:
-            theirs = {path for pattern in BEFORE_THE_FIRST_STEP for path in self.path.glob(pattern)}
-            others = [path for path in self.path.rglob("*") if path.is_file() and path not in theirs]
-            if not made_a_step(self.path) and [path.name for path in others] in ([], [".lock"]):
-                _clear(self.path)
+        if isinstance(error, UserError) and error.code in REFUSALS and single and not made_a_step(self.path):
+            again = {self.path / ".lock", *_written_before_the_first_step(self.path)}
+            if all(path in again or (path.is_dir() and not path.is_symlink()) for path in self.path.rglob("*")):
                 _opened.clear()
-                folders = (self.path / "checkpoints", self.path / "tensorboard", self.path)
-                for path in (self.path / ".lock", *folders, *self.path.parents[: name.count("/")]):
-                    with suppress(OSError):  # a folder that holds something is left
-                        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+                shutil.rmtree(self.path, ignore_errors=True)
+                for parent in self.path.parents[: name.count("/")]:
+                    with suppress(OSError):  # other runs are in it
+                        parent.rmdir()
                 return
         if read_result(self.path).get("state") != "finished":
             stopped = isinstance(error, KeyboardInterrupt | SystemExit | Terminated)
@@ -232,11 +230,8 @@ def remove_if_nothing_ran(sweep: Path) -> None:
         shutil.rmtree(sweep, ignore_errors=True)
 
 
-def _clear(path: Path) -> None:
-    """Removes what a run wrote before its first step."""
-    for pattern in BEFORE_THE_FIRST_STEP:
-        for file in path.glob(pattern):
-            file.unlink(missing_ok=True)
+def _written_before_the_first_step(path: Path) -> list[Path]:
+    return [file for pattern in BEFORE_THE_FIRST_STEP for file in path.glob(pattern)]
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -258,14 +253,6 @@ def refuse_links(folder: Path, *patterns: str) -> None:
                 fix=f"rm {shell_word(path)}",
                 code=ExitCode.DATA,
             )
-
-
-def _make(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "checkpoints").mkdir(exist_ok=True)
-    except OSError as error:
-        raise _cannot_make(path, error) from error
 
 
 def _cannot_make(path: Path, error: OSError) -> UserError:
