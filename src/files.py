@@ -161,13 +161,17 @@ def make_folder(path: Path, key: str, file: str = "") -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(
-            f"the folder {printable(path)} cannot be made or written to: {error.strerror}",
-            where=str(path.absolute()),
-            why="the results go there",
-            fix=corrected(f"{key}=~/{file or path.absolute().name}"),
-            code=ExitCode.CANNOT_WRITE,
-        ) from error
+        raise cannot_write(path, error, corrected(f"{key}=~/{file or path.absolute().name}")) from error
+
+
+def cannot_write(path: Path, error: OSError, fix: str) -> UserError:
+    return UserError(
+        f"the folder {printable(path)} cannot be made or written to: {error.strerror}",
+        where=str(path.absolute()),
+        why="the results go there",
+        fix=fix,
+        code=ExitCode.CANNOT_WRITE,
+    )
 
 
 def existing_parent(path: Path) -> Path:

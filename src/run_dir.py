@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from src.errors import ExitCode, Terminated, UserError
-from src.files import locked, remove_leftovers, write_json, write_text
+from src.files import cannot_write, locked, remove_leftovers, write_json, write_text
 from src.plain_values import check, limited, read_json
 from src.run_names import check_name, free_name, new_name, refuse_inside_another
 from src.run_settings import flat, refuse_other_settings, stored_settings
@@ -57,7 +57,7 @@ def claim(runs_dir: Path, name: str | None) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise _cannot_make(path, error) from error
+            raise cannot_write(path, error, corrected("runs_dir=~/runs")) from error
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class RunFolder:
                 (path / "checkpoints").mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(path / ".lock", busy))
             except OSError as error:  # among others a disk that may only be read by now
-                raise _cannot_make(path, error) from error
+                raise cannot_write(path, error, corrected("runs_dir=~/runs")) from error
             folder = cls(path, config)
             folder._take_up(resume)
             _opened[:] = [path]
@@ -253,16 +253,6 @@ def refuse_links(folder: Path, *patterns: str) -> None:
                 fix=f"rm {shell_word(path)}",
                 code=ExitCode.DATA,
             )
-
-
-def _cannot_make(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"the run folder {printable(path)} cannot be made or written to: {error.strerror}",
-        where=str(path.absolute()),
-        why="every result of the run goes there",
-        fix=corrected("runs_dir=~/runs"),
-        code=ExitCode.CANNOT_WRITE,
-    )
 
 
 def environment() -> dict[str, Any]:
