@@ -69,6 +69,16 @@ def test_nor_does_one_in_a_sub_folder(tmp_path, settings):
         assert not (tmp_path / "runs/heads/big").exists()
 
 
+def test_another_name_stays_in_the_sub_folder(tmp_path, settings, monkeypatch):
+    monkeypatch.setenv("TRAIN_COMMAND", "python -m src.train name=heads/x optimizer.lr=0.5")
+    path, word = tmp_path / "runs/heads/x", {"name": "heads/x"}
+    with RunFolder.open(path, settings() | word) as folder:
+        write_text(folder.checkpoints / "last.ckpt", "position")
+    with pytest.raises(UserError) as caught, RunFolder.open(path, settings(lr=0.5) | word):
+        pass
+    assert caught.value.fix == ["python -m src.train name=heads/x-2 optimizer.lr=0.5"]
+
+
 def test_what_a_message_names_or_somebody_else_put_there_stays(tmp_path, settings):
     mine = tmp_path / "runs/x/notes.txt"
     mine.parent.mkdir(parents=True)
