@@ -179,3 +179,15 @@ def test_optuna_goes_on_with_other_settings_and_runs_no_code_of_the_folder(tmp_p
     before = sweep.events("started")
     assert "9 trials: 9 finished" in sweep.start("hydra.sweeper.num_samples=9").end()
     assert sweep.events("started") == before
+
+
+@pytest.mark.parametrize(("number", "code", "seconds"), [(signal.SIGTERM, 143, 0.5), (signal.SIGINT, 130, 2.0)])
+def test_signals_while_ray_starts(tmp_path, number, code, seconds):
+    """Ray takes SIGTERM for itself then, and ends with 15 or 1; before the first trial no handler of Tune's is there."""
+    sweep = Sweep(tmp_path, INTERVAL).start()
+    while not (sweep.sweep / ".tune" / "lock").exists():
+        assert sweep.process.poll() is None, sweep.process.communicate()[0]
+        time.sleep(0.02)
+    time.sleep(seconds)
+    sweep.end(code, number)
+    assert not sweep.events("ended")
