@@ -19,7 +19,7 @@ from pathlib import Path
 from src import logs, signals
 from src.signals import Terminated
 from src.text import printable, printable_lines, shell_word
-from src.user_command import corrected, of_data
+from src.user_command import corrected, named, of_data, shell_command, typed_words
 
 MAX_LINES = 15
 # How torch says that loader processes have no shared memory left.
@@ -190,11 +190,12 @@ def shared_memory_ran_out(cause: str) -> UserError:
 
 def _disk_full(error: OSError, folder: Path | None) -> UserError:
     path = Path(error.filename or folder or ".")  # a write that fails does not know its file
+    again = named(folder.name) if folder and "-m" not in typed_words() else shell_command()
     return UserError(
         f"the disk {'is full' if error.errno in FULL else 'takes no more'}: {error.strerror}",
         where=str(path.absolute()),
         why="results, logs and checkpoints need room; what was written before is whole",
-        fix=[f"df -h {shell_word(path.parent)}", "make room, then repeat the command with the same name="],
+        fix=[f"df -h {shell_word(path.parent)}", f"{again}   # once there is room"],
         code=ExitCode.CANNOT_WRITE,
     )
 

@@ -87,7 +87,7 @@ def unknown_key(key: str) -> UserError:
     return UserError(
         f"{key} is not a setting" + (f"; did you mean {close[0]}?" if close else ""),
         why=ALL_KEYS,
-        fix=list(dict.fromkeys(fixes)) or HELP,
+        fix=list(dict.fromkeys(fixes)) or [HELP, *([f"{replaced(word)}   # without it"] if word else [])],
     )
 
 

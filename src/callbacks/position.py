@@ -17,12 +17,14 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 
 from src import signals
 from src.checkpoints.writing import LAST
-from src.errors import LoaderFault
+from src.errors import LoaderFault, Terminated
 from src.strategies.requests import SharedNumber
 
 log = logging.getLogger(__name__)
 
-PATIENCE, LEAST = 3, 6.0  # a batch that takes 3 times the longest so far and 6 seconds more hangs
+# After a signal, a batch that takes 3 times the longest so far and 6 seconds more hangs. One that is still being loaded is
+# not waited for that long: nothing of it has been trained yet.
+PATIENCE, LEAST, LOADING = 3, 6.0, 2.0
 ANSWER_SECONDS = 2.0  # that the main thread has to answer a signal
 
 
@@ -67,8 +69,8 @@ class PositionCheckpoint(CheckpointCallback):
 
 class StopOnSignal(CheckpointCallback):
     """On SIGTERM or Ctrl-C training ends after the step at hand, with its position saved. Signals that follow while it is
-    saved change nothing. A second one while the step goes on ends at once, and so does a step that takes far longer than
-    those before it: a loader may hang, or another process.
+    saved change nothing. While a batch is being loaded, which may hang, the position after the step before is saved. A
+    second signal while a step goes on ends at once, and so does a step that takes far longer than those before it.
 
     A signal that comes during validation waits for its end: the steps of that epoch would be lost otherwise. Lightning's
     own handlers save nothing. A CheckpointCallback, since those come after all others in a hook: what the others keep
@@ -92,6 +94,7 @@ class StopOnSignal(CheckpointCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._shared = SharedNumber(trainer.strategy)
+        self.position.saved_step = trainer.global_step
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         self._handlers.enter_context(signals.handled_by(self._note))
 
@@ -120,6 +123,10 @@ class StopOnSignal(CheckpointCallback):
             self._end_begins()
             self.position.save(trainer)
             self._stop(trainer)
+        self._pace.loads = trainer.world_size == 1 and not _is_epochs_end(trainer)
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        self._pace.loads = False
 
     def on_validation_batch_end(self, *arguments: Any) -> None:
         self._pace.moved()
@@ -129,6 +136,7 @@ class StopOnSignal(CheckpointCallback):
         self._agreed = self._shared.settle(self.received)  # the epoch before ended with a save
         if self._agreed:
             self._stop(trainer)
+        self._pace.loads = trainer.world_size == 1
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pace.is_over = True
@@ -141,10 +149,11 @@ class StopOnSignal(CheckpointCallback):
             raise signals.error_of(self.received)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """A loader fails between two steps. With several processes nothing is saved: the others know nothing of it yet."""
+        """A loader fails, or does not end, between two steps. With several processes nothing is saved: the others know
+        nothing of it yet."""
         self._pace.is_over = True
         try:
-            between_steps = isinstance(exception, LoaderFault) and trainer.training and trainer.world_size == 1
+            between_steps = self._pace.loads and isinstance(exception, LoaderFault | KeyboardInterrupt | Terminated)
             if between_steps and trainer.global_step > self.position.saved_step:
                 self.position.save(trainer)
                 self._say_stopped(trainer)
@@ -179,6 +188,7 @@ class Pace:
 
     def __init__(self) -> None:
         self.is_over = False  # training ends, one way or the other
+        self.loads = False  # between two steps: the next batch is being loaded
         self._last = 0.0  # when a batch ended
         self._longest = 0.0  # from the end of a batch to the next; the first one waits for the loaders to start
         self._told_at = 0.0
@@ -199,14 +209,18 @@ class Pace:
         threading.Thread(target=self._watch, args=[number], daemon=True).start()
 
     def _watch(self, number: int) -> None:
-        while not self.is_over and time.monotonic() - max(self._last, self._told_at) < PATIENCE * self._longest + LEAST:
+        while not self.is_over and time.monotonic() - max(self._last, self._told_at) < self._patience():
             time.sleep(0.1)
         if not self.is_over:
-            log.warning("no batch ends any more: what was trained since the last save is lost")
+            if not self.loads:
+                log.warning("no batch ends any more: what was trained since the last save is lost")
             os.kill(os.getpid(), number)
             time.sleep(ANSWER_SECONDS)
         if not self.is_over:
             signals.kill(signals.code_of(number))
+
+    def _patience(self) -> float:
+        return LOADING if self.loads else PATIENCE * self._longest + LEAST
 
 
 def _is_epochs_end(trainer: L.Trainer) -> bool:

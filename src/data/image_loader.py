@@ -210,8 +210,11 @@ def _explained(error: Exception, dataset: Watched, processes: set[BaseProcess]) 
         return hangs(last.rpartition("NoAnswer: ")[2])
     if str(error).startswith("Caught "):
         return error
-    if isinstance(error, EOFError | OSError):  # a pipe to a process that is about to be gone
-        connection.wait([process.sentinel for process in processes], timeout=1)
+    if isinstance(error, EOFError | OSError):  # a pipe to a process that is about to be gone, perhaps with a core dump
+        gone = connection.wait([process.sentinel for process in processes], timeout=10)
+        for process in processes:
+            if process.sentinel in gone:
+                process.join()  # a process closes its pipes before it has an exit code
     ended = {process.pid: process.exitcode for process in processes if process.exitcode}
     if not ended and "DataLoader worker" not in str(error):
         return error

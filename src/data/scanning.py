@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from src.data.reading import EXTENSIONS
-from src.data.time_limit import SECONDS, in_time
+from src.data.time_limit import in_time
 from src.errors import ExitCode, UserError
 from src.text import printable
 
@@ -65,7 +65,7 @@ def foreign(name: str) -> bool:
 def scan(folder: Path, left_out: LeftOut | None = None) -> list[os.DirEntry]:
     """The entries of a folder that count, sorted by name. Raises UserError for a folder that cannot be looked into."""
     try:
-        [found] = in_time(_entries, [folder], SECONDS)
+        [found] = in_time(_entries, [folder])
     except OSError as error:
         raise _unreadable(folder, error) from error
     kept = sorted([entry for entry in found if not foreign(entry.name)], key=attrgetter("name"))
@@ -112,10 +112,15 @@ def images_below(folder: Path, left_out: LeftOut, above: tuple[Path, ...] = ()) 
 
 
 def holds_images(folder: Path) -> bool:
-    with suppress(OSError), os.scandir(folder) as entries:  # usually the first entry answers it
-        if any(is_image(entry.name) and not foreign(entry.name) and not is_folder(entry) for entry in entries):
+    with suppress(OSError):
+        if in_time(_begins_with_images, [folder])[0]:
             return True
     return next(images_below(folder, LeftOut()), None) is not None
+
+
+def _begins_with_images(folder: Path) -> bool:
+    with os.scandir(folder) as entries:  # usually the first entry answers it
+        return any(is_image(entry.name) and not foreign(entry.name) and not is_folder(entry) for entry in entries)
 
 
 def is_image(name: str) -> bool:

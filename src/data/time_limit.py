@@ -11,7 +11,7 @@ from src.errors import ExitCode, LoaderFault
 from src.text import printable, shell_word
 from src.user_command import corrected, of_data, shell_command
 
-SECONDS = 300.0  # where no setting says otherwise
+SECONDS = 300.0  # for folders, and where data.timeout_seconds says nothing else
 GRACE_SECONDS = 1.0  # a process that was stopped for longer than the limit (Ctrl-Z) is at work again within it
 
 Item = TypeVar("Item")
@@ -55,25 +55,25 @@ def one_by_one(
     return done
 
 
-def in_time(work: Callable[[Item], Result], items: Sequence[Item], seconds: float) -> list[Result]:
-    """As one_by_one; where there is no answer it raises what the user is to read."""
+def in_time(work: Callable[[Item], Result], items: Sequence[Item], seconds: float | None = None) -> list[Result]:
+    """As one_by_one; where there is no answer it raises what the user is to read. None: SECONDS, which nobody can set."""
     try:
-        return one_by_one(work, items, seconds, name=lambda item: printable(str(item)))
+        limit = SECONDS if seconds is None else seconds
+        return one_by_one(work, items, limit, name=lambda item: printable(str(item)))
     except NoAnswer as error:
-        raise hangs(str(error)) from error
+        raise hangs(str(error), may_set=seconds is not None) from error
 
 
-def hangs(cause: str) -> LoaderFault:
-    """What the user reads. cause: the text of a NoAnswer."""
-    path = cause.rpartition(": no answer within ")[0]
+def hangs(cause: str, may_set: bool = True) -> LoaderFault:
+    """What the user reads. cause: the text of a NoAnswer. may_set: whether the limit is data.timeout_seconds."""
+    path, _, limit = cause.rpartition(": no answer within ")
+    fix = [f"ls -l {shell_word(path)}", f"{shell_command()}   # once it can be read"]
+    if may_set:
+        fix.append(corrected(of_data(f"timeout_seconds={4 * float(limit.split()[0]):g}")))
     return LoaderFault(
         f"an image or folder hangs: {cause}",
         where=path,
         why="a network disk that went away answers no read; or the image takes longer to load than the time limit",
-        fix=[
-            f"ls -l {shell_word(path)}",
-            f"{shell_command()}   # once it can be read",
-            corrected(of_data("timeout_seconds=1200")),
-        ],
+        fix=fix,
         code=ExitCode.DATA,
     )

@@ -17,7 +17,7 @@ from src.data.folders import list_pictures
 from src.data.reading import PictureError, read_picture
 from src.data.sources import load_pictures
 from src.data.splits import read_split_file
-from src.data.time_limit import SECONDS, in_time
+from src.data.time_limit import in_time
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
 from src.files import existing_parent
@@ -88,4 +88,4 @@ def _read(names: Sequence[Name], read: Callable[[Name], Tensor], card: ModelCard
     count = min(MOST, len(names))
     transform = eval_transform(card.preprocessing)
     chosen = [names[place * len(names) // count] for place in range(count)]
-    return torch.stack(in_time(lambda name: transform(read(name)), chosen, SECONDS))
+    return torch.stack(in_time(lambda name: transform(read(name)), chosen))

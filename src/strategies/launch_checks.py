@@ -42,8 +42,10 @@ def check_launched(config: Config, multirun: bool) -> None:
             ],
         )
     if world != device_count(trainer) * trainer.num_nodes or local != device_count(trainer):
-        nodes = int(os.environ.get("GROUP_WORLD_SIZE", max(1, world // local)))  # torchrun's word for machines
-        devices = local if local * nodes == world else min(local, world // nodes)  # this one may have more than others
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", -(-world // local)))  # torchrun's word for machines
+        devices = (
+            min(local, (world - local) // (nodes - 1)) if nodes > 1 else local
+        )  # others may have fewer than this one
         raise UserError(
             f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} is not what was started",
             where=f"{world} processes on {nodes} machines, {local} on this machine",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,6 +131,18 @@ def test_a_loader_process_that_is_killed_is_named_with_its_cause_and_its_image()
                 assert "it was reading photos/9.png" in found[number].render()
 
 
+def test_a_process_that_has_closed_its_pipes_is_waited_for():
+    """A moment passes before it has an exit code."""
+    process = multiprocessing.get_context("fork").Process(target=int)
+    process.start()
+    process.join()
+    dying = SimpleNamespace(pid=7, exitcode=None, sentinel=process.sentinel)
+    dying.join = lambda: setattr(dying, "exitcode", -signal.SIGKILL)
+    explained = image_loader._explained(ConnectionResetError(), val(images(), 0).dataset, [dying])
+    assert isinstance(explained, LoaderFault)
+    assert "SIGKILL" in explained.found
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_breaks_is_named_or_skipped_as_the_policy_says(workers, caplog):
     pictures = images({5: broken, 7: broken})
@@ -157,17 +171,35 @@ def test_a_batch_or_a_class_of_which_nothing_is_left(caplog):
         list(training(no_class, 0, on_bad_image="skip"))
 
 
-def test_the_position_is_saved_where_an_image_hangs_and_training_goes_on_exactly(tmp_path):
+@pytest.mark.parametrize(
+    ("fault", "workers", "error"),
+    [
+        ("hangs", 0, LoaderFault),
+        ("killed", 2, LoaderFault),
+        ("told to end", 0, Terminated),
+        ("told to end", 2, Terminated),
+    ],
+)
+def test_a_fault_between_two_steps_saves_the_position_and_training_goes_on_exactly(tmp_path, fault, workers, error):
+    """When image 3 is read for the third time, it hangs, kills its loader process, or hangs without a limit of time while
+    SIGTERM arrives, which is answered at once: what was trained is not lost."""
+
     def train(folder, last=0, resume=None):
-        """Image 3 hangs when it is read for the third time."""
-        module, reads = small_data(), []
-        module.config.timeout_seconds = 0.1
-        healthy = small_pictures()
+        module, reads = small_data(), multiprocessing.Value("i", 0)
+        module.config.timeout_seconds = 0 if fault == "told to end" else 0.1 if fault == "hangs" else 60
+        module.config.num_workers = workers
+        healthy, trainer = small_pictures(), os.getpid()
 
         def read(index):
-            reads.append(index)
-            if reads.count(3) == last and index == 3:
-                time.sleep(3)
+            if index == 3:
+                with reads.get_lock():
+                    reads.value += 1
+                if reads.value == last:
+                    if fault == "killed":
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    if fault == "told to end":
+                        os.kill(trainer, signal.SIGTERM)
+                    time.sleep(3 if fault == "hangs" else 60)
             return healthy.read(index)
 
         module.pictures = replace(healthy, read=read)
@@ -178,8 +210,10 @@ def test_the_position_is_saved_where_an_image_hangs_and_training_goes_on_exactly
         return [*model.state_dict().values()]
 
     expected = train(tmp_path / "whole")
-    with pytest.raises(LoaderFault):
+    began = time.monotonic()
+    with pytest.raises(error):
         train(tmp_path / "cut", last=3)
+    assert time.monotonic() - began < 30, "not the 60 s of the image"
     saved = read_checkpoint(tmp_path / "cut" / "last.ckpt")["global_step"]
     assert 8 < saved < 12, "amid the third epoch"
     found = train(tmp_path / "cut", resume=tmp_path / "cut" / "last.ckpt")

@@ -65,10 +65,10 @@ def test_what_does_not_go_with_torchrun(command, words, named):
 
 @pytest.mark.parametrize(
     ("local", "world", "machines", "said"),
-    [(2, 4, 2, "trainer.devices=2 trainer.num_nodes=2"), (4, 6, 2, "trainer.devices=3 trainer.num_nodes=2")],
+    [(2, 4, 2, "trainer.devices=2 trainer.num_nodes=2"), (4, 6, 2, "trainer.devices=2 trainer.num_nodes=2")],
 )
 def test_what_torchrun_started_is_said_in_words_that_fit(command, local, world, machines, said):
-    """4 GPUs and 2 are 3 and 3 at best: machines have as many processes each."""
+    """4 GPUs and 2 are 2 and 2 at best: machines have as many processes each."""
     environment = {"RANK": "0", "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(local)}
     words = ("strategy=ddp", "trainer.accelerator=cpu", "trainer.devices=8")
     done = command("train", *SMALL, *words, cold=True, GROUP_WORLD_SIZE=str(machines), **environment)
