@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from functools import cache, partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
@@ -36,23 +35,15 @@ MOST_PROCESSES = 257  # 256, and the one that loads without them
 Instead = Callable[[Any], Iterator[Any]]
 
 
-class Images(Protocol):
-    """A dataset whose items are images. A key is a number, or ends with one."""
-
-    def __getitem__(self, key: Any) -> Any: ...
-
-    def name(self, number: int) -> str:
-        """Of the image with this number: where its file is."""
-
-
 class Watched(Dataset):
-    """The images of a dataset, each read within timeout_seconds (0: no limit).
+    """The images of a dataset, each read within timeout_seconds (0: no limit). A key is a number, or ends with one;
+    images.name(number) says where the file is.
 
     skip: an image that broke since it was checked is left out, or replaced by the first that can be read of the keys that
     `instead` gives for its key; else it is an error.
     """
 
-    def __init__(self, images: Images, timeout_seconds: float, skip: bool, instead: Instead | None) -> None:
+    def __init__(self, images: Dataset, timeout_seconds: float, skip: bool, instead: Instead | None) -> None:
         self.images, self.timeout_seconds, self.skip, self.instead = images, timeout_seconds, skip, instead
         self.said: set[str] = set()  # images that broke, over all epochs; in the process that trains
         # (pid, number of the image at hand) of each loader process: what is left of one that was killed.
@@ -108,8 +99,8 @@ class ImageLoader(DataLoader):
         processes: set[BaseProcess] = set()
         try:
             batches = super().__iter__()
-        except RuntimeError as error:
-            raise _explained(error, self.dataset, set(multiprocessing.active_children()) - before) from error
+        except RuntimeError as error:  # a process ended before the handler below was taken off
+            raise _explained(error, self.dataset, set()) from error
         if self.num_workers:
             processes = set(multiprocessing.active_children()) - before
             if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
@@ -137,7 +128,7 @@ class ImageLoader(DataLoader):
 
 
 def image_loader(
-    images: Images,
+    images: Dataset,
     sampler: Any,
     workers: int,
     *,
@@ -218,8 +209,7 @@ def _explained(error: Exception, dataset: Watched, processes: set[BaseProcess]) 
     ended = {process.pid: process.exitcode for process in processes if process.exitcode}
     if not ended and "DataLoader worker" not in str(error):
         return error
-    named = re.search(r"by signal: (\w+)", str(error))  # one that ended before the handler was taken off
-    return _lost(ended, dataset.names_at_hand(set(ended)), named[1] if named else "")
+    return _lost(ended, dataset.names_at_hand(set(ended)))
 
 
 def _broken(cause: str) -> LoaderFault:
@@ -231,15 +221,15 @@ def _broken(cause: str) -> LoaderFault:
     )
 
 
-def _lost(ended: dict[int | None, int], names: list[str], signal_name: str) -> BaseException:
-    pid, code = next(iter(ended.items()), (None, 0))
-    if code == -signal.SIGTERM or signal_name == "Terminated":
+def _lost(ended: dict[int | None, int], names: list[str]) -> BaseException:
+    pid, code = next(iter(ended.items()), ("unknown", 0))
+    if code == -signal.SIGTERM:
         return Terminated()  # a scheduler such as SLURM signals every process, and a loader ended first
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}" if code else "ended"
-    if code == -getattr(signal, "SIGBUS", 7) or signal_name == "Bus":
+    if code == -getattr(signal, "SIGBUS", 7):
         return shared_memory_ran_out(f"a loader process {how}")
     why = "a library crashed, most likely over an image: without loader processes (num_workers=0) it shows where"
-    if code == -getattr(signal, "SIGKILL", 9) or signal_name == "Killed":
+    if code == -getattr(signal, "SIGKILL", 9):
         why = "most likely the memory was full: then the kernel ends a process (`dmesg` says so); kill -9 does the same"
     return LoaderFault(
         f"a loader process (pid {pid}) {how}",

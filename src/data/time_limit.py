@@ -47,8 +47,11 @@ def one_by_one(
     thread.start()
     while thread.is_alive():
         before = now[0]
-        thread.join(max(0.0, before[1] + seconds - time.monotonic()) or GRACE_SECONDS)
-        if thread.is_alive() and now[0] is before and time.monotonic() > before[1] + seconds + GRACE_SECONDS:
+        thread.join(max(0.0, before[1] + seconds - time.monotonic()))
+        if now[0] is before and time.monotonic() >= before[1] + seconds:
+            thread.join(GRACE_SECONDS)
+            if not thread.is_alive() or now[0] is not before:
+                continue
             raise NoAnswer(f"{name(before[0])}: no answer within {seconds:g} s")
     if failed:
         raise failed[0]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -29,6 +31,7 @@ from src.data.time_limit import NoAnswer, one_by_one
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, LoaderFault, Terminated, UserError
 from src.files import write_csv
+from tests import warm
 from tests.callbacks.small_training import SQUARE, classifier, fit
 from tests.callbacks.small_training import data as small_data
 from tests.callbacks.small_training import pictures as small_pictures
@@ -129,6 +132,29 @@ def test_a_loader_process_that_is_killed_is_named_with_its_cause_and_its_image()
             assert all(word in found[number].render() for word in words), found[number].render()
             if kind is LoaderFault:
                 assert "it was reading photos/9.png" in found[number].render()
+
+
+STOPPED = """
+import time
+from src.data.time_limit import one_by_one
+def work(number):
+    print("begun", flush=True)
+    while time.thread_time() < 0.2: pass
+    return number
+print(one_by_one(work, [1], 0.5))
+"""
+
+
+def test_a_process_that_is_stopped_for_longer_than_the_limit_goes_on():
+    """Ctrl-Z, or a scheduler that suspends jobs."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", STOPPED], cwd=warm.ROOT, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2)
+    process.send_signal(signal.SIGCONT)
+    out, err = process.communicate(timeout=60)
+    assert out == "[1]\n", err
 
 
 def test_a_process_that_has_closed_its_pipes_is_waited_for():

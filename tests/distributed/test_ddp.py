@@ -164,6 +164,7 @@ def test_fewer_pictures_than_processes(command, tmp_path):
     """Two each to train, to validate and to test, for three processes: one has nothing and must not be waited for in vain."""
     words = (*SMALL, *CPU, "data.num_pictures=6", "data.num_classes=2", "data.image_size=32", "trainer.threads=1")
     words += ("data.batch_size=6", "freeze.batchnorm=keep", "optimizer=sgd", "strategy.timeout_seconds=30")
+    words += ("trainer.max_epochs=1",)
     for name, others in {"one": (), "three": ("strategy=ddp", "trainer.devices=3")}.items():
         chosen = [word for word in words if others or not word.startswith("strategy")]
         done = command("train", *chosen, *others, f"name={name}")
