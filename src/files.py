@@ -238,7 +238,7 @@ def rows_to_continue(path: Path) -> list[dict[str, str]]:
         text = path.read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))  # a power cut can leave half a line
         for row in rows:
-            int(row["step"]), int(row["epoch"]), [float(value) for value in row.values() if value]
+            int(row["step"]), row["epoch"], [float(value) for value in row.values() if value]
         return rows
     except FileNotFoundError:
         return []
