@@ -191,11 +191,12 @@ def shared_memory_ran_out(cause: str) -> UserError:
 def _disk_full(error: OSError, folder: Path | None) -> UserError:
     path = Path(error.filename or folder or ".")  # a write that fails does not know its file
     again = named(folder.name) if folder and "-m" not in typed_words() else shell_command()
+    remedy = "once the disk may be written to again" if error.errno == errno.EROFS else "once there is room"
     return UserError(
         f"the disk {'is full' if error.errno in FULL else 'takes no more'}: {error.strerror}",
-        where=str(path.absolute()),
-        why="results, logs and checkpoints need room; what was written before is whole",
-        fix=[f"df -h {shell_word(path.parent)}", f"{again}   # once there is room"],
+        where=str(path.absolute()).removesuffix(f".{os.getpid()}.tmp"),
+        why="results, logs and checkpoints are written there; what was written before is whole",
+        fix=[f"df -h {shell_word(path.parent)}", f"{again}   # {remedy}"],
         code=ExitCode.CANNOT_WRITE,
     )
 

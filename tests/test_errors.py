@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 import pytest
@@ -53,6 +55,17 @@ def test_without_a_run_the_traceback_goes_to_a_file_of_its_own(capsys):
     trace = Path(capsys.readouterr().err.splitlines()[-1].split()[-1])
     assert trace.exists()
     trace.unlink()
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.EROFS, "once the disk may be written to again"), (errno.ENOSPC, "once there is room")]
+)
+def test_a_disk_that_takes_no_more_is_told_from_a_full_one(capsys, number, remedy):
+    error = OSError(number, os.strerror(number), f"/r/confusion.csv.{os.getpid()}.tmp")
+    assert run_and_report(raise_(error)) == 73
+    shown = capsys.readouterr().err
+    assert "where   /r/confusion.csv\n" in shown  # and not the temporary file, which is gone
+    assert remedy in shown
 
 
 def test_a_missing_permission_is_named_wherever_it_is_met(capsys):

@@ -132,7 +132,7 @@ class NonFinite(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.total and trainer.is_global_zero:
-            log.warning(f"{self.total} steps came to nothing; their images are in {self.folder / FILE}")
+            log.warning(f"steps that came to nothing: {self.total}; their images are in {self.folder / FILE}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"in_a_row": self.in_a_row, "total": self.total, "weights": self._weights}
