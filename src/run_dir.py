@@ -132,7 +132,7 @@ class RunFolder:
                     why="resume=never forbids to continue it",
                     fix=corrected(f"name={free_name(self.path)}"),
                 )
-            refuse_other_settings(self.path, self.config, free_name(self.path))
+            refuse_other_settings(self.path, self.config)
         elif not before.exists() or flat(stored_settings(self.path)) != flat(self.config):
             # A run of other settings that never made a step gives its name back: nothing of it is lost.
             if before.exists():

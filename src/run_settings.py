@@ -20,6 +20,7 @@ from src import config_checks
 from src.config import Config
 from src.errors import ExitCode, UserError
 from src.plain_values import read_yaml
+from src.run_names import free_name
 from src.text import printable
 from src.user_command import corrected
 
@@ -86,11 +87,8 @@ def _known(stored: dict[str, Any], schema: type, prefix: str, unknown: list[str]
     return known
 
 
-def refuse_other_settings(path: Path, new: dict[str, Any], free_name: str) -> None:
-    """Raises UserError where the run in the folder was made with settings that compute something else than `new`.
-
-    free_name: under which the new settings can be run.
-    """
+def refuse_other_settings(path: Path, new: dict[str, Any]) -> None:
+    """Raises UserError where the run in the folder was made with settings that compute something else than `new`."""
     old = stored_settings(path)
     old_flat, new_flat = flat(old), flat(new)
     changed = changed_settings(old_flat, new_flat)
@@ -102,14 +100,15 @@ def refuse_other_settings(path: Path, new: dict[str, Any], free_name: str) -> No
     shown = [f"{key}: {printable(was)} there, {printable(now)} now" for key, (was, now) in changed.items()]
     if shown:
         same_network = old_flat.get("model.backbone") == new_flat.get("model.backbone")
-        weights = [f"name={free_name}", f"model.weights={path / 'model'}"]  # a schedule cannot grow: a new run goes on
+        name = f"name={free_name(path)}"
+        weights = [name, f"model.weights={path / 'model'}"]  # a schedule cannot grow: a new run goes on
         goes_on = same_network and (path / "model" / "model.json").is_file()
         raise UserError(
             f"the run {printable(path.name)} was made with other settings",
             where=str(path / "config.yaml"),
             why="\n".join([*shown[:5], f"and {len(shown) - 5} more"] if len(shown) > 5 else shown),
             fix=[
-                corrected(f"name={free_name}"),
+                corrected(name),
                 *([f"{corrected(*weights)} # begins with its weights, and a new head"] if goes_on else []),
             ],
         )
