@@ -189,3 +189,11 @@ def test_the_helper_ends_with_the_tests():
     assert ours.recv(100) == b"ready"
     ours.close()  # as the end of a process does, however it ends
     assert helper.wait(timeout=60) == 0
+
+
+def test_a_command_that_was_killed_after_its_time_leaves_the_next_its_own_code(run):
+    """However short its time is: its end comes later than that."""
+    for seconds in (0.001, 0.01):
+        with pytest.raises(subprocess.TimeoutExpired):
+            run("slow", "import time\ntime.sleep(60)", timeout=seconds)
+        assert run("next", "import sys\nsys.exit(7)").code == 7

@@ -29,6 +29,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -101,8 +102,10 @@ class _Helper:
             try:
                 code = int(self.socket.recv(LONGEST))
             except TimeoutError as error:
-                os.kill(process, signal.SIGKILL)
-                self.socket.recv(LONGEST)  # it has ended
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    os.kill(process, signal.SIGKILL)
+                self.socket.settimeout(None)
+                self.socket.recv(LONGEST)  # its code: else it would be taken for that of the next command
                 raise subprocess.TimeoutExpired([module, *words], timeout) from error
             finally:
                 self.socket.settimeout(None)
