@@ -12,11 +12,13 @@ Exit code 1 if a row fails here. What the plain script does is shown beside it a
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +46,9 @@ def main() -> int:
     print(f"\n{len(outcomes) - len(failed)} of {len(outcomes)} rows hold")
     for outcome in failed:
         print(f"  row {outcome.number} {outcome.name}: {outcome.here.said}")
-    if options.out is not None or len(rows) == len(all_rows()):
+    if options.results is not None:
+        outcomes = kept(options.results, [])
+    if options.out is not None or len(outcomes) == len(all_rows()):
         write_page(options.out or ROOT / "docs" / "reliability.md", outcomes, options.kills)
     return 1 if failed else 0
 
@@ -59,6 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, help="the page to write; without it docs/reliability.md, if all rows are run"
     )
+    parser.add_argument("--results", type=Path, help="a file for the outcomes; the page is made of all that are in it")
     parser.add_argument("--list", action="store_true", help="print the rows and do nothing")
     return parser.parse_args()
 
@@ -85,7 +90,19 @@ def run_all(rows: Sequence[Row], options: argparse.Namespace, folder: Path) -> l
         for job in as_completed(jobs):
             outcomes.append(outcome := job.result())
             print(outcome.line(), flush=True)
+            if options.results is not None:
+                kept(options.results, [outcome])
     return sorted(outcomes, key=lambda outcome: outcome.number)
+
+
+def kept(file: Path, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes and those that earlier commands left in the file, for which these are new."""
+    from scripts.faults.running import Outcome
+
+    known = [Outcome.of(fields) for fields in json.loads(file.read_text())] if file.exists() else []
+    both = {outcome.number: outcome for outcome in [*known, *outcomes]}
+    file.write_text(json.dumps([asdict(outcome) for outcome in both.values()], indent=1))
+    return [both[number] for number in sorted(both)]
 
 
 def set_kills(count: int) -> None:

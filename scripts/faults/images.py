@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from scripts.faults.injecting import STEP, Fault, kill
-from scripts.faults.programs import Plain, Program, Project, check
+from scripts.faults.plain import Plain
+from scripts.faults.programs import Program, check
+from scripts.faults.project import Project
 from scripts.faults.registry import row
 from tests.conftest import write_pictures
 from tests.data.odd_pictures import write_corrupt_pictures, write_odd_pictures, write_png

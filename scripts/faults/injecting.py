@@ -46,8 +46,8 @@ class Fault:
 
     at: "package.module:Class.function". do: a name in ACTIONS, and its `value`. nth: counted from 1 in each process; to: the
     last call that is hit; None: that one alone; 0: all from there on. after: the call is made first. rank: in this process
-    of several; loader: in loader processes only; inside: in calls that come from a function of that name. once: a file that
-    says that it has happened, so that a process that is started anew is spared.
+    of several; loader: in loader processes only; inside: in calls that come from a function of that name; since: when that
+    file is there. once: a file that says that it has happened, so that a process that is started anew is spared.
     """
 
     at: str
@@ -59,6 +59,7 @@ class Fault:
     rank: int | None = None
     loader: bool = False
     inside: str | None = None
+    since: str | None = None
     once: str | None = None
 
 
@@ -174,6 +175,8 @@ def _is_here(fault: Fault) -> bool:
 
         if get_worker_info() is None:
             return False
+    if fault.since is not None and not Path(fault.since).exists():
+        return False
     if fault.inside is not None and fault.inside not in _callers():
         return False
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))  # Lightning's own launcher sets the second only

@@ -6,7 +6,8 @@ import random
 from pathlib import Path
 
 from scripts.faults.injecting import COPY, SAVE, STEP, VALIDATION_STEP, WRITE, Fault, kill, slow
-from scripts.faults.programs import Program, Project, check, tensors_of
+from scripts.faults.programs import Program, check, tensors_of
+from scripts.faults.project import Project
 from scripts.faults.registry import Guard, row
 
 KILLS = 20  # of row 4; --kills
@@ -61,8 +62,10 @@ def kill_random(program: Program) -> str:
         words = ("checkpoint.select=average_top_k", "checkpoint.top_k=2") if runs % 2 else ()
         settings = {"save_every": 1, "epochs": 6, "words": words}
         program.undisturbed(**settings)
-        for _ in range(60):
-            done = program.train(run=f"run{runs}", seconds=instants.uniform(0.3, 2.2), **settings)
+        whole = program.train(run=f"whole{runs}", **settings).seconds
+        for attempt in range(60):
+            seconds = whole * instants.uniform(0.2, 1.0) * (1 + attempt / 20)
+            done = program.train(run=f"run{runs}", seconds=seconds, **settings)
             if done.code is not None:
                 break
             kills += 1

@@ -8,7 +8,8 @@ import torch
 
 from scripts.faults.injecting import STEP, Fault
 from scripts.faults.processes import distance
-from scripts.faults.programs import Program, Project, check
+from scripts.faults.programs import Program, check
+from scripts.faults.project import Project
 from scripts.faults.registry import Guard, row
 
 
@@ -46,6 +47,7 @@ def check_policies(program: Program, fault: Fault) -> str:
     "nan_loss",
     promise="stopped, skipped or restored, as trainer.on_nan says; the last good weights are kept",
     injection="the loss of step 8 is nan",
+    quick=True,
 )
 def nan_loss(program: Program) -> str:
     return check_policies(program, Fault(STEP, "loss times", math.nan, nth=8))

@@ -43,19 +43,20 @@ python scripts/fault_matrix.py --quick --jobs 2    # about 3 minutes: one or two
 python scripts/fault_matrix.py --list
 ```
 
-It exits with 1 if a row fails here. Rows that need a small disk mount one, for which you must be root; elsewhere they
-are left out, and say so.
+It needs `pip install -e ".[dev]"`, and exits with 1 if a row fails here. Rows that need a small disk mount one, for which you
+must be root; elsewhere they are left out, which the page says.
 
 ## How the faults are made
 
-Each row starts the real command in a process of its own, on three classes of 18 images. The fault is real as well: a signal
-from outside or at the n-th call of a function, a file cut in half, a disk without room, a limit of the system. Out-of-memory is
+Each row runs the real command in a process of its own, on three classes of 18 images (most are forked from a process that
+has imported torch, which saves seconds and changes nothing: `tests/warm.py`). The fault is real as well: a signal from
+outside or at the n-th call of a function, a file cut in half, a disk without room, a limit of the system. Out-of-memory is
 raised as torch does. The program has no hooks for it: [scripts/faults/](../scripts/faults/) puts the fault around a
 function of the library or of the system, in both programs at the same place.
 
 **Exact** means: every tensor and number of `last.ckpt` (weights, optimizer, schedule) and of `best.ckpt`, `model.safetensors`,
-`split.csv` and `confusion.csv` have the SHA-256 that they have in a run to which nothing happened. Of the plain script only
-`last.ckpt` is compared.
+`split.csv` and `confusion.csv` have the SHA-256 that they have in a run to which nothing happened, and `metrics.csv` has its
+numbers. Of the plain script only `last.ckpt` is compared.
 
 **Without its guard**: the row again, with the part of the program switched off that keeps the promise. It has to fail;
 else the row would show nothing. Every row of the plain script that fails is such a control, too.

@@ -6,11 +6,12 @@ import json
 import resource
 import sys
 
-from scripts.faults import programs
+from scripts.faults.plain import Plain
+from scripts.faults.project import Project
 
 if __name__ == "__main__":
     kind, file = sys.argv[1:]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pixels = getattr(programs, kind).read(file)
+    pixels = {"Project": Project, "Plain": Plain}[kind].read(file)
     growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(json.dumps({"read": pixels is not None, "mib": growth / 1024}))

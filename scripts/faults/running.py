@@ -7,8 +7,11 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from scripts.faults.programs import Plain, Program, Project, Unguarded
+from scripts.faults.plain import Plain
+from scripts.faults.programs import Program
+from scripts.faults.project import Project, Unguarded
 from scripts.faults.registry import Impossible, Row, all_rows
 
 HOLDS, FAILS, MEANINGLESS, SKIPPED = "holds", "fails", "-", "not tried"
@@ -30,6 +33,12 @@ class Outcome:
     here: Result
     plain: Result
     control: Result  # here, without the guard of the row
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Outcome:
+        """From the fields that dataclasses.asdict gave."""
+        results = {name: Result(**fields[name]) for name in ("here", "plain", "control")}
+        return cls(fields["number"], fields["name"], **results)
 
     def line(self) -> str:
         """For the screen."""

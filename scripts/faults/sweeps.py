@@ -7,7 +7,8 @@ import json
 import time
 
 from scripts.faults.injecting import STEP, Fault, kill
-from scripts.faults.programs import Done, Project, check
+from scripts.faults.programs import Done, check
+from scripts.faults.project import Project
 from scripts.faults.registry import row
 
 LAUNCHER = ("-m", "hydra/launcher=ray_tune", "optimizer.lr=0.001,0.01")
@@ -66,7 +67,7 @@ def ray_driver(project: Project) -> str:
         time.sleep(0.05)
     process.kill()
     process.communicate()
-    project.check_nobody_left(20)
+    project.check_nobody_left(10, named=b"Trainable")  # two small ones of Ray's own wait for a minute
     done = sweep(project)
     check(done.code == 0, f"the repeated command failed; {done.end()}")
     check_trials(project)

@@ -1,0 +1,69 @@
+"""The plain Lightning script, as a fault happens to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scripts.faults.programs import PHOTOS, Done, Program, tensors_of
+from tests import conftest
+
+
+class Plain(Program):
+    module, photos_in = "scripts.baselines.plain_lightning", ("train", "val")
+    validation_of_epoch_2 = 6  # after two to see whether it works at all, and three of the first epoch
+
+    def words(
+        self,
+        run: str,
+        *,
+        epochs: int = 3,
+        workers: int = 0,
+        devices: int = 1,
+        lr: float = 0.003,
+        timeout_seconds: float | None = None,
+        save_every: int | None = None,
+        keep_batchnorm: bool = False,
+        root: str = "photos",
+        words: Sequence[str] = (),
+        flags: Sequence[str] = (),
+    ) -> list[str]:
+        chosen = [f"--root={root}", f"--out=runs/{run}", "--image-size=32", "--batch-size=8", f"--lr={lr}"]
+        chosen += [f"--epochs={epochs}", f"--workers={workers}", f"--devices={devices}"]
+        chosen += [f"--timeout={timeout_seconds}"] if timeout_seconds else []
+        chosen += [f"--save-every={save_every}"] if save_every else []
+        chosen += ["--frozen-batchnorm", "--dropout=0"] if keep_batchnorm else []
+        return [*chosen, *flags]
+
+    def write_photos(self, root: Path, classes: dict[str, int] = PHOTOS) -> Path:
+        conftest.write_pictures(root / "train", {name: count * 2 // 3 for name, count in classes.items()})
+        conftest.write_pictures(root / "val", {name: count // 3 for name, count in classes.items()}, seed=1)
+        return root
+
+    def path(self, run: str = "run") -> Path:
+        return self.folder / "runs" / run
+
+    def checkpoints(self, run: str = "run") -> Path:
+        return self.path(run)
+
+    def digests(self, run: str) -> dict[str, str]:
+        return tensors_of(self.path(run) / "last.ckpt")
+
+    def trained_to_the_end(self, done: Done) -> bool:
+        return "`max_epochs=3` reached" in done.text
+
+    def classes(self, run: str) -> list[str]:
+        last = torch.load(self.checkpoints(run) / "last.ckpt", map_location="cpu", weights_only=True)
+        return last["hyper_parameters"]["classes"]
+
+    @staticmethod
+    def read(file: str | Path) -> np.ndarray | None:
+        from torchvision.datasets.folder import default_loader
+
+        try:
+            return np.array(default_loader(str(file)))
+        except Exception:
+            return None

@@ -1,0 +1,113 @@
+"""This project's command line, as a fault happens to it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.faults.injecting import Fault
+from scripts.faults.programs import PHOTOS, Done, Program, tensors_of
+from scripts.faults.registry import Guard
+from tests import conftest
+
+
+class Project(Program):
+    module, photos_in = "src.train", ("",)
+    validation_of_epoch_2 = 3
+
+    def words(
+        self,
+        run: str,
+        *,
+        epochs: int = 3,
+        workers: int = 0,
+        devices: int = 1,
+        lr: float = 0.003,
+        timeout_seconds: float | None = None,
+        save_every: int | None = None,
+        keep_batchnorm: bool = False,
+        root: str = "photos",
+        words: Sequence[str] = (),
+        flags: Sequence[str] = (),
+    ) -> list[str]:
+        chosen = [
+            f"name={run}", "data=image_folder", f"data.root={root}", "data.image_size=32", "data.batch_size=8",
+            f"data.num_workers={workers}", "model.backbone=shufflenet_v2_x0_5", "model.weights=none", f"optimizer.lr={lr}",
+            f"trainer.max_epochs={epochs}", "trainer.threads=1", "trainer.accelerator=cpu", "freeze.preset=full", "logger=csv",
+        ]  # fmt: skip
+        chosen += ["strategy=ddp", f"trainer.devices={devices}"] if devices > 1 else []
+        chosen += [f"strategy.timeout_seconds={timeout_seconds}"] if timeout_seconds else []
+        chosen += [f"checkpoint.every_n_steps={save_every}"] if save_every else []
+        chosen += ["freeze.batchnorm=keep"] if keep_batchnorm else []
+        keys = [word.partition("=")[0] for word in words]
+        return [word for word in chosen if word.partition("=")[0] not in keys] + [*words]
+
+    def write_photos(self, root: Path, classes: dict[str, int] = PHOTOS) -> Path:
+        return conftest.write_pictures(root, classes)
+
+    def path(self, run: str = "run") -> Path:
+        return self.folder / "runs" / run
+
+    def checkpoints(self, run: str = "run") -> Path:
+        return self.path(run) / "checkpoints"
+
+    def digests(self, run: str) -> dict[str, str]:
+        path = self.path(run)
+        found = tensors_of(self.checkpoints(run) / "last.ckpt") | tensors_of(self.checkpoints(run) / "best.ckpt")
+        files = [path / name for name in ("split.csv", "confusion.csv", "model/model.safetensors")]
+        found |= {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        return found | numbers_of(path / "metrics.csv")
+
+    def trained_to_the_end(self, done: Done) -> bool:
+        return "epoch 3/3" in done.out
+
+    def classes(self, run: str) -> list[str]:
+        return json.loads((self.path(run) / "model" / "model.json").read_text())["classes"]
+
+    @staticmethod
+    def read(file: str | Path) -> np.ndarray | None:
+        from src.data.reading import PictureError, read_picture
+        from src.preprocessing import ReadOptions
+
+        try:
+            return read_picture(file, ReadOptions()).permute(1, 2, 0).numpy()
+        except PictureError:
+            return None
+
+    def result(self, run: str = "run") -> dict[str, Any]:
+        return json.loads((self.path(run) / "result.json").read_text())
+
+    def check_error(self, done: Done, code: int, *named: str) -> None:
+        """A message of one screen with its exit code, which names what is wrong; its commands can be typed."""
+        with chdir(self.folder):
+            conftest.check_error(done, code, *named)
+
+
+class Unguarded(Project):
+    """This project without what keeps one of its promises: for negative controls."""
+
+    guard: Guard
+
+    def train(self, *faults: Fault, words: Sequence[str] = (), **settings: Any) -> Done:
+        return super().train(*faults, *self.guard.faults, words=(*words, *self.guard.words), **settings)
+
+    def undisturbed(self, **settings: Any) -> dict[str, str]:
+        return Project(self.folder, self.cache).undisturbed(**settings)
+
+    def undisturbed_folder(self, **settings: Any) -> Path:
+        return Project(self.folder, self.cache).undisturbed_folder(**settings)
+
+
+def numbers_of(metrics: Path) -> dict[str, str]:
+    """The columns of metrics.csv that are no times and no memory. An epoch that was taken up has the numbers of a whole."""
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = [name for name in rows[0] if name.startswith(("epoch", "step", "train/", "val/", "lr/"))]
+    return {f"metrics.csv:{name}": " ".join(row[name] for row in rows) for name in columns}
