@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,3 +190,10 @@ def ranking(trials: dict[int, TrialRecord], goal: Goal) -> list[TrialRecord]:
     known = [(trial.best(goal), trial) for trial in trials.values() if trial.state not in NOT_RANKED]
     valued = [(-goal.sign * best[0], trial.number, trial) for best, trial in known if best is not None]
     return [trial for *_, trial in sorted(valued, key=lambda one: one[:2])]
+
+
+def counted(trials: dict[int, TrialRecord]) -> str:
+    """'9 trials: 6 finished, 3 pruned'"""
+    counts = Counter(trial.state for trial in trials.values())
+    states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    return f"{len(trials)} trial{'s' if len(trials) != 1 else ''}: {states}"

@@ -9,7 +9,6 @@ Made at the end of a sweep from trials.jsonl in its folder alone, so it can be m
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path, PurePath
@@ -18,8 +17,8 @@ from src.files import write_text
 from src.reporting import plots, sweep_plots
 from src.reporting.importance import importance
 from src.reporting.report import Cell, Link, figure, page, section, table
-from src.reporting.sweep_journal import FAILED, NOT_RANKED, PRUNED, STATES, Journal, TrialRecord, ranking
-from src.reporting.sweep_scale import Scale, exact, numbers, scales_of, shown
+from src.reporting.sweep_journal import FAILED, NOT_RANKED, PRUNED, Journal, TrialRecord, counted, ranking
+from src.reporting.sweep_scale import Scale, duration, exact, numbers, scales_of, shown
 from src.tuning.goal import Goal
 
 STYLE = """.trials th, .trials td { white-space: nowrap; overflow-wrap: normal; vertical-align: top; }
@@ -93,14 +92,12 @@ def _headline(
     lines = [f"<h1>{escape(folder.absolute().name)}</h1>"]
     if not trials:
         return "\n".join([*lines, "<p>No trial of this sweep has begun.</p>"])
-    counts = Counter(trial.state for trial in trials.values())
-    states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    facts = [f"{len(trials)} trials: {states}" if len(trials) > 1 else f"1 trial: {states}"]
+    facts = [counted(trials)]
     ends = [trial.ended for trial in trials.values() if trial.ended is not None]
     if ends:
         began = min(trial.started for trial in trials.values())
-        facts.append(f"{_duration(max(ends) - began)} from the first start to the last end")
-    facts.append(f"{_duration(sum(trial.seconds for trial in trials.values()))} of work in all trials")
+        facts.append(f"{duration(max(ends) - began)} from the first start to the last end")
+    facts.append(f"{duration(sum(trial.seconds for trial in trials.values()))} of work in all trials")
     facts.append(f"judged by {goal.metric}, the {'larger' if goal.mode == 'max' else 'smaller'} the better")
     lines.append(f'<p class="faint">{escape("; ".join(facts))}</p>')
     if tried:
@@ -108,7 +105,7 @@ def _headline(
         lines.append(f'<p class="faint">Tried: {escape(space)}</p>')
     if ranked:
         lines.append(f"<p>Best: {escape(_result(ranked[0], goal))}</p>")
-    elif counts[FAILED] == len(trials):
+    elif all(trial.state == FAILED for trial in trials.values()):
         lines.append("<p>All trials failed. The table says with what; error.log in a trial's folder says more.</p>")
     else:
         lines.append(f"<p>No trial has a value of {escape(goal.metric)}.</p>")
@@ -237,11 +234,3 @@ def _subfolder(trial: TrialRecord) -> str:
 def _link(folder: Path, trial: TrialRecord) -> Link:
     report = f"{_subfolder(trial)}/report.html"
     return Link(str(trial.number), report if (folder / report).exists() else f"{_subfolder(trial)}/")
-
-
-def _duration(seconds: float) -> str:
-    """'2 h 05 min', '5 min 07 s' or '12.3 s'."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"

@@ -100,6 +100,15 @@ def shown(value: Any) -> str:
     return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
 
+def duration(seconds: float) -> str:
+    """'1.2 s', '3 min' or '2.5 h'."""
+    if seconds < 60:
+        return f"{round(seconds, 1):g} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{round(seconds / 3600, 1):g} h"
+
+
 def _identity(value: Any) -> float | str:
     """1 and 1.0 are the same, 1 and true are not."""
     return float(value) if _is_number(value) else exact(value)

@@ -58,6 +58,16 @@ def build_scheduler(settings: Trials, space: Space | None, goal: Goal, max_epoch
 
     space: of the sweeper; None: the launcher's. max_epochs: of the longest trial.
     """
+    if space is None and changes_points(settings.scheduler):
+        raise UserError(
+            "scheduler=pbt needs the sweeper",
+            where="hydra.launcher.scheduler",
+            why="it changes values while a trial runs, and the launcher's jobs are to be run as they are",
+            fix=[
+                sweep_command("scheduler=asha"),
+                rewritten(["-m", "hydra/sweeper=ray_tune", "hydra.sweeper.scheduler=pbt", SPACE]),
+            ],
+        )
     scheduler = _scheduler(settings, space, max_epochs)
     if scheduler is not None and not scheduler.set_search_properties(goal.metric, goal.mode):
         raise _refused(settings.scheduler, "scheduler", "its metric and mode are those of the sweep: leave them out")
@@ -135,18 +145,8 @@ def _bayesopt(space: Space, goal: Goal, seed: int) -> Searcher:
     return BayesianPoints(space, goal, seed)
 
 
-def _population(settings: Trials, space: Space | None) -> TrialScheduler:
+def _population(settings: SweeperSettings, space: Space) -> TrialScheduler:
     """Population based training (Jaderberg et al., 2017): bad trials go on as changed copies of good ones."""
-    if space is None:
-        raise UserError(
-            "scheduler=pbt needs the sweeper",
-            where="hydra.launcher.scheduler",
-            why="it changes values while a trial runs, and the launcher's jobs are to be run as they are",
-            fix=[
-                sweep_command("scheduler=asha"),
-                rewritten(["-m", "hydra/sweeper=ray_tune", "hydra.sweeper.scheduler=pbt", SPACE]),
-            ],
-        )
     wrong = [one.key for one in space.parameters.values() if not _can_change(one.key.lstrip("+"))]
     if wrong:
         raise UserError(
@@ -158,7 +158,6 @@ def _population(settings: Trials, space: Space | None) -> TrialScheduler:
                 sweep_command(remove=wrong),
             ],
         )
-    assert isinstance(settings, SweeperSettings)
     seeding.seed_numpy_and_python(settings.seed, "pbt")  # Ray's pbt draws from the global generators alone
     intervals = {name: one for name, one in space.parameters.items() if one.values is None}
     ends = {name: (one.domain.lower, one.domain.upper - one.whole) for name, one in intervals.items()}

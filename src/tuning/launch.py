@@ -16,17 +16,15 @@ from src.errors import UserError
 from src.hydra_words import unquoted
 from src.reporting.sweep_journal import OVER, Journal, TrialRecord
 from src.tuning import judging
-from src.tuning.choices import build_scheduler, changes_points
+from src.tuning.choices import build_scheduler
 from src.tuning.cluster import resources_of
-from src.tuning.commands import SPACE, sweep_command
-from src.tuning.finishing import say_if_basic_is_faster
 from src.tuning.job import JOB, HydraJob, compose, returned
 from src.tuning.pipeline import SweepPlan, run_sweep
-from src.tuning.results import failures
+from src.tuning.results import failures, say_if_basic_is_faster
 from src.tuning.settings import LauncherSettings
 from src.tuning.source import TrialSource
 from src.tuning.without_effect import warn_without_effect
-from src.user_command import named, rewritten
+from src.user_command import named
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,6 @@ def launch(
     for one in configs.values():
         judging.check_job(hydra.task, one)
     goal = judging.goal_of(settings, configs[initial_job_idx])
-    _check_scheduler(settings)
     longest = max(judging.max_epochs_of(one) for one in configs.values())
     scheduler = build_scheduler(settings, None, goal, longest)
     warn_without_effect(settings)
@@ -118,18 +115,6 @@ def _defaults(hydra: HydraJob, folder: Path) -> dict[str, Any]:
         return judging.settings_of(compose(hydra.context.config_loader, hydra.config, [], 0, folder), [])
     except HydraException:  # a group that has to be chosen
         return {}
-
-
-def _check_scheduler(settings: LauncherSettings) -> None:
-    if changes_points(settings.scheduler):
-        raise UserError(
-            "scheduler=pbt needs a space, and the launcher has jobs",
-            why="it changes the parameters of trials under way",
-            fix=[
-                sweep_command("scheduler=asha"),
-                rewritten(["-m", "hydra/sweeper=ray_tune", "hydra.sweeper.scheduler=pbt", SPACE]),
-            ],
-        )
 
 
 def _job_return(folder: Path, journal: Journal, number: int, config: DictConfig, failed: UserError | None) -> JobReturn:

@@ -17,9 +17,9 @@ from src.tuning import judging
 from src.tuning.choices import changes_points
 from src.tuning.cluster import at_once, check_shared, connected
 from src.tuning.controller import Sweep, fill_in, run_trials
-from src.tuning.finishing import conclude
 from src.tuning.goal import Goal
 from src.tuning.job import HydraJob, make_context, returned
+from src.tuning.results import conclude
 from src.tuning.resuming import open_sweep, scratch_folder
 from src.tuning.settings import Trials
 from src.tuning.source import TrialSource

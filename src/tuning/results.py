@@ -6,6 +6,7 @@ What is shown while it runs: src/tuning/table.py; the page with plots: src/repor
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import textwrap
 from collections import Counter
@@ -18,8 +19,9 @@ import yaml
 from src.errors import ExitCode, UserError
 from src.files import write_csv, write_text
 from src.hydra_words import without_quotes
-from src.reporting.sweep_journal import DIVERGED, FAILED, NOT_RANKED, PRUNED, STATES, Journal, TrialRecord, ranking
-from src.reporting.sweep_scale import shown
+from src.reporting.sweep_journal import DIVERGED, FAILED, NOT_RANKED, PRUNED, Journal, TrialRecord, counted, ranking
+from src.reporting.sweep_report import write_sweep_report
+from src.reporting.sweep_scale import duration, shown
 from src.tuning.goal import Goal
 from src.tuning.table import best_text, short_names
 from src.user_command import named
@@ -29,6 +31,28 @@ log = logging.getLogger(__name__)
 SHOWN = 10  # places of the ranking on the screen; sweep.csv has all
 LISTED = 8  # failed trials in an error, which has 15 lines
 LINE = 110  # what an error shows in one line
+IMPORT_SECONDS = 5.0  # of torch and Lightning, which Hydra's basic launcher does once
+
+
+def conclude(folder: Path, journal: Journal, goal: Goal) -> None:
+    """Writes the files and the report of a sweep, and prints its ranking."""
+    shown_as = Path(os.path.relpath(folder))
+    results = write_results(folder, journal, goal, folder.name)
+    try:
+        write_sweep_report(folder, goal, results.get("command", ""))
+    except Exception:  # the sweep is done by now: a page that cannot be made must not turn it into a failed one
+        log.warning("the sweep's report.html could not be written; sweep.log says why", exc_info=True)
+    print_ranking(journal, goal, shown_as, folder.name, shown_as / "report.html")
+
+
+def say_if_basic_is_faster(journal: Journal, numbers: Sequence[int], seconds: float) -> None:
+    """An honest line: starting Ray takes time, which few short jobs do not bring back. seconds: of this launch."""
+    work = sum(journal.trials[number].seconds for number in numbers)
+    if work + IMPORT_SECONDS < seconds:
+        log.info(
+            f"note      {len(numbers)} short jobs took {duration(seconds)} with Ray; one after another, without "
+            f"hydra/launcher=ray_tune, they would take about {duration(work + IMPORT_SECONDS)}"
+        )
 
 
 def write_results(folder: Path, journal: Journal, goal: Goal, name: str) -> dict[str, Any]:
@@ -106,12 +130,10 @@ def print_ranking(journal: Journal, goal: Goal, folder: Path, name: str, report:
     """
     trials = journal.trials
     ranked = ranking(trials, goal)
-    states = Counter(trial.state for trial in trials.values())
     log.info("")
     for line in _table(ranked[:SHOWN], goal):
         log.info(line)
-    counts = ", ".join(f"{states[state]} {state}" for state in STATES if states[state])
-    log.info(f"{_trials(len(trials))}: {counts}" if trials else "no trial has begun")
+    log.info(counted(trials) if trials else "no trial has begun")
     log.info("")
     if ranked:
         best = ranked[0]
@@ -152,7 +174,7 @@ def failures(journal: Journal) -> UserError | None:
     if len(failed) > LISTED:
         lines.append(f"and {len(failed) - LISTED} more")
     return UserError(
-        f"{len(failed)} of {_trials(len(journal.trials))} failed",
+        f"{len(failed)} of {len(journal.trials)} trials failed",
         where=str(folder),
         why="\n".join(lines),
         fix=f"{named(folder.name)} # tries only these again",
@@ -165,7 +187,3 @@ def _failure(trial: TrialRecord) -> str:
     end = f" ({trial.folder})"
     room = max(40, LINE - len(end))
     return textwrap.shorten(f"#{trial.number} {trial.error}", room, placeholder=" ...") + end
-
-
-def _trials(count: int) -> str:
-    return f"{count} trial" + ("s" if count != 1 else "")

@@ -35,7 +35,7 @@ from src.reporting.sweep_journal import (
     TrialRecord,
     ranking,
 )
-from src.reporting.sweep_scale import shown
+from src.reporting.sweep_scale import duration, shown
 from src.tuning.goal import Goal
 
 log = logging.getLogger(__name__)
@@ -198,12 +198,3 @@ def best_text(trial: TrialRecord, goal: Goal) -> str:
         return ""
     value, epoch = best
     return f"{value:.4f}" + (f" (epoch {epoch})" if epoch is not None else "")
-
-
-def duration(seconds: float) -> str:
-    """'1.2 s', '3 min' or '2.5 h'."""
-    if seconds < 60:
-        return f"{round(seconds, 1):g} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{round(seconds / 3600, 1):g} h"

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from src.reporting import sweep_journal
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal
+from src.reporting.sweep_scale import duration
 from src.tuning.goal import Goal
-from src.tuning.table import SweepDisplay, duration, short_names
+from src.tuning.table import SweepDisplay, short_names
 
 LOGGER = "src.tuning.table"
 
@@ -224,7 +225,7 @@ def test_a_name_is_short_where_no_other_ends_like_it(sweep):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(1.24, "1.2 s"), (12, "12 s"), (90, "2 min"), (3000, "50 min"), (7200, "2 h"), (9000, "2.5 h")],
+    [(1.24, "1.2 s"), (12, "12 s"), (119.7, "2 min"), (90, "2 min"), (3000, "50 min"), (7200, "2 h"), (9000, "2.5 h")],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text

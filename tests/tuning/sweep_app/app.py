@@ -30,7 +30,7 @@ def job(config: DictConfig) -> float:
     ended = trial.finish_after is not None and len(values) >= trial.finish_after
     while len(values) < config.trainer.max_epochs and not ended:
         time.sleep(config.pause)
-        state["weight"] += lr * (1 + 0.5 * math.sin(1000 * lr + len(values)))
+        state["weight"] = grown(state["weight"], lr, len(values) + 1)
         values.append(state["weight"])
         with (folder / "metrics.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["epoch", "objective"], *enumerate(values, start=1)])
@@ -42,6 +42,11 @@ def job(config: DictConfig) -> float:
             raise Terminated
         ended = answer == FINISH
     return max(values)
+
+
+def grown(weight: float, lr: float, epoch: int) -> float:
+    """The weight after an epoch, counted from 1."""
+    return weight + lr * (1 + 0.5 * math.sin(1000 * lr + epoch - 1))
 
 
 def main() -> int:
