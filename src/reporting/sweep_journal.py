@@ -43,7 +43,6 @@ class TrialRecord:
     value: float | None = None  # what the job returned
     error: str = ""  # the first line of what went wrong
     started: float = 0.0  # seconds since 1970
-    ended: float | None = None
     seconds: float = 0.0  # of work until `heard`: the time between two starts of a sweep, or of a pause, is not in it
     heard: float = 0.0  # when the last event came
 
@@ -74,7 +73,7 @@ class Journal:
         """
         self.path = folder / JOURNAL
         self.trials: dict[int, TrialRecord] = {}
-        self.order: list[tuple[int, int]] = []  # (trial, epoch) of every row as it came; (trial, 0): it was done
+        self.order: dict[tuple[int, int], None] = {}  # (trial, epoch) of the rows as they came; (trial, 0): it was done
         self.damaged: list[int] = []
         content = self.path.read_bytes() if self.path.exists() else b""
         self._whole = content.rfind(b"\n") + 1  # bytes of the file that hold whole lines
@@ -138,14 +137,13 @@ class Journal:
             if event["event"] == "row":
                 epoch = int(event["row"]["epoch"])
                 trial.rows[epoch] = event["row"]
-                self.order.append((number, epoch))
+                self.order.setdefault((number, epoch))
             elif event["event"] == "copied":
                 trial.rows = {int(row["epoch"]): row for row in event["rows"]}
             else:
                 trial.state, trial.value, trial.error = event["state"], event["value"], event["error"]
-                trial.ended = event["time"]
                 if trial.state in OVER:
-                    self.order.append((number, 0))
+                    self.order.setdefault((number, 0))
         trial.heard = event["time"]
 
 

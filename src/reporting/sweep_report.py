@@ -93,10 +93,8 @@ def _headline(
     if not trials:
         return "\n".join([*lines, "<p>No trial of this sweep has begun.</p>"])
     facts = [counted(trials)]
-    ends = [trial.ended for trial in trials.values() if trial.ended is not None]
-    if ends:
-        began = min(trial.started for trial in trials.values())
-        facts.append(f"{duration(max(ends) - began)} from the first start to the last end")
+    took = max(trial.heard for trial in trials.values()) - min(trial.started for trial in trials.values())
+    facts.append(f"{duration(took)} from the first start to the last end")
     facts.append(f"{duration(sum(trial.seconds for trial in trials.values()))} of work in all trials")
     facts.append(f"judged by {goal.metric}, the {'larger' if goal.mode == 'max' else 'smaller'} the better")
     lines.append(f'<p class="faint">{escape("; ".join(facts))}</p>')

@@ -19,10 +19,10 @@ from ray.tune.schedulers import TrialScheduler
 
 from src import signals
 from src.errors import UserError
-from src.reporting.sweep_journal import DIVERGED, FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
+from src.reporting.sweep_journal import DIVERGED, FAILED, FINISHED, OVER, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
 from src.tuning import trainable
 from src.tuning.commands import sweep_command
-from src.tuning.job import FINISH_AFTER, Context, describe, returned, trained_rows
+from src.tuning.job import FINISH_AFTER, Context, describe, is_done, trained_rows
 from src.tuning.settings import Trials as Settings
 from src.tuning.source import TrialSource
 from src.tuning.table import SweepDisplay
@@ -195,8 +195,7 @@ def _after(sweep: Sweep) -> None:
             fill_in(sweep.journal, trial, sweep.context.goal.metric)
         if trial.state == RUNNING:
             sweep.journal.ended(trial.number, PAUSED)
-        measures = trial.state in (FINISHED, PRUNED) and trial.value is None and not sweep.context.keeps_checkpoints
-        if measures and returned(sweep.context.sweep_dir, trial.number) is None:
+        if trial.state in OVER and not is_done(sweep.context.sweep_dir, trial, sweep.context.keeps_checkpoints):
             log.warning(
                 f"#{trial.number}  had no time to measure its best weights; the next start of the sweep does that"
             )

@@ -31,9 +31,6 @@ class Goal:
         """The value as schedulers and searches are told it: the worst one for None, nan, inf and -inf."""
         return value if value is not None and math.isfinite(value) else self.worst
 
-    def better(self, value: float, than: float) -> bool:
-        return self.sign * value > self.sign * than
-
     def best(self, values: Iterable[float]) -> float | None:
         """The best of the finite values; None where there is none."""
         known = [value for value in values if math.isfinite(value)]

@@ -35,6 +35,7 @@ from omegaconf import DictConfig, open_dict, read_write
 import src
 from src.errors import ExitCode, UserError
 from src.files import read_metrics, write_json
+from src.reporting.sweep_journal import OVER, TrialRecord
 from src.tuning import settings
 from src.tuning.goal import Goal
 from src.user_command import shell_command
@@ -215,6 +216,12 @@ def returned(sweep_dir: Path, number: int) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and "value" in content else None
+
+
+def is_done(sweep_dir: Path, trial: TrialRecord, keeps_checkpoints: bool) -> bool:
+    """Whether nothing of a trial is left to do: it is over, and measured, where it is not one that may go on."""
+    measured = trial.value is not None or keeps_checkpoints or returned(sweep_dir, trial.number) is not None
+    return trial.state in OVER and measured
 
 
 def trained_rows(folder: Path) -> list[dict[str, float]]:

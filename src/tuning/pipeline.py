@@ -12,13 +12,13 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from src.reporting.sweep_journal import OVER, Journal, TrialRecord
+from src.reporting.sweep_journal import Journal
 from src.tuning import judging
 from src.tuning.choices import changes_points
 from src.tuning.cluster import at_once, check_shared, connected
 from src.tuning.controller import Sweep, fill_in, run_trials
 from src.tuning.goal import Goal
-from src.tuning.job import HydraJob, make_context, returned
+from src.tuning.job import HydraJob, is_done, make_context
 from src.tuning.results import conclude
 from src.tuning.resuming import open_sweep, scratch_folder
 from src.tuning.settings import Trials
@@ -51,17 +51,11 @@ def run_sweep(plan: SweepPlan, settings: Trials, hydra: HydraJob) -> Journal:
     """
     folder, goal, trials = plan.folder, plan.goal, plan.trials
     keeps = judging.keeps_checkpoints(plan.scheduler)
-
-    def done(trial: TrialRecord) -> bool:
-        if trial.state not in OVER:
-            return False
-        return trial.value is not None or keeps or returned(folder, trial.number) is not None
-
     with open_sweep(folder, plan.identity, settings.resume) as journal:
-        for trial in list(journal.trials.values()):
-            if not done(trial):
-                fill_in(journal, trial, goal.metric)
-        trials.take_up(journal, plan.scheduler, done)
+        begun = [number for number, trial in journal.trials.items() if not is_done(folder, trial, keeps)]
+        for number in begun:
+            fill_in(journal, journal.trials[number], goal.metric)
+        trials.take_up(journal, plan.scheduler, begun)
         if not trials.is_done():
             with connected(settings.ray), scratch_folder(folder) as scratch:
                 check_shared(folder)

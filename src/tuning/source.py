@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from ray import tune
@@ -51,13 +51,13 @@ class TrialSource(SearchAlgorithm):
         self.room: Callable[[], float] = lambda: math.inf  # and as the machines have room for
         self.shares: Callable[[Point], tune.PlacementGroupFactory]
 
-    def take_up(self, journal: Journal, scheduler: TrialScheduler | None, done: Callable[[TrialRecord], bool]) -> None:
-        """Before Tune is asked to run anything. done: whether nothing of the trial is left to do."""
+    def take_up(self, journal: Journal, scheduler: TrialScheduler | None, begun: Collection[int]) -> None:
+        """Before Tune is asked to run anything. begun: the trials of the journal of which something is left to do."""
         self.journal, self.scheduler = journal, scheduler
         mine = {number: one for number, one in sorted(journal.trials.items()) if self.points or number in self.jobs}
         reader: Any = self.points or self.plan
         points = {number: {JOB: number} | reader.read(one) for number, one in mine.items()}
-        begun = [number for number, one in mine.items() if not done(one)]
+        begun = [number for number in mine if number in begun]
         if self.points is not None:
             self.points.take_up(points, {number: self._value(mine[number]) for number in mine if number not in begun})
             limit = self.points.limit if self.points.limit is not None else math.inf
@@ -148,12 +148,11 @@ class TrialSource(SearchAlgorithm):
         for trial in trials.values():
             self.scheduler.on_trial_add(nobody, trial)
         last = {number: max(one.rows, default=0) for number, one in self.journal.trials.items()}
-        told, ended = set(), set()
+        ended = set()
         for number, epoch in self.journal.order:
             over = number not in self._begun
-            if (number, epoch) in told or number in ended or not (epoch or (over and last[number])):
+            if number in ended or not (epoch or (over and last[number])):
                 continue
-            told.add((number, epoch))
             trial, row = trials[number], self._row(number, epoch or last[number])
             # Of a trial that is over, median takes a row so too, without deciding again, which takes it long.
             if epoch == 0 or (over and isinstance(self.scheduler, MedianStoppingRule)):

@@ -26,7 +26,6 @@ from rich.text import Text
 from src.reporting.sweep_journal import (
     FAILED,
     FINISHED,
-    NOT_RANKED,
     PAUSED,
     PRUNED,
     RUNNING,
@@ -70,7 +69,6 @@ class SweepDisplay:
         self._clock = clock
         # Replaced where it grows: the thread that draws the table goes through it at any time.
         self._trials = {number: _as_found(trial) for number, trial in journal.trials.items()}
-        self._bests = {trial.number: trial.best(goal) for trial in ranking(self._trials, goal)}
         self._durations: list[float] = []  # seconds of the trials that ended in this start of the sweep
         self._last_line = clock()
         self._table = ExitStack()
@@ -91,7 +89,6 @@ class SweepDisplay:
         if number not in self._trials:
             self._trials = {**self._trials, number: trial}
         self._trials[number] = replace(trial, rows=dict(trial.rows))
-        self._bests[number] = None if trial.state in NOT_RANKED else trial.best(self.goal)
         if trial.state in DONE:
             self._durations.append(trial.seconds)
             if trial.error or not self.terminal:
@@ -143,11 +140,8 @@ class SweepDisplay:
         return f"{done} done" if self.total is None else f"{done} of {self.total} done"
 
     def _best(self, metric: str = "") -> str:
-        known = [(-self.goal.sign * best[0], number) for number, best in self._bests.items() if best is not None]
-        if not known:
-            return ""
-        number = min(known)[1]
-        return f"best #{number} {metric}{self._bests[number][0]:.4f}"
+        ranked = ranking(self._trials, self.goal)
+        return f"best #{ranked[0].number} {metric}{ranked[0].best(self.goal)[0]:.4f}" if ranked else ""
 
     def _left(self) -> str:
         """How long the rest takes if its trials take as long as those that ended did; nothing before one did."""

@@ -152,7 +152,7 @@ def test_a_trial_that_goes_on_keeps_its_rows_and_takes_new_parameters(tmp_path, 
     trial = journal.trials[3]
     assert {epoch: row["val/acc"] for epoch, row in trial.rows.items()} == {1: 0.5, 2: 0.7}
     assert (trial.params, trial.overrides) == ({"optimizer.lr": 0.2}, ["optimizer.lr=0.2"])
-    assert (trial.state, trial.error, trial.ended, trial.started) == (RUNNING, "", None, 1000.0)
+    assert (trial.state, trial.error, trial.started) == (RUNNING, "", 1000.0)
 
 
 def test_seconds_are_of_work_and_not_of_a_pause(tmp_path, clock):

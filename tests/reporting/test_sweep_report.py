@@ -116,7 +116,7 @@ def test_the_page_from_top_to_bottom(tmp_path):
     ]
     assert page.texts.count("lr") >= 2  # title and headline
     facts = ["3 trials: 1 finished, 1 pruned, 1 failed", "1 min from the first start to the last end"]
-    facts += ["1 min 00 s of work in all trials", "judged by val/acc, the larger the better"]
+    facts += ["1 min of work in all trials", "judged by val/acc, the larger the better"]
     assert "; ".join(facts) in page.texts
     assert "Tried: optimizer.lr: 0.0001, 0.001, 0.01 (log); model.head: linear, mlp" in page.texts
     assert "Best: val/acc 0.8000 of trial 1 in epoch 2" in page.texts

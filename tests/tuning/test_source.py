@@ -32,7 +32,10 @@ def source_of(journal: Journal, scheduler=None, limit: int | None = None, plan=N
         points.limit = limit
     source = TrialSource(plan or SPACE, GOAL, points, jobs)
     source.shares = lambda point: tune.PlacementGroupFactory([{"CPU": 1.0}])
-    source.take_up(journal, scheduler, lambda trial: trial.state in (FINISHED, PRUNED) and trial.value is not None)
+    over = [
+        number for number, one in journal.trials.items() if one.state in (FINISHED, PRUNED) and one.value is not None
+    ]
+    source.take_up(journal, scheduler, [number for number in journal.trials if number not in over])
     spec = {"run": "nothing", "storage": None, "checkpoint_config": None, "max_failures": 2}
     source.add_configurations([SimpleNamespace(spec=spec)])
     return source
