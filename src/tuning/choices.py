@@ -110,10 +110,7 @@ def check_together(search: Any, scheduler: Any) -> None:
         raise UserError(
             f"search={search} does not go with scheduler={scheduler}",
             why="it draws its first trials at random and chooses all later values itself; Ray refuses any other search",
-            fix=[
-                sweep_command("search=random"),
-                sweep_command("scheduler=asha"),
-            ],
+            fix=[sweep_command("search=random"), sweep_command("scheduler=asha")],
         )
 
 
@@ -153,10 +150,7 @@ def _population(settings: SweeperSettings, space: Space) -> TrialScheduler:
             f"scheduler=pbt cannot change {', '.join(wrong)}",
             where="hydra.sweeper.scheduler=pbt",
             why=f"in the middle of a run it can change numbers of the optimizer, and {', '.join(MUTABLE)}",
-            fix=[
-                sweep_command("scheduler=asha"),
-                sweep_command(remove=wrong),
-            ],
+            fix=[sweep_command("scheduler=asha"), sweep_command(remove=wrong)],
         )
     seeding.seed_numpy_and_python(settings.seed, "pbt")  # Ray's pbt draws from the global generators alone
     intervals = {name: one for name, one in space.parameters.items() if one.values is None}

@@ -8,8 +8,6 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +30,8 @@ log = logging.getLogger(__name__)
 LONGEST_PARENT = 107 - 14 - 44 - 21
 
 
-@contextmanager
-def connected(settings: Ray) -> Iterator[None]:
-    """Inside, Ray is there: the cluster at the address, or one on this machine. Raises UserError where none answers.
+def connect(settings: Ray) -> None:
+    """Afterwards Ray is there: the cluster at the address, or one on this machine. Raises UserError where none answers.
 
     Ray that runs already, of an earlier batch of the same sweep, is used again. It ends with the process: ended in another
     thread, while the report is made, Ray ends the process at times.
@@ -42,12 +39,8 @@ def connected(settings: Ray) -> Iterator[None]:
     logger = logging.getLogger("ray")
     logger.handlers.clear()
     logger.propagate = True
-    if not ray.is_initialized():
-        _start(settings)
-    yield
-
-
-def _start(settings: Ray) -> None:
+    if ray.is_initialized():
+        return
     address = settings.init.address
     words: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
     if address is None:

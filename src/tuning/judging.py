@@ -38,11 +38,7 @@ def goal_of(settings: Trials, config: DictConfig) -> Goal:
     metric = settings.metric or OmegaConf.select(config, "checkpoint.monitor", default="objective")
     mode = settings.mode or METRICS.get(metric) or ("min" if "loss" in metric or "error" in metric else "max")
     if mode not in ("max", "min"):
-        raise UserError(
-            f"mode={mode} is not a choice",
-            why="mode is max or min",
-            fix=sweep_command("mode=max"),
-        )
+        raise UserError(f"mode={mode} is not a choice", why="mode is max or min", fix=sweep_command("mode=max"))
     return Goal(metric, mode)
 
 

@@ -15,7 +15,7 @@ from ray.tune.schedulers import TrialScheduler
 from src.reporting.sweep_journal import Journal
 from src.tuning import judging
 from src.tuning.choices import changes_points
-from src.tuning.cluster import at_once, check_shared, connected
+from src.tuning.cluster import at_once, check_shared, connect
 from src.tuning.controller import Sweep, fill_in, run_trials
 from src.tuning.goal import Goal
 from src.tuning.job import HydraJob, is_done, make_context
@@ -57,7 +57,8 @@ def run_sweep(plan: SweepPlan, settings: Trials, hydra: HydraJob) -> Journal:
             fill_in(journal, journal.trials[number], goal.metric)
         trials.take_up(journal, plan.scheduler, begun)
         if not trials.is_done():
-            with connected(settings.ray), scratch_folder(folder) as scratch:
+            connect(settings.ray)
+            with scratch_folder(folder) as scratch:
                 check_shared(folder)
                 trials.shares = plan.shares
                 shares = [plan.shares(point) for point in trials.waiting or [plan.example]]
@@ -79,7 +80,7 @@ def run_sweep(plan: SweepPlan, settings: Trials, hydra: HydraJob) -> Journal:
                     grace_s=settings.grace_s,
                 )
                 display = SweepDisplay(journal, goal, total=plan.total, max_epochs=plan.max_epochs, concurrent=room)
-                many = "trials" if plan.total is None else f"{plan.total} trials"
+                many = {None: "trials", 1: "1 trial"}.get(plan.total, f"{plan.total} trials")
                 log.info(f"{many}, {room} at once, in {os.path.relpath(folder)}")
                 run_trials(Sweep(context, settings, journal, display, trials, plan.max_epochs, room), plan.scheduler)
         conclude(folder, journal, goal)

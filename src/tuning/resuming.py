@@ -37,9 +37,7 @@ def open_sweep(folder: Path, identity: dict[str, Any], resume: str) -> Iterator[
     resume = resume.lower()
     if resume not in ("auto", "true", "false"):
         raise UserError(
-            f"resume={resume} is not a choice",
-            why="it is auto, true or false",
-            fix=sweep_command("resume=auto"),
+            f"resume={resume} is not a choice", why="it is auto, true or false", fix=sweep_command("resume=auto")
         )
     made = folder / IDENTITY
     if not made.exists():

@@ -62,9 +62,7 @@ class TrialSource(SearchAlgorithm):
             self.points.take_up(points, {number: self._value(mine[number]) for number in mine if number not in begun})
             limit = self.points.limit if self.points.limit is not None else math.inf
             if left := [number for number in begun if number >= limit]:
-                log.info(
-                    f"num_samples  {len(left)} trials that were begun stay as they are, #{left[0]} the first of them"
-                )
+                log.info(f"num_samples={limit}: trials from #{left[0]} on, which were begun, stay as they are")
             begun = [number for number in begun if number < limit]
         for number in begun:
             ended = mine[number].state in (FINISHED, PRUNED)

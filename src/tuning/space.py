@@ -177,10 +177,7 @@ def read_space(arguments: Sequence[str], params: Mapping[str, Any], config_loade
             "nothing is swept",
             where=" ".join(fixed) or "the command line",
             why="a search needs at least one setting with several values, here or in hydra.sweeper.params",
-            fix=[
-                sweep_command(SPACE),
-                sweep_command("optimizer.lr=1e-4,1e-3,1e-2", "hydra.sweeper.search=grid"),
-            ],
+            fix=[sweep_command(SPACE), sweep_command("optimizer.lr=1e-4,1e-3,1e-2", "hydra.sweeper.search=grid")],
         )
     return Space(parameters, fixed)
 

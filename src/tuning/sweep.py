@@ -93,12 +93,7 @@ def sweep(settings: SweeperSettings, hydra: HydraJob, arguments: Sequence[str]) 
 
 
 def describe(
-    settings: SweeperSettings,
-    space: Space,
-    goal: Goal,
-    count: int | None,
-    folder: Path,
-    example: DictConfig,
+    settings: SweeperSettings, space: Space, goal: Goal, count: int | None, folder: Path, example: DictConfig
 ) -> None:
     """dry_run=true: what would be done. example: the config of the first trial."""
     wanted = settings.resources
@@ -122,10 +117,7 @@ def describe(
 
 
 def _checked(
-    space: Space,
-    others: Sequence[dict[str, Any]],
-    task: TaskFunction,
-    composed: Callable[[Sequence[str]], DictConfig],
+    space: Space, others: Sequence[dict[str, Any]], task: TaskFunction, composed: Callable[[Sequence[str]], DictConfig]
 ) -> list[DictConfig]:
     """The config of the first of `others` with every value that is named, and both ends of every interval.
 

@@ -165,14 +165,14 @@ def started(monkeypatch):
 
 def test_ray_is_started_here_once_unless_there_is_an_address(started, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
-    with cluster.connected(Ray()):
-        assert (started["address"], started["num_cpus"]) == ("local", cpu_cores())
+    cluster.connect(Ray())
+    assert (started["address"], started["num_cpus"]) == ("local", cpu_cores())
     assert "runtime_env" not in started
-    with cluster.connected(Ray(init=RayInit(address="10.0.0.1:6379"))):
-        assert started["address"] == "local", "an earlier batch of the sweep has started it"
+    cluster.connect(Ray(init=RayInit(address="10.0.0.1:6379")))
+    assert started["address"] == "local", "an earlier batch of the sweep has started it"
     started.clear()
-    with cluster.connected(Ray(init=RayInit(address="10.0.0.1:6379"))):
-        assert started["address"] == "10.0.0.1:6379"
+    cluster.connect(Ray(init=RayInit(address="10.0.0.1:6379")))
+    assert started["address"] == "10.0.0.1:6379"
     assert "num_cpus" not in started, "a cluster has its own"
 
 
@@ -181,15 +181,12 @@ def test_a_cluster_that_does_not_answer(started, monkeypatch):
         raise ConnectionError("nobody there\nand a page more")
 
     monkeypatch.setattr(cluster.ray, "init", refuse)
-    with (
-        pytest.raises(UserError, match="no Ray cluster answers at auto") as error,
-        cluster.connected(Ray(init=RayInit(address="auto"))),
-    ):
-        pass
+    with pytest.raises(UserError, match="no Ray cluster answers at auto") as error:
+        cluster.connect(Ray(init=RayInit(address="auto")))
     assert error.value.code == ExitCode.UNAVAILABLE
     assert error.value.why.startswith("nobody there\n")
-    with pytest.raises(UserError, match="Ray could not be started"), cluster.connected(Ray()):
-        pass
+    with pytest.raises(UserError, match="Ray could not be started"):
+        cluster.connect(Ray())
 
 
 def test_the_code_that_is_sent_is_the_code_alone(started, tmp_path, monkeypatch):
@@ -207,7 +204,7 @@ def test_the_code_that_is_sent_is_the_code_alone(started, tmp_path, monkeypatch)
         path.touch()
     monkeypatch.setattr(cluster, "PROJECT", tmp_path / "project")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with cluster.connected(Ray(ship_code=True)):
-        sent = Path(started["runtime_env"]["working_dir"])
+    cluster.connect(Ray(ship_code=True))
+    sent = Path(started["runtime_env"]["working_dir"])
     found = sorted(path.relative_to(sent).as_posix() for path in sent.rglob("*") if path.is_file())
     assert found == ["conf/c.yaml", "src/a.py", "src/data/b.py"]

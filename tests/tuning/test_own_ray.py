@@ -23,12 +23,12 @@ import os, sys
 from src.tuning.quiet import quiet_ray
 quiet_ray(None)
 import ray
-from src.tuning.cluster import connected
+from src.tuning.cluster import connect
 from src.tuning.settings import Ray
-with connected(Ray()):
-    node = ray.get_runtime_context()
-    print(node.gcs_address, os.environ["RAY_AUTH_TOKEN"], node.get_session_name(), flush=True)
-    sys.stdin.readline()
+connect(Ray())
+node = ray.get_runtime_context()
+print(node.gcs_address, os.environ["RAY_AUTH_TOKEN"], node.get_session_name(), flush=True)
+sys.stdin.readline()
 """
 STRANGER = """
 import ray, sys
@@ -108,8 +108,8 @@ def test_whatever_keeps_ray_from_starting_is_said_with_what_to_do(monkeypatch, e
 
     monkeypatch.setattr(cluster.ray, "init", refuse)
     monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    with pytest.raises(UserError, match="Ray could not be started") as caught, cluster.connected(cluster.Ray()):
-        pass
+    with pytest.raises(UserError, match="Ray could not be started") as caught:
+        cluster.connect(cluster.Ray())
     assert caught.value.code == ExitCode.UNAVAILABLE
     assert "space" in caught.value.why.lower() or "timed out during startup" in caught.value.why
     assert len(caught.value.fix) == 2
