@@ -83,5 +83,7 @@ def run_sweep(plan: SweepPlan, settings: Trials, hydra: HydraJob) -> Journal:
                 many = {None: "trials", 1: "1 trial"}.get(plan.total, f"{plan.total} trials")
                 log.info(f"{many}, {room} at once, in {os.path.relpath(folder)}")
                 run_trials(Sweep(context, settings, journal, display, trials, plan.max_epochs, room), plan.scheduler)
+        else:
+            log.info(f"{os.path.relpath(folder)} is finished: there is nothing left to run")
         conclude(folder, journal, goal)
         return journal

@@ -19,7 +19,7 @@ import yaml
 from src.errors import ExitCode, UserError
 from src.files import write_csv, write_text
 from src.hydra_words import without_quotes
-from src.reporting.sweep_journal import DIVERGED, FAILED, NOT_RANKED, PRUNED, Journal, TrialRecord, counted, ranking
+from src.reporting.sweep_journal import DIVERGED, FAILED, PRUNED, Journal, TrialRecord, counted, ranking
 from src.reporting.sweep_report import write_sweep_report
 from src.reporting.sweep_scale import duration, shown
 from src.tuning.goal import Goal
@@ -124,7 +124,9 @@ def _of_the_sweep(word: str) -> bool:
 
 
 def print_ranking(journal: Journal, goal: Goal, folder: Path, name: str, report: Path) -> None:
-    """Prints how a sweep ended: the best trials, what to look at, how to repeat the winner, and what failed.
+    """Prints how a sweep ended: the best trials, what to look at, how to repeat the winner, and what diverged.
+
+    What failed is in the error that follows (`failures`).
 
     folder, name: of the sweep. report: its page with plots.
     """
@@ -147,8 +149,8 @@ def print_ranking(journal: Journal, goal: Goal, folder: Path, name: str, report:
     if ranked:
         log.info(f"repeat    {single_run_command(ranked[0], name)}")
     for trial in trials.values():
-        if trial.state in NOT_RANKED:
-            log.info(f"{trial.state:<9} #{trial.number} {trial.error} ({trial.folder})")
+        if trial.state == DIVERGED:
+            log.info(f"diverged  #{trial.number} {trial.error} ({trial.folder})")
 
 
 def _table(ranked: Sequence[TrialRecord], goal: Goal) -> list[str]:

@@ -196,7 +196,9 @@ def test_optuna_goes_on_with_other_settings_and_runs_no_code_of_the_folder(tmp_p
     assert not list(tmp_path.rglob("ran-code")), "a pickle of the sweep's folder was read"
     assert not list((sweep.sweep / ".tune").glob("tune-*")), "Tune's own files stay behind"
     before = sweep.events("started")
-    assert "9 trials: 9 finished" in sweep.start("hydra.sweeper.num_samples=9").end()
+    text = sweep.start("hydra.sweeper.num_samples=9").end()
+    assert "runs/app is finished: there is nothing left to run" in text
+    assert "9 trials: 9 finished" in text
     assert sweep.events("started") == before
 
 

@@ -11,7 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from src.errors import MAX_LINES, ExitCode
-from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal, TrialRecord
+from src.reporting.sweep_journal import DIVERGED, FAILED, FINISHED, PAUSED, PRUNED, Journal, TrialRecord
 from src.tuning.goal import Goal
 from src.tuning.results import failures, print_ranking, single_run_command, write_results
 from tests.conftest import parses
@@ -155,8 +155,7 @@ def test_the_ranking_on_the_screen(tmp_path, journal, caplog):
         "look at   runs/heads/report.html",
         "files     runs/heads/: optimization_results.yaml, sweep.csv, trials.jsonl",
         f"repeat    {COMMAND}",
-        "failed    #1 ValueError: boom (runs/heads/1)",
-    ]
+    ], "and of #1, which failed, nothing: the error that ends the sweep says it"
 
 
 def test_the_ranking_shows_ten_and_counts_all(tmp_path, caplog):
@@ -177,7 +176,9 @@ def test_a_sweep_without_a_value_says_so(journal, caplog):
     printed = "\n".join(caplog.messages)
     assert "best      no trial has a value of val/f1" in printed
     assert "repeat" not in printed
-    assert "failed    #1 ValueError: boom (runs/heads/1)" in printed
+    journal.ended(1, DIVERGED, error="the loss is nan")
+    print_ranking(journal, Goal("val/f1", "max"), journal.path.parent, "heads", journal.path.parent / "report.html")
+    assert caplog.messages[-1] == "diverged  #1 the loss is nan (runs/heads/1)"
 
 
 def test_failures_are_an_error_that_lists_them(journal):
