@@ -22,13 +22,13 @@ from src.data.reading import PictureError, read_and_look
 from src.data.sampler import PartSampler
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
-from src.files import existing_parent, make_folder, write_csv
+from src.files import make_folder, write_csv
 from src.machine import choose_device
 from src.models.building import rebuild
 from src.models.losses import probabilities
 from src.out_of_memory import InParts
 from src.strategies.precision import autocast, usable_precision
-from src.text import printable, shell_word
+from src.text import printable
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)
@@ -51,25 +51,7 @@ def predict(
 ) -> None:
     """Writes out (CSV) and shows its first rows. Raises UserError for a model or pictures that are not there."""
     card, state = load_model(model)
-    if not images.exists():
-        raise UserError(
-            f"images={printable(images)} does not exist",
-            where=str(images.absolute()),
-            why="relative paths start from the folder the command is run in",
-            fix=corrected(f"images={existing_parent(images)}")  # no shell replaces the * behind a =
-            if "*" in images.name
-            else f"ls {shell_word(existing_parent(images))}",
-            code=ExitCode.NO_INPUT,
-        )
     paths = list_pictures(images)
-    if not paths:
-        raise UserError(
-            f"no picture was found in {printable(images)}",
-            where=str(images.absolute()),
-            why="it and its sub-folders hold no file of a format that is read",
-            fix=f"find {shell_word(images)} -type f | head",
-            code=ExitCode.NO_INPUT,
-        )
     replaced = _try(out)
     device = choose_device(accelerator)
     precision = usable_precision(card.precision, device)

@@ -301,7 +301,7 @@ def test_pictures_that_were_moved(work, run, compared, tmp_path, moved):
     ("images", "found", "code"),
     [
         ("nowhere", "does not exist", ExitCode.NO_INPUT),
-        ("empty", "holds no picture", ExitCode.NO_INPUT),
+        ("empty", "no picture was found", ExitCode.NO_INPUT),
         ("damaged", r"x\.jpg: not a picture", ExitCode.DATA),
     ],
 )

@@ -93,7 +93,8 @@ def check_pictures(
             finally:  # Ctrl-C too: what was checked until then need not be checked again
                 pool.shutdown(wait=False, cancel_futures=True)
                 if memory:
-                    _save(memory, options, entries)
+                    text = json.dumps({**_head(options), "files": entries}, separators=(",", ":"))
+                    _written(memory, text, "the checked pictures cannot be remembered, the next run checks them again")
     return {name: known[name] for name in stamps}
 
 
@@ -105,7 +106,8 @@ def refuse_bad_pictures(bad: Mapping[str, str], total: int, root: Path, list_fil
     rows = [f"{_tail(printable(name), 70)}: {printable(reason)}"[:110] for name, reason in bad.items()]
     shown = rows if len(rows) <= SHOWN else [*rows[:SHOWN], f"and {len(rows) - SHOWN} more"]
     mend = "delete or replace the bad files"
-    if list_file and _write_list(list_file, bad):
+    list_text = "".join(f"{printable(name)}\t{reason}\n" for name, reason in bad.items())
+    if list_file and _written(list_file, list_text, "the list of bad pictures cannot be written"):
         mend += f"; they are listed in {list_file}"
     return UserError(
         f"{len(rows)} of {total} pictures cannot be read",
@@ -195,21 +197,13 @@ def _is_entry(row: object) -> bool:
     return all(abs(value) < 2**63 for value in row if isinstance(value, int)) and 0 <= row[6] <= 16
 
 
-def _save(memory: Path, options: ReadOptions, entries: dict[str, list]) -> None:
-    """Replaces the memory in one step. Failing to is no reason to stop: the next run checks again."""
+def _written(path: Path, text: str, otherwise: str) -> bool:
+    """Replaces the file in one step. Failing to is no reason to stop, and said."""
     try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_text(memory, json.dumps({**_head(options), "files": entries}, separators=(",", ":")))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
     except OSError as error:
-        log.warning("the checked pictures cannot be remembered: %s; the next run checks them again", error)
-
-
-def _write_list(list_file: Path, bad: Mapping[str, str]) -> bool:
-    try:
-        list_file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(list_file, "".join(f"{printable(name)}\t{bad[name]}\n" for name in bad))
-    except OSError as error:
-        log.warning("the list of bad pictures cannot be written: %s", error)
+        log.warning(f"{otherwise}: {error}")
         return False
     return True
 

@@ -6,7 +6,6 @@ What a folder means is the rule of src/data/layout.py. What is not used is count
 from __future__ import annotations
 
 import logging
-import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from src.data.scanning import LeftOut, holds_images, how_to_convert, images_belo
 from src.data.spelling import refuse_alike
 from src.errors import ExitCode, UserError
 from src.files import existing_parent
-from src.text import printable
+from src.text import printable, shell_word
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ def list_image_folder(root: Path, layout: str = "auto") -> Listing:
             f"data.root={root} is not a folder",
             where=str(root.absolute()),
             why="data=image_folder reads one sub-folder per class",
-            fix=f"ls {shlex.quote(str(existing_parent(root)))}",
+            fix=f"ls {shell_word(existing_parent(root))}",
             code=ExitCode.NO_INPUT,
         )
     found = choose_layout(root, layout)
@@ -79,7 +78,7 @@ def list_image_folder(root: Path, layout: str = "auto") -> Listing:
     if empty:
         raise _empty_classes(root, empty)
     where = printable(str(root.absolute()))
-    refuse_alike(listing.labels, where, f"give the folders of a class one name: ls {shlex.quote(str(root))}")
+    refuse_alike(listing.labels, where, f"give the folders of a class one name: ls {shell_word(root)}")
     for sentence in left_out.sentences(root):
         log.warning(sentence)
     for folder, count in loose.items():
@@ -92,25 +91,45 @@ def list_image_folder(root: Path, layout: str = "auto") -> Listing:
     for name, reason in found.left_out.items():
         log.warning(
             f"{printable(str(root / name))} is left out: {reason}. After training, predict takes its images: "
-            f"python -m src.predict run=RUN images={shlex.quote(str(root / name))}"
+            f"python -m src.predict run=RUN images={shell_word(root / name)}"
         )
     return listing
 
 
 def list_pictures(path: Path) -> list[Path]:
-    """Every picture below a folder, or the one file; for predict. Raises UserError for a folder that cannot be read."""
-    left_out = LeftOut()
-    if not path.is_file() and not path.is_dir():
+    """Every picture below a folder, or the one file: what images= names. Raises UserError where there is none."""
+    if path.is_file():
+        return [path]
+    left_out, where = LeftOut(), str(path.absolute())
+    if not path.exists():
+        parent = existing_parent(path)
+        raise UserError(
+            f"images={printable(path)} does not exist",
+            where=where,
+            why="relative paths start from the folder the command is run in",
+            # No shell replaces the * behind a =.
+            fix=corrected(f"images={parent}") if "*" in path.name else f"ls {shell_word(parent)}",
+            code=ExitCode.NO_INPUT,
+        )
+    if not path.is_dir():
         raise UserError(
             f"{printable(path)} is neither a folder nor a file",
-            where=str(path.absolute()),
+            where=where,
             why="a device or a pipe holds no images",
-            fix=f"ls -l {shlex.quote(str(path))}",
+            fix=f"ls -l {shell_word(path)}",
             code=ExitCode.DATA,
         )
-    found = [path] if path.is_file() else list(images_below(path, left_out))
+    found = list(images_below(path, left_out))
     for sentence in left_out.sentences(path):
         log.warning(sentence)
+    if not found:
+        raise UserError(
+            f"no picture was found in {printable(path)}",
+            where=where,
+            why="it and its sub-folders hold no file of a format that is read",
+            fix=f"find {shell_word(path)} -type f | head",
+            code=ExitCode.NO_INPUT,
+        )
     return found
 
 
@@ -123,7 +142,7 @@ def _is_folder(path: Path) -> bool:
             f"data.root={printable(str(path))} cannot be looked into: {error.strerror}",
             where=printable(str(path)),
             why="a folder above it may not be entered, or the path is too long",
-            fix=f"ls -ld {shlex.quote(str(path.parent))}",
+            fix=f"ls -ld {shell_word(path.parent)}",
             code=ExitCode.NO_INPUT,
         ) from error
 
@@ -133,8 +152,8 @@ def _nothing_found(root: Path, left_out: LeftOut) -> UserError:
     loose, where = images_in(root), printable(str(root.absolute()))
     if loose:
         above = root.absolute().parent
-        quoted = shlex.quote(str(root / loose[0]))
-        fix = [f"mkdir {shlex.quote(str(root / 'CLASS'))}; mv {quoted} {shlex.quote(str(root / 'CLASS'))}/"]
+        quoted = shell_word(root / loose[0])
+        fix = [f"mkdir {shell_word(root / 'CLASS')}; mv {quoted} {shell_word(root / 'CLASS')}/"]
         fix[0] += "   # and so on: one folder per class"
         if sum(holds_images(above / name) for name in sub_folders(above)) > 1:
             fix.append(corrected(f"data.root={above}") + "   # if this folder is one of the classes")
@@ -155,7 +174,7 @@ def _nothing_found(root: Path, left_out: LeftOut) -> UserError:
                 *left_out.sentences(root),
             ]
         ),
-        fix=f"find {shlex.quote(str(root))} -type f | head",
+        fix=f"find {shell_word(root)} -type f | head",
         code=ExitCode.DATA,
     )
 
@@ -172,7 +191,7 @@ def _empty_classes(root: Path, empty: dict[Path, Counter[str]]) -> UserError:
     ]
     first = next(iter(empty))
     aside = root.absolute().with_name("-".join([root.absolute().name, *first.relative_to(root).parts]))
-    fix = [f"mv {shlex.quote(str(first))} {shlex.quote(str(aside))}", "put images into it"]
+    fix = [f"mv {shell_word(first)} {shell_word(aside)}", "put images into it"]
     if any(how_to_convert(kinds) for kinds in empty.values()):
         fix = ["convert the files to JPEG or PNG, in the same folder", fix[0] + "   # without the class"]
     return UserError(

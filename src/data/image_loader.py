@@ -235,10 +235,6 @@ def _lost(ended: dict[int | None, int], names: list[str]) -> BaseException:
         f"a loader process (pid {pid}) {how}",
         where=f"it was reading {names[0]}" if names else "",
         why=why,
-        fix=[
-            f"{corrected(of_data('num_workers=1'))}   # fewer loader processes",
-            corrected(of_data("batch_size=8")),
-            shell_command(),
-        ],
+        fix=[f"{corrected(of_data('num_workers=1'))}   # fewer loader processes", shell_command()],
         code=ExitCode.PROCESS_LOST,
     )

@@ -20,8 +20,6 @@ from src.data.splits import read_split_file
 from src.data.time_limit import in_time
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
-from src.files import existing_parent
-from src.text import printable, shell_word
 from src.user_command import corrected
 
 MOST = 16
@@ -52,15 +50,7 @@ def pictures_of_run(run: Path, config: dict[str, Any], card: ModelCard) -> Tenso
 
 def pictures_below(images: Path, card: ModelCard) -> Tensor:
     """Up to MOST pictures of a folder and its sub-folders, or the one file: uint8 (N, 3, S, S). Raises UserError."""
-    files = list_pictures(images) if images.exists() else []
-    if not files:
-        raise UserError(
-            f"images={printable(images)} {'holds no picture' if images.exists() else 'does not exist'}",
-            where=str(images.absolute()),
-            why="an export is compared on pictures",
-            fix=f"ls {shell_word(existing_parent(images))}",
-            code=ExitCode.NO_INPUT,
-        )
+    files = list_pictures(images)
     options = card.read_options
     try:
         return _read(files, lambda file: read_picture(file, options), card)

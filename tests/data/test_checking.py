@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from src.data import checking, scanning
+from src.data import checking, scanning, time_limit
 from src.data.checking import Checked, check_pictures, refuse_bad_pictures
 from src.data.reading import ReadOptions
 from src.errors import MAX_LINES, ExitCode, LoaderFault
@@ -313,8 +313,11 @@ def test_a_file_that_hangs_ends_the_check_with_its_name(tmp_path, monkeypatch):
     assert time.monotonic() - began < 10
 
 
-def test_a_folder_that_hangs_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(scanning, "SECONDS", 0.2)
-    monkeypatch.setattr(scanning, "_entries", lambda folder: time.sleep(5))
-    with pytest.raises(LoaderFault, match=f"{tmp_path}: no answer within 0.2 s"):
-        scanning.scan(tmp_path)
+@pytest.mark.parametrize("look", ["scan", "holds_images"])
+def test_a_folder_that_hangs_is_named(tmp_path, monkeypatch, look):
+    monkeypatch.setattr(time_limit, "SECONDS", 0.2)
+    for work in ("_entries", "_begins_with_images"):
+        monkeypatch.setattr(scanning, work, lambda folder: time.sleep(5))
+    with pytest.raises(LoaderFault, match=f"{tmp_path}: no answer within 0.2 s") as caught:
+        getattr(scanning, look)(tmp_path)
+    assert "timeout_seconds" not in caught.value.render(), "which is for images"
