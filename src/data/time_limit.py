@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from src.errors import ExitCode, LoaderFault
@@ -22,6 +23,30 @@ class NoAnswer(Exception):
     """Something was not read in time; the one argument names it. One line, since a loader process hands on the text."""
 
 
+class _Reader:
+    """A thread that works for another as long as that one lives. A new thread for every batch would be given cores and
+    memory of its own each time, and what is alive could not be told from what is left over."""
+
+    def __init__(self) -> None:
+        self.tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.thread = threading.Thread(
+            target=_work_off, args=[self.tasks], daemon=True
+        )  # does not keep a process alive
+        self.thread.start()
+
+    def __del__(self) -> None:
+        self.tasks.put(None)
+
+
+def _work_off(tasks: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (task := tasks.get()) is not None:
+        task()
+        del task  # it holds the results
+
+
+_own = threading.local()
+
+
 def one_by_one(
     work: Callable[[Item], Result], items: Sequence[Item], seconds: float, name: Callable[[Item], str] = str
 ) -> list[Result]:
@@ -34,6 +59,7 @@ def one_by_one(
     done: list[Result] = []
     failed: list[BaseException] = []
     now: list[tuple[Any, float]] = [(None, time.monotonic())]  # the item at hand, and since when
+    over = threading.Event()
 
     def run() -> None:
         try:
@@ -42,16 +68,19 @@ def one_by_one(
                 done.append(work(item))
         except BaseException as error:
             failed.append(error)
+        over.set()
 
-    thread = threading.Thread(target=run, daemon=True)  # daemon: it does not keep the process from ending
-    thread.start()
-    while thread.is_alive():
+    reader = getattr(_own, "reader", None)
+    if reader is None or not reader.thread.is_alive():  # not alive: this process is a fork
+        reader = _own.reader = _Reader()
+    reader.tasks.put(run)
+    while not over.is_set():
         before = now[0]
-        thread.join(max(0.0, before[1] + seconds - time.monotonic()))
+        over.wait(max(0.0, before[1] + seconds - time.monotonic()))
         if now[0] is before and time.monotonic() >= before[1] + seconds:
-            thread.join(GRACE_SECONDS)
-            if not thread.is_alive() or now[0] is not before:
+            if over.wait(GRACE_SECONDS) or now[0] is not before:
                 continue
+            _own.reader = None  # it hangs
             raise NoAnswer(f"{name(before[0])}: no answer within {seconds:g} s")
     if failed:
         raise failed[0]

@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from src import seeding
@@ -23,6 +22,20 @@ from src.models.optimizers import build_optimizer, build_plateau, build_schedule
 from src.out_of_memory import InParts
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images uint8 (B, 3, S, S), labels int64 (B,)
+
+
+class _Counting(L.Callback):
+    """A class of its own, since Lightning puts a module's callback in the place of the user's of the same class."""
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: dict[str, torch.Tensor],
+        batch: Batch,
+        index: int,
+    ) -> None:
+        pl_module.count(outputs, batch)
 
 
 class Classifier(L.LightningModule):
@@ -93,9 +106,7 @@ class Classifier(L.LightningModule):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Lightning calls the module's own on_train_batch_end after those of the callbacks, which may save the position."""
-        return [
-            LambdaCallback(on_train_batch_end=lambda trainer, module, outputs, batch, index: self.count(outputs, batch))
-        ]
+        return [_Counting()]
 
     def count(self, outputs: dict[str, torch.Tensor], batch: Batch) -> None:
         if self.step_counts and self._counted != 0:
