@@ -127,7 +127,7 @@ def evaluate_run(
     metrics, confusion = measure(pictures)
     seen = seen_in_training(run, merged(stored_settings(run), {}), pictures, split)
     of_unseen = _of_unseen(pictures, split, seen, lambda chosen: measure(chosen)[0])
-    number = int(confusion.sum())  # without those that broke since they were checked
+    number = int(confusion[:, 2].sum())  # without those that broke since they were checked
     changed = [f"{key}={value}" for key, value in changes.items()]
     measured = {"run": str(run), "changed": changed, "pictures": number, "metrics": metrics} | of_unseen
     name, replaced = _name_of(out, f"evaluation_{split}", changes, changed)
