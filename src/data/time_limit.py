@@ -72,7 +72,8 @@ def one_by_one(
 
     reader = getattr(_own, "reader", None)
     if reader is None or not reader.thread.is_alive():  # not alive: this process is a fork
-        reader = _own.reader = _Reader()
+        reader = _Reader()
+    _own.reader = None  # until it is free again: it may hang, and Ctrl-C may end the wait
     reader.tasks.put(run)
     while not over.is_set():
         before = now[0]
@@ -80,8 +81,8 @@ def one_by_one(
         if now[0] is before and time.monotonic() >= before[1] + seconds:
             if over.wait(GRACE_SECONDS) or now[0] is not before:
                 continue
-            _own.reader = None  # it hangs
             raise NoAnswer(f"{name(before[0])}: no answer within {seconds:g} s")
+    _own.reader = reader
     if failed:
         raise failed[0]
     return done

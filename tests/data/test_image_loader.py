@@ -135,6 +135,13 @@ def test_a_loader_process_that_is_killed_is_named_with_its_cause_and_its_image()
                 assert "it was reading photos/9.png" in found[number].render()
 
 
+def test_after_ctrl_c_nothing_waits_for_what_hangs():
+    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        one_by_one(time.sleep, [5], 60)
+    assert one_by_one(str, [1], 0.5) == ["1"]
+
+
 STOPPED = """
 import time
 from src.data.time_limit import one_by_one
