@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,16 @@ class Done:
     @property
     def text(self) -> str:
         return self.out + self.err
+
+
+@pytest.fixture(autouse=True)
+def variables() -> Iterator[None]:
+    """What a test, or the code that it calls, sets in the environment is gone after it."""
+    before = dict(os.environ)
+    yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from src.reporting import sweep_plots
+from src.reporting.goal import Goal
 from src.reporting.plots import INK, STYLE
 from src.reporting.sweep_journal import FINISHED, PRUNED, Journal, TrialRecord, ranking
 from src.reporting.sweep_scale import scales_of
-from src.tuning.goal import Goal
 
 GOAL = Goal("val/acc", "max")
 GRACE, FACTOR = 3, 3  # epochs before the first rung, and how many times more before the next

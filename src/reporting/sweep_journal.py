@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import ExitCode, UserError
-from src.tuning.goal import Goal
+from src.reporting.goal import Goal
 from src.user_command import named
 
 JOURNAL = "trials.jsonl"

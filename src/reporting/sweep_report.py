@@ -2,7 +2,7 @@
 
 Made at the end of a sweep from trials.jsonl in its folder alone, so it can be made again at any time:
 
-    python -c "from pathlib import Path; from src.tuning.goal import Goal
+    python -c "from pathlib import Path; from src.reporting.goal import Goal
     from src.reporting.sweep_report import write_sweep_report as write
     write(Path('runs/NAME'), Goal('val/acc', 'max'))"
 """
@@ -15,11 +15,11 @@ from pathlib import Path, PurePath
 
 from src.files import write_text
 from src.reporting import plots, sweep_plots
+from src.reporting.goal import Goal
 from src.reporting.importance import importance
 from src.reporting.report import Cell, Link, figure, page, section, table
 from src.reporting.sweep_journal import FAILED, NOT_RANKED, PRUNED, Journal, TrialRecord, counted, ranking
 from src.reporting.sweep_scale import Scale, duration, exact, numbers, scales_of, shown
-from src.tuning.goal import Goal
 
 STYLE = """.trials th, .trials td { white-space: nowrap; overflow-wrap: normal; vertical-align: top; }
 .trials td:last-child { white-space: normal; min-width: 12rem; }

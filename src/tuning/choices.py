@@ -24,8 +24,8 @@ from ray.tune.search import Searcher
 
 from src import seeding
 from src.errors import ExitCode, UserError
+from src.reporting.goal import Goal
 from src.tuning.commands import SPACE, sweep_command
-from src.tuning.goal import Goal
 from src.tuning.points import BayesianPoints, GridPoints, RandomPoints
 from src.tuning.settings import SweeperSettings, Trials
 from src.tuning.space import Space

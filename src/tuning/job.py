@@ -35,9 +35,9 @@ from omegaconf import DictConfig, open_dict, read_write
 import src
 from src.errors import ExitCode, UserError
 from src.files import read_metrics, write_json
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import OVER, TrialRecord
 from src.tuning import settings
-from src.tuning.goal import Goal
 from src.user_command import shell_command
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from ray.tune.schedulers import HyperBandScheduler, PopulationBasedTraining, Tri
 
 from src.config import METRICS
 from src.errors import UserError
+from src.reporting.goal import Goal
 from src.run_settings import flat
 from src.tuning.commands import sweep_command
-from src.tuning.goal import Goal
 from src.tuning.settings import Trials
 from src.user_command import corrected
 

@@ -12,12 +12,12 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import Journal
 from src.tuning import judging
 from src.tuning.choices import changes_points
 from src.tuning.cluster import at_once, check_shared, connect
 from src.tuning.controller import Sweep, fill_in, run_trials
-from src.tuning.goal import Goal
 from src.tuning.job import HydraJob, is_done, make_context
 from src.tuning.results import conclude
 from src.tuning.resuming import open_sweep, scratch_folder

@@ -19,9 +19,9 @@ from ray.tune.search import Searcher
 
 from src import seeding
 from src.errors import ExitCode, UserError
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import TrialRecord
 from src.tuning.commands import sweep_command
-from src.tuning.goal import Goal
 from src.tuning.space import Parameter, Space, plain
 
 log = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ import yaml
 from src.errors import ExitCode, UserError
 from src.files import write_csv, write_text
 from src.hydra_words import without_quotes
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import DIVERGED, FAILED, PRUNED, Journal, TrialRecord, counted, ranking
 from src.reporting.sweep_report import write_sweep_report
 from src.reporting.sweep_scale import duration, shown
-from src.tuning.goal import Goal
 from src.tuning.table import best_text, short_names
 from src.user_command import named
 

@@ -17,9 +17,9 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBas
 from ray.tune.search import Searcher
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import FAILED, FINISHED, NOT_RANKED, OVER, PRUNED, Journal, TrialRecord
 from src.tuning import trainable
-from src.tuning.goal import Goal
 from src.tuning.job import FINISH_AFTER, JOB
 from src.tuning.points import Point, Points
 

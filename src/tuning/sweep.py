@@ -15,12 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import ranking
 from src.tuning import judging
 from src.tuning.choices import build_scheduler, build_search, check_together
 from src.tuning.cluster import resources_of
 from src.tuning.commands import sweep_command
-from src.tuning.goal import Goal
 from src.tuning.job import HydraJob, compose
 from src.tuning.pipeline import SweepPlan, run_sweep
 from src.tuning.points import Points, random_point

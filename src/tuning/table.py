@@ -23,6 +23,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import (
     FAILED,
     FINISHED,
@@ -35,7 +36,6 @@ from src.reporting.sweep_journal import (
     ranking,
 )
 from src.reporting.sweep_scale import duration, shown
-from src.tuning.goal import Goal
 
 log = logging.getLogger(__name__)
 

@@ -170,7 +170,11 @@ class HydraTrainable(tune.Trainable):
     def _ended(self) -> dict[str, Any]:
         job, goal = self.job, self.context.goal
         self._leave_peers()
-        last = {goal.metric: goal.worst, "epoch": 0} | self.last | self._history()  # schedulers count on both
+        # Schedulers count on metric and epoch. Median passes over a trial that ends with a smaller epoch than it reported,
+        # as a trial of which an earlier start has trained all epochs would.
+        rows = trained_rows(self.runner.folder) if self.runner.folder is not None and job.error is None else []
+        last = {goal.metric: goal.worst, "epoch": max((row["epoch"] for row in rows), default=0)}
+        last |= self.last | self._history()
         if job.interrupted:
             return last | {"done": True, INTERRUPTED: True}
         if has_diverged(job.error):

@@ -136,6 +136,9 @@ def test_a_loader_process_that_is_killed_is_named_with_its_cause_and_its_image()
 
 
 def test_after_ctrl_c_nothing_waits_for_what_hangs():
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # tests that run in the background inherit that it is ignored
     threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         one_by_one(time.sleep, [5], 60)

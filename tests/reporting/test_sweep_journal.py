@@ -9,8 +9,8 @@ import pytest
 
 from src.errors import ExitCode, UserError
 from src.reporting import sweep_journal
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
-from src.tuning.goal import Goal
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from src.reporting import plots, sweep_plots
+from src.reporting.goal import Goal
 from src.reporting.importance import importance
 from src.reporting.report import Link, table
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
 from src.reporting.sweep_report import write_sweep_report
 from src.reporting.sweep_scale import Scale, numbers, scales_of, shown
-from src.tuning.goal import Goal
 from tests.conftest import ROOT, command_environment
 from tests.reporting.test_report import Page
 

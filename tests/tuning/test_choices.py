@@ -18,8 +18,8 @@ from ray.tune.schedulers import (
 from ray.tune.schedulers.pbt import _explore
 
 from src.errors import ExitCode, UserError
+from src.reporting.goal import Goal
 from src.tuning.choices import build_scheduler, build_search, changes_points, check_together
-from src.tuning.goal import Goal
 from src.tuning.points import GridPoints, RandomPoints
 from src.tuning.settings import LauncherSettings, SweeperSettings
 from tests.tuning.test_space import check_sweep_error, space_of

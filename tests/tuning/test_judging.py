@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, PopulationBasedTraining
 
 from src.errors import UserError
+from src.reporting.goal import Goal
 from src.tuning import judging
-from src.tuning.goal import Goal
 from src.tuning.settings import LauncherSettings
 
 

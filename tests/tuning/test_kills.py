@@ -15,9 +15,9 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import FINISHED, PAUSED, PRUNED, Journal
 from src.tuning.choices import build_scheduler
-from src.tuning.goal import Goal
 from src.tuning.points import random_point
 from src.tuning.settings import SweeperSettings
 from src.tuning.space import read_space

@@ -10,9 +10,9 @@ import pytest
 from ray.tune.search import Searcher
 
 from src.errors import ExitCode, UserError
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import TrialRecord
 from src.tuning.choices import build_search
-from src.tuning.goal import Goal
 from src.tuning.points import BayesianPoints, GridPoints, Points, RandomPoints, random_point
 from tests.conftest import command_environment
 from tests.tuning.test_space import check_sweep_error, space_of

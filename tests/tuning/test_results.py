@@ -11,8 +11,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from src.errors import MAX_LINES, ExitCode
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import DIVERGED, FAILED, FINISHED, PAUSED, PRUNED, Journal, TrialRecord
-from src.tuning.goal import Goal
 from src.tuning.results import failures, print_ranking, single_run_command, write_results
 from tests.conftest import parses
 

@@ -8,8 +8,8 @@ import pytest
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, MedianStoppingRule
 
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal
-from src.tuning.goal import Goal
 from src.tuning.job import FINISH_AFTER, JOB
 from src.tuning.launch import Jobs
 from src.tuning.points import Points, RandomPoints

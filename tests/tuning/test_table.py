@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from src.reporting import sweep_journal
+from src.reporting.goal import Goal
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal
 from src.reporting.sweep_scale import duration
-from src.tuning.goal import Goal
 from src.tuning.table import SweepDisplay, short_names
 
 LOGGER = "src.tuning.table"

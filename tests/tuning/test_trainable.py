@@ -11,8 +11,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from src.errors import ErrorOfProcess, ExitCode, UserError
+from src.reporting.goal import Goal
 from src.tuning import trainable
-from src.tuning.goal import Goal
 from src.tuning.trainable import HydraTrainable
 
 HIGH, LOW = Goal("val/acc", "max"), Goal("val/loss", "min")
@@ -23,6 +23,7 @@ def trial(goal: Goal, **job: Any) -> HydraTrainable:
     made = HydraTrainable.__new__(HydraTrainable)
     made.context = SimpleNamespace(goal=goal, changes_points=False)
     made.job = SimpleNamespace(**{"interrupted": False, "error": None, "value": None} | job)
+    made.runner = SimpleNamespace(folder=None)
     made.last, made.peers = {}, []
     return made
 
@@ -44,6 +45,15 @@ def test_a_job_that_returns_no_number_counts_as_the_worst(value):
     told = trial(HIGH, value=value)._ended()
     assert told[HIGH.metric] == HIGH.worst
     assert told["done"]
+
+
+def test_a_trial_that_an_earlier_start_has_trained_ends_with_its_last_epoch(tmp_path):
+    """Median leaves out whom it knows of with a smaller one."""
+    (tmp_path / "metrics.csv").write_text(f"epoch,{HIGH.metric}\n1,0.5\n2,0.7\n")
+    one = trial(HIGH, value=0.7)
+    one.runner.folder = tmp_path
+    told = one._ended()
+    assert (told["epoch"], told[HIGH.metric]) == (2, 0.7)
 
 
 @pytest.mark.parametrize("kind", [UserError, ErrorOfProcess])

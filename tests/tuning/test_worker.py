@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from src.reporting.goal import WORST
 from src.reporting.sweep_journal import DIVERGED, FAILED, FINISHED, Journal
-from src.tuning.goal import WORST
 from tests.conftest import ROOT, command_environment
 
 APP = """
