@@ -106,7 +106,7 @@ def marked(mark: str) -> list[str]:
         if entry.name.isdigit():
             with suppress(OSError):
                 if f"MARK={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:80])
+                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
     return [line for line in found if line]
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -375,6 +376,11 @@ def test_whole_modules_and_torchscript_are_refused_as_code(tmp_path):
     assert "torch.nn.modules.linear.Linear" in error.why
     assert "state_dict()" in error.fix[0]
     torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(str(tmp_path / "script.pt"))
+    assert "holds code" in refused(build(), tmp_path / "script.pt").found
+    with zipfile.ZipFile(
+        tmp_path / "script.pt", "a", zipfile.ZIP_DEFLATED
+    ) as archive:  # as torch compresses the sources
+        archive.writestr("script/code/longer.py.debug_pkl", bytes(10**6))
     assert "holds code" in refused(build(), tmp_path / "script.pt").found
 
 
