@@ -63,8 +63,9 @@ def ranks(folder: Path) -> dict[int, int]:
     """{rank: process}."""
     found: dict[int, int] = {}
     for pid, line in sorted(processes_of(folder).items(), reverse=True):
-        if "src.rank" in line:  # a loader process is a copy of its rank, and younger
-            found[int(environment_of(pid)["RANK"])] = pid
+        # A loader process is a copy of its rank, and younger; that of a validation may have ended meanwhile.
+        if "src.rank" in line and (rank := environment_of(pid).get("RANK")) is not None:
+            found[int(rank)] = pid
     return found
 
 
