@@ -35,8 +35,8 @@ OWN_FILES = (
 )
 # What some network and FUSE file systems say to what they do not know.
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
-# A file's name is bytes. Python reads those that are no UTF-8 as lone surrogates, and this writes them back as they were.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # with the ' that it may have already: one more is taken away again
+# A file's name is bytes. Python reads those that are no UTF-8 as lone surrogates, and this writes them back as they were.
 NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from scripts.faults.programs import PHOTOS, Done, Program, tensors_of
+from scripts.faults.programs import PHOTOS, Done, Program, Settings, tensors_of
 from tests import conftest
 
 
@@ -16,27 +15,13 @@ class Plain(Program):
     module, photos_in = "scripts.baselines.plain_lightning", ("train", "val")
     validation_of_epoch_2 = 6  # after two to see whether it works at all, and three of the first epoch
 
-    def words(
-        self,
-        run: str,
-        *,
-        epochs: int = 3,
-        workers: int = 0,
-        devices: int = 1,
-        lr: float = 0.003,
-        timeout_seconds: float | None = None,
-        save_every: int | None = None,
-        keep_batchnorm: bool = False,
-        root: str = "photos",
-        words: Sequence[str] = (),
-        flags: Sequence[str] = (),
-    ) -> list[str]:
-        chosen = [f"--root={root}", f"--out=runs/{run}", "--image-size=32", "--batch-size=8", f"--lr={lr}"]
-        chosen += [f"--epochs={epochs}", f"--workers={workers}", f"--devices={devices}"]
-        chosen += [f"--timeout={timeout_seconds}"] if timeout_seconds else []
-        chosen += [f"--save-every={save_every}"] if save_every else []
-        chosen += ["--frozen-batchnorm", "--dropout=0"] if keep_batchnorm else []
-        return [*chosen, *flags]
+    def words_of(self, run: str, asked: Settings) -> list[str]:
+        chosen = [f"--root={asked.root}", f"--out=runs/{run}", "--image-size=32", "--batch-size=8", f"--lr={asked.lr}"]
+        chosen += [f"--epochs={asked.epochs}", f"--workers={asked.workers}", f"--devices={asked.devices}"]
+        chosen += [f"--timeout={asked.timeout_seconds}"] if asked.timeout_seconds else []
+        chosen += [f"--save-every={asked.save_every}"] if asked.save_every else []
+        chosen += ["--frozen-batchnorm", "--dropout=0"] if asked.keep_batchnorm else []
+        return [*chosen, *asked.flags]
 
     def write_photos(self, root: Path, classes: dict[str, int] = PHOTOS) -> Path:
         conftest.write_pictures(root / "train", {name: count * 2 // 3 for name, count in classes.items()})

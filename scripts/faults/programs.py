@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,22 @@ def on_this_machine(seconds: float) -> float:
     return seconds * min(max(1.0, 1.5 * os.getloadavg()[0] / os.cpu_count()), 5.0)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a row may ask of a run."""
+
+    epochs: int = 3
+    workers: int = 0
+    devices: int = 1
+    lr: float = 0.003
+    timeout_seconds: float | None = None
+    save_every: int | None = None
+    keep_batchnorm: bool = False
+    root: str = "photos"
+    words: Sequence[str] = ()  # further ones of this project
+    flags: Sequence[str] = ()  # further ones of the plain script
+
+
 class Program:
     """A program in an empty folder with its images.
 
@@ -72,6 +89,9 @@ class Program:
 
     def words(self, run: str, **settings: Any) -> list[str]:
         """The command line of a run."""
+        return self.words_of(run, Settings(**settings))
+
+    def words_of(self, run: str, asked: Settings) -> list[str]:
         raise NotImplementedError
 
     def write_photos(self, root: Path, classes: dict[str, int] = PHOTOS) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scripts.faults.injecting import Fault
-from scripts.faults.programs import PHOTOS, Done, Program, tensors_of
+from scripts.faults.programs import PHOTOS, Done, Program, Settings, tensors_of
 from scripts.faults.registry import Guard
 from tests import conftest
 
@@ -22,32 +22,19 @@ class Project(Program):
     module, photos_in = "src.train", ("",)
     validation_of_epoch_2 = 3
 
-    def words(
-        self,
-        run: str,
-        *,
-        epochs: int = 3,
-        workers: int = 0,
-        devices: int = 1,
-        lr: float = 0.003,
-        timeout_seconds: float | None = None,
-        save_every: int | None = None,
-        keep_batchnorm: bool = False,
-        root: str = "photos",
-        words: Sequence[str] = (),
-        flags: Sequence[str] = (),
-    ) -> list[str]:
+    def words_of(self, run: str, asked: Settings) -> list[str]:
         chosen = [
-            f"name={run}", "data=image_folder", f"data.root={root}", "data.image_size=32", "data.batch_size=8",
-            f"data.num_workers={workers}", "model.backbone=shufflenet_v2_x0_5", "model.weights=none", f"optimizer.lr={lr}",
-            f"trainer.max_epochs={epochs}", "trainer.threads=1", "trainer.accelerator=cpu", "freeze.preset=full", "logger=csv",
+            f"name={run}", "data=image_folder", f"data.root={asked.root}", "data.image_size=32", "data.batch_size=8",
+            f"data.num_workers={asked.workers}", "model.backbone=shufflenet_v2_x0_5", "model.weights=none",
+            f"optimizer.lr={asked.lr}", f"trainer.max_epochs={asked.epochs}", "trainer.threads=1", "trainer.accelerator=cpu",
+            "freeze.preset=full", "logger=csv",
         ]  # fmt: skip
-        chosen += ["strategy=ddp", f"trainer.devices={devices}"] if devices > 1 else []
-        chosen += [f"strategy.timeout_seconds={timeout_seconds}"] if timeout_seconds else []
-        chosen += [f"checkpoint.every_n_steps={save_every}"] if save_every else []
-        chosen += ["freeze.batchnorm=keep"] if keep_batchnorm else []
-        keys = [word.partition("=")[0] for word in words]
-        return [word for word in chosen if word.partition("=")[0] not in keys] + [*words]
+        chosen += ["strategy=ddp", f"trainer.devices={asked.devices}"] if asked.devices > 1 else []
+        chosen += [f"strategy.timeout_seconds={asked.timeout_seconds}"] if asked.timeout_seconds else []
+        chosen += [f"checkpoint.every_n_steps={asked.save_every}"] if asked.save_every else []
+        chosen += ["freeze.batchnorm=keep"] if asked.keep_batchnorm else []
+        keys = [word.partition("=")[0] for word in asked.words]
+        return [word for word in chosen if word.partition("=")[0] not in keys] + [*asked.words]
 
     def write_photos(self, root: Path, classes: dict[str, int] = PHOTOS) -> Path:
         return conftest.write_pictures(root, classes)
