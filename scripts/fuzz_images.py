@@ -6,7 +6,7 @@
 Every image is a small one of a format that is read, changed at random: flipped bits, a cut, other bytes in the header, a
 length or a count that lies, parts that are missing or there twice. Each is read in a process of its own kind (a few
 processes, one image after another), which is ended after 10 seconds. Exit code 1 if any image crashed the reader (a signal,
-or an exception that is no PictureError), took longer than 10 s or more than 1 GiB; such images are kept in a folder.
+or an exception that is no ImageError), took longer than 10 s or more than 1 GiB; such images are kept in a folder.
 """
 
 from __future__ import annotations
@@ -143,16 +143,16 @@ class Reader:
 
 def read_paths() -> None:
     """The life of a Reader's process: a path on stdin, how it went on stdout."""
-    from src.data.reading import PictureError, read_picture
+    from src.data.reading import ImageError, read_image
     from src.preprocessing import ReadOptions
 
     resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30))
     for line in sys.stdin:
         before = _peak_mib(reset=True)
         try:
-            read_picture(line.strip(), ReadOptions())
+            read_image(line.strip(), ReadOptions())
             end = "read"
-        except PictureError:
+        except ImageError:
             end = "refused"
         except BaseException:
             end = "crash"

@@ -35,7 +35,7 @@ from src.tuning import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
-    *("data=synthetic", "debug=true", "data.num_pictures=40", "data.batch_size=8", "data.image_size=32"),
+    *("data=synthetic", "debug=true", "data.num_images=40", "data.batch_size=8", "data.image_size=32"),
     *(
         "model.weights=none",
         "model.backbone=shufflenet_v2_x0_5",

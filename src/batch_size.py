@@ -42,7 +42,7 @@ def find_batch_size(
     loss: ClassificationLoss,
     phases: Phases,
     device: torch.device,
-    num_train_pictures: int,
+    num_train_images: int,
     image_size: int,
     folder: Path,
     *,
@@ -52,10 +52,10 @@ def find_batch_size(
 
     It is the largest whose steps stay within 90 % of the memory that others leave, in the phase of the freezing schedule
     that trains most, and that leaves an epoch 10 steps. devices: each takes an equal share of a batch; one is measured.
-    Raises UserError if not even one picture fits, or where memory cannot be measured.
+    Raises UserError if not even one image fits, or where memory cannot be measured.
     """
     memory = memory_of(device)
-    largest = max(2, num_train_pictures // STEPS_PER_EPOCH // devices)
+    largest = max(2, num_train_images // STEPS_PER_EPOCH // devices)
 
     def measure(size: int) -> Measured | None:
         found = None
@@ -68,7 +68,7 @@ def find_batch_size(
         return found
 
     log.info(f"data.batch_size=auto looks for the largest batch that fits in {memory.name}")
-    measure(2)  # libraries load and set up what they need: that must not pass for memory or time of the first pictures
+    measure(2)  # libraries load and set up what they need: that must not pass for memory or time of the first images
     usable_mib = memory.usable() // MIB
     allowed_mib = int(MARGIN * usable_mib)
     trials = search(measure, allowed_mib, largest, extrapolate=device.type == "cpu")
@@ -80,9 +80,7 @@ def find_batch_size(
     remember(folder, best.batch_size * devices, trials)
 
     if all(trial.fits for trial in trials):
-        why = (
-            f"a tenth of {num_train_pictures} training pictures: an epoch keeps {STEPS_PER_EPOCH} steps; more would fit"
-        )
+        why = f"a tenth of {num_train_images} training images: an epoch keeps {STEPS_PER_EPOCH} steps; more would fit"
     else:
         why = f"the largest that fits in {MARGIN * 100:.0f} % of {usable_mib} MiB"
     shares = "" if devices == 1 else f", {best.batch_size} on each device"
@@ -90,7 +88,7 @@ def find_batch_size(
     log.info(f"optimizer.lr={config.optimizer.lr:g} stays as it is; a larger batch usually wants a larger one")
     enough = smallest_as_fast(trials)
     if enough < best.batch_size:
-        log.info(f"{enough} pictures at a time are about as fast")
+        log.info(f"{enough} images at a time are about as fast")
     return best.batch_size * devices
 
 
@@ -104,7 +102,7 @@ def measure_steps(
     size: int,
     image_size: int,
 ) -> Measured:
-    """A few training steps of `size` random pictures, as the run will do them, on copies of network and loss."""
+    """A few training steps of `size` random images, as the run will do them, on copies of network and loss."""
     network, loss = copy.deepcopy(network).to(device), copy.deepcopy(loss).to(device).train()
     freeze(network, phases, config.trainer.max_epochs - 1, config.freeze.batchnorm)
     optimizer = build_optimizer(network, config.optimizer, config.freeze.lr_decay)
@@ -143,12 +141,12 @@ def measure_steps(
 
 
 def _nothing_fits(peak_mib: int | None, where: str) -> UserError:
-    """The error where a single picture is too much. peak_mib: what it needs, None where memory ran out before."""
+    """The error where a single image is too much. peak_mib: what it needs, None where memory ran out before."""
     needs = "a step with it runs out of memory" if peak_mib is None else f"a step with it needs about {peak_mib} MiB"
     return UserError(
-        f"data.batch_size=auto: not even one picture fits; {needs}",
+        f"data.batch_size=auto: not even one image fits; {needs}",
         where=where,
-        why="the network with its gradients and optimizer states, or the activations of one picture, are too large",
+        why="the network with its gradients and optimizer states, or the activations of one image, are too large",
         fix=[
             *smaller(),
             corrected("freeze.preset=head_only", remove=["freeze.phases"]),

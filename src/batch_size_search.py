@@ -18,12 +18,12 @@ from src.text import printable
 
 log = logging.getLogger(__name__)
 
-FIRST = 2  # the size tried first; BatchNorm cannot always normalise a single picture
+FIRST = 2  # the size tried first; BatchNorm cannot always normalise a single image
 HEADER = f"{'batch size':>10}{'peak MiB':>11}{'images/s':>11}"
 
 
 class Measured(NamedTuple):
-    """A training step of some size: what it holds without pictures, the most it held, and its speed."""
+    """A training step of some size: what it holds without images, the most it held, and its speed."""
 
     fixed_mib: int
     peak_mib: int
@@ -96,7 +96,7 @@ def _even(size: int) -> int:
 
 
 def _expected_peak(measured: dict[int, Measured], size: int) -> int:
-    """Activations are a line over the batch size; what a step holds without pictures is where the line starts."""
+    """Activations are a line over the batch size; what a step holds without images is where the line starts."""
     fixed = measured[min(measured)].fixed_mib  # the first reading: later ones hold what malloc kept of earlier trials
     known = max(measured)
     return fixed + (measured[known].peak_mib - fixed) * size // known

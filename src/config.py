@@ -25,29 +25,29 @@ def choice(*options: str, default: str = MISSING) -> Any:
 @dataclass(kw_only=True)
 class Data:
     source: str = choice("digits", "image_folder", "table", "torchvision", "synthetic")  # chosen by data=NAME
-    root: str | None = None  # folder of the pictures; for torchvision sets, where to download to
+    root: str | None = None  # folder of the images; for torchvision sets, where to download to
     table: str | None = None  # CSV file with the columns path,label and optionally split (data=table)
     name: str | None = None  # which torchvision set, e.g. CIFAR10 (data=torchvision)
     layout: str = choice("auto", "classes", "splits", default="auto")  # what root's folders are: src/data/layout.py
     split_file: str | None = None  # a split.csv of an earlier run, to split in the same way
     val_fraction: float = 0.15  # share of each class held out for choosing the best epoch
     test_fraction: float = 0.15  # share of each class held out for the final numbers
-    num_pictures: int | None = None  # how many pictures to make (data=synthetic)
+    num_images: int | None = None  # how many images to make (data=synthetic)
     num_classes: int | None = None  # how many classes to make (data=synthetic)
     image_size: int | None = (
         None  # side of the square the model sees, in pixels; null: what the weights were trained on
     )
     crop_ratio: float | None = None  # share of the shorter side that a centre crop keeps; null: the weights' own
     augment: str = choice("none", "light", "standard", "strong", default="standard")  # see src/data/transforms.py
-    background: list[int] = field(default_factory=lambda: [255, 255, 255])  # RGB behind transparent pictures
-    max_megapixels: float = 100.0  # larger pictures are refused by their header, before any memory is spent
-    bits: int | None = None  # how many bits the pictures' 16-bit channels use; null: as many as the check finds
+    background: list[int] = field(default_factory=lambda: [255, 255, 255])  # RGB behind transparent images
+    max_megapixels: float = 100.0  # larger images are refused by their header, before any memory is spent
+    bits: int | None = None  # how many bits the images' 16-bit channels use; null: as many as the check finds
     on_bad_image: str = choice("error", "skip", default="error")  # stop with a list of them, or train without them
     class_weights: str = choice(
         "none", "balanced", "inverse", default="none"
     )  # an image of a rare class counts more in the loss: as 1 / images of its class, in balanced at most 10-fold
-    batch_size: Any = 32  # pictures per optimizer step, over all devices; auto: the largest that fits
-    num_workers: int | None = None  # loader processes, over all devices; null: one per core, 0 for pictures in memory
+    batch_size: Any = 32  # images per optimizer step, over all devices; auto: the largest that fits
+    num_workers: int | None = None  # loader processes, over all devices; null: one per core, 0 for images in memory
     timeout_seconds: float = 300.0  # an image that takes longer to load ends the run, named; 0: no limit
 
 
@@ -88,7 +88,7 @@ class Freeze:
     phases: Any = None  # {0: [head], 3: [layer4]}: blocks trained from an epoch on; replaces preset
     batchnorm: str = choice(
         "keep", "update", default="update"
-    )  # statistics of trained blocks: pretrained, or of your pictures
+    )  # statistics of trained blocks: pretrained, or of your images
     batchnorm_momentum: float = 0.1  # share of a new batch in the updated statistics
 
 
@@ -123,7 +123,7 @@ class Trainer:
     accelerator: str = choice("auto", "cpu", "gpu", "mps", default="auto")  # auto: a GPU where there is one
     devices: Any = 1  # how many devices on each machine, a list of them such as [0,2], or auto: all GPUs
     num_nodes: int = 1  # how many machines
-    max_epochs: int = 10  # passes over the training pictures
+    max_epochs: int = 10  # passes over the training images
     max_steps: int = -1  # optimizer steps after which to stop; -1: no limit
     max_time: str | None = None  # DD:HH:MM:SS after which to stop; null: no limit
     limit_batches: int | None = None  # use only so many batches of each split per epoch; null: all

@@ -28,7 +28,7 @@ RANGES: dict[str, tuple[float, float, Any]] = {  # key: lowest, highest, an exam
     "seed": (0, 2**63 - 1, 0),
     "data.num_workers": (0, 256, 2),
     "data.timeout_seconds": (0, 10**6, 300),
-    "data.num_pictures": (1, 10**7, 240),
+    "data.num_images": (1, 10**7, 240),
     "data.num_classes": (2, 10**5, 3),
     "data.val_fraction": (0.01, 0.9, 0.15),
     "data.test_fraction": (0.0, 0.9, 0.15),
@@ -175,7 +175,7 @@ def _check_data(data: Data, files: bool) -> None:
     if needed and getattr(data, needed) is None:
         raise UserError(
             f"data.{needed} is missing",
-            why=f"data={data.source} needs to know where the pictures are",
+            why=f"data={data.source} needs to know where the images are",
             fix=corrected(f"data.{needed}={EXAMPLE_TEXTS[f'data.{needed}']}"),
         )
     for name in ("table", "split_file", "root"):

@@ -138,7 +138,7 @@ def _check_split(config: Config) -> None:
 
 
 def _check_batch(config: Config) -> None:
-    """A batch has a picture for every process, replica or micro-batch."""
+    """A batch has an image for every process, replica or micro-batch."""
     size, settings, devices = config.data.batch_size, config.strategy, device_count(config.trainer)
     if size == "auto":
         if settings.name in STAGES:
@@ -159,7 +159,7 @@ def _check_batch(config: Config) -> None:
     if size < parts:
         raise UserError(
             f"data.batch_size={size} is smaller than the number of {what}, {parts}",
-            why="each of them takes an equal part of every batch, of one picture at least",
+            why="each of them takes an equal part of every batch, of one image at least",
             fix=[corrected(f"data.batch_size={parts}"), fewer],
         )
 

@@ -40,11 +40,11 @@ class ExitCode(IntEnum):
     TRIALS_FAILED = 1  # of a sweep with hydra/launcher=ray_tune or hydra/sweeper=ray_tune
     USAGE = 2  # an option that does not exist, such as --hlp
     CONFIG = 64  # the command line or a YAML file asks for something that does not exist or contradicts itself
-    DATA = 65  # the pictures or labels are not what the command needs
+    DATA = 65  # the images or labels are not what the command needs
     NO_INPUT = 66  # a file or folder that was named does not exist or cannot be read
     UNAVAILABLE = 69  # this machine lacks it: a GPU, a package, the network
     BUG = 70  # not the user's mistake: an unexpected exception
-    OUT_OF_MEMORY = 71  # not even one picture at a time fits
+    OUT_OF_MEMORY = 71  # not even one image at a time fits
     GPU_FAULT = 72  # the GPU stopped in a way that cannot be repeated: a device-side assert, an illegal address
     CANNOT_WRITE = 73  # the run folder cannot be written
     DAMAGED = 74  # every checkpoint that could be read from is damaged

@@ -1,12 +1,12 @@
-"""Measures a run's model again, or measures it on other pictures.
+"""Measures a run's model again, or measures it on other images.
 
-    python -m src.evaluate run=runs/NAME                        the test pictures of the run: the numbers it printed
+    python -m src.evaluate run=runs/NAME                        the test images of the run: the numbers it printed
     python -m src.evaluate run=runs/NAME split=val              another split: train, val, test
-    python -m src.evaluate run=runs/NAME data.root=other/       other pictures of the same classes
+    python -m src.evaluate run=runs/NAME data.root=other/       other images of the same classes
     python -m src.evaluate run=runs/NAME data.batch_size=16     any data. setting of the run can be changed
 
 Also: out=FOLDER (where the numbers go; default: the run's folder) and accelerator=auto|cpu|gpu|mps. Writes
-evaluation_SPLIT.json and its confusion matrix, of other pictures evaluation_SPLIT_FOLDER.json; evaluation.json is the
+evaluation_SPLIT.json and its confusion matrix, of other images evaluation_SPLIT_FOLDER.json; evaluation.json is the
 newest of them. The model, its classes, their order and its preprocessing are the run's own.
 """
 
@@ -53,13 +53,13 @@ def work() -> None:
 
 def _check_effects(changes: dict[str, object], source: str) -> None:
     """Settings that other ones make without effect."""
-    other_pictures = "data.root" in changes or "data.table" in changes
+    other_images = "data.root" in changes or "data.table" in changes
     others = {
-        "data.on_bad_image": "of the run's own pictures, what cannot be read any more is left out and counted",
+        "data.on_bad_image": "of the run's own images, what cannot be read any more is left out and counted",
         "data.layout": "it says how the folders below data.root are read",
     }
     for key, why in others.items():
-        if key in changes and source in ("image_folder", "table") and not other_pictures:
+        if key in changes and source in ("image_folder", "table") and not other_images:
             raise UserError(f"{key} has no effect here", why=why, fix=corrected(remove=[key]))
 
 

@@ -21,10 +21,10 @@ from src.batch_size_search import chosen_batch_size
 from src.checkpoints.model_folder import load_model
 from src.config import Config
 from src.cores import cpu_cores
+from src.data.labelled_images import LabelledImages
 from src.data.loading import eval_loader, num_workers
-from src.data.pictures import Pictures
 from src.data.seen_in_training import seen_in_training
-from src.data.sources import load_pictures, load_unsplit
+from src.data.sources import load_images, load_unsplit
 from src.data.table import read_csv
 from src.errors import ExitCode, UserError
 from src.files import make_folder, write_json
@@ -89,15 +89,15 @@ def evaluate(
 def measure_split(
     config: Config,
     network: TransferNetwork,
-    pictures: Pictures,
+    images: LabelledImages,
     split: str,
     preprocessing: Preprocessing,
     device: torch.device,
 ) -> tuple[dict[str, float], torch.Tensor]:
-    """What `evaluate` returns, for a split of a run's pictures."""
-    loader = eval_loader(pictures, split, preprocessing, config.data, num_workers(config.data, pictures))
-    loss = build_loss(config, pictures.counts("train"))
-    return evaluate(network, loader, loss, len(pictures.classes), device, config.precision.name)
+    """What `evaluate` returns, for a split of a run's images."""
+    loader = eval_loader(images, split, preprocessing, config.data, num_workers(config.data, images))
+    loss = build_loss(config, images.counts("train"))
+    return evaluate(network, loader, loss, len(images.classes), device, config.precision.name)
 
 
 def evaluate_run(
@@ -108,9 +108,9 @@ def evaluate_run(
         settings.data.batch_size = chosen_batch_size(run) or 32  # changes no number
     card, state = load_model(run / "model")
     make_folder(out, "out")
-    settings.data.bits = card.bits  # other pictures are read as those that it was trained on
-    pictures = _with_classes_of(card.classes, _pictures_to_measure(settings, run, changes), run)
-    split = _choose_split(split, pictures)
+    settings.data.bits = card.bits  # other images are read as those that it was trained on
+    images = _with_classes_of(card.classes, _images_to_measure(settings, run, changes), run)
+    split = _choose_split(split, images)
     device = choose_device(accelerator)
     check_precision(settings.precision.name, device)
     set_threads(settings.trainer.threads)
@@ -119,39 +119,42 @@ def evaluate_run(
     weighted = settings.data.class_weights != "none"
     loss = build_loss(settings, _training_counts(run, card.classes) if weighted else ())
 
-    def measure(chosen: Pictures) -> tuple[dict[str, float], torch.Tensor]:
+    def measure(chosen: LabelledImages) -> tuple[dict[str, float], torch.Tensor]:
         loader = eval_loader(chosen, split, card.preprocessing, settings.data, num_workers(settings.data, chosen))
         values, confusion = evaluate(network, loader, loss, len(card.classes), device, precision)
         return {f"{split}/{name}": value for name, value in values.items()}, confusion
 
-    metrics, confusion = measure(pictures)
-    seen = seen_in_training(run, merged(stored_settings(run), {}), pictures, split)
-    of_unseen = _of_unseen(pictures, split, seen, lambda chosen: measure(chosen)[0])
+    metrics, confusion = measure(images)
+    seen = seen_in_training(run, merged(stored_settings(run), {}), images, split)
+    of_unseen = _of_unseen(images, split, seen, lambda chosen: measure(chosen)[0])
     number = int(confusion[:, 2].sum())  # without those that broke since they were checked
     changed = [f"{key}={value}" for key, value in changes.items()]
-    measured = {"run": str(run), "changed": changed, "pictures": number, "metrics": metrics} | of_unseen
+    measured = {"run": str(run), "changed": changed, "images": number, "metrics": metrics} | of_unseen
     name, replaced = _name_of(out, f"evaluation_{split}", changes, changed)
-    # A file per split and pictures, and the newest of them under a name that is always there.
+    # A file per split and images, and the newest of them under a name that is always there.
     for file in (name, "evaluation"):
         write_json(out / f"{file}.json", measured)
         write_confusion(out / f"{file}_confusion.csv", card.classes, confusion.tolist())
-    log.info(f"{printable(run)}: {number} {split} pictures, {len(card.classes)} classes")
+    log.info(f"{printable(run)}: {number} {split} images, {len(card.classes)} classes")
     log.info(metrics_table(metrics))
     _say_seen(of_unseen, split, number)
     log.info(f"files     {out / name}.json, {name}_confusion.csv{', which replace older ones' if replaced else ''}")
 
 
 def _of_unseen(
-    pictures: Pictures, split: str, seen: dict[str, list[int]], measure: Callable[[Pictures], dict[str, float]]
+    images: LabelledImages,
+    split: str,
+    seen: dict[str, list[int]],
+    measure: Callable[[LabelledImages], dict[str, float]],
 ) -> dict[str, Any]:
     """For evaluation.json: how many images the run learned from, and the metrics of the others. {} where it saw none."""
     if not any(seen.values()):
         return {}
-    rest = sorted(set(pictures.splits[split]) - {index for members in seen.values() for index in members})
-    metrics = measure(replace(pictures, splits=pictures.splits | {split: rest})) if rest else {}
+    rest = sorted(set(images.splits[split]) - {index for members in seen.values() for index in members})
+    metrics = measure(replace(images, splits=images.splits | {split: rest})) if rest else {}
     return {
         "seen_in_training": {part: len(members) for part, members in seen.items()},
-        "unseen": {"pictures": len(rest), "metrics": metrics},
+        "unseen": {"images": len(rest), "metrics": metrics},
     }
 
 
@@ -160,20 +163,20 @@ def _say_seen(of_unseen: dict[str, Any], split: str, number: int) -> None:
         return
     train, val = (of_unseen["seen_in_training"][part] for part in ("train", "val"))
     log.warning(
-        f"{train + val} of these {number} pictures are not new to the run: it trained on {train} of them and chose its "
+        f"{train + val} of these {number} images are not new to the run: it trained on {train} of them and chose its "
         f"best epoch by {val}. The numbers above are too good."
     )
-    if not of_unseen["unseen"]["pictures"]:
-        log.warning("No other picture is left to measure on.")
+    if not of_unseen["unseen"]["images"]:
+        log.warning("No other image is left to measure on.")
         return
-    log.info(f"without them: {of_unseen['unseen']['pictures']} {split} pictures")
+    log.info(f"without them: {of_unseen['unseen']['images']} {split} images")
     log.info(metrics_table(of_unseen["unseen"]["metrics"]))
 
 
 def _name_of(out: Path, name: str, changes: Mapping[str, Any], changed: list[str]) -> tuple[str, bool]:
-    """The name of the files, without ending, and whether they stand there already, made of the same pictures.
+    """The name of the files, without ending, and whether they stand there already, made of the same images.
 
-    Other pictures are named by their folder or table, or by what differs; those that share such a name get a number.
+    Other images are named by their folder or table, or by what differs; those that share such a name get a number.
     """
     keys = [key for key in ("data.root", "data.table", "data.split_file") if key in changes]
     different = Path(str(changes[keys[0]])).absolute().name if keys else "_".join(_which(changed)).replace("data.", "")
@@ -190,12 +193,12 @@ def _name_of(out: Path, name: str, changes: Mapping[str, Any], changed: list[str
 
 
 def _which(changed: list[str]) -> list[str]:
-    """The changes that choose pictures; a batch size does not."""
+    """The changes that choose images; a batch size does not."""
     return sorted(word for word in changed if not word.startswith(("data.batch_size=", "data.num_workers=")))
 
 
-def _pictures_to_measure(settings: Config, run: Path, changes: Mapping[str, Any]) -> Pictures:
-    """The run's own pictures in its own split, or the other ones that a change names."""
+def _images_to_measure(settings: Config, run: Path, changes: Mapping[str, Any]) -> LabelledImages:
+    """The run's own images in its own split, or the other ones that a change names."""
     memory = Path(settings.runs_dir) / ".checked"
     data, begun = settings.data, False
     if data.source in ("image_folder", "table"):
@@ -204,7 +207,7 @@ def _pictures_to_measure(settings: Config, run: Path, changes: Mapping[str, Any]
         begun = "data.split_file" not in changes
         data.split_file = str(run / "split.csv") if begun else data.split_file
         data.on_bad_image = "skip"  # what the run left out is not in its split; what broke since then is said
-    return load_pictures(data, settings.seed, memory=memory, bad_list=None, workers=cpu_cores(), begun=begun)
+    return load_images(data, settings.seed, memory=memory, bad_list=None, workers=cpu_cores(), begun=begun)
 
 
 def _training_counts(run: Path, classes: Sequence[str]) -> list[int]:
@@ -214,12 +217,12 @@ def _training_counts(run: Path, classes: Sequence[str]) -> list[int]:
     return [counts[name] for name in classes]
 
 
-def _choose_split(split: str | None, pictures: Pictures) -> str:
-    sizes = {name: len(members) for name, members in pictures.splits.items()}
+def _choose_split(split: str | None, images: LabelledImages) -> str:
+    sizes = {name: len(members) for name, members in images.splits.items()}
     split = split or ("test" if sizes["test"] else "val")
     if not sizes.get(split):
         raise UserError(
-            f"there is no picture in the split {split}",
+            f"there is no image in the split {split}",
             why=f"there are {', '.join(f'{size} in {name}' for name, size in sizes.items() if size)}",
             fix=[corrected(f"split={name}") for name, size in sizes.items() if size],
             code=ExitCode.DATA,
@@ -227,18 +230,18 @@ def _choose_split(split: str | None, pictures: Pictures) -> str:
     return split
 
 
-def _with_classes_of(classes: tuple[str, ...], pictures: Pictures, run: Path) -> Pictures:
-    """The pictures with the model's class numbers; folders in another order change nothing, unknown ones are an error."""
-    unknown = [name for name in pictures.classes if name not in classes]
+def _with_classes_of(classes: tuple[str, ...], images: LabelledImages, run: Path) -> LabelledImages:
+    """The images with the model's class numbers; folders in another order change nothing, unknown ones are an error."""
+    unknown = [name for name in images.classes if name not in classes]
     if not unknown:
-        return pictures.in_order_of(classes)
+        return images.in_order_of(classes)
     guesses = {name: difflib.get_close_matches(name, classes, n=1) for name in unknown}
     shown = [
         f"{printable(name)}{f' (did it mean {printable(guess[0])}?)' if guess else ''}"
         for name, guess in list(guesses.items())[:6]
     ]
     raise UserError(
-        f"{len(unknown)} classes of these pictures are unknown to the model: {', '.join(shown)}",
+        f"{len(unknown)} classes of these images are unknown to the model: {', '.join(shown)}",
         where=str(run / "model" / "model.json"),
         why=f"the model knows {', '.join(map(printable, classes[:12]))}{', ...' if len(classes) > 12 else ''}",
         fix=[

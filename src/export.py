@@ -7,7 +7,7 @@
     python -m src.export run=runs/NAME format=onnx              the same for other programs: needs neither
 
 Writes the file and model.json (classes, preprocessing, architecture) to runs/NAME/export/, or to out=FOLDER. The file is
-loaded in a fresh process and its outputs are compared with the network's on pictures of the run, or on those of
+loaded in a fresh process and its outputs are compared with the network's on images of the run, or on those of
 images=FOLDER; a file that fails is not kept. Prints the Python that loads it.
 """
 
@@ -34,7 +34,7 @@ class Words:
     run: str  # the run's folder; its model/ is exported
     format: str | None = None  # one of src.exporting.formats.FORMATS
     out: str | None = None  # where to write; default: export/ in the run's folder
-    images: str | None = None  # pictures to compare the outputs on; default: the run's own
+    images: str | None = None  # images to compare the outputs on; default: the run's own
 
 
 def work() -> None:

@@ -42,7 +42,7 @@ OF_PROGRAMS = _by_name(
     {
         "run": "checkpoint ckpt name model",
         "model": "weights",
-        "images": "image img imgs input source folder pictures photos",
+        "images": "image img imgs input source folder images photos",
         "out": "output csv",
         "accelerator": "device gpu",
         "batch_size": "bs",

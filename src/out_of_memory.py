@@ -110,11 +110,11 @@ class Exhausted:
         """The failure of another process."""
         return cls("another process ran out of memory", memory_state(device), device)
 
-    def with_one_picture(self) -> UserError:
+    def with_one_image(self) -> UserError:
         """What a user reads when the batch cannot be divided any further."""
         others = [corrected("precision=bf16") + "  # or fp16", "nvidia-smi  # other processes on the GPU"]
         return UserError(
-            "out of memory with a single picture at a time",
+            "out of memory with a single image at a time",
             where=self.memory,
             why=self.message,
             fix=[
@@ -124,15 +124,15 @@ class Exhausted:
             code=ExitCode.OUT_OF_MEMORY,
         )
 
-    def told_to_stop(self, step: int, pictures: int, processes: int) -> UserError:
+    def told_to_stop(self, step: int, images: int, processes: int) -> UserError:
         """What a user reads at the first failure where nothing is repeated (oom.policy=stop)."""
         return UserError(
-            f"out of memory in step {step} with {pictures} pictures at a time",
+            f"out of memory in step {step} with {images} images at a time",
             where=self.memory,
             why=f"oom.policy=stop looks for no size that fits; {self.message}",
             fix=[
                 corrected("oom.policy=split"),
-                corrected(f"data.batch_size={max(1, pictures * processes // 2)}"),
+                corrected(f"data.batch_size={max(1, images * processes // 2)}"),
             ],
             code=ExitCode.OUT_OF_MEMORY,
         )
@@ -142,7 +142,7 @@ class Exhausted:
         return UserError(
             f"out of memory in the optimizer, in step {step}, which cannot be repeated",
             where=self.memory,
-            why="some weights may have moved already, and fewer pictures at a time would not help: AdamW keeps two "
+            why="some weights may have moved already, and fewer images at a time would not help: AdamW keeps two "
             f"numbers for every weight that is trained; {self.message}",
             fix=[
                 corrected("optimizer=sgd"),
@@ -188,7 +188,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def part_sizes(total: int, most: int) -> list[int]:
-    """How many pictures each part of a batch has: at most `most`, as alike as possible, the largest first."""
+    """How many images each part of a batch has: at most `most`, as alike as possible, the largest first."""
     parts = -(-total // most)
     smallest, larger = divmod(total, parts)
     return [smallest + 1] * larger + [smallest] * (parts - larger)
@@ -196,19 +196,19 @@ def part_sizes(total: int, most: int) -> list[int]:
 
 @dataclass
 class PartSize:
-    """How many pictures a training step takes at a time: fewer after each failure, more after many clean steps.
+    """How many images a training step takes at a time: fewer after each failure, more after many clean steps.
 
     grow_after: clean steps after which parts twice as large are tried. If they fail, the next try waits twice as long.
     """
 
     grow_after: int
-    size: int | None = None  # pictures at a time; None: the whole batch
+    size: int | None = None  # images at a time; None: the whole batch
     whole: int = 0  # the largest batch that did not fit
     clean: int = 0  # steps since the size was changed
     grown: bool = False  # whether that change made it larger
 
     def shrink(self, failed: int) -> None:
-        """After a failure with parts of `failed` pictures."""
+        """After a failure with parts of `failed` images."""
         if self.grown:
             self.grow_after *= 2
         self.size, self.whole = (failed + 1) // 2, max(failed, self.whole)
@@ -227,15 +227,15 @@ class PartSize:
 
 
 class InParts:
-    """Calls forward with whole batches as long as they fit, then with fewer and fewer pictures at a time.
+    """Calls forward with whole batches as long as they fit, then with fewer and fewer images at a time.
 
-    forward: images (B, ...) -> (B, outputs), in eval mode, where a picture's result does not depend on the others. The
-    size that fitted is kept for the batches to come. Raises UserError if a single picture does not fit.
+    forward: images (B, ...) -> (B, outputs), in eval mode, where an image's result does not depend on the others. The
+    size that fitted is kept for the batches to come. Raises UserError if a single image does not fit.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
         self.forward = forward
-        self.size: int | None = None  # pictures at a time; None: all of the batch
+        self.size: int | None = None  # images at a time; None: all of the batch
 
     def __call__(self, images: Tensor) -> Tensor:
         while True:
@@ -245,9 +245,9 @@ class InParts:
                 return outcome
             free()
             if sizes[0] == 1:
-                raise outcome.with_one_picture()
+                raise outcome.with_one_image()
             self.size = (sizes[0] + 1) // 2
-            log.warning(f"out of memory with {sizes[0]} pictures at a time: going on with {self.size}")
+            log.warning(f"out of memory with {sizes[0]} images at a time: going on with {self.size}")
 
     def _attempt(self, images: Tensor, sizes: list[int]) -> Tensor | Exhausted:
         try:

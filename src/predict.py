@@ -1,11 +1,11 @@
-"""Names the class of pictures.
+"""Names the class of images.
 
     python -m src.predict run=runs/NAME images=photos/new/      a folder, with its sub-folders
-    python -m src.predict run=runs/NAME images=cat.jpg          one picture
+    python -m src.predict run=runs/NAME images=cat.jpg          one image
     python -m src.predict model=model/ images=photos/new/       a copied model/ folder alone, without the run
 
 Writes predictions.csv (path, class, probability, the five likeliest classes, error) to the folder that the command is run
-in, or to out=FILE.csv, and shows the first rows. The file of an earlier prediction is replaced. A picture that cannot be
+in, or to out=FILE.csv, and shows the first rows. The file of an earlier prediction is replaced. An image that cannot be
 read is a row with its error. Also: batch_size=64, num_workers=N, timeout_seconds=300 (an image
 that takes longer to read ends the command with its name; 0: no limit) and accelerator=auto|cpu|gpu|mps.
 """
@@ -30,14 +30,14 @@ from src.words import read_words
 
 @dataclass
 class Words:
-    images: str  # a folder of pictures, or one
+    images: str  # a folder of images, or one
     run: str | None = None  # a run's folder; its model/ is used
     model: str | None = None  # or a model/ folder
     out: str = "predictions.csv"  # where to write
-    batch_size: int = field(default=64, metadata={"range": (1, 65536)})  # pictures at a time
+    batch_size: int = field(default=64, metadata={"range": (1, 65536)})  # images at a time
     num_workers: int | None = field(
         default=None, metadata={"range": (0, 256)}
-    )  # null: one per core, 0 for a few pictures
+    )  # null: one per core, 0 for a few images
     timeout_seconds: float = field(
         default=300.0, metadata={"range": (0, 10**6)}
     )  # an image that takes longer ends the command, named; 0: no limit

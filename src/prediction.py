@@ -1,4 +1,4 @@
-"""From a model folder and a folder of pictures to predictions.csv: the work of src/predict.py."""
+"""From a model folder and a folder of images to predictions.csv: the work of src/predict.py."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 from src.checkpoints.model_folder import ModelCard, load_model
 from src.cores import cpu_cores
 from src.data import time_limit
-from src.data.folders import list_pictures
+from src.data.folders import list_images
 from src.data.image_loader import image_loader
 from src.data.oddities import other_bits
-from src.data.reading import PictureError, read_and_look
+from src.data.reading import ImageError, read_and_look
 from src.data.sampler import PartSampler
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
@@ -49,9 +49,9 @@ def predict(
     num_workers: int | None = None,
     timeout_seconds: float = time_limit.SECONDS,
 ) -> None:
-    """Writes out (CSV) and shows its first rows. Raises UserError for a model or pictures that are not there."""
+    """Writes out (CSV) and shows its first rows. Raises UserError for a model or images that are not there."""
     card, state = load_model(model)
-    paths = list_pictures(images)
+    paths = list_images(images)
     replaced = _try(out)
     device = choose_device(accelerator)
     precision = usable_precision(card.precision, device)
@@ -90,7 +90,7 @@ def predict(
 
 
 def _try(out: Path) -> bool:
-    """Makes the folder of the file and tries it, before the first picture. Returns whether an earlier prediction is there.
+    """Makes the folder of the file and tries it, before the first image. Returns whether an earlier prediction is there.
 
     Raises UserError where nothing can be written, or where the file was written by somebody else.
     """
@@ -135,19 +135,19 @@ class _Files(Dataset[tuple[int, torch.Tensor | str]]):
 
     def __getitem__(self, place: int) -> tuple[int, torch.Tensor | str]:
         try:
-            picture, found = read_and_look(self.paths[place], self.options)
-        except PictureError as error:
+            image, found = read_and_look(self.paths[place], self.options)
+        except ImageError as error:
             return place, str(error)
         if not self.said and (odd := other_bits(found.bits, self.options.bits)):
             self.said = True  # once a loader process
             log.warning(f"{printable(self.paths[place])}: {odd}")
-        return place, self.transform(picture)
+        return place, self.transform(image)
 
 
 def _collate(
     items: list[tuple[int, torch.Tensor | str]],
 ) -> tuple[torch.Tensor, list[int], dict[int, str]]:
-    """The pictures that could be read as a batch, their places, and the errors of the others."""
+    """The images that could be read as a batch, their places, and the errors of the others."""
     good = [(place, item) for place, item in items if isinstance(item, torch.Tensor)]
     errors = {place: item for place, item in items if isinstance(item, str)}
     images = torch.stack([item for _, item in good]) if good else torch.empty(0)

@@ -1,4 +1,4 @@
-"""How a picture becomes a backbone's input, as plain values that travel with the weights.
+"""How an image becomes a backbone's input, as plain values that travel with the weights.
 
 backbones.pretrained_preprocessing() fills it from the values that the weights were trained with; the data rooms follow
 the geometry (resize, crop), models/network.py the arithmetic (/255, normalise); model.json keeps it. No torch import:
@@ -20,9 +20,9 @@ ROUNDINGS = ("round", "floor")
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """background: RGB, 0 to 255, laid under transparent pictures. max_megapixels: larger pictures are refused.
+    """background: RGB, 0 to 255, laid under transparent images. max_megapixels: larger images are refused.
 
-    bits: how many bits the 16-bit channels of the set use: 2**bits-1 is white. 0: as many as the picture itself uses.
+    bits: how many bits the 16-bit channels of the set use: 2**bits-1 is white. 0: as many as the image itself uses.
     """
 
     background: tuple[int, int, int] = (255, 255, 255)
@@ -32,11 +32,11 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The steps, in order, for a uint8 picture (3, H, W):
+    """The steps, in order, for a uint8 image (3, H, W):
 
     1. it is resized to resize_size = image_size / crop_ratio, rounded, with this interpolation. crop_mode says what gets
        that size: center: its shorter side; squash: both sides; border: its longer side
-    2. the centre square of image_size is cut out. Where the picture is smaller, a border is added: black, or for
+    2. the centre square of image_size is cut out. Where the image is smaller, a border is added: black, or for
        crop_mode=border of the colour mean
     3. it is divided by 255, and per channel (RGB) mean is subtracted and std divided by
 
@@ -75,11 +75,11 @@ class Preprocessing:
 
     @property
     def border(self) -> tuple[int, int, int]:
-        """The colour of a border, 0 to 255, where the resized picture is smaller than image_size."""
+        """The colour of a border, 0 to 255, where the resized image is smaller than image_size."""
         return tuple(round(255 * level) for level in self.mean) if self.crop_mode == "border" else (0, 0, 0)
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of a picture after the resize."""
+        """(height, width) of an image after the resize."""
         size = self.resize_size
         if self.crop_mode == "squash":
             return size, size

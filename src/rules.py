@@ -58,7 +58,7 @@ RULES = [
     _for_sources("root", *FILES),
     _for_sources("table", "table"),
     _for_sources("name", "torchvision"),
-    _for_sources("num_pictures", "synthetic"),
+    _for_sources("num_images", "synthetic"),
     _for_sources("num_classes", "synthetic"),
     _for_sources("bits", "image_folder", "table"),
     _for_sources("layout", "image_folder"),

@@ -33,9 +33,9 @@ from src.checkpoints.reading import newest_position
 from src.checkpoints.writing import LAST, PREVIOUS
 from src.config import Config, device_count
 from src.cores import cpu_cores
-from src.data.module import PictureData
-from src.data.pictures import Pictures
-from src.data.sources import load_pictures
+from src.data.labelled_images import LabelledImages
+from src.data.module import ImageData
+from src.data.sources import load_images
 from src.errors import ExitCode, UserError
 from src.evaluation import measure_split
 from src.files import write_csv, write_text
@@ -91,10 +91,10 @@ def run(config: Config, path: Path) -> float:
         peak_is_known = begin_peak(device)
         preprocessing = choose_preprocessing(config.model, config.data)
         start = ranks.after_first(lambda: newest_position(folder.checkpoints, config.trainer.max_epochs))
-        pictures = ranks.after_first(lambda: find_pictures(config, folder, start, ranks))
-        ranks.check_same("pictures", {"pictures": len(pictures.names), "names, labels, splits": pictures.digest()})
+        images = ranks.after_first(lambda: find_images(config, folder, start, ranks))
+        ranks.check_same("images", {"images": len(images.names), "names, labels, splits": images.digest()})
         network, loaded = ranks.after_first(
-            lambda: build_pretrained(config.model, pictures.classes, preprocessing, config.seed)
+            lambda: build_pretrained(config.model, images.classes, preprocessing, config.seed)
         )
         parameters = [name for name, _ in network.backbone.named_parameters()]
         phases = schedule(config.freeze, blocks(network.backbone), config.trainer.max_epochs, parameters)
@@ -102,22 +102,22 @@ def run(config: Config, path: Path) -> float:
         freeze(network, phases, 0, config.freeze.batchnorm)  # later epochs: FreezingSchedule
         if start is None:  # a run that made steps goes on as it began
             refuse_frozen_random(network, loaded, config.model.weights)
-        config = settle_batch_size(config, folder, network, pictures, preprocessing, phases, device, ranks)
-        seen = pictures if ranks.is_first or config.strategy.name != "pipeline" else pictures.without_pixels()
-        data = PictureData(config.data, seen, preprocessing, config.seed, config.trainer.limit_batches)
+        config = settle_batch_size(config, folder, network, images, preprocessing, phases, device, ranks)
+        seen = images if ranks.is_first or config.strategy.name != "pipeline" else images.without_pixels()
+        data = ImageData(config.data, seen, preprocessing, config.seed, config.trainer.limit_batches)
         steps = total_steps(config, data)
-        model = build_classifier(config, network, pictures, steps, hparams=plain)
+        model = build_classifier(config, network, images, steps, hparams=plain)
         trainer = build_trainer(config, folder, devices, phases)
         if ranks.is_first:
-            introduce(config, folder, pictures, network, loaded.line, preprocessing, steps, devices, phases)
+            introduce(config, folder, images, network, loaded.line, preprocessing, steps, devices, phases)
 
         fit(trainer, model, data, folder, start)
         if not ranks.leave():
             return math.nan
 
         best_epoch, chosen = choose_weights(config, folder.checkpoints, trainer, data, phases, device)
-        metrics = measure(config, folder, network, pictures, preprocessing, device)
-        package(config, folder, network, pictures, preprocessing, metrics, loaded.line, chosen, trainer.current_epoch)
+        metrics = measure(config, folder, network, images, preprocessing, device)
+        package(config, folder, network, images, preprocessing, metrics, loaded.line, chosen, trainer.current_epoch)
         result = folder.finish(
             lambda result: report(folder, result, phases),
             metrics=metrics,
@@ -154,23 +154,23 @@ def set_up_machine(config: Config, ranks: Ranks) -> list[torch.device]:
     return devices
 
 
-def find_pictures(config: Config, folder: RunFolder, start: Path | None, ranks: Ranks) -> Pictures:
-    """The pictures, checked and split; the split is kept in split.csv. A run that is continued keeps its split."""
+def find_images(config: Config, folder: RunFolder, start: Path | None, ranks: Ranks) -> LabelledImages:
+    """The images, checked and split; the split is kept in split.csv. A run that is continued keeps its split."""
     split = folder.path / "split.csv"
     data = config.data
     if data.source in ("image_folder", "table") and start is not None:
         data = replace(data, split_file=str(split))
-    pictures = load_pictures(
+    images = load_images(
         data,
         config.seed,
         memory=Path(config.runs_dir) / ".checked",
-        bad_list=folder.path / "bad_pictures.txt" if ranks.is_first else None,
+        bad_list=folder.path / "bad_images.txt" if ranks.is_first else None,
         workers=cpu_cores(),
         begun=start is not None,
     )
     if ranks.is_first and start is None:  # what a run has trained on stays written, whatever becomes of the files
-        write_csv(split, *pictures.table())
-    return pictures
+        write_csv(split, *images.table())
+    return images
 
 
 def settle_split(
@@ -188,7 +188,7 @@ def settle_batch_size(
     config: Config,
     folder: RunFolder,
     network: TransferNetwork,
-    pictures: Pictures,
+    images: LabelledImages,
     preprocessing: Preprocessing,
     phases: Phases,
     device: torch.device,
@@ -199,7 +199,7 @@ def settle_batch_size(
         return config
 
     def find() -> int:
-        loss, count = build_loss(config, pictures.counts("train")), len(pictures.splits["train"])
+        loss, count = build_loss(config, images.counts("train")), len(images.splits["train"])
         shares = device_count(config.trainer) * config.trainer.num_nodes
         size = preprocessing.image_size
         return find_batch_size(config, network, loss, phases, device, count, size, folder.path, devices=shares)
@@ -208,13 +208,13 @@ def settle_batch_size(
     return replace(config, data=replace(config.data, batch_size=size))
 
 
-def total_steps(config: Config, data: PictureData) -> int:
+def total_steps(config: Config, data: ImageData) -> int:
     """Optimizer steps of the whole run, which the schedule spans."""
     steps = config.trainer.max_epochs * data.steps_per_epoch
     return min(steps, config.trainer.max_steps) if config.trainer.max_steps > 0 else steps
 
 
-def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder: RunFolder, start: Path | None) -> None:
+def fit(trainer: L.Trainer, model: L.LightningModule, data: ImageData, folder: RunFolder, start: Path | None) -> None:
     """Trains to the end, from the position in `start` if there is one. Ctrl-C arrives as KeyboardInterrupt."""
     if start is not None:
         log.info(f"continuing from {start}")
@@ -227,9 +227,9 @@ def fit(trainer: L.Trainer, model: L.LightningModule, data: PictureData, folder:
         if "Expected more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            "BatchNorm cannot normalise a single picture",
+            "BatchNorm cannot normalise a single image",
             where=f"step {trainer.global_step + 1}; torch says: {error}",
-            why="its statistics are taken over the pictures that are in a device, or in a micro-batch, at a time",
+            why="its statistics are taken over the images that are in a device, or in a micro-batch, at a time",
             fix=[corrected("data.batch_size=64"), corrected("freeze.batchnorm=keep")],
         ) from error
 
@@ -244,15 +244,15 @@ def measure(
     config: Config,
     folder: RunFolder,
     network: TransferNetwork,
-    pictures: Pictures,
+    images: LabelledImages,
     preprocessing: Preprocessing,
     device: torch.device,
 ) -> dict[str, float]:
     """{"val/acc": ..., "test/acc": ...}; confusion.csv is of test, or of val where there is no test split."""
     metrics: dict[str, float] = {}
     for split in ("val", "test"):
-        if pictures.splits[split]:
-            values, confusion = measure_split(config, network, pictures, split, preprocessing, device)
+        if images.splits[split]:
+            values, confusion = measure_split(config, network, images, split, preprocessing, device)
             if split == "val" and not math.isfinite(values["loss"]):
                 raise UserError(  # an epoch with a finite val/loss would have been chosen before these weights
                     f"val/loss of the trained weights is {values['loss']}",
@@ -262,8 +262,8 @@ def measure(
                     code=ExitCode.DIVERGED,
                 )
             metrics |= {f"{split}/{name}": value for name, value in values.items()}
-            write_confusion(folder.path / "confusion.csv", pictures.classes, confusion.tolist())
-    if not pictures.splits["test"]:
+            write_confusion(folder.path / "confusion.csv", images.classes, confusion.tolist())
+    if not images.splits["test"]:
         log.warning(
             "There is no test split, so the numbers are those of val, which chose the best epoch: a little too good."
         )
@@ -282,7 +282,7 @@ def package(
     config: Config,
     folder: RunFolder,
     network: TransferNetwork,
-    pictures: Pictures,
+    images: LabelledImages,
     preprocessing: Preprocessing,
     metrics: dict[str, float],
     weights: str,
@@ -291,23 +291,23 @@ def package(
 ) -> None:
     """Writes model/: all that is needed to use the network, and a README for whoever gets the folder."""
     card = ModelCard(
-        architecture=architecture_of(config.model, pictures.classes).to_dict(),
+        architecture=architecture_of(config.model, images.classes).to_dict(),
         preprocessing=preprocessing,
-        classes=pictures.classes,
+        classes=images.classes,
         task=config.model.task,
         background=tuple(config.data.background),
         max_megapixels=config.data.max_megapixels,
         channels_last=config.model.channels_last,
         precision=config.precision.name,
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-        bits=pictures.bits,
+        bits=images.bits,
     )
     save_model(folder.model, network.state_dict(), card)
     readme = model_readme(
         card,
         config,
         name=folder.path.name,
-        pictures={split: len(members) for split, members in pictures.splits.items()},
+        images={split: len(members) for split, members in images.splits.items()},
         weights=weights,
         chosen=chosen,
         epochs=epochs,

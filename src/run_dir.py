@@ -136,7 +136,7 @@ class RunFolder:
         elif not before.exists() or flat(stored_settings(self.path)) != flat(self.config):
             # A run of other settings that never made a step gives its name back: nothing of it is lost.
             if before.exists():
-                lists = (self.path / name for name in ("error.log", "bad_pictures.txt", "copies.txt"))
+                lists = (self.path / name for name in ("error.log", "bad_images.txt", "copies.txt"))
                 for file in (*_written_before_the_first_step(self.path), *lists):
                     file.unlink(missing_ok=True)
             write_json(self.path / "environment.json", environment())

@@ -34,6 +34,7 @@ FREE_TO_CHANGE = (
     *("checkpoint.every_n_steps", "checkpoint.every_n_minutes", "checkpoint.background", "memory", "oom"),
     *("strategy", "trainer.devices", "trainer.num_nodes", "model.split_at"),
 )
+RENAMED = {"data.num_pictures": "num_images"}  # settings of older runs that have another name now
 _warned_of: set[str] = set()  # a command reads the file more than once
 
 
@@ -76,6 +77,7 @@ def _known(stored: dict[str, Any], schema: type, prefix: str, unknown: list[str]
     sections = {knob.name: knob.default_factory for knob in fields(schema)}  # type: ignore[arg-type]
     known = {}
     for name, value in stored.items():
+        name = RENAMED.get(f"{prefix}{name}", name)
         if name not in sections and value is None:
             continue  # strategy.port, which said where processes meet: it was not used
         if name not in sections:

@@ -1,8 +1,8 @@
 """All randomness of the project, as pure functions: of (seed, epoch, index) and of (seed, step, rank).
 
-Nothing here has a state that must be saved. The order of an epoch, a picture's augmentation and a step's dropout follow
+Nothing here has a state that must be saved. The order of an epoch, an image's augmentation and a step's dropout follow
 from a few integers, so a position in training is two of them (epoch, batch), the number of loader workers changes
-nothing, and two processes with the same global batch see the same pictures with the same augmentation.
+nothing, and two processes with the same global batch see the same images with the same augmentation.
 
 torch is imported by the functions that need it: the driver of a sweep uses `key` and does without torch's seconds.
 """
@@ -35,7 +35,7 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def epoch_order(seed: int, epoch: int, length: int) -> list[int]:
-    """The order in which an epoch visits its pictures: a permutation of range(length)."""
+    """The order in which an epoch visits its images: a permutation of range(length)."""
     import torch
 
     return torch.randperm(length, generator=generator(seed, "order", epoch)).tolist()
@@ -69,7 +69,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 @contextmanager
-def picture_randomness(seed: int, epoch: int, index: int) -> Iterator[None]:
+def image_randomness(seed: int, epoch: int, index: int) -> Iterator[None]:
     """Inside, the global CPU generators are f(seed, epoch, index); outside they are as they were.
 
     A transform may draw from torch, numpy or Python: user-written ones do. Only CPU generators are touched,

@@ -18,7 +18,7 @@ from src.callbacks.freezing import apply as freeze
 from src.checkpoints.reading import FOREIGN, flaw, read_checkpoint, unusable
 from src.checkpoints.writing import LAST
 from src.config import Config
-from src.data.module import PictureData
+from src.data.module import ImageData
 from src.errors import ExitCode, UserError
 from src.evaluation import measure_split
 from src.models.network import TransferNetwork
@@ -33,7 +33,7 @@ State = dict[str, Tensor]
 
 
 def choose_weights(
-    config: Config, folder: Path, trainer: L.Trainer, data: PictureData, phases: Phases, device: torch.device
+    config: Config, folder: Path, trainer: L.Trainer, data: ImageData, phases: Phases, device: torch.device
 ) -> tuple[int, str]:
     """Puts the chosen weights into the network; returns the best epoch, counted from 1, and a name for what was chosen.
 
@@ -66,7 +66,7 @@ def choose_weights(
     scores = []
     for state in (average, best):
         network.load_state_dict(state)
-        values, _ = measure_split(config, network, data.pictures, "val", data.preprocessing, device)
+        values, _ = measure_split(config, network, data.images, "val", data.preprocessing, device)
         metrics = {f"val/{key}": value for key, value in values.items()}
         scores.append(Score.of(metrics, config.checkpoint.monitor))
     shown = [f"{config.checkpoint.monitor} {abs(score.metric):.4f}, val/loss {-score.loss:.4f}" for score in scores]

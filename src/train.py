@@ -1,7 +1,7 @@
-"""Trains: one command from pictures to a model folder.
+"""Trains: one command from images to a model folder.
 
     python -m src.train                                         1,797 digits, offline, under a minute on a CPU
-    python -m src.train data=image_folder data.root=photos/     your own pictures: one folder per class
+    python -m src.train data=image_folder data.root=photos/     your own images: one folder per class
     python -m src.train model.backbone=resnet50 name=pets       repeat it with the same name and it continues
     python -m src.train -m optimizer.lr=1e-3,3e-3               a sweep: one run per value
     python -m src.train --help                                  the groups and the keys

@@ -1,4 +1,4 @@
-"""What the tests share: the real commands as a user types them, and small folders of pictures."""
+"""What the tests share: the real commands as a user types them, and small folders of images."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from src.hydra_words import for_hydra
 from tests import warm
 from tests.warm import ROOT, command_environment
 
-# A run of seconds: drawn pictures, a small network with random weights.
+# A run of seconds: drawn images, a small network with random weights.
 SMALL = (
     "data=synthetic",
-    "data.num_pictures=60",
+    "data.num_images=60",
     "data.batch_size=16",
     "model.backbone=shufflenet_v2_x0_5",  # a checkpoint of 3 MB; a ResNet18's has 130
     "model.weights=none",
@@ -135,8 +135,8 @@ def _as_one_run(word: str) -> str:
     return f"{override.get_key_element()}={next(values)}"
 
 
-def write_pictures(root: Path, classes: dict[str, int], size: int = 40, seed: int = 0) -> Path:
-    """A folder per class with PNG files of that many pictures: noise on the class's own colour."""
+def write_images(root: Path, classes: dict[str, int], size: int = 40, seed: int = 0) -> Path:
+    """A folder per class with PNG files of that many images: noise on the class's own colour."""
     for number, (name, count) in enumerate(classes.items()):
         (root / name).mkdir(parents=True, exist_ok=True)
         for index in range(count):

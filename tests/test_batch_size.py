@@ -78,7 +78,7 @@ def find(network, freed, tmp_path, monkeypatch):
     """find(...) -> the batch size for `network`, or for the one given, with one timed step per size."""
     monkeypatch.setattr(batch_size, "TIMED_STEPS", 1)
 
-    def run(memory=None, *, of=network, loss=None, precision="fp32", epochs=3, pictures=10**6, devices=1) -> int:
+    def run(memory=None, *, of=network, loss=None, precision="fp32", epochs=3, images=10**6, devices=1) -> int:
         monkeypatch.setattr(batch_size, "memory_of", lambda device: memory or Steady())
         config = Config(
             optimizer=Optimizer(name="adamw", lr=0.002),
@@ -86,7 +86,7 @@ def find(network, freed, tmp_path, monkeypatch):
             trainer=Trainer(max_epochs=epochs),
         )
         loss = loss or ClassificationLoss("multiclass")
-        return find_batch_size(config, of, loss, PHASES, CPU, pictures, 32, tmp_path, devices=devices)
+        return find_batch_size(config, of, loss, PHASES, CPU, images, 32, tmp_path, devices=devices)
 
     return run
 
@@ -198,12 +198,12 @@ def test_steps_are_real(network, find, monkeypatch, precision):
             return logits.float().sum()
 
     out_of_memory_above(network, 2, look)
-    find(Watched(), precision=precision, loss=Steep("multiclass"), pictures=20)
+    find(Watched(), precision=precision, loss=Steep("multiclass"), images=20)
     assert steps == [{3}, {3}]  # for the states, to warm up, to be timed
     assert set(states) == {len(list(network.parameters()))}
     assert set(dtypes) == {{"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
     assert set(with_gradients) == {True}  # of the step before, as in Lightning's loop
-    assert gradients == [[2.0], [2.0]]  # of one step of two pictures
+    assert gradients == [[2.0], [2.0]]  # of one step of two images
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_speed_is_measured_after_a_first_step_and_not_for_long(find, monkeypatch
         reading for duration in seconds * 2 for reading in (0.0, duration)
     ]  # a first size sets up the libraries
     monkeypatch.setattr(batch_size.time, "perf_counter", iter(readings).__next__)
-    find(pictures=20)
+    find(images=20)
     assert json.loads((tmp_path / "batch_size.json").read_text())["tried"][0]["images_per_second"] == speed
 
 
@@ -227,15 +227,15 @@ def test_it_is_said_when_a_smaller_batch_is_as_fast(find, monkeypatch, caplog, g
     monkeypatch.setattr(
         batch_size, "measure_steps", lambda *given: Measured(1, 1, 100.0 * given[-2] if growing else 100.0)
     )
-    assert find(pictures=80) == 8
-    assert ("2 pictures at a time are about as fast" in caplog.messages) == (not growing)
+    assert find(images=80) == 8
+    assert ("2 images at a time are about as fast" in caplog.messages) == (not growing)
 
 
-@pytest.mark.parametrize(("pictures", "devices", "expected"), [(109, 1, 8), (240, 1, 24), (7, 1, 2), (100, 2, 10)])
-def test_an_epoch_keeps_ten_steps(find, caplog, pictures, devices, expected):
+@pytest.mark.parametrize(("images", "devices", "expected"), [(109, 1, 8), (240, 1, 24), (7, 1, 2), (100, 2, 10)])
+def test_an_epoch_keeps_ten_steps(find, caplog, images, devices, expected):
     caplog.set_level("INFO")
-    assert find(pictures=pictures, devices=devices) == expected
-    assert f"a tenth of {pictures} training pictures" in caplog.text
+    assert find(images=images, devices=devices) == expected
+    assert f"a tenth of {images} training images" in caplog.text
     assert ("5 on each device" in caplog.text) == (devices == 2)
 
 
@@ -244,7 +244,7 @@ def test_not_even_one(network, find, tmp_path, reason):
     memory = Steady(1000 if reason == "out of memory" else 60)
     if reason == "out of memory":
         out_of_memory_above(network, 0)
-    with pytest.raises(UserError, match="not even one picture fits") as error:
+    with pytest.raises(UserError, match="not even one image fits") as error:
         find(memory)
     assert error.value.code == ExitCode.OUT_OF_MEMORY
     text = error.value.render()
@@ -272,7 +272,7 @@ def test_real_steps_on_a_cpu(find, tmp_path):
     memory = memory_of(CPU)
     usable = memory.held() + 400 * MIB
     memory.usable = lambda: usable
-    size = find(memory, of=network, pictures=5000)
+    size = find(memory, of=network, images=5000)
     tried = json.loads((tmp_path / "batch_size.json").read_text())["tried"]
     ran = {row["batch_size"]: row["peak_mib"] for row in tried if row["images_per_second"]}
     assert ran[size] * MIB <= 0.9 * usable

@@ -21,7 +21,7 @@ def line(ran: list[int], fixed: int = 500, each: int = 10):
 
 
 def below(limit: int):
-    """A device that runs out of memory above `limit` pictures."""
+    """A device that runs out of memory above `limit` images."""
     return lambda size: Measured(1, size, 100.0) if size <= limit else None
 
 
@@ -47,7 +47,7 @@ def test_an_estimate_does_not_trust_what_malloc_kept_of_earlier_sizes():
 
     def measure(size: int) -> Measured:
         ran.append(size)
-        return Measured(500 + 8 * size, 500 + 10 * size, 1.0)  # the truth is 500 MiB without pictures
+        return Measured(500 + 8 * size, 500 + 10 * size, 1.0)  # the truth is 500 MiB without images
 
     search(measure, 500 + 10 * 100, 10**6, extrapolate=True)
     assert max(ran) <= 100

@@ -23,15 +23,15 @@ from src.exporting.formats import FORMATS, TORCH_EXPORT, Format, choose_format
 from src.exporting.verification import TOLERANCE, verify
 from src.exporting.writers import WRITERS, LoadedModel
 from src.models.building import load_whole
-from tests.conftest import SMALL, check_error, command_environment, write_pictures
+from tests.conftest import SMALL, check_error, command_environment, write_images
 from tests.tolerance import rounding
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on a folder of pictures, whose path it knows from everywhere."""
+    """A finished run on a folder of images, whose path it knows from everywhere."""
     folder = tmp_path_factory.mktemp("export")
-    photos = write_pictures(folder / "photos", {"apple": 20, "pear": 20, "plum": 14})
+    photos = write_images(folder / "photos", {"apple": 20, "pear": 20, "plum": 14})
     data = ("data=image_folder", f"data.root={photos}", "data.image_size=32", "data.test_fraction=0.4")
     words = (*data, *SMALL[2:], "trainer.max_epochs=1", "name=fruit")
     subprocess.run(
@@ -56,7 +56,7 @@ def work(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
 
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The pictures that exports were compared on; the comparison itself is left out."""
+    """The images that exports were compared on; the comparison itself is left out."""
     seen: list[np.ndarray] = []
 
     def look(form: Format, folder: Path, images: np.ndarray, expected: np.ndarray) -> float:
@@ -81,7 +81,7 @@ def test_every_format_gives_the_networks_outputs(work, run, tmp_path, monkeypatc
     for part in (
         str(out / form.file),
         " MiB",
-        "on 16 pictures",
+        "on 16 images",
         "largest difference",
         "1e-04",
         form.load + form.call.rstrip(),
@@ -141,7 +141,7 @@ def test_a_changed_weight_is_noticed_and_the_file_is_not_kept(work, run, tmp_pat
     assert (tmp_path / "model_state_dict.pt").read_text() == "of an earlier export"
 
 
-TOY = Format(  # one logit: the first byte of each picture
+TOY = Format(  # one logit: the first byte of each image
     name="toy",
     file="toy.bin",
     about="",
@@ -169,7 +169,7 @@ def test_what_a_fresh_process_finds(tmp_path):
     assert "No module named 'src.errors'" in refused(replace(TOY, load="import numpy\nimport src.errors\n"))
     assert "(4, 1) instead of (4, 2)" in refused(
         TOY, np.repeat(right, 2, axis=1)
-    )  # three pictures, and one of them alone
+    )  # three images, and one of them alone
     assert "differ by nan" in refused(replace(TOY, call="logits = images[:, 0, 0, :1] * numpy.float32('nan')\n"))
     assert "3 at a time" in refused(replace(TOY, call=f"assert len(images) == 3, '3 at a time'\n{TOY.call}"))
     assert "toy.bin" in refused(replace(TOY, load="import numpy\nopen('toy.bin')\n"))
@@ -243,13 +243,13 @@ def test_a_run_without_a_model_is_refused(work, run, tmp_path):
     assert not (tmp_path / "fruit" / "export").exists()
 
 
-def test_the_pictures_are_held_out_ones_of_every_class(work, run, compared, monkeypatch):
+def test_the_images_are_held_out_ones_of_every_class(work, run, compared, monkeypatch):
     """Without out= the file goes to the run's own export/."""
     opened = []
-    read = export_run.pictures_of_run.__globals__["read_picture"]
+    read = export_run.images_of_run.__globals__["read_image"]
     monkeypatch.setitem(
-        export_run.pictures_of_run.__globals__,
-        "read_picture",
+        export_run.images_of_run.__globals__,
+        "read_image",
         lambda path, options: opened.append(path) or read(path, options),
     )
     work(f"run={run}", "format=state_dict")
@@ -272,8 +272,8 @@ def copy_of(run: Path, target: Path, **data) -> Path:
     return target
 
 
-def test_pictures_in_memory_and_a_run_without_a_test_split(work, run, compared, tmp_path):
-    copy = copy_of(run, tmp_path / "drawn", source="synthetic", root=None, num_pictures=60, test_fraction=0.0)
+def test_images_in_memory_and_a_run_without_a_test_split(work, run, compared, tmp_path):
+    copy = copy_of(run, tmp_path / "drawn", source="synthetic", root=None, num_images=60, test_fraction=0.0)
     rows = "".join(f"synthetic/{number:05d},class0,{'val' if number > 56 else 'train'}\n" for number in range(60))
     (copy / "split.csv").write_text("path,label,split\n" + rows)
     work(f"run={copy}", "format=state_dict")
@@ -282,11 +282,11 @@ def test_pictures_in_memory_and_a_run_without_a_test_split(work, run, compared, 
 
 
 @pytest.mark.parametrize("moved", ["photos", "photos/plum"])
-def test_pictures_that_were_moved(work, run, compared, tmp_path, moved):
-    write_pictures(tmp_path / "photos", {"apple": 20, "pear": 20, "plum": 14})
+def test_images_that_were_moved(work, run, compared, tmp_path, moved):
+    write_images(tmp_path / "photos", {"apple": 20, "pear": 20, "plum": 14})
     copy = copy_of(run, tmp_path / "fruit", root=str(tmp_path / "photos"))
     (tmp_path / moved).rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="the run's pictures cannot be read any more") as error:
+    with pytest.raises(UserError, match="the run's images cannot be read any more") as error:
         work(f"run={copy}", "format=state_dict")
     assert error.value.code == ExitCode.NO_INPUT
     assert error.value.fix[0].endswith("images=photos/")
@@ -301,11 +301,11 @@ def test_pictures_that_were_moved(work, run, compared, tmp_path, moved):
     ("images", "found", "code"),
     [
         ("nowhere", "does not exist", ExitCode.NO_INPUT),
-        ("empty", "no picture was found", ExitCode.NO_INPUT),
-        ("damaged", r"x\.jpg: not a picture", ExitCode.DATA),
+        ("empty", "no image was found", ExitCode.NO_INPUT),
+        ("damaged", r"x\.jpg: not an image", ExitCode.DATA),
     ],
 )
-def test_pictures_that_cannot_be_used(work, run, tmp_path, images, found, code):
+def test_images_that_cannot_be_used(work, run, tmp_path, images, found, code):
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "x.jpg").write_text("text")

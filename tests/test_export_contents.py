@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from src.checkpoints.model_folder import ModelCard
-from src.data.reading import read_picture
+from src.data.reading import read_image
 from src.data.transforms import eval_transform
 from src.exporting.writers import WRITERS, LoadedModel
 from src.models.losses import probabilities
 from src.models.network import Architecture, build_network
 from src.preprocessing import Preprocessing
-from tests.data.odd_pictures import orientation_exif
+from tests.data.odd_images import orientation_exif
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("größe", "b", "c")
@@ -36,7 +36,7 @@ def model() -> LoadedModel:
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the mean over all batches
-    with torch.no_grad():  # statistics of a few pictures, so that outputs differ as those of a trained network do
+    with torch.no_grad():  # statistics of a few images, so that outputs differ as those of a trained network do
         small = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8)
         network.train()(torch.nn.functional.interpolate(small, (64, 64), mode="bilinear"))
         network.head.weight.mul_(2)
@@ -113,8 +113,8 @@ def test_the_page_gives_the_probabilities_of_predict(model, folder, tmp_path, mo
     (tmp_path / "model.json").write_text(json.dumps(card.to_dict()), encoding="utf-8")
     (tmp_path / "model.onnx").write_bytes((folder / "model.onnx").read_bytes())
     paths = write_images(tmp_path)
-    paths[0].rename(tmp_path / "picture.jpg")
-    paths[0] = tmp_path / "picture.jpg"
+    paths[0].rename(tmp_path / "image.jpg")
+    paths[0] = tmp_path / "image.jpg"
 
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
@@ -124,7 +124,7 @@ def test_the_page_gives_the_probabilities_of_predict(model, folder, tmp_path, mo
     images = np.stack([scope["preprocess"](scope["read"](path)) for path in paths])
     found = scope["probabilities"](scope["session"].run(["logits"], {"images": images})[0])
 
-    ours = torch.stack([eval_transform(steps)(read_picture(path, card.read_options)) for path in paths])
+    ours = torch.stack([eval_transform(steps)(read_image(path, card.read_options)) for path in paths])
     # Where torch has no kernel for bytes it computes in floats: a level more or less in a few pixels.
     exact = steps.interpolation == "bicubic" or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     assert np.abs(images.astype(int) - ours.numpy()).max() <= (0 if exact else 1)

@@ -113,7 +113,7 @@ def test_the_memory_in_words():
 
 def test_advice_for_a_gpu_names_what_a_cpu_does_not_have():
     def advice(kind: str) -> str:
-        return Exhausted("CUDA out of memory", "full", torch.device(kind)).with_one_picture().render()
+        return Exhausted("CUDA out of memory", "full", torch.device(kind)).with_one_image().render()
 
     for part in ("precision=bf16", "nvidia-smi"):
         assert part in advice("cuda")
@@ -124,7 +124,7 @@ def test_advice_for_a_gpu_names_what_a_cpu_does_not_have():
 
 def test_every_command_that_is_suggested_exists():
     failure = Exhausted("CUDA out of memory", "full", torch.device("cuda"))
-    errors = [failure.with_one_picture(), failure.told_to_stop(1, 16, 2), failure.in_optimizer(1)]
+    errors = [failure.with_one_image(), failure.told_to_stop(1, 16, 2), failure.in_optimizer(1)]
     commands = [fix for error in [*errors, gpu_fault_explained(RuntimeError(FAULTS[0]))] for fix in error.fix]
     assert "python -m src.train data.batch_size=16" in commands
     for command in commands:
@@ -170,7 +170,7 @@ def test_each_try_that_fails_doubles_the_wait():
 
 
 class Head(nn.Module):
-    """Forward passes of at most `limit` pictures."""
+    """Forward passes of at most `limit` images."""
 
     def __init__(self, limit: int, error: Exception) -> None:
         super().__init__()
@@ -192,8 +192,8 @@ def test_forward_passes_in_parts(caplog):
     torch.testing.assert_close(in_parts(images), head.linear(images))
     assert head.sizes == [10, 5, 3, 3, 2, 2]
     assert [record.getMessage() for record in caplog.records] == [
-        "out of memory with 10 pictures at a time: going on with 5",
-        "out of memory with 5 pictures at a time: going on with 3",
+        "out of memory with 10 images at a time: going on with 5",
+        "out of memory with 5 images at a time: going on with 3",
     ]
     head.sizes.clear()
     torch.testing.assert_close(in_parts(images[:7]), head.linear(images[:7]))
@@ -218,7 +218,7 @@ def test_what_a_failed_attempt_held_is_freed_before_the_next():
     assert alive[0] is False
 
 
-def test_a_picture_that_does_not_fit():
+def test_a_image_that_does_not_fit():
     with pytest.raises(UserError) as error:
         InParts(Head(0, MemoryError()))(torch.rand(3, 3))
     assert error.value.code == ExitCode.OUT_OF_MEMORY

@@ -1,4 +1,4 @@
-"""What predict does before its first picture, and the table that it shows."""
+"""What predict does before its first image, and the table that it shows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.data.folders import list_pictures
+from src.data.folders import list_images
 from src.errors import UserError
 from src.prediction import _show, _try
 
@@ -46,7 +46,7 @@ def test_the_table_keeps_the_end_of_paths_and_no_markup(caplog, monkeypatch):
     assert len(first) < 80
 
 
-def test_other_pictures_have_a_file_of_their_own(tmp_path):
+def test_other_images_have_a_file_of_their_own(tmp_path):
     from src.evaluation import _name_of
 
     def name(**changes: str) -> tuple[str, bool]:
@@ -58,7 +58,7 @@ def test_other_pictures_have_a_file_of_their_own(tmp_path):
 
     assert name() == ("evaluation_test", False)
     assert name(data_batch_size="4") == ("evaluation_test", True)
-    assert name(data_num_pictures="30") == ("evaluation_test_num_pictures_30", False)
+    assert name(data_num_images="30") == ("evaluation_test_num_images_30", False)
     assert name(data_root="a/new photos/") == ("evaluation_test_new_photos", False)
     assert name(data_root="b/new photos") == ("evaluation_test_new_photos-2", False)
     assert name(data_root="b/new photos") == ("evaluation_test_new_photos-2", True)
@@ -68,5 +68,5 @@ def test_images_that_are_no_folder_and_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     for path in (tmp_path / "pipe.jpg", Path(os.devnull)):
         with pytest.raises(UserError, match="is neither a folder nor a file") as caught:
-            list_pictures(path)
+            list_images(path)
         assert caught.value.code == 65

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 from src.checkpoints.reading import read_checkpoint
 from src.files import sha256
-from tests.conftest import SMALL, check_error, command_environment, write_pictures
-from tests.data.odd_pictures import write_corrupt_pictures, write_odd_pictures
+from tests.conftest import SMALL, check_error, command_environment, write_images
+from tests.data.odd_images import write_corrupt_images, write_odd_images
 from tests.running import result, start, wait_for_rows, wait_for_save
 from tests.tolerance import rounding
 
@@ -55,7 +55,7 @@ def test_a_run_leaves_everything_about_it(command, tmp_path):
     assert all(0 <= float(row["val/acc"]) <= 1 and float(row["train/loss"]) > 0 for row in rows)
     best = max(float(row["val/acc"]) for row in rows)
     assert ended["metrics"]["val/acc"] == pytest.approx(best, abs=1e-6)
-    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["num_pictures"] == 60
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["num_images"] == 60
     assert "state_dict: 338 tensors" in (run / "model_summary.txt").read_text()
     assert f"python -m src.evaluate run={Path('runs/one')}" in done.out
 
@@ -82,8 +82,8 @@ def test_runs_without_a_name_never_share_a_folder(command, tmp_path):
     assert all(path.is_dir() for path in paths)
 
 
-def folder_of_pictures(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "photos", {"apple": 20, "pear": 20, "plum": 14})
+def folder_of_images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "photos", {"apple": 20, "pear": 20, "plum": 14})
 
 
 FORWARD = rounding(layers=57)  # of a shufflenet_v2_x0_5
@@ -91,7 +91,7 @@ FOLDER = ("data=image_folder", "data.root=photos", "data.image_size=32", *SMALL[
 
 
 def test_evaluate_and_predict_repeat_the_runs_numbers(command, tmp_path):
-    photos = folder_of_pictures(tmp_path)
+    photos = folder_of_images(tmp_path)
     words = ("optimizer.lr=0.01", "data.num_workers=1", "data.class_weights=inverse")
     done = command("train", *FOLDER, "name=fruit", *words)
     assert done.code == 0, done.text
@@ -105,17 +105,17 @@ def test_evaluate_and_predict_repeat_the_runs_numbers(command, tmp_path):
     expected = {name: value for name, value in result(run)["metrics"].items() if name.startswith("val/")}
     assert val == pytest.approx(expected, rel=FORWARD), "the size of a batch changes the weighted loss"
 
-    # Folders in another order (a new first class that is empty of test pictures would shift every number by one).
+    # Folders in another order (a new first class that is empty of test images would shift every number by one).
     test_rows = [row for row in table(run / "split.csv") if row["split"] == "test"]
     for row in test_rows:
-        target = tmp_path / "test_pictures" / row["path"]
+        target = tmp_path / "test_images" / row["path"]
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(photos / row["path"], target)
-    assert command("evaluate", "run=runs/fruit", "data.root=test_pictures", "out=others").code == 0
+    assert command("evaluate", "run=runs/fruit", "data.root=test_images", "out=others").code == 0
     elsewhere = json.loads((tmp_path / "others" / "evaluation.json").read_text())["metrics"]
     assert elsewhere == pytest.approx(trained, rel=FORWARD), "other images are measured with other class weights"
-    shutil.rmtree(tmp_path / "test_pictures" / "apple")
-    done = command("evaluate", "run=runs/fruit", "data.root=test_pictures", "out=others")
+    shutil.rmtree(tmp_path / "test_images" / "apple")
+    done = command("evaluate", "run=runs/fruit", "data.root=test_images", "out=others")
     assert done.code == 0, done.text
     confusion = table(tmp_path / "others" / "evaluation_confusion.csv")
     whole = table(run / "confusion.csv")
@@ -154,9 +154,9 @@ def test_evaluate_and_predict_repeat_the_runs_numbers(command, tmp_path):
 
 
 def test_unknown_classes_at_evaluate_are_named(command, tmp_path):
-    folder_of_pictures(tmp_path)
+    folder_of_images(tmp_path)
     assert command("train", *FOLDER, "name=fruit", "trainer.max_epochs=1").code == 0
-    write_pictures(tmp_path / "new", {"apples": 3, "pear": 3})
+    write_images(tmp_path / "new", {"apples": 3, "pear": 3})
     done = command("evaluate", "run=runs/fruit", "data.root=new")
     check_error(done, 65, "apples (did it mean apple?)", "the model knows apple, pear, plum")
 
@@ -252,20 +252,20 @@ def test_a_sweep_has_one_folder_with_one_run_per_job(command, tmp_path):
     assert "optimizer.lr=0.01" in done.out
 
 
-def test_a_folder_of_odd_and_broken_pictures(command, tmp_path):
+def test_a_folder_of_odd_and_broken_images(command, tmp_path):
     """26 odd modes and formats and 3 broken files: refused with every broken one named, trained on without them."""
-    photos = write_pictures(tmp_path / "photos", {"a": 12, "b": 12}, seed=1)
+    photos = write_images(tmp_path / "photos", {"a": 12, "b": 12}, seed=1)
     (photos / "b" / "odd").mkdir()
-    odd = write_odd_pictures(photos / "b" / "odd")
-    bad = write_corrupt_pictures(photos / "a")
+    odd = write_odd_images(photos / "b" / "odd")
+    bad = write_corrupt_images(photos / "a")
     done = command("train", *FOLDER, "name=refused")
     check_error(done, 65, "3 of", *bad)
     assert set(bad) <= {
-        Path(line.split("\t")[0]).name for line in (tmp_path / "runs/refused/bad_pictures.txt").read_text().splitlines()
+        Path(line.split("\t")[0]).name for line in (tmp_path / "runs/refused/bad_images.txt").read_text().splitlines()
     }
     done = command("train", *FOLDER, "name=skipped", "data.on_bad_image=skip")
     assert done.code == 0, done.text
-    assert f"pictures  {24 + len(odd)} in 2 classes" in done.out
+    assert f"images  {24 + len(odd)} in 2 classes" in done.out
     assert not set(bad) & {Path(row["path"]).name for row in table(tmp_path / "runs/skipped/split.csv")}
     predicted = command("predict", "run=runs/skipped", "images=photos/a")
     assert predicted.code == 0, predicted.text
@@ -308,9 +308,9 @@ def test_choices_that_go_together_work(command, tmp_path, words):
 
 
 @pytest.mark.parametrize(("workers", "split"), [(0, "train"), (1, "test")])
-def test_a_picture_that_breaks_during_the_run_is_named(command, tmp_path, workers, split):
-    """The check remembers files by size and time: with both kept, the damage shows only when the picture is used."""
-    photos = folder_of_pictures(tmp_path)
+def test_a_image_that_breaks_during_the_run_is_named(command, tmp_path, workers, split):
+    """The check remembers files by size and time: with both kept, the damage shows only when the image is used."""
+    photos = folder_of_images(tmp_path)
     words = (*FOLDER, f"data.num_workers={workers}", "trainer.max_epochs=1")
     assert command("train", *words, "name=whole").code == 0
     spoilt = photos / next(row["path"] for row in table(tmp_path / "runs/whole/split.csv") if row["split"] == split)
@@ -321,8 +321,8 @@ def test_a_picture_that_breaks_during_the_run_is_named(command, tmp_path, worker
 
 
 def test_a_continued_run_keeps_its_split_and_classes(command, tmp_path):
-    """New pictures and a new class that arrive between two parts of a run do not change what it learns."""
-    photos = folder_of_pictures(tmp_path)
+    """New images and a new class that arrive between two parts of a run do not change what it learns."""
+    photos = folder_of_images(tmp_path)
     words = (*FOLDER, "name=fruit", "trainer.max_epochs=6")
     process = subprocess.Popen(
         [sys.executable, "-m", "src.train", *words],
@@ -335,10 +335,10 @@ def test_a_continued_run_keeps_its_split_and_classes(command, tmp_path):
     process.kill()
     process.wait()
     split = (tmp_path / "runs/fruit/split.csv").read_text()
-    write_pictures(photos, {"apple": 25, "banana": 9}, seed=5)
+    write_images(photos, {"apple": 25, "banana": 9}, seed=5)
     done = command("train", *words)
     assert done.code == 0, done.text
-    assert re.search(r"14 of \d+ pictures are left out", done.out)
+    assert re.search(r"14 of \d+ images are left out", done.out)
     assert (tmp_path / "runs/fruit/split.csv").read_text() == split
     assert json.loads((tmp_path / "runs/fruit/model/model.json").read_text())["classes"] == ["apple", "pear", "plum"]
 

@@ -84,7 +84,7 @@ def test_what_a_message_names_or_somebody_else_put_there_stays(tmp_path, setting
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     with pytest.raises(UserError):
-        opened(tmp_path, settings(), UserError("2 of 9 pictures, listed there", code=ExitCode.DATA))
+        opened(tmp_path, settings(), UserError("2 of 9 images, listed there", code=ExitCode.DATA))
     assert mine.read_text() == "mine"
 
 

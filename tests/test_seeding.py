@@ -38,17 +38,17 @@ def draw():
     return torch.rand(1).item(), float(np.random.rand()), random.random()
 
 
-def test_a_pictures_randomness_is_a_function_of_seed_epoch_and_index():
+def test_a_images_randomness_is_a_function_of_seed_epoch_and_index():
     seeding.seed_everything(1)
     before = draw()
     seeding.seed_everything(1)
-    with seeding.picture_randomness(0, 3, 7):
+    with seeding.image_randomness(0, 3, 7):
         inside = draw()
     assert draw() == before, "the global generators moved"
-    with seeding.picture_randomness(0, 3, 7):
+    with seeding.image_randomness(0, 3, 7):
         assert draw() == inside
     for other in ((1, 3, 7), (0, 4, 7), (0, 3, 8)):
-        with seeding.picture_randomness(*other):
+        with seeding.image_randomness(*other):
             assert not set(draw()) & set(inside)
 
 

@@ -98,7 +98,7 @@ def test_what_is_compared_is_measured_on_val(tmp_path):
     assert losses["average_top_k"] <= losses["best"]
 
 
-def test_batchnorm_statistics_are_those_of_the_pictures():
+def test_batchnorm_statistics_are_those_of_the_images():
     """Of the layers that learn; a frozen one keeps its own. The reference: one batch of everything, by hand."""
     network = classifier().network
     network.eval()

@@ -70,7 +70,7 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("data.batch_size=0", "data.batch_size=0 is out of range", "data.batch_size=32"),
     ("optimizer.lr=-1", "optimizer.lr=-1.0 is out of range", "optimizer.lr=0.001"),
     ("trainer.gradient_clip=-1", "trainer.gradient_clip=-1.0 is out of range", "trainer.gradient_clip=1.0"),
-    ("data.num_pictures=0 data=synthetic", "data.num_pictures=0 is out of range", "data.num_pictures=240 data=synthetic"),
+    ("data.num_images=0 data=synthetic", "data.num_images=0 is out of range", "data.num_images=240 data=synthetic"),
     ("data=image_folder data.root=", "data.root= has no value", "data=image_folder data.root=photos/"),
     ("+seed=3", "+seed adds a setting that exists", "seed=3"),
     ("~data.root", "~data.root takes a setting away", "data.root=null"),

@@ -36,8 +36,8 @@ from src.callbacks.position import PositionCheckpoint, StopOnSignal
 from src.callbacks.progress import Throughput
 from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Data, Optimizer
-from src.data.module import PictureData
-from src.data.pictures import Pictures
+from src.data.labelled_images import LabelledImages
+from src.data.module import ImageData
 from src.models.backbones import build_backbone
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss
@@ -78,13 +78,13 @@ def variants(folder: Path) -> dict[str, Callable[[], list[L.Callback]]]:
     return {"none": list, **single, "all that are on by default": lambda: [build() for build in default]}
 
 
-def pictures(size: int, steps: int) -> Pictures:
+def images(size: int, steps: int) -> LabelledImages:
     pixels = torch.zeros(3, size, size, dtype=torch.uint8)
     count = steps * BATCH
     splits = {"train": list(range(count)), "val": [0, 1], "test": []}
     names = [str(index) for index in range(count)]
     labels = [index % 2 for index in range(count)]
-    return Pictures(("a", "b"), names, labels, splits, lambda index: pixels, in_memory=True)
+    return LabelledImages(("a", "b"), names, labels, splits, lambda index: pixels, in_memory=True)
 
 
 def small_backbone() -> tuple[nn.Module, int]:
@@ -109,9 +109,7 @@ def step_time(
         seed=0,
         hparams={},
     )
-    data = PictureData(
-        Data(augment="none", batch_size=BATCH, num_workers=0), pictures(size, steps), preprocessing, seed=0
-    )
+    data = ImageData(Data(augment="none", batch_size=BATCH, num_workers=0), images(size, steps), preprocessing, seed=0)
     times = StepTimes()
     trainer = L.Trainer(
         accelerator="cpu",

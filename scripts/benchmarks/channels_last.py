@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/channels_last.py [backbone ...]       default: efficientnet_lite0 resnet18
 
-One process, the two alternating, medians of 7 rounds, all cores; 32 pictures of 64 and of 224 pixels.
+One process, the two alternating, medians of 7 rounds, all cores; 32 images of 64 and of 224 pixels.
 """
 
 from __future__ import annotations

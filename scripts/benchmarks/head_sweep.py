@@ -1,9 +1,9 @@
-"""Times a sweep of the default job's head: the backbone is frozen and the pictures are not augmented.
+"""Times a sweep of the default job's head: the backbone is frozen and the images are not augmented.
 
     python scripts/benchmarks/head_sweep.py [--trials 20] [KEY=VALUE ...]       from the project's folder
 
 KEY=VALUE are settings of src.train. All cores, every trial to its end. Such trials compute the same features of the same
-pictures again in every epoch.
+images again in every epoch.
 """
 
 from __future__ import annotations

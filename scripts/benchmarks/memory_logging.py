@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/memory_logging.py [accelerator] [steps] [threads]         default: cpu 60 1
 
-ResNet18, all of it trained, 32 pictures of 64 pixels. One Trainer; a callback is called in every second step, and the
+ResNet18, all of it trained, 32 images of 64 pixels. One Trainer; a callback is called in every second step, and the
 medians of the steps with and without it are compared. Other programs move that ratio more than the callback does, so the
 CPU time of its hooks is measured by itself too, and shown as a share of the step. memory.log promises less than 1 %.
 """

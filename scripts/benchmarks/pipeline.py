@@ -2,10 +2,10 @@
 
     python scripts/benchmarks/pipeline.py [cut [pixels]]   default: the quickest of CUTS for each memory layout, 128
 
-Two processes with one thread each train on random pictures on the CPU, so it wants two idle cores; with one stage in each
+Two processes with one thread each train on random images on the CPU, so it wants two idle cores; with one stage in each
 against the whole network in the first while the second waits, in turns. A time is the median of ROUNDS steps (forward and
 backward, no optimizer). There is a table for each memory layout: channels_last, this project's default, makes the unsplit
-network quicker, and small micro-batches less so. The picture is docs/images/pipeline_timeline.png, of one step with each
+network quicker, and small micro-batches less so. The image is docs/images/pipeline_timeline.png, of one step with each
 schedule.
 """
 
@@ -43,8 +43,8 @@ SIZE = int(sys.argv[2]) if len(sys.argv) > 2 else 128
 MICRO_BATCHES = (1, 2, 4, 8)
 CUTS = ("layer2", "layer3.0", "layer3.1", "layer3.2")
 ROUNDS, TRIES = 5, 3
-SHOWN = 4  # micro-batches in the picture
-PICTURE = Path(__file__).parents[2] / "docs" / "images" / "pipeline_timeline.png"
+SHOWN = 4  # micro-batches in the image
+IMAGE = Path(__file__).parents[2] / "docs" / "images" / "pipeline_timeline.png"
 
 Event = tuple[str, int, float, float]  # "forward" or "backward", which micro-batch, start, end (seconds)
 
@@ -201,14 +201,14 @@ def draw(traces: dict[str, list[list[Event]]], cut: str) -> None:
     boxes = [plt.Rectangle((0, 0), 1, 1, facecolor=colour, edgecolor="#444444") for colour in colours.values()]
     figure.legend(boxes, colours, loc="outside upper right", ncols=2, frameon=False, fontsize=11)
     figure.suptitle(
-        f"One training step of a ResNet50 cut after {cut}, {SHOWN} micro-batches of {BATCH // SHOWN} pictures "
+        f"One training step of a ResNet50 cut after {cut}, {SHOWN} micro-batches of {BATCH // SHOWN} images "
         f"({SIZE} px),\ntwo processes of one CPU thread: boxes are micro-batches, white is waiting",
         x=0.01,
         ha="left",
         fontsize=12,
     )
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, dpi=100)
+    IMAGE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(IMAGE, dpi=100)
 
 
 def work(rank: int, port: int, cut: str | None) -> None:
@@ -217,7 +217,7 @@ def work(rank: int, port: int, cut: str | None) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     if rank == 0:
-        print(f"batch of {BATCH} pictures of {SIZE} px, one thread per process, torch {torch.__version__}")
+        print(f"batch of {BATCH} images of {SIZE} px, one thread per process, torch {torch.__version__}")
     for channels_last in (False, True):
         chosen = cut or choose_cut(rank, channels_last)
         if rank == 0:
@@ -227,7 +227,7 @@ def work(rank: int, port: int, cut: str | None) -> None:
     traces = {name: traced(contest, schedule) for name, schedule in (("GPipe", "gpipe"), ("1F1B", "1f1b"))}
     if rank == 0:
         draw(traces, chosen)
-        print(f"the picture is {PICTURE}")
+        print(f"the image is {IMAGE}")
     dist.destroy_process_group()
 
 

@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/precision.py [threads]        default: 1
 
-On the CPU ResNet18 with 32 pictures of 64 pixels; on a GPU, where there is one, ResNet50 with 64 pictures of 224. All of the
+On the CPU ResNet18 with 32 images of 64 pixels; on a GPU, where there is one, ResNet50 with 64 images of 224. All of the
 network is trained, with AdamW. Each measurement has a process of its own, so that memory which another one left behind
 does not count; the precisions take turns, and medians of the rounds are shown. Memory is the peak beyond what the process
 held before there was a network: weights, gradients, the optimizer's state, activations, and what kernels work in. torch

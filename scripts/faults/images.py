@@ -16,8 +16,8 @@ from scripts.faults.plain import Plain
 from scripts.faults.programs import Program, check
 from scripts.faults.project import Project
 from scripts.faults.registry import row
-from tests.conftest import write_pictures
-from tests.data.odd_pictures import write_corrupt_pictures, write_odd_pictures, write_png
+from tests.conftest import write_images
+from tests.data.odd_images import write_corrupt_images, write_odd_images, write_png
 
 SKIP = {"words": ("data.on_bad_image=skip",)}
 
@@ -30,7 +30,7 @@ SKIP = {"words": ("data.on_bad_image=skip",)}
     quick=True,
 )
 def bad_images(program: Program) -> str:
-    names = write_corrupt_pictures(program.class_folder("apple"))
+    names = write_corrupt_images(program.class_folder("apple"))
     done = program.train(kill(STEP))
     check(done.code != -9, "it began to train")
     missing = [name for name in names if name not in done.err]
@@ -82,7 +82,7 @@ def image_of(program: Program, split: str) -> Path:
     quick=True,
 )
 def modes(program: Program) -> str:
-    odd = write_odd_pictures(program.folder / "odd")
+    odd = write_odd_images(program.folder / "odd")
     wrong = []
     for name, expected in odd.items():
         pixels = program.read(program.folder / "odd" / name)
@@ -184,8 +184,8 @@ def empty_class(program: Program) -> str:
     quick=True,
 )
 def class_mismatch(program: Program) -> str:
-    write_pictures(program.folder / "given" / "train", {"apple": 12, "pear": 12, "plum": 12})
-    write_pictures(program.folder / "given" / "val", {"pear": 6, "plum": 6}, seed=1)
+    write_images(program.folder / "given" / "train", {"apple": 12, "pear": 12, "plum": 12})
+    write_images(program.folder / "given" / "val", {"pear": 6, "plum": 6}, seed=1)
     done = program.train(root="given")
     check(done.code not in (0, None), "not noticed: the labels of val are shifted by one")
     check("apple" in done.err, f"the class is not named; {done.end()}")
@@ -203,7 +203,7 @@ def class_order_resume(program: Program) -> str:
         root = program.write_photos(program.folder / run)
         program.check_killed(program.train(kill(STEP, 12), run=run, root=run))
         for part in program.photos_in:
-            write_pictures(root / part, {"banana": 12}, seed=5)
+            write_images(root / part, {"banana": 12}, seed=5)
             if run == "replaced":
                 shutil.rmtree(root / part / "plum")
         done = program.train(run=run, root=run)
@@ -225,7 +225,7 @@ def class_order_resume(program: Program) -> str:
     plain=False,
 )
 def num_classes(program: Program) -> str:
-    write_pictures(program.folder / "photos", {"durian": 12}, seed=5)
+    write_images(program.folder / "photos", {"durian": 12}, seed=5)
     done = program.train(words=("model.num_classes=3",))
     check(done.code in (64, 65), f"not refused; {done.end()}")
     program.check_error(done, done.code, "num_classes", "durian")
@@ -239,8 +239,8 @@ def num_classes(program: Program) -> str:
     injection="an image of train, byte for byte, in val",
 )
 def leak(program: Program) -> str:
-    write_pictures(program.folder / "given" / "train", {"apple": 12, "pear": 12, "plum": 12})
-    write_pictures(program.folder / "given" / "val", {"apple": 6, "pear": 6, "plum": 6}, seed=1)
+    write_images(program.folder / "given" / "train", {"apple": 12, "pear": 12, "plum": 12})
+    write_images(program.folder / "given" / "val", {"apple": 6, "pear": 6, "plum": 6}, seed=1)
     shutil.copy(program.folder / "given/train/apple/003.png", program.folder / "given/val/apple/copy.png")
     done = program.train(root="given")
     check("copy.png" in done.text, f"not noticed; {done.end()}")

@@ -24,8 +24,8 @@ class Plain(Program):
         return [*chosen, *asked.flags]
 
     def write_photos(self, root: Path, classes: dict[str, int] = PHOTOS) -> Path:
-        conftest.write_pictures(root / "train", {name: count * 2 // 3 for name, count in classes.items()})
-        conftest.write_pictures(root / "val", {name: count // 3 for name, count in classes.items()}, seed=1)
+        conftest.write_images(root / "train", {name: count * 2 // 3 for name, count in classes.items()})
+        conftest.write_images(root / "val", {name: count // 3 for name, count in classes.items()}, seed=1)
         return root
 
     def path(self, run: str = "run") -> Path:

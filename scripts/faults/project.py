@@ -37,7 +37,7 @@ class Project(Program):
         return [word for word in chosen if word.partition("=")[0] not in keys] + [*asked.words]
 
     def write_photos(self, root: Path, classes: dict[str, int] = PHOTOS) -> Path:
-        return conftest.write_pictures(root, classes)
+        return conftest.write_images(root, classes)
 
     def path(self, run: str = "run") -> Path:
         return self.folder / "runs" / run
@@ -60,12 +60,12 @@ class Project(Program):
 
     @staticmethod
     def read(file: str | Path) -> np.ndarray | None:
-        from src.data.reading import PictureError, read_picture
+        from src.data.reading import ImageError, read_image
         from src.preprocessing import ReadOptions
 
         try:
-            return read_picture(file, ReadOptions()).permute(1, 2, 0).numpy()
-        except PictureError:
+            return read_image(file, ReadOptions()).permute(1, 2, 0).numpy()
+        except ImageError:
             return None
 
     def result(self, run: str = "run") -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Draws the pictures of docs/multi_gpu.md and docs/model_parallel.md that explain something, into docs/images/.
+"""Draws the images of docs/multi_gpu.md and docs/model_parallel.md that explain something, into docs/images/.
 
     python scripts/figures/concepts.py
 
-A colour means the same in all of them: blue is weights, yellow is pictures and what layers make of them, red is gradients.
+A colour means the same in all of them: blue is weights, yellow is images and what layers make of them, red is gradients.
 Sizes are asked of the ResNet50 (split.png), the order of work of the strategies' own code (schedules.png).
 """
 
@@ -29,15 +29,15 @@ FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images"
 WIDTH, DPI = 7.0, 150  # inches: 1050 pixels, which a page shows as about 700
 UNITS = 14.0  # the width of a drawing: a unit is half an inch
 
-WEIGHTS, GRADIENTS, PICTURES = COLOURS
+WEIGHTS, GRADIENTS, IMAGES = COLOURS
 COPY = "#7F9FC4"  # weights that are copied in every step
 PAPER, SHADE, EDGE = "white", "#F3F3F3", "#999999"
 
 LAYERS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
-BAR, PITCH, SQUARE = 0.5, 0.6, 0.5  # the width of a layer, from one to the next, the side of a picture
+BAR, PITCH, SQUARE = 0.5, 0.6, 0.5  # the width of a layer, from one to the next, the side of an image
 
 # Of a pass of the whole batch through a stage: how long it takes, its colour, and that of its number.
-PASSES = {"forward": (1, PICTURES, INK), "backward": (2, GRADIENTS, PAPER)}
+PASSES = {"forward": (1, IMAGES, INK), "backward": (2, GRADIENTS, PAPER)}
 
 Point = tuple[float, float]
 
@@ -88,12 +88,12 @@ def network(
         axes.add_patch(Rectangle((left, gradients), BAR, 0.25, facecolor=GRADIENTS))
 
 
-def pictures(axes: Axes, at: Point, numbers: Iterable[int], gap: float = 0) -> None:
+def images(axes: Axes, at: Point, numbers: Iterable[int], gap: float = 0) -> None:
     """Numbered squares in rows of two. at: the upper left corner. gap: between rows."""
     for place, number in enumerate(numbers):
         row, column = divmod(place, 2)
         left, bottom = at[0] + column * SQUARE, at[1] - (row + 1) * SQUARE - row * gap
-        axes.add_patch(Rectangle((left, bottom), SQUARE, SQUARE, facecolor=PICTURES, edgecolor=PAPER))
+        axes.add_patch(Rectangle((left, bottom), SQUARE, SQUARE, facecolor=IMAGES, edgecolor=PAPER))
         axes.text(left + SQUARE / 2, bottom + SQUARE / 2 - 0.02, str(number), ha="center", va="center")
 
 
@@ -105,7 +105,7 @@ def arrow(axes: Axes, colour: str, *points: Point, tip: str = "-|>") -> None:
 def loss(axes: Axes, at: Point, last: float, forward: float, backward: float) -> None:
     """With arrows from the last layer and back to it, at these heights. at: lower left. last: where that layer ends."""
     box(axes, at, (1.2, 1.8), "loss")
-    arrow(axes, PICTURES, (last + 0.1, forward), (at[0] - 0.1, forward))
+    arrow(axes, IMAGES, (last + 0.1, forward), (at[0] - 0.1, forward))
     arrow(axes, GRADIENTS, (at[0] - 0.1, backward), (last + 0.1, backward))
 
 
@@ -114,11 +114,11 @@ def single() -> Axes:
     axes = drawing(3.5)
     around(axes, (2.4, 0.1), (11.5, 3.3), "process")
     gpu(axes, (4.2, 0.3), (9.5, 2.9), "GPU 0")
-    pictures(axes, (0.4, 2.6), range(1, 9))
+    images(axes, (0.4, 2.6), range(1, 9))
     axes.text(0.9, 2.85, "batch", ha="center")
     network(axes, (6.2, 0.65))
     loss(axes, (11.3, 0.55), 9.7, 1.7, 0.77)
-    arrow(axes, PICTURES, (1.5, 1.5), (6.1, 1.5))
+    arrow(axes, IMAGES, (1.5, 1.5), (6.1, 1.5))
     for y, text in ((2.05, "weights"), (0.77, "gradients")):
         axes.text(6.0, y, text, ha="right", va="center")
     return axes
@@ -130,21 +130,21 @@ def dp() -> Axes:
     around(axes, (1.8, 0.1), (12.1, 7.2), "process")
     gpu(axes, (3.2, 4.3), (10.5, 2.8), "GPU 0")
     gpu(axes, (3.2, 0.3), (10.5, 2.8), "GPU 1", mirrored=True)
-    pictures(axes, (0.4, 6.5), range(1, 9))
+    images(axes, (0.4, 6.5), range(1, 9))
     axes.text(0.9, 6.75, "batch", ha="center")
-    arrow(axes, PICTURES, (1.5, 5.5), (3.6, 5.5))
-    pictures(axes, (3.7, 6.5), range(1, 9))
-    pictures(axes, (3.7, 2.7), range(5, 9))
+    arrow(axes, IMAGES, (1.5, 5.5), (3.6, 5.5))
+    images(axes, (3.7, 6.5), range(1, 9))
+    images(axes, (3.7, 2.7), range(5, 9))
     network(axes, (6.8, 4.55))
     network(axes, (6.8, 0.65), replica=True, mirrored=True)
     loss(axes, (11.8, 4.45), 10.3, 5.6, 4.67)
-    arrow(axes, PICTURES, (4.2, 4.4), (4.2, 2.8))
-    arrow(axes, PICTURES, (4.8, 5.9), (6.7, 5.9))
-    arrow(axes, PICTURES, (4.8, 2.2), (6.0, 2.2), (6.0, 1.5), (6.7, 1.5))
+    arrow(axes, IMAGES, (4.2, 4.4), (4.2, 2.8))
+    arrow(axes, IMAGES, (4.8, 5.9), (6.7, 5.9))
+    arrow(axes, IMAGES, (4.8, 2.2), (6.0, 2.2), (6.0, 1.5), (6.7, 1.5))
     arrow(axes, WEIGHTS, (6.7, 5.2), (6.2, 5.2), (6.2, 2.2), (6.7, 2.2))
     arrow(axes, GRADIENTS, (8.55, 2.95), (8.55, 4.45))
-    arrow(axes, PICTURES, (10.4, 1.8), (12.4, 1.8), (12.4, 4.35))
-    for x, text in ((4.35, "pictures"), (6.35, "copy of\nthe weights"), (8.7, "gradients"), (12.3, "logits")):
+    arrow(axes, IMAGES, (10.4, 1.8), (12.4, 1.8), (12.4, 4.35))
+    for x, text in ((4.35, "images"), (6.35, "copy of\nthe weights"), (8.7, "gradients"), (12.3, "logits")):
         axes.text(x, 3.7, text, ha="right" if text == "logits" else "left", va="center")
     return axes
 
@@ -157,8 +157,8 @@ def ddp() -> Axes:
         around(axes, (1.8, bottom), (12.1, 3.3), f"process {rank}")
         gpu(axes, (3.9, bottom + 0.25), (9.8, 2.8), f"GPU {rank}", mirrored=mirrored)
         network(axes, (6.8, bottom + 0.55), mirrored=mirrored)
-        pictures(axes, (0.4, bottom + 2.4), range(1 + 4 * rank, 5 + 4 * rank))
-        arrow(axes, PICTURES, (1.5, bottom + 1.9), (6.7, bottom + 1.9))
+        images(axes, (0.4, bottom + 2.4), range(1 + 4 * rank, 5 + 4 * rank))
+        arrow(axes, IMAGES, (1.5, bottom + 1.9), (6.7, bottom + 1.9))
         forward, backward = (1.6, 2.4) if mirrored else (1.7, 0.67)
         loss(axes, (11.8, bottom + 0.75), 10.3, bottom + forward, bottom + backward)
     axes.text(0.9, 6.45, "half of\nthe batch", ha="center")
@@ -172,10 +172,10 @@ def model_parallel() -> Axes:
     axes = drawing(3.6)
     around(axes, (1.8, 0.1), (12.1, 3.4), "process")
     _two_stages(axes)
-    pictures(axes, (0.4, 2.7), range(1, 9))
+    images(axes, (0.4, 2.7), range(1, 9))
     axes.text(0.9, 2.95, "batch", ha="center")
-    arrow(axes, PICTURES, (1.5, 1.7), (3.9, 1.7))
-    arrow(axes, PICTURES, (5.8, 1.7), (9.9, 1.7))
+    arrow(axes, IMAGES, (1.5, 1.7), (3.9, 1.7))
+    arrow(axes, IMAGES, (5.8, 1.7), (9.9, 1.7))
     return axes
 
 
@@ -185,12 +185,12 @@ def pipeline() -> Axes:
     around(axes, (1.8, 0.1), (4.6, 3.4), "process 0")
     around(axes, (8.1, 0.1), (5.8, 3.4), "process 1")
     _two_stages(axes)
-    pictures(axes, (0.4, 2.3), range(5, 9), gap=0.15)
+    images(axes, (0.4, 2.3), range(5, 9), gap=0.15)
     axes.text(0.9, 2.5, "micro-\nbatches", ha="center")
-    pictures(axes, (2.75, 1.95), (3, 4))
-    pictures(axes, (8.75, 1.95), (1, 2))
-    arrow(axes, PICTURES, (1.5, 1.7), (2.65, 1.7))
-    arrow(axes, PICTURES, (5.8, 1.7), (8.65, 1.7))
+    images(axes, (2.75, 1.95), (3, 4))
+    images(axes, (8.75, 1.95), (1, 2))
+    arrow(axes, IMAGES, (1.5, 1.7), (2.65, 1.7))
+    arrow(axes, IMAGES, (5.8, 1.7), (8.65, 1.7))
     return axes
 
 
@@ -228,11 +228,11 @@ def split() -> Axes:
     sizes = _resnet50_sizes()
     for kind, axes in enumerate(figure.subplots(1, 2)):
         values = [size[kind] for size in sizes.values()]
-        bars = axes.bar(list(sizes), values, color=(WEIGHTS, PICTURES)[kind])
+        bars = axes.bar(list(sizes), values, color=(WEIGHTS, IMAGES)[kind])
         axes.bar_label(bars, [f"{value:.0f}" if value >= 10 else f"{value:.1f}" for value in values])
         axes.axvline(2.5, color=INK, linestyle="dashed")
         axes.set(ylim=(0, 1.3 * max(values)), yticks=[])
-        axes.set_title(("weights, MiB", "activations of 32 pictures, MiB")[kind])
+        axes.set_title(("weights, MiB", "activations of 32 images, MiB")[kind])
         axes.spines["left"].set_visible(False)
         for middle, device, part in ((1, "GPU 0", values[:3]), (3.5, "GPU 1", values[3:])):
             axes.text(middle, 1.25 * max(values), f"{device}: {sum(part):,.0f}", ha="center", va="top", weight="bold")
@@ -240,7 +240,7 @@ def split() -> Axes:
 
 
 def _resnet50_sizes() -> dict[str, tuple[float, float]]:
-    """{layers: MiB of their weights, MiB that they keep of 32 pictures of 224 pixels for the backward pass}."""
+    """{layers: MiB of their weights, MiB that they keep of 32 images of 224 pixels for the backward pass}."""
     with torch.device("meta"):  # sizes without numbers
         model = ModelParallelResNet50(num_classes=10, split_at=("maxpool", "layer1", "layer2", "layer3"))
         x = torch.empty(32, 3, 224, 224)

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/sweeps.md into docs/images/, two of them from a sweep of yours:
+"""Draws the images of docs/sweeps.md into docs/images/, two of them from a sweep of yours:
 
 python -m src.train experiment=tune_finetune name=finetune
 python scripts/figures/sweeps.py runs/finetune
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-from concepts import DPI, FOLDER, PAPER, PICTURES, SHADE, WEIGHTS, WIDTH, around, arrow, box, drawing
+from concepts import DPI, FOLDER, IMAGES, PAPER, SHADE, WEIGHTS, WIDTH, around, arrow, box, drawing
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -38,12 +38,12 @@ def sweep_parts() -> Axes:
         around(axes, (6.8, bottom), (6.3, 2.8), f"worker {number}")
         box(axes, (7.1, bottom + 0.6), (2.1, 1.9), "trial\n\nwaits\nfor a row")
         box(axes, (10.7, bottom + 0.6), (2.1, 1.9), "thread\n\ntrains\nan epoch")
-        arrow(axes, PICTURES, (10.6, bottom + 2.1), (9.3, bottom + 2.1))
+        arrow(axes, IMAGES, (10.6, bottom + 2.1), (9.3, bottom + 2.1))
         arrow(axes, WEIGHTS, (9.3, bottom + 1.0), (10.6, bottom + 1.0))
         axes.text(9.95, bottom + 2.25, "row", ha="center")
         axes.text(9.95, bottom + 0.6, "answer", ha="center")
     arrow(axes, WEIGHTS, (4.4, 6.7), (7.0, 6.7))
-    arrow(axes, PICTURES, (7.0, 6.0), (5.4, 6.0), (5.4, 5.1), (4.4, 5.1))
+    arrow(axes, IMAGES, (7.0, 6.0), (5.4, 6.0), (5.4, 5.1), (4.4, 5.1))
     arrow(axes, WEIGHTS, (4.4, 4.7), (6.0, 4.7), (6.0, 5.4), (7.0, 5.4))
     for x, y, text in ((5.7, 6.85, "point"), (5.7, 6.15, "row"), (5.4, 4.3, "answer")):
         axes.text(x, y, text, ha="center")
@@ -66,7 +66,7 @@ def sweep_asha(trials: Sequence[TrialRecord]) -> Axes:
     for trial in trials:
         epochs = max(trial.rows)
         axes.barh(trial.number, longest, height=0.8, color=SHADE)
-        axes.barh(trial.number, epochs, height=0.8, color=WEIGHTS if trial.state == FINISHED else PICTURES)
+        axes.barh(trial.number, epochs, height=0.8, color=WEIGHTS if trial.state == FINISHED else IMAGES)
         if trial is best:
             axes.text(epochs + 0.1, trial.number, f"best: {trial.best(GOAL)[0]:.3f}", va="center")
     rung = GRACE
@@ -77,7 +77,7 @@ def sweep_asha(trials: Sequence[TrialRecord]) -> Axes:
     axes.set_title(f"{len(trials)} trials: {done} epochs instead of {len(trials) * longest}", loc="left")
     axes.set(xlabel="epochs", ylabel="trial", xlim=(0, longest + 1.6), xticks=range(0, longest + 1, 2))
     axes.set_ylim(max(trial.number for trial in trials) + 0.6, -0.6)
-    looks = {FINISHED: WEIGHTS, PRUNED: PICTURES, "not computed": SHADE}
+    looks = {FINISHED: WEIGHTS, PRUNED: IMAGES, "not computed": SHADE}
     figure.legend(
         handles=[Patch(color=colour, label=name) for name, colour in looks.items()],
         loc="outside upper right",

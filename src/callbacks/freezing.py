@@ -144,7 +144,7 @@ def apply(network: nn.Module, phases: Phases, epoch: int, batchnorm: str) -> boo
     is in, or else with the layer before it: what leaves a frozen prefix never changes. Dropout behind the backbone's last
     layer belonged to the classifier that was removed and stays off: before the head, model.dropout decides.
     batchnorm='keep' leaves the BatchNorm layers of the backbone in eval mode even where their weights learn, so that a
-    picture's result does not depend on its batch.
+    image's result does not depend on its batch.
     """
     names = trainable(phases, epoch)
 
@@ -176,7 +176,7 @@ class FreezingSchedule(L.Callback):
     """Applies the schedule at the start of every epoch, and when training starts in the middle of one.
 
     momentum: of the backbone's BatchNorm. Weights that were trained for weeks come with 0.01 (TensorFlow's) or less; a
-    fine-tuning of a few hundred steps would end with statistics of neither the old pictures nor the new.
+    fine-tuning of a few hundred steps would end with statistics of neither the old images nor the new.
     """
 
     def __init__(self, phases: Phases, batchnorm: str, momentum: float = 0.1) -> None:

@@ -237,8 +237,8 @@ def batch_size_to_try(batch: int, fixed_mib: float, peak_mib: float, total_mib: 
     """
     if peak_mib >= ENOUGH * total_mib:
         return None
-    per_picture = (peak_mib - fixed_mib) / batch
-    fits = 2 ** math.floor(math.log2((TARGET * total_mib - fixed_mib) / per_picture))
+    per_image = (peak_mib - fixed_mib) / batch
+    fits = 2 ** math.floor(math.log2((TARGET * total_mib - fixed_mib) / per_image))
     return fits if fits > batch else None
 
 

@@ -1,7 +1,7 @@
 """A training run that survives running out of memory: the same batch again, in parts, with the same result.
 
 Lightning hands its optimizers a closure that runs forward and backward. `RepeatingOptimization` puts its own there: when
-memory runs out, it frees what the attempt held, halves the parts and repeats the batch, down to one picture at a time.
+memory runs out, it frees what the attempt held, halves the parts and repeats the batch, down to one image at a time.
 The parts stay small for the batches to come; after `grow_after` clean steps parts twice as large are tried.
 
 Nothing else notices. Gradient and loss are means over the whole batch, the logs of training_step are made once, its
@@ -9,8 +9,8 @@ tensors are joined, and on_train_batch_end sees the batch once. What a failed at
 BatchNorm's statistics, torch's random states, the gradients accumulated so far. Only Lightning's hooks around the
 backward pass and before zero_grad run once per part or attempt. BatchNorm in training mode sees parts; it is said once.
 
-What a training_step must be for that: it returns the loss, or {"loss": loss, name: tensor of one row per picture, ...},
-logs nothing but means, and updates no metric by itself. Where the loss is no plain mean over the pictures, as torch's
+What a training_step must be for that: it returns the loss, or {"loss": loss, name: tensor of one row per image, ...},
+logs nothing but means, and updates no metric by itself. Where the loss is no plain mean over the images, as torch's
 class-weighted cross-entropy is not, the module says in `loss_weight(batch)` by what the mean is divided.
 """
 
@@ -48,7 +48,7 @@ class OutOfMemory(L.Callback):
     grow_after: clean steps after which larger parts are tried. history: record where the memory of a CUDA device is
     allocated, for the snapshot that the first failure leaves in the run's folder.
 
-    Raises UserError if a single picture does not fit, and where nothing can be repeated: when the optimizer's step runs
+    Raises UserError if a single image does not fit, and where nothing can be repeated: when the optimizer's step runs
     out of memory, or the GPU fails.
     """
 
@@ -119,8 +119,8 @@ class RepeatingOptimization(_AutomaticOptimization):
             self._save_snapshot()
             failure = Exhausted.of(error, self._device)
             if self.policy == "stop":
-                pictures = extract_batch_size(kwargs["batch"])
-                raise failure.told_to_stop(self._step, pictures, shared_out(self.trainer)[1]) from error
+                images = extract_batch_size(kwargs["batch"])
+                raise failure.told_to_stop(self._step, images, shared_out(self.trainer)[1]) from error
             raise failure.in_optimizer(self._step) from error
 
     @property
@@ -166,7 +166,7 @@ class RepeatingOptimization(_AutomaticOptimization):
         if len(sizes) > 1:
             self._warn_of_batchnorm()
         if self.parts.grow():
-            size = f"parts of {self.parts.size} pictures" if self.parts.size else "whole batches"
+            size = f"parts of {self.parts.size} images" if self.parts.size else "whole batches"
             log.info(f"no step ran out of memory for a while: trying {size}")
         return outcome.result
 
@@ -208,14 +208,14 @@ class RepeatingOptimization(_AutomaticOptimization):
         return _Fitted(joined_result(outputs, shares, sizes), logs, gradients)
 
     def _shrink(self, failed: int, failure: Exhausted | None) -> None:
-        """Halves the parts, which had `failed` pictures, and says so. failure: None where another process failed."""
+        """Halves the parts, which had `failed` images, and says so. failure: None where another process failed."""
         if failed == 1:
-            raise (failure or Exhausted.elsewhere(self._device)).with_one_picture()
+            raise (failure or Exhausted.elsewhere(self._device)).with_one_image()
         self.parts.shrink(failed)
         if failure or self.trainer.is_global_zero:
             where = f"the {self._doing} of" if failure else "another process in"
             log.warning(
-                f"out of memory in {where} step {self._step} with parts of {failed} pictures: "
+                f"out of memory in {where} step {self._step} with parts of {failed} images: "
                 f"repeated in parts of {self.parts.size}"
             )
 

@@ -33,7 +33,7 @@ OF_THE_FOLDER = ("format", "versions", "sha256", "checksum")  # keys of model.js
 
 @dataclass(frozen=True)
 class ModelCard:
-    """model.json: what the weights are, how a picture becomes their input, what their outputs mean."""
+    """model.json: what the weights are, how an image becomes their input, what their outputs mean."""
 
     architecture: dict[str, Any]
     preprocessing: Preprocessing
@@ -49,7 +49,7 @@ class ModelCard:
 
     @property
     def read_options(self) -> ReadOptions:
-        """How the pictures were read that the network was trained on."""
+        """How the images were read that the network was trained on."""
         return ReadOptions(self.background, self.max_megapixels, self.bits)
 
     def to_dict(self) -> dict[str, Any]:

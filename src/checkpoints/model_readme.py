@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 
 from src.checkpoints.model_folder import load_model
-from src.data.reading import read_picture
+from src.data.reading import read_image
 from src.data.transforms import eval_transform
 from src.models.building import rebuild
 from src.models.losses import probabilities
@@ -40,8 +40,8 @@ from src.models.losses import probabilities
 card, state = load_model(Path("model"))
 network = rebuild(card, state).eval()
 
-picture = read_picture("picture.jpg", card.read_options)  # uint8 (3, H, W)
-images = eval_transform(card.preprocessing)(picture).unsqueeze(0)  # uint8 (1, 3, S, S)
+image = read_image("image.jpg", card.read_options)  # uint8 (3, H, W)
+images = eval_transform(card.preprocessing)(image).unsqueeze(0)  # uint8 (1, 3, S, S)
 with torch.inference_mode():
     shares = probabilities(network(images), card.task)[0]
 best = int(shares.argmax())
@@ -55,7 +55,7 @@ def model_readme(
     config: Config,
     *,
     name: str,
-    pictures: Mapping[str, int],
+    images: Mapping[str, int],
     weights: str,
     chosen: str,
     epochs: int,
@@ -63,16 +63,16 @@ def model_readme(
 ) -> str:
     """The README.md, as Markdown.
 
-    name: of the run. pictures: how many each split has. weights: the line that says what the backbone started from.
+    name: of the run. images: how many each split has. weights: the line that says what the backbone started from.
     chosen: whose weights these are, such as 'epoch 7'; epochs: how many were trained. day: when the training ended.
     """
     sections = {
         f"# {for_markdown(name)}": _summary(card, config, day),
-        "## Data": _data(card, config, pictures),
+        "## Data": _data(card, config, images),
         "## Metrics": _metrics(card.metrics),
         "## Training": _training(config, weights, chosen, epochs),
         "## Preprocessing": _preprocessing(card),
-        "## Intended use and limits": _limits(card, config, pictures),
+        "## Intended use and limits": _limits(card, config, images),
         "## How to load it": _LOADING,
     }
     return "\n\n".join(f"{title}\n\n{text}" for title, text in sections.items())
@@ -80,20 +80,20 @@ def model_readme(
 
 def _summary(card: ModelCard, config: Config, day: date) -> str:
     return (
-        f"A network that says which of {len(card.classes)} classes a picture shows: {for_markdown(config.model.backbone)} with "
+        f"A network that says which of {len(card.classes)} classes an image shows: {for_markdown(config.model.backbone)} with "
         f"a new head ({config.model.head}), trained on {day.isoformat()}. The weights are in `model.safetensors`, all "
         "else that is needed to use them in `model.json`."
     )
 
 
-def _data(card: ModelCard, config: Config, pictures: Mapping[str, int]) -> str:
+def _data(card: ModelCard, config: Config, images: Mapping[str, int]) -> str:
     data = config.data
-    # Only the last part of a path: the rest of it says more about the author's disk than about the pictures.
+    # Only the last part of a path: the rest of it says more about the author's disk than about the images.
     source = data.name or Path(data.table or data.root or "").name
     more = len(card.classes) - SHOWN_CLASSES
     return (
         f"Source: {data.source}{f', {for_markdown(source)}' if source else ''}.\n\n"
-        f"{_table(['split', 'pictures'], pictures.items())}\n\n"
+        f"{_table(['split', 'images'], images.items())}\n\n"
         f"Classes: {', '.join(map(for_markdown, card.classes[:SHOWN_CLASSES]))}"
         f"{f' and {more} more, which are in `model.json`' if more > 0 else ''}."
     )
@@ -132,9 +132,9 @@ def _preprocessing(card: ModelCard) -> str:
     if card.task == "binary":
         output = f"one logit: its sigmoid is the probability of {for_markdown(card.classes[1])}"
     return (
-        f"1. Turned upright (EXIF), 8 bits of RGB; transparent pictures are laid on the colour {card.background}.\n"
+        f"1. Turned upright (EXIF), 8 bits of RGB; transparent images are laid on the colour {card.background}.\n"
         f"2. {_SIDES[steps.crop_mode]} resized to {steps.resize_size} pixels ({steps.interpolation}, antialiased), and the "
-        f"centre of {steps.image_size} x {steps.image_size} is cut out; where the picture is smaller, a border of the "
+        f"centre of {steps.image_size} x {steps.image_size} is cut out; where the image is smaller, a border of the "
         f"colour {steps.border} is added.\n"
         f"3. Inside the network: divided by 255, less mean {_numbers(steps.mean)}, by std {_numbers(steps.std)} "
         "(R, G, B).\n\n"
@@ -142,17 +142,17 @@ def _preprocessing(card: ModelCard) -> str:
     )
 
 
-def _limits(card: ModelCard, config: Config, pictures: Mapping[str, int]) -> str:
+def _limits(card: ModelCard, config: Config, images: Mapping[str, int]) -> str:
     split = "test" if "test/acc" in card.metrics else "val"
-    accuracy, count = card.metrics[f"{split}/acc"], pictures[split]
+    accuracy, count = card.metrics[f"{split}/acc"], images[split]
     low, high = _wilson(accuracy, count)
     chose = " (which also chose the weights, so it is a little too good)" if split == "val" else ""
     inherited = "" if config.model.weights == "none" else " The pretrained weights bring their own biases and licence."
     return (
-        "It is meant for pictures like those it was trained on: from the same source, and of one of the classes above. "
-        "It names a class for every picture, also for one that shows none of them, and its probabilities were not "
-        f"calibrated: a high one is no proof. Its accuracy of {accuracy:.3f} was counted on {count} {split} pictures"
-        f"{chose}; over many more such pictures it lies between {low:.3f} and {high:.3f} (95 % interval, Wilson, 1927). "
+        "It is meant for images like those it was trained on: from the same source, and of one of the classes above. "
+        "It names a class for every image, also for one that shows none of them, and its probabilities were not "
+        f"calibrated: a high one is no proof. Its accuracy of {accuracy:.3f} was counted on {count} {split} images"
+        f"{chose}; over many more such images it lies between {low:.3f} and {high:.3f} (95 % interval, Wilson, 1927). "
         "With another camera, place or time it may be far lower: measure it there before you rely on it. Nobody has "
         "examined whether its errors fall on some people or things more than on others, so it must not decide about "
         f"people or safety.{inherited}"
@@ -160,7 +160,7 @@ def _limits(card: ModelCard, config: Config, pictures: Mapping[str, int]) -> str
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share that was counted on so many pictures; sensible for few of them and near 0 and 1."""
+    """The 95 % interval of a share that was counted on so many images; sensible for few of them and near 0 and 1."""
     z = 1.96
     middle, scale = share + z * z / (2 * count), 1 + z * z / count
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))

@@ -1,7 +1,7 @@
-"""Decodes every picture in full before the first training step, in parallel, and remembers the result between runs.
+"""Decodes every image in full before the first training step, in parallel, and remembers the result between runs.
 
-The data module calls `check_pictures` and decides by its own policy what becomes of the bad ones: it raises what
-`refuse_bad_pictures` returns, or leaves them out. A header check would be cheaper but misses truncated files.
+The data module calls `check_images` and decides by its own policy what becomes of the bad ones: it raises what
+`refuse_bad_images` returns, or leaves them out. A header check would be cheaper but misses truncated files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.data.oddities import ONE_COLOUR
-from src.data.reading import PictureError, decode_picture, read_bytes
+from src.data.reading import ImageError, decode_image, read_bytes
 from src.data.time_limit import SECONDS, in_time
 from src.errors import ExitCode, UserError
 from src.files import write_text
@@ -29,7 +29,7 @@ from src.text import printable
 from src.user_command import corrected
 
 MEMORY_VERSION = 2
-FLAT = 8  # of 255: a picture whose channels vary by no more shows nothing
+FLAT = 8  # of 255: an image whose channels vary by no more shows nothing
 SHOWN = 8  # bad files on the screen; with them a UserError still fits its 15 lines
 
 _KINDS = (int, int, str, int, int, str | None, int, list)  # of an entry of the memory
@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checked:
-    """One picture: digest of the file's bytes (blake2b, 32 hex digits), upright size in pixels, error or None.
+    """One image: digest of the file's bytes (blake2b, 32 hex digits), upright size in pixels, error or None.
 
     The digest is empty if the bytes could not be read. The size is 0 x 0 if there is an error. bits: how many its 16-bit
-    channels use, 0 for a picture without such channels. notes: what is odd about it, see src/data/oddities.py.
+    channels use, 0 for an image without such channels. notes: what is odd about it, see src/data/oddities.py.
     """
 
     digest: str
@@ -53,7 +53,7 @@ class Checked:
     notes: tuple[str, ...] = ()
 
 
-def check_pictures(
+def check_images(
     root: Path,
     ids: Sequence[str],
     options: ReadOptions,
@@ -62,7 +62,7 @@ def check_pictures(
     show_progress: bool,
     timeout_seconds: float = SECONDS,
 ) -> dict[str, Checked]:
-    """Decodes the pictures that have changed since they were last checked. Never raises for a bad or missing picture;
+    """Decodes the images that have changed since they were last checked. Never raises for a bad or missing image;
     raises LoaderFault for one that takes longer than timeout_seconds (0: no limit).
 
     ids: paths relative to root, or absolute. memory: a JSON file that keeps the results by id, size, modification time;
@@ -94,25 +94,25 @@ def check_pictures(
                 pool.shutdown(wait=False, cancel_futures=True)
                 if memory:
                     text = json.dumps({**_head(options), "files": entries}, separators=(",", ":"))
-                    _written(memory, text, "the checked pictures cannot be remembered, the next run checks them again")
+                    _written(memory, text, "the checked images cannot be remembered, the next run checks them again")
     return {name: known[name] for name in stamps}
 
 
-def refuse_bad_pictures(bad: Mapping[str, str], total: int, root: Path, list_file: Path | None) -> UserError:
-    """The error to raise when bad pictures are not to be skipped; names up to 8 of them, and all in list_file.
+def refuse_bad_images(bad: Mapping[str, str], total: int, root: Path, list_file: Path | None) -> UserError:
+    """The error to raise when bad images are not to be skipped; names up to 8 of them, and all in list_file.
 
-    bad: id -> reason. total: how many pictures were checked. list_file: gets one 'id TAB reason' per line.
+    bad: id -> reason. total: how many images were checked. list_file: gets one 'id TAB reason' per line.
     """
     rows = [f"{_tail(printable(name), 70)}: {printable(reason)}"[:110] for name, reason in bad.items()]
     shown = rows if len(rows) <= SHOWN else [*rows[:SHOWN], f"and {len(rows) - SHOWN} more"]
     mend = "delete or replace the bad files"
     list_text = "".join(f"{printable(name)}\t{reason}\n" for name, reason in bad.items())
-    if list_file and _written(list_file, list_text, "the list of bad pictures cannot be written"):
+    if list_file and _written(list_file, list_text, "the list of bad images cannot be written"):
         mend += f"; they are listed in {list_file}"
     return UserError(
-        f"{len(rows)} of {total} pictures cannot be read",
+        f"{len(rows)} of {total} images cannot be read",
         where="\n".join([_tail(str(root), 110), *shown]),
-        why="without data.on_bad_image=skip, training starts only if every picture can be decoded",
+        why="without data.on_bad_image=skip, training starts only if every image can be decoded",
         fix=[f"{corrected('data.on_bad_image=skip')}  # trains without them", mend],
         code=ExitCode.DATA,
     )
@@ -133,12 +133,12 @@ def _check(path: Path, name: str, options: ReadOptions) -> tuple[Checked, bool]:
     """
     try:
         data = read_bytes(path, name)
-    except PictureError as error:
+    except ImageError as error:
         return Checked("", 0, 0, str(error).removeprefix(f"{printable(name)}: ")), False
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
-        decoded = decode_picture(data, name, replace(options, bits=0))
-    except PictureError as error:
+        decoded = decode_image(data, name, replace(options, bits=0))
+    except ImageError as error:
         lasting = not isinstance(error.__cause__, MemoryError)
         return Checked(digest, 0, 0, str(error).removeprefix(f"{printable(name)}: ")), lasting
     image, found = decoded.image, decoded.found
@@ -160,7 +160,7 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable, items: Sequence[str], in
 
 
 def _progress(show: bool) -> Progress:
-    columns = TextColumn("checking pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = TextColumn("checking images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not show)
 
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from src.data.pictures import Pictures
+from src.data.labelled_images import LabelledImages
 from src.errors import ExitCode, UserError
 from src.files import write_text
 from src.text import printable
@@ -21,21 +21,21 @@ log = logging.getLogger(__name__)
 Group = tuple[str, ...]
 
 
-def refuse_copies(pictures: Pictures, root: Path, list_file: Path | None, labels_too: bool) -> None:
+def refuse_copies(images: LabelledImages, root: Path, list_file: Path | None, labels_too: bool) -> None:
     """Raises UserError for equal files in two splits and, with labels_too, of two classes. Says how many others there are.
 
     list_file: gets all of those that are refused.
     """
-    digest_of = dict(zip(pictures.names, pictures.digests or [], strict=True))
+    digest_of = dict(zip(images.names, images.digests or [], strict=True))
     groups: defaultdict[str, list[str]] = defaultdict(list)
     label_of, split_of = {}, {}
-    for name, label, split in pictures.rows():
+    for name, label, split in images.rows():
         groups[digest_of[name] or name].append(name)
         label_of[name], split_of[name] = label, split
     copies = sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
     if labels_too and (several := [group for group in copies if len({label_of[name] for name in group}) > 1]):
         raise _refusal(
-            f"{len(several)} picture{'s have' if len(several) > 1 else ' has'} two labels: files that are equal byte for byte",
+            f"{len(several)} image{'s have' if len(several) > 1 else ' has'} two labels: files that are equal byte for byte",
             "one of the labels is wrong; delete the copy that has it",
             several,
             label_of,
@@ -43,15 +43,15 @@ def refuse_copies(pictures: Pictures, root: Path, list_file: Path | None, labels
         )
     if several := [group for group in copies if len({split_of[name] for name in group}) > 1]:
         raise _refusal(
-            f"{len(several)} picture{'s are' if len(several) > 1 else ' is'} in more than one split, byte for byte",
-            "what was trained on cannot be used to measure; of every picture keep the files of one split",
+            f"{len(several)} image{'s are' if len(several) > 1 else ' is'} in more than one split, byte for byte",
+            "what was trained on cannot be used to measure; of every image keep the files of one split",
             several,
             split_of,
             (root, list_file),
         )
     if copies:
         log.warning(
-            f"{sum(map(len, copies))} pictures are copies, byte for byte, of {len(copies)} different ones; copies are in "
+            f"{sum(map(len, copies))} images are copies, byte for byte, of {len(copies)} different ones; copies are in "
             "the same split, where they count more than once."
         )
 

@@ -24,15 +24,15 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Listing:
-    """What was found: one entry per picture, in a fixed order."""
+    """What was found: one entry per image, in a fixed order."""
 
     root: Path
     names: list[str] = field(default_factory=list)  # paths relative to root, with forward slashes
     labels: list[str] = field(default_factory=list)  # class names
-    splits: list[str] | None = None  # train, val or test of each picture, where the data says so
+    splits: list[str] | None = None  # train, val or test of each image, where the data says so
 
     def only(self, indices: list[int]) -> Listing:
-        """The listing of these pictures alone."""
+        """The listing of these images alone."""
         splits = None if self.splits is None else [self.splits[index] for index in indices]
         return Listing(self.root, [self.names[i] for i in indices], [self.labels[i] for i in indices], splits)
 
@@ -96,8 +96,8 @@ def list_image_folder(root: Path, layout: str = "auto") -> Listing:
     return listing
 
 
-def list_pictures(path: Path) -> list[Path]:
-    """Every picture below a folder, or the one file: what images= names. Raises UserError where there is none."""
+def list_images(path: Path) -> list[Path]:
+    """Every image below a folder, or the one file: what images= names. Raises UserError where there is none."""
     if path.is_file():
         return [path]
     left_out, where = LeftOut(), str(path.absolute())
@@ -124,7 +124,7 @@ def list_pictures(path: Path) -> list[Path]:
         log.warning(sentence)
     if not found:
         raise UserError(
-            f"no picture was found in {printable(path)}",
+            f"no image was found in {printable(path)}",
             where=where,
             why="it and its sub-folders hold no file of a format that is read",
             fix=f"find {shell_word(path)} -type f | head",
@@ -166,7 +166,7 @@ def _nothing_found(root: Path, left_out: LeftOut) -> UserError:
             code=ExitCode.DATA,
         )
     return UserError(
-        f"no picture was found in {printable(str(root))}",
+        f"no image was found in {printable(str(root))}",
         where=where,
         why="\n".join(
             [
@@ -195,10 +195,10 @@ def _empty_classes(root: Path, empty: dict[Path, Counter[str]]) -> UserError:
     if any(how_to_convert(kinds) for kinds in empty.values()):
         fix = ["convert the files to JPEG or PNG, in the same folder", fix[0] + "   # without the class"]
     return UserError(
-        f"{len(empty)} class folder{'s have' if len(empty) > 1 else ' has'} no picture: {names}",
+        f"{len(empty)} class folder{'s have' if len(empty) > 1 else ' has'} no image: {names}",
         where=printable(str(root.absolute())),
         why="\n".join(
-            ["a class without pictures cannot be learned; its number would be in the model all the same", *held]
+            ["a class without images cannot be learned; its number would be in the model all the same", *held]
         ),
         fix=fix,
         code=ExitCode.DATA,

@@ -1,4 +1,4 @@
-"""What a file that is no readable picture is, by its first bytes, and what to do with it: one table."""
+"""What a file that is no readable image is, by its first bytes, and what to do with it: one table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from src.data import tiff_fields
 
 _CONVERT = "convert it to JPEG or PNG"
 _RAW = "export it as JPEG or TIFF with the camera's program"
-_VIDEO = "take its frames out as pictures, or delete it"
+_VIDEO = "take its frames out as images, or delete it"
 _DELETE = "delete it"
 _AGAIN = "copy or download it again"
 
@@ -22,7 +22,7 @@ _SIGNATURES = (
     *((4, box, "a video (MP4, MOV)", _VIDEO) for box in (b"ftyp", b"moov", b"mdat", b"wide")),
     (8, b"AVI ", "a video (AVI)", _VIDEO),
     (0, b"\x1aE\xdf\xa3", "a video (MKV, WebM)", _VIDEO),
-    (0, b"%PDF", "PDF", "export its pages or pictures as PNG"),
+    (0, b"%PDF", "PDF", "export its pages or images as PNG"),
     (0, b"8BPS", "a Photoshop document (PSD)", _CONVERT),
     (8, b"CR\x02\x00", "a camera's RAW (CR2)", _RAW),
     *((0, start, "a camera's RAW (ORF, RW2, RAF)", _RAW) for start in (b"IIRO", b"IIU\x00", b"FUJIFILMCCD-RAW")),

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from src.data.reading import PictureError
+from src.data.reading import ImageError
 from src.data.time_limit import NoAnswer, hangs, one_by_one
 from src.errors import ExitCode, LoaderFault, Terminated, shared_memory_ran_out
 from src.text import printable
@@ -61,16 +61,16 @@ class Watched(Dataset):
     def _read(self, broken: dict[str, str], key: Any) -> Any:
         try:
             return self._item(key)
-        except PictureError as error:
+        except ImageError as error:
             if not self.skip:
                 raise
             broken[self._name(key)] = str(error)
         if self.instead is None:
             return None
         for other in self.instead(key):
-            with suppress(PictureError):
+            with suppress(ImageError):
                 return self._item(other)
-        raise PictureError(f"{broken[self._name(key)]}; nor can any other image of its class be read")
+        raise ImageError(f"{broken[self._name(key)]}; nor can any other image of its class be read")
 
     def _item(self, key: Any) -> Any:
         worker = get_worker_info()
@@ -195,8 +195,8 @@ def _say_once(warning: str) -> None:
 def _explained(error: Exception, dataset: Watched, processes: set[BaseProcess]) -> BaseException:
     """What a loader's error means. One from a loader process begins with its traceback: its last line is the cause."""
     last = (str(error).strip().splitlines() or [""])[-1]
-    if isinstance(error, PictureError):
-        return _broken(last.rpartition("PictureError: ")[2])
+    if isinstance(error, ImageError):
+        return _broken(last.rpartition("ImageError: ")[2])
     if isinstance(error, NoAnswer):
         return hangs(last.rpartition("NoAnswer: ")[2])
     if str(error).startswith("Caught "):
@@ -214,8 +214,8 @@ def _explained(error: Exception, dataset: Watched, processes: set[BaseProcess]) 
 
 def _broken(cause: str) -> LoaderFault:
     return LoaderFault(
-        f"a picture broke while the run was under way: {cause}",
-        why="all pictures could be read before the first step; the file was changed since, or the disk fails",
+        f"an image broke while the run was under way: {cause}",
+        why="all images could be read before the first step; the file was changed since, or the disk fails",
         fix=["mend or delete the file, then repeat the command:", shell_command()],
         code=ExitCode.DATA,
     )

@@ -1,4 +1,4 @@
-"""Datasets and loaders: from the list of pictures to batches of bytes. Training, evaluate and predict share them."""
+"""Datasets and loaders: from the list of images to batches of bytes. Training, evaluate and predict share them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from src import seeding
 from src.config import Data
 from src.cores import cpu_cores
 from src.data.image_loader import ImageLoader, image_loader
-from src.data.pictures import Pictures
+from src.data.labelled_images import LabelledImages
 from src.data.sampler import NOBODYS, EpochSampler, PartSampler
 from src.data.transforms import Transform, eval_transform
 from src.preprocessing import Preprocessing
@@ -23,49 +23,49 @@ Item = tuple[torch.Tensor, int]
 class TrainDataset(Dataset[Item]):
     """key (epoch, index) -> uint8 (3, S, S), label; the augmentation is f(seed, epoch, index)."""
 
-    def __init__(self, pictures: Pictures, transform: Transform, seed: int) -> None:
-        self.pictures, self.transform, self.seed = pictures, transform, seed
+    def __init__(self, images: LabelledImages, transform: Transform, seed: int) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
-        with seeding.picture_randomness(self.seed, epoch, index):
-            return self.transform(self.pictures.read(index)), self.pictures.labels[index]
+        with seeding.image_randomness(self.seed, epoch, index):
+            return self.transform(self.images.read(index)), self.images.labels[index]
 
     def name(self, index: int) -> str:
-        return self.pictures.where(index)
+        return self.images.where(index)
 
     def instead(self, key: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """The images of the same class that follow in the split: whatever breaks, a batch keeps its size and labels."""
         epoch, index = key
-        members, labels = self.pictures.splits["train"], self.pictures.labels
+        members, labels = self.images.splits["train"], self.images.labels
         place = members.index(index)
         others = chain(members[place + 1 :], members[:place])
         return ((epoch, other) for other in others if labels[other] == labels[index])
 
 
 class EvalDataset(Dataset[Item]):
-    """The i-th picture of a split -> uint8 (3, S, S), label."""
+    """The i-th image of a split -> uint8 (3, S, S), label."""
 
-    def __init__(self, pictures: Pictures, split: str, transform: Transform) -> None:
-        self.pictures, self.indices, self.transform = pictures, pictures.splits[split], transform
+    def __init__(self, images: LabelledImages, split: str, transform: Transform) -> None:
+        self.images, self.indices, self.transform = images, images.splits[split], transform
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, place: int) -> Item:
         index = self.indices[place]
-        label = NOBODYS if place == NOBODYS else self.pictures.labels[index]
-        return self.transform(self.pictures.read(index)), label
+        label = NOBODYS if place == NOBODYS else self.images.labels[index]
+        return self.transform(self.images.read(index)), label
 
     def name(self, place: int) -> str:
-        return self.pictures.where(self.indices[place])
+        return self.images.where(self.indices[place])
 
 
 def train_loader(
-    pictures: Pictures, transform: Transform, sampler: EpochSampler, data: Data, workers: int, image_size: int
+    images: LabelledImages, transform: Transform, sampler: EpochSampler, data: Data, workers: int, image_size: int
 ) -> ImageLoader:
     """Batches (uint8 (B, 3, S, S), int64 (B,)) in the sampler's order. Its seed is that of the augmentation, too."""
-    dataset = TrainDataset(pictures, transform, sampler.seed)
+    dataset = TrainDataset(images, transform, sampler.seed)
     return image_loader(
         dataset,
         sampler,
@@ -78,7 +78,7 @@ def train_loader(
 
 
 def eval_loader(
-    pictures: Pictures,
+    images: LabelledImages,
     split: str,
     preprocessing: Preprocessing,
     data: Data,
@@ -91,7 +91,7 @@ def eval_loader(
 
     rank, world: which part of every batch, where several processes measure together.
     """
-    dataset = EvalDataset(pictures, split, eval_transform(preprocessing))
+    dataset = EvalDataset(images, split, eval_transform(preprocessing))
     return image_loader(
         dataset,
         PartSampler(len(dataset), data.batch_size, rank=rank, world=world),
@@ -102,12 +102,12 @@ def eval_loader(
     )
 
 
-def num_workers(data: Data, pictures: Pictures, processes: int = 1) -> int:
+def num_workers(data: Data, images: LabelledImages, processes: int = 1) -> int:
     """Loader processes of one of the processes that train on this machine: its share of data.num_workers, or of the cores."""
-    if pictures.blind:
+    if images.blind:
         total = 0
     elif data.num_workers is None:
-        total = 0 if pictures.in_memory else min(cpu_cores(), 16)
+        total = 0 if images.in_memory else min(cpu_cores(), 16)
     else:
         total = data.num_workers
     return -(-total // processes)

@@ -1,6 +1,6 @@
-"""What is odd about a set of pictures, said once with counts; found by the check, which decodes all of them anyway.
+"""What is odd about a set of images, said once with counts; found by the check, which decodes all of them anyway.
 
-src/data/sources.py calls `bits_used` to read all pictures of a set alike, and `report` to say what a user should look at.
+src/data/sources.py calls `bits_used` to read all images of a set alike, and `report` to say what a user should look at.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ONE_COLOUR = "one colour"
 ICON_PIXELS = 64  # the longer side of an icon is at most this, and at most a quarter of the set's median
-FEW_BITS = 4  # a picture that uses so many bits less than the set keeps 16 levels of grey or fewer
+FEW_BITS = 4  # an image that uses so many bits less than the set keeps 16 levels of grey or fewer
 
 _MEANINGS = {
     ONE_COLOUR: "show a single colour, such as all black",
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 
 def bits_used(checked: Mapping[str, Checked]) -> int:
-    """How many bits the 16-bit channels of the set use, 1 to 16; 16 where no picture has such channels."""
+    """How many bits the 16-bit channels of the set use, 1 to 16; 16 where no image has such channels."""
     return max((entry.bits for entry in checked.values() if entry.error is None), default=0) or 16
 
 
 def report(checked: Mapping[str, Checked], bits: int) -> None:
-    """One warning for each kind of oddity: how many pictures, and one of them. bits: what they are read with."""
+    """One warning for each kind of oddity: how many images, and one of them. bits: what they are read with."""
     good = {name: entry for name, entry in checked.items() if entry.error is None}
     for note, meaning in _MEANINGS.items():
         _say([name for name, entry in good.items() if note in entry.notes], len(good), meaning)
@@ -61,24 +61,24 @@ def report(checked: Mapping[str, Checked], bits: int) -> None:
     _say(
         list(few),
         len(good),
-        f"use at most {used} of the {bits} bits that 16-bit pictures are read with (data.bits): they are almost black",
+        f"use at most {used} of the {bits} bits that 16-bit images are read with (data.bits): they are almost black",
     )
     _say(
         [name for name, own in wide.items() if own > bits],
         len(good),
-        f"use more than the {bits} bits that 16-bit pictures are read with (data.bits): what is above is white",
+        f"use more than the {bits} bits that 16-bit images are read with (data.bits): what is above is white",
     )
 
 
 def other_bits(bits: int, read_with: int) -> str | None:
-    """What becomes of a picture that uses so many bits, read with those of the model's training pictures; None: nothing."""
+    """What becomes of an image that uses so many bits, read with those of the model's training images; None: nothing."""
     if bits > read_with:
-        return f"it uses {bits} bits of its 16-bit channels, the training pictures {read_with}: what is above is white"
+        return f"it uses {bits} bits of its 16-bit channels, the training images {read_with}: what is above is white"
     if 0 < bits <= read_with - FEW_BITS:
-        return f"it uses {bits} bits of its 16-bit channels, the training pictures {read_with}: it is almost black"
+        return f"it uses {bits} bits of its 16-bit channels, the training images {read_with}: it is almost black"
     return None
 
 
 def _say(names: list[str], total: int, meaning: str, level: int = logging.WARNING) -> None:
     if names:
-        log.log(level, f"{len(names)} of {total} pictures {meaning}; for example {printable(names[0])}")
+        log.log(level, f"{len(names)} of {total} images {meaning}; for example {printable(names[0])}")

@@ -1,6 +1,6 @@
-"""Decoding one picture file to 8-bit RGB, the same way whatever the file holds, or PictureError.
+"""Decoding one image file to 8-bit RGB, the same way whatever the file holds, or ImageError.
 
-The datasets call `read_picture`; src/data/checking.py calls `read_bytes` and `decode_picture`, so that one read of the
+The datasets call `read_image`; src/data/checking.py calls `read_bytes` and `decode_image`, so that one read of the
 file serves both its digest and its decode. Upright after EXIF, first frame, transparency laid on a background colour,
 more than 8 bits a channel scaled to 8 (src/data/wide_pixels.py). What a file holds beside its pixels is no reason to refuse it.
 """
@@ -25,7 +25,7 @@ from src.data.wide_pixels import Found
 from src.preprocessing import ReadOptions
 from src.text import printable
 
-# The file endings that are taken for pictures; what a file really is follows from its content.
+# The file endings that are taken for images; what a file really is follows from its content.
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
 )
@@ -43,7 +43,7 @@ Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
-_UPRIGHT = {  # EXIF orientation -> what makes the picture upright (TIFF 6.0, tag 274)
+_UPRIGHT = {  # EXIF orientation -> what makes the image upright (TIFF 6.0, tag 274)
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -56,7 +56,7 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright (TIFF 6.0, ta
 
 @dataclass(frozen=True)
 class Decoded:
-    """image: upright, mode RGB. found: what is odd about the picture."""
+    """image: upright, mode RGB. found: what is odd about the image."""
 
     image: Image.Image
     found: Found
@@ -65,21 +65,21 @@ class Decoded:
 EMPTY_ALPHA = "empty alpha"
 
 
-class PictureError(Exception):
-    """A picture that cannot be read; the one argument is 'path: cause', one line.
+class ImageError(Exception):
+    """An image that cannot be read; the one argument is 'path: cause', one line.
 
     One argument only, since torch raises a loader worker's exception again as type(error)(text).
     """
 
 
-def read_picture(path: str | Path, options: ReadOptions) -> torch.Tensor:
-    """Reads the file into a tensor (3, H, W) uint8. Raises PictureError."""
+def read_image(path: str | Path, options: ReadOptions) -> torch.Tensor:
+    """Reads the file into a tensor (3, H, W) uint8. Raises ImageError."""
     return read_and_look(path, options)[0]
 
 
 def read_and_look(path: str | Path, options: ReadOptions) -> tuple[torch.Tensor, Found]:
-    """As read_picture, with what was noticed in the file. Raises PictureError."""
-    decoded = decode_picture(read_bytes(path, str(path)), str(path), options)
+    """As read_image, with what was noticed in the file. Raises ImageError."""
+    decoded = decode_image(read_bytes(path, str(path)), str(path), options)
     pixels = torch.empty(3, decoded.image.height, decoded.image.width, dtype=torch.uint8)
     for (_, top, _, bottom), strip in strips(decoded.image):
         pixels[:, top:bottom] = torch.from_numpy(np.array(strip)).permute(2, 0, 1)
@@ -87,38 +87,38 @@ def read_and_look(path: str | Path, options: ReadOptions) -> tuple[torch.Tensor,
 
 
 def read_bytes(path: str | Path, name: str) -> bytes:
-    """The content of the file. Raises PictureError, which calls the file `name`."""
+    """The content of the file. Raises ImageError, which calls the file `name`."""
     try:
         path = Path(path)
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
-            raise PictureError(f"{printable(name)}: not a file")
+            raise ImageError(f"{printable(name)}: not a file")
         if status.st_size > MAX_FILE_BYTES:
             size, limit = status.st_size / 2**20, MAX_FILE_BYTES // 2**20
-            raise PictureError(f"{printable(name)}: a file of {size:.0f} MiB, the limit is {limit} MiB")
+            raise ImageError(f"{printable(name)}: a file of {size:.0f} MiB, the limit is {limit} MiB")
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise PictureError(f"{printable(name)}: no such file") from error
+        raise ImageError(f"{printable(name)}: no such file") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise PictureError(f"{printable(name)}: the file cannot be read ({reason})") from error
+        raise ImageError(f"{printable(name)}: the file cannot be read ({reason})") from error
 
 
-def decode_picture(data: bytes, name: str, options: ReadOptions) -> Decoded:
-    """Decodes the bytes of a file. Raises PictureError, which calls the file `name`."""
+def decode_image(data: bytes, name: str, options: ReadOptions) -> Decoded:
+    """Decodes the bytes of a file. Raises ImageError, which calls the file `name`."""
     if not data:
-        raise PictureError(f"{printable(name)}: empty file")
+        raise ImageError(f"{printable(name)}: empty file")
     try:
         return _decode(data, options)
     except _Refused as error:
-        raise PictureError(f"{printable(name)}: {error}") from error
+        raise ImageError(f"{printable(name)}: {error}") from error
     except Exception as error:  # Pillow lets anything out of a damaged file, from struct.error to AssertionError
         if not isinstance(error, MemoryError):
             with contextlib.suppress(Exception):  # the first error is the one to tell
                 bare = _without_metadata(data)
                 if bare != data:
                     return _decode(bare, options)
-        raise PictureError(f"{printable(name)}: {_reason(error, data)}") from error
+        raise ImageError(f"{printable(name)}: {_reason(error, data)}") from error
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -133,7 +133,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int], found: Found) 
     if image.mode == "RGB" and not see_through:
         return image
     if see_through and not any(_with_alpha(strip).getchannel("A").getextrema()[1] for _, strip in strips(image)):
-        found.notes.add(EMPTY_ALPHA)  # a channel that was never filled: nothing would be left of the picture
+        found.notes.add(EMPTY_ALPHA)  # a channel that was never filled: nothing would be left of the image
         see_through = False
     canvas = Image.new("RGB", image.size, background)
     for box, strip in strips(image):
@@ -188,7 +188,7 @@ def _decode(data: bytes, options: ReadOptions) -> Decoded:
         data = png_chunks.pixels_only(data)
     elif tiff_fields.is_tiff(data):
         if tiff_fields.is_camera_raw(data):
-            raise _Refused(_not_a_picture(data))
+            raise _Refused(_not_a_image(data))
         data, white_is_zero = tiff_fields.without_white_is_zero(data)
     image = _open(data)
     megapixels = image.width * image.height / 1e6
@@ -274,7 +274,7 @@ def _reason(error: Exception, data: bytes) -> str:
     """Why Pillow gave up, in plain words."""
     text = " ".join(str(error).split())
     if isinstance(error, UnidentifiedImageError):
-        return _not_a_picture(data)
+        return _not_a_image(data)
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if isinstance(error, EOFError) or "truncated" in text.lower() or "EOF" in text:
@@ -282,6 +282,6 @@ def _reason(error: Exception, data: bytes) -> str:
     return f"cannot be decoded ({type(error).__name__}: {text[:100]})"
 
 
-def _not_a_picture(data: bytes) -> str:
+def _not_a_image(data: bytes) -> str:
     kind, advice = foreign_formats.describe(data) or ("bytes of an unknown kind", f"{', '.join(FORMATS)} are read")
-    return f"not a picture of a format that is read, but {kind}: {advice}"
+    return f"not an image of a format that is read, but {kind}: {advice}"

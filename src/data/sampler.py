@@ -1,4 +1,4 @@
-"""Which pictures a batch holds: a function of (seed, epoch, batch), so that training can go on from anywhere."""
+"""Which images a batch holds: a function of (seed, epoch, batch), so that training can go on from anywhere."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from src import seeding
 class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) keys for one process out of `world`.
 
-    The order of an epoch is cut into global batches of `batch_size`, and each process takes every world-th picture of
-    a batch: one process and two see the same pictures. A last batch of one picture joins the batch before it, since
+    The order of an epoch is cut into global batches of `batch_size`, and each process takes every world-th image of
+    a batch: one process and two see the same images. A last batch of one image joins the batch before it, since
     BatchNorm cannot normalise a single one.
 
     start: batches of `start_epoch` that were trained before the run was interrupted and are passed over.
@@ -59,7 +59,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, index) for index in members]
 
     def whole_batch(self, epoch: int, batch: int) -> list[int]:
-        """The indices of the pictures that all processes train on in a step."""
+        """The indices of the images that all processes train on in a step."""
         order = self._order(epoch)
         end = (batch + 1) * self.batch_size if batch < len(self) - 1 else len(order)
         return [self.indices[member] for member in order[batch * self.batch_size : end]]
@@ -80,7 +80,7 @@ NOBODYS = -1  # the place of an image that does not count: the split's last one,
 class PartSampler(Sampler[list[int]]):
     """Batches of places in a split, in its order: of each batch the part of one process out of `world`.
 
-    Nothing is added where a batch does not divide, so that no picture counts twice in a metric. A process that would have
+    Nothing is added where a batch does not divide, so that no image counts twice in a metric. A process that would have
     none at all gets NOBODYS: without a batch Lightning skips the validation, in which the others wait for it.
     """
 
@@ -97,7 +97,7 @@ class PartSampler(Sampler[list[int]]):
         return iter(self.parts)
 
 
-def batches_per_epoch(pictures: int, batch_size: int) -> int:
+def batches_per_epoch(images: int, batch_size: int) -> int:
     """How many global batches an epoch has."""
-    full, rest = divmod(pictures, batch_size)
+    full, rest = divmod(images, batch_size)
     return full + (1 if rest > 1 or full == 0 else 0)

@@ -49,7 +49,7 @@ class LeftOut:
         if count := self.endings.total():
             files = "1 file" if count == 1 else f"{count} files"
             lines.append(
-                f"{files} in {printable(str(root))} left out, of formats that are not read as pictures: "
+                f"{files} in {printable(str(root))} left out, of formats that are not read as images: "
                 f"{_counts(self.endings)}{how_to_convert(self.endings)}"
             )
         if self.system:

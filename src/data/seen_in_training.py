@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from src.data.checking import remembered_digests
-from src.data.pictures import Pictures
+from src.data.labelled_images import LabelledImages
 from src.data.sources import memory_file
 from src.data.table import read_csv
 
 log = logging.getLogger(__name__)
 
 
-def seen_in_training(run: Path, config: dict[str, Any], pictures: Pictures, split: str) -> dict[str, list[int]]:
+def seen_in_training(run: Path, config: dict[str, Any], images: LabelledImages, split: str) -> dict[str, list[int]]:
     """{"train": [...], "val": [...]}: images of the split that the run trained on, or chose its best epoch by.
 
     config: the run's config.yaml. Images that are measured as what they were (split=train of the run's own) do not count.
     """
     seen: dict[str, list[int]] = {"train": [], "val": []}
-    split_of = _used_by(run, config, by_name=pictures.digests is None)
-    keys = pictures.digests or pictures.names
-    for index in pictures.splits[split]:
+    split_of = _used_by(run, config, by_name=images.digests is None)
+    keys = images.digests or images.names
+    for index in images.splits[split]:
         used_as = split_of.get(keys[index])
         if used_as in seen and used_as != split:
             seen[used_as].append(index)

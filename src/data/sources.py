@@ -1,4 +1,4 @@
-"""From the config to the list of pictures: `load_pictures` is the door of this room.
+"""From the config to the list of images: `load_images` is the door of this room.
 
 digits and synthetic live in memory; image_folder and table are files, which are checked before training; torchvision sets
 are downloaded and read by torchvision.
@@ -21,9 +21,9 @@ import torch
 
 from src.config import Data
 from src.data import copies, folders, oddities, splits
-from src.data.checking import Checked, check_pictures, refuse_bad_pictures
-from src.data.pictures import SPLITS, Pictures
-from src.data.reading import read_picture
+from src.data.checking import Checked, check_images, refuse_bad_images
+from src.data.labelled_images import SPLITS, LabelledImages
+from src.data.reading import read_image
 from src.data.table import list_table
 from src.errors import ExitCode, UserError
 from src.preprocessing import ReadOptions
@@ -32,10 +32,10 @@ from src.text import printable
 log = logging.getLogger(__name__)
 
 
-def load_pictures(
+def load_images(
     data: Data, seed: int, *, memory: Path, bad_list: Path | None, workers: int, begun: bool = False
-) -> Pictures:
-    """The pictures of the config: found, checked, split, their classes known. Raises UserError.
+) -> LabelledImages:
+    """The images of the config: found, checked, split, their classes known. Raises UserError.
 
     memory: folder that remembers which files were checked; bad_list: where to write the list of files that failed; the
     list of copies goes beside it. begun: data.split_file is that of the run itself, which may be older than a rule by
@@ -54,18 +54,18 @@ def load_pictures(
     listing, checked = _checked_files(data, memory, bad_list, workers, begun)
     digests = [checked[name].digest for name in listing.names]
     found = splits.choose_split(listing.names, listing.labels, listing.splits, data, seed, digests)
-    if data.split_file:  # pictures that it does not list are left out, and a class that only they have
+    if data.split_file:  # images that it does not list are left out, and a class that only they have
         listing, found = _only_listed(listing, found)
-    pictures = _from_files(listing, found, data, checked)
+    images = _from_files(listing, found, data, checked)
     where = str(data.table or listing.root)
     list_file = bad_list and bad_list.with_name("copies.txt")
-    copies.refuse_copies(pictures, listing.root, list_file, labels_too=not begun)
-    splits.check_splits(pictures.classes, pictures.labels, found, where)
-    return pictures
+    copies.refuse_copies(images, listing.root, list_file, labels_too=not begun)
+    splits.check_splits(images.classes, images.labels, found, where)
+    return images
 
 
-def load_unsplit(data: Data, *, memory: Path, workers: int) -> Pictures:
-    """Pictures of files to evaluate on: those of test/ where the data states a split, otherwise all of them, as test."""
+def load_unsplit(data: Data, *, memory: Path, workers: int) -> LabelledImages:
+    """Images of files to evaluate on: those of test/ where the data states a split, otherwise all of them, as test."""
     listing, checked = _checked_files(data, memory, None, workers)
     stated = listing.splits or ["test"] * len(listing.names)
     found = {split: [i for i, own in enumerate(stated) if own == split] for split in SPLITS}
@@ -86,7 +86,7 @@ def _checked_files(
 ) -> tuple[folders.Listing, dict[str, Checked]]:
     """The files of data=image_folder or data=table, without the bad ones where data.on_bad_image=skip."""
     listing = _list_files(data, begun)
-    checked = check_pictures(
+    checked = check_images(
         listing.root,
         listing.names,
         read_options(data),
@@ -111,7 +111,7 @@ def _list_files(data: Data, begun: bool) -> folders.Listing:
         labels = {name: label for name, (_, label) in rows.items() if label and (root / name).is_file()}
         if not labels:
             raise
-        log.warning(f"{error.found}: the run's own split.csv says which pictures it has, and of which class.")
+        log.warning(f"{error.found}: the run's own split.csv says which images it has, and of which class.")
         return folders.Listing(root, list(labels), list(labels.values()))
 
 
@@ -123,7 +123,7 @@ def _only_listed(listing: folders.Listing, found: dict[str, list[int]]) -> tuple
 
 def _from_files(
     listing: folders.Listing, found: dict[str, list[int]], data: Data, checked: dict[str, Checked]
-) -> Pictures:
+) -> LabelledImages:
     checked = {name: checked[name] for name in listing.names}
     bits = data.bits or oddities.bits_used(checked)
     oddities.report(checked, bits)
@@ -132,11 +132,11 @@ def _from_files(
     read = partial(_read_file, listing.root, listing.names, replace(read_options(data), bits=bits))
     labels = [number[label] for label in listing.labels]
     digests = ["" if checked[name].error else checked[name].digest for name in listing.names]
-    return Pictures(classes, listing.names, labels, found, read, bits=bits, root=listing.root, digests=digests)
+    return LabelledImages(classes, listing.names, labels, found, read, bits=bits, root=listing.root, digests=digests)
 
 
 def _read_file(root: Path, names: list[str], options: ReadOptions, index: int) -> torch.Tensor:
-    return read_picture(root / names[index], options)
+    return read_image(root / names[index], options)
 
 
 def _apply_policy(
@@ -149,19 +149,19 @@ def _apply_policy(
     bad = {name: entry.error for name, entry in checked.items() if entry.error}
     if not bad:
         return listing
-    error = refuse_bad_pictures(bad, len(listing.names), listing.root, bad_list)
+    error = refuse_bad_images(bad, len(listing.names), listing.root, bad_list)
     if data.on_bad_image == "error":
         raise error
     shown = ", ".join(printable(name) for name in list(bad)[:3]) + (", ..." if len(bad) > 3 else "")
     if begun:
-        log.warning(f"{len(bad)} of {len(listing.names)} pictures cannot be read any more: {shown}")
+        log.warning(f"{len(bad)} of {len(listing.names)} images cannot be read any more: {shown}")
         return listing
-    log.warning(f"{len(bad)} of {len(listing.names)} pictures cannot be read and were left out: {shown}")
+    log.warning(f"{len(bad)} of {len(listing.names)} images cannot be read and were left out: {shown}")
     good = listing.only([index for index, name in enumerate(listing.names) if name not in bad])
     gone = sorted(set(listing.labels) - set(good.labels))
     if gone:
         raise UserError(
-            f"class {printable(gone[0])} has no picture left that can be read",
+            f"class {printable(gone[0])} has no image left that can be read",
             where=printable(str(listing.root)),
             why="all its files are damaged or of a format that is not read",
             fix=f"ls -l {shlex.quote(str(listing.root / gone[0]))}",
@@ -172,11 +172,11 @@ def _apply_policy(
 
 def _split_in_memory(
     name: str, classes: tuple[str, ...], labels: list[int], read: Callable[[int], torch.Tensor], data: Data, seed: int
-) -> Pictures:
+) -> LabelledImages:
     names = [f"{name}/{index:05d}" for index in range(len(labels))]
     found = splits.choose_split(names, [classes[label] for label in labels], None, data, seed)
     splits.check_splits(classes, labels, found, f"data={name}")
-    return Pictures(classes, names, labels, found, read, in_memory=True)
+    return LabelledImages(classes, names, labels, found, read, in_memory=True)
 
 
 def _digits() -> tuple[str, tuple[str, ...], list[int], Callable[[int], torch.Tensor]]:
@@ -185,10 +185,10 @@ def _digits() -> tuple[str, tuple[str, ...], list[int], Callable[[int], torch.Te
 
     digits = load_digits()
     grey = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))
-    return "digits", tuple(map(str, digits.target_names)), digits.target.tolist(), partial(_grey_picture, grey)
+    return "digits", tuple(map(str, digits.target_names)), digits.target.tolist(), partial(_grey_image, grey)
 
 
-def _grey_picture(grey: torch.Tensor, index: int) -> torch.Tensor:
+def _grey_image(grey: torch.Tensor, index: int) -> torch.Tensor:
     return grey[index].expand(3, -1, -1)
 
 
@@ -196,6 +196,6 @@ def _synthetic(data: Data, seed: int) -> tuple[str, tuple[str, ...], list[int], 
     from src.data.synthetic import draw
 
     num_classes = data.num_classes or 3
-    labels = [index % num_classes for index in range(data.num_pictures or 240)]
+    labels = [index % num_classes for index in range(data.num_images or 240)]
     classes = tuple(f"class{label}" for label in range(num_classes))
     return "synthetic", classes, labels, partial(draw, seed, num_classes)

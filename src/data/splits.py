@@ -14,7 +14,7 @@ from pathlib import Path
 
 from src import seeding
 from src.config import Data
-from src.data.pictures import SPLITS
+from src.data.labelled_images import SPLITS
 from src.data.spelling import alike, escaped
 from src.data.table import known_split, read_csv, relative, spellings
 from src.errors import ExitCode, UserError
@@ -46,7 +46,7 @@ def choose_split(
         of_train = digests and [digests[index] for index in train]
         dealt = stratified_split([labels[index] for index in train], seed, data.val_fraction, 0.0, of_train)
         found["train"], found["val"] = ([train[i] for i in dealt[part]] for part in ("train", "val"))
-        log.info(f"There is no val split: {len(found['val'])} training pictures are held out for it.")
+        log.info(f"There is no val split: {len(found['val'])} training images are held out for it.")
     return found
 
 
@@ -74,7 +74,7 @@ def _by_file(names: list[str], labels: list[str], path: Path, data: Data) -> dic
     _refuse_other_spelling(absent, unlisted, path)
     if not stated:
         raise UserError(
-            f"none of the {len(absent)} pictures of the split file is in the data",
+            f"none of the {len(absent)} images of the split file is in the data",
             where=printable(str(path)),
             why=f"it lists {printable(absent[0])}, the data has {printable(names[0])}",
             fix=f"head -3 {shlex.quote(str(path))}",
@@ -84,19 +84,17 @@ def _by_file(names: list[str], labels: list[str], path: Path, data: Data) -> dic
     if lost:
         gone = [name for name in absent if rows[name][1] in lost]
         raise UserError(
-            f"no picture of {_some(sorted(lost))} is left, of {len(gone)} that the split file lists",
+            f"no image of {_some(sorted(lost))} is left, of {len(gone)} that the split file lists",
             where=printable(str(path)),
             why=f"without them the network would have other classes; gone: {_first(gone)}",
             fix=f"ls {shlex.quote(str(data.root or Path(data.table or '').parent))}",
             code=ExitCode.DATA,
         )
     if absent:
-        log.warning(
-            f"{len(absent)} of {len(absent) + len(stated)} pictures that {path} lists are gone: {_first(absent)}"
-        )
+        log.warning(f"{len(absent)} of {len(absent) + len(stated)} images that {path} lists are gone: {_first(absent)}")
     if unlisted:
         log.warning(
-            f"{len(unlisted)} of {len(names)} pictures are left out, since {path} does not list them: {_first(unlisted)}"
+            f"{len(unlisted)} of {len(names)} images are left out, since {path} does not list them: {_first(unlisted)}"
         )
     return found
 
@@ -105,7 +103,7 @@ Stated = dict[str, tuple[str, str | None]]
 
 
 def _as_in_the_data(rows: Stated, names: list[str], data: Data) -> tuple[Stated, list[str]]:
-    """The rows by the name that the data has for the picture, and the paths for which it has none."""
+    """The rows by the name that the data has for the image, and the paths for which it has none."""
     existing, root = set(names), Path(data.root or Path(data.table or "").parent)
     stated, absent = {}, []
     for path, row in rows.items():
@@ -140,8 +138,8 @@ def stratified_split(
 ) -> dict[str, list[int]]:
     """Indices of train, val and test, in rising order; every class gets its share of each split.
 
-    A class with enough pictures to train on (3 or more) has at least one in val and, where a test split is asked for,
-    one in test, whatever the fractions round to. Pictures of a class with the same digest count as one, and go to one
+    A class with enough images to train on (3 or more) has at least one in val and, where a test split is asked for,
+    one in test, whatever the fractions round to. Images of a class with the same digest count as one, and go to one
     split together.
     """
     members: defaultdict[str, dict[int | str, list[int]]] = defaultdict(dict)
@@ -167,7 +165,7 @@ def _share(fraction: float, available: int, spare: int, of: int | None = None) -
 
 
 def read_split_file(path: Path) -> Stated:
-    """{picture: (split, label or None)} of a CSV with the columns path, split and optionally label. Raises UserError."""
+    """{image: (split, label or None)} of a CSV with the columns path, split and optionally label. Raises UserError."""
     found: Stated = {}
     for line, row in read_csv(path, ("path", "split"), ours=True):
         stated = known_split(row["split"], path, line), row.get("label") or None
@@ -180,7 +178,7 @@ def _twice(name: str, where: str) -> UserError:
     return UserError(
         f"{printable(name)} stands twice, in two splits or with two labels",
         where=where,
-        why="a picture belongs to one split and has one label; ./a.jpg and a.jpg are the same picture",
+        why="an image belongs to one split and has one label; ./a.jpg and a.jpg are the same image",
         fix="keep one of its lines in the split file",
         code=ExitCode.DATA,
     )
@@ -199,7 +197,7 @@ def check_splits(classes: Sequence[str], labels: Sequence[int], splits: dict[str
             f"there {'is only one class' if classes else 'are no classes'}"
             f"{': ' + printable(classes[0]) if classes else ''}",
             where=printable(where),
-            why="a classifier needs at least two classes; each is a folder of pictures with the class's name",
+            why="a classifier needs at least two classes; each is a folder of images with the class's name",
             fix=corrected("data=image_folder", "data.root=photos/") + "   # photos/cats/1.jpg, photos/dogs/1.jpg, ...",
             code=ExitCode.DATA,
         )
@@ -210,12 +208,12 @@ def check_splits(classes: Sequence[str], labels: Sequence[int], splits: dict[str
         missing = [name for index, name in enumerate(classes) if index not in present]
         if missing:
             raise UserError(
-                f"{_some(missing)} {'has' if len(missing) == 1 else 'have'} no picture in the {split} split",
+                f"{_some(missing)} {'has' if len(missing) == 1 else 'have'} no image in the {split} split",
                 where=printable(where),
                 why=f"{'it could not be learned' if split == 'train' else 'its accuracy could not be measured'}; "
-                "a class needs at least 3 pictures (copies of a file count as one), or one in each of train/ and val/ "
+                "a class needs at least 3 images (copies of a file count as one), or one in each of train/ and val/ "
                 "where these folders exist",
-                fix=[f"add pictures of {printable(missing[0])}, or remove the class", f"ls {shlex.quote(where)}"],
+                fix=[f"add images of {printable(missing[0])}, or remove the class", f"ls {shlex.quote(where)}"],
                 code=ExitCode.DATA,
             )
 

@@ -1,4 +1,4 @@
-"""Pictures drawn by a function of (seed, index): a bright disc on noise, whose colour and place tell the class."""
+"""Images drawn by a function of (seed, index): a bright disc on noise, whose colour and place tell the class."""
 
 from __future__ import annotations
 

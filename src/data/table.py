@@ -39,7 +39,7 @@ def list_table(table: Path, root: Path | None) -> Listing:
     lines: defaultdict[str, list[int]] = defaultdict(list)
     for line, row in rows:
         if not (row["path"].strip() and row["label"].strip()):
-            raise _row_error("a row without a path or a label", table, line, "every picture needs both")
+            raise _row_error("a row without a path or a label", table, line, "every image needs both")
         name = _existing(row["path"], root)
         if name is None:
             missing.append((line, row["path"]))
@@ -58,9 +58,9 @@ def list_table(table: Path, root: Path | None) -> Listing:
         ]
         first = next(iter(twice.values()))
         raise UserError(
-            f"{len(twice)} pictures stand twice in {printable(str(table))}",
+            f"{len(twice)} images stand twice in {printable(str(table))}",
             where="\n".join([printable(str(table.absolute())), *shown]),
-            why="with two labels or in two splits a picture would spoil the result",
+            why="with two labels or in two splits an image would spoil the result",
             fix=f"sed -n '{first[0]}p;{first[1]}p' {shlex.quote(str(table))}   # keep one of the lines",
             code=ExitCode.DATA,
         )
@@ -214,7 +214,7 @@ def _missing(table: Path, root: Path, missing: list[tuple[int, str]], total: int
     if "the disk has" in shown[0] or re.match(r"/|[A-Za-z]:[\\/]", first):  # another root would not help
         fix = f"sed -n {line}p {shlex.quote(str(table))}   # write the paths as the files are named, from the table's folder"
     return UserError(
-        f"{len(missing)} of {total} pictures in {printable(str(table))} do not exist",
+        f"{len(missing)} of {total} images in {printable(str(table))} do not exist",
         where=f"below {printable(str(root.absolute()))}",
         why="\n".join(shown + ([f"and {len(missing) - 5} more"] if len(missing) > 5 else [])),
         fix=fix,

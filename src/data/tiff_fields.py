@@ -1,4 +1,4 @@
-"""The fields of a TIFF's first picture, changed in the bytes before Pillow sees them.
+"""The fields of a TIFF's first image, changed in the bytes before Pillow sees them.
 
 Pillow turns white-is-zero for up to 8 bits, passes over it for some deeper kinds and refuses the others; and one broken
 field that no pixel depends on can make it give up. TIFF 6.0, section 2.
@@ -48,13 +48,13 @@ def without_white_is_zero(data: bytes) -> tuple[bytes, bool]:
 
 
 def is_camera_raw(data: bytes) -> bool:
-    """DNG, NEF, ARW and the like are TIFFs whose first picture is a small preview."""
+    """DNG, NEF, ARW and the like are TIFFs whose first image is a small preview."""
     entries = {entry.tag: entry for entry in _entries(data)}
     return _DNG in entries or (_SUBFILE in entries and _SUB_IFDS in entries and entries[_SUBFILE].value & 1 == 1)
 
 
 def without_metadata(data: bytes) -> bytes:
-    """The file with the fields alone that its first picture's pixels depend on."""
+    """The file with the fields alone that its first image's pixels depend on."""
     order, wide = _order(data), _is_big(data)
     entries = list(_entries(data))
     if not entries:

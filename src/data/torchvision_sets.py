@@ -1,4 +1,4 @@
-"""Public data sets that torchvision downloads, as a list of pictures: data=torchvision data.name=Flowers102."""
+"""Public data sets that torchvision downloads, as a list of images: data=torchvision data.name=Flowers102."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from src.config import Data
 from src.data import splits
-from src.data.pictures import Pictures
-from src.data.reading import PictureError, to_rgb
+from src.data.labelled_images import LabelledImages
+from src.data.reading import ImageError, to_rgb
 from src.errors import ExitCode, UserError
 from src.text import printable
 from src.user_command import corrected
@@ -56,7 +56,7 @@ SETS = {
 }
 
 
-def load_torchvision(data: Data, seed: int) -> Pictures:
+def load_torchvision(data: Data, seed: int) -> LabelledImages:
     """Downloads the set if it is not there, joins its parts, and splits what it does not split itself. Raises UserError."""
     known = SETS.get(data.name or "")
     if known is None:
@@ -83,7 +83,7 @@ def load_torchvision(data: Data, seed: int) -> Pictures:
     )
     splits.check_splits(classes, labels, found, f"data.name={data.name}")
     background = tuple(data.background)
-    return Pictures(classes, names, labels, found, partial(_read, where_from, background))
+    return LabelledImages(classes, names, labels, found, partial(_read, where_from, background))
 
 
 def _open(name: str, root: Path, keywords: dict[str, Any]) -> Any:
@@ -154,7 +154,7 @@ def _classes(part: Any, labels: list[int]) -> tuple[str, ...]:
 def _read(where_from: list[tuple[Any, int]], background: tuple[int, int, int], index: int) -> torch.Tensor:
     part, place = where_from[index]
     try:
-        picture, _ = part[place]
-        return pil_to_tensor(to_rgb(picture, background))
+        image, _ = part[place]
+        return pil_to_tensor(to_rgb(image, background))
     except (OSError, SyntaxError, ValueError) as error:  # a file that broke, or went away
-        raise PictureError(printable(f"{type(part).__name__}, image {place}: cannot be read ({error})")) from error
+        raise ImageError(printable(f"{type(part).__name__}, image {place}: cannot be read ({error})")) from error

@@ -1,7 +1,7 @@
-"""From a decoded picture to the square the model sees: uint8 (3, H, W) -> uint8 (3, S, S).
+"""From a decoded image to the square the model sees: uint8 (3, H, W) -> uint8 (3, S, S).
 
 Normalisation is not done here but on the device (src/models/network.py): a batch travels as bytes, a quarter of the size.
-Transforms draw from the global generators, which src/seeding.py sets for every picture.
+Transforms draw from the global generators, which src/seeding.py sets for every image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from src.preprocessing import Preprocessing
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
-# Of a picture this many times as long as wide, the ends are cut off before it is resized, not after: a strip of 2 x 60,000
+# Of an image this many times as long as wide, the ends are cut off before it is resized, not after: a strip of 2 x 60,000
 # pixels would become one of 256 x 7,680,000.
 _STRIP = 8
 
@@ -32,7 +32,7 @@ def train_transform(preprocessing: Preprocessing, augment: str) -> Transform:
 
     standard: a random crop of 25 to 100 % of the area, mirrored half the time, a little colour: photographs.
     strong: standard with TrivialAugment (Mueller and Hutter, 2021) and a patch erased: more epochs, less overfitting.
-    What a shift or a turn uncovers gets the colour of the picture's edge.
+    What a shift or a turn uncovers gets the colour of the image's edge.
     """
     size, interpolation = preprocessing.image_size, _interpolation(preprocessing)
     if augment == "none":

@@ -1,7 +1,7 @@
 """Pixels of more than 8 bits a channel brought to 8: grey of 16 and 32 bits, floats, and colour of 16 bits a channel.
 
-Cameras and scanners of 10 to 14 bits write 16-bit files. Divided by 257, a 12-bit picture would keep 17 levels of 255. So
-the check finds how many bits a set uses (src/data/checking.py), and every picture of the set is divided alike.
+Cameras and scanners of 10 to 14 bits write 16-bit files. Divided by 257, a 12-bit image would keep 17 levels of 255. So
+the check finds how many bits a set uses (src/data/checking.py), and every image of the set is divided alike.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SENTINELS = (-32768, -32767, -(2**31), *(1 - 10**digits for digits in range(3, 
 
 @dataclass
 class Found:
-    """What was noticed in a picture. bits: how many its 16-bit channels use; 0 for a picture without such channels."""
+    """What was noticed in an image. bits: how many its 16-bit channels use; 0 for an image without such channels."""
 
     bits: int = 0
     notes: set[str] = field(default_factory=set)
@@ -39,7 +39,7 @@ class Found:
 def grey_to_eight_bits(image: Image.Image, bits: int, white_is_zero: bool, found: Found) -> Image.Image:
     """Grey of a mode in GREY_MODES as mode L, or LA if one grey is transparent.
 
-    Whole numbers from 0 to 65535: 0..2**bits-1 maps to 0..255; bits=0 takes the picture's own. Other whole numbers, and
+    Whole numbers from 0 to 65535: 0..2**bits-1 maps to 0..255; bits=0 takes the image's own. Other whole numbers, and
     floats outside of 0..1, are stretched from min..max of the values that count; no-data values become black.
     white_is_zero: the largest value is black.
     """
@@ -107,7 +107,7 @@ def has_sixteen_bit_colour(image: ImageFile.ImageFile) -> bool:
 def colour_to_eight_bits(
     image: ImageFile.ImageFile, open_again: Callable[[], ImageFile.ImageFile], bits: int, found: Found
 ) -> Image.Image:
-    """Colour of 16 bits a channel as RGB or RGBA: 0..2**bits-1 maps to 0..255; bits=0 takes the picture's own.
+    """Colour of 16 bits a channel as RGB or RGBA: 0..2**bits-1 maps to 0..255; bits=0 takes the image's own.
 
     image: not loaded yet. Where all 16 bits are used, the high bytes are kept: Pillow's way.
     Colours that are multiplied by alpha stay so.

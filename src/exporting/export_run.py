@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from src.exporting.formats import Format
-from src.exporting.pictures import pictures_below, pictures_of_run
+from src.exporting.images import images_below, images_of_run
 from src.exporting.verification import TOLERANCE, verify
 from src.exporting.writers import WRITERS, LoadedModel
 from src.files import make_folder, write_atomically
@@ -26,20 +26,20 @@ def export_run(run: Path, form: Format, out: Path, images: Path | None) -> None:
     """
     config = merged(stored_settings(run), {})
     model = LoadedModel.read(run / "model")
-    pictures = pictures_below(images, model.card) if images else pictures_of_run(run, config, model.card)
+    examples = images_below(images, model.card) if images else images_of_run(run, config, model.card)
     make_folder(out, "out")
     with torch.inference_mode():
-        expected = model.network(pictures).numpy()
+        expected = model.network(examples).numpy()
 
     with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out) as name:
         draft = Path(name)
         shutil.copyfile(run / "model" / "model.json", draft / "model.json")
         WRITERS[form.name](model, draft / form.file)
-        difference = verify(form, draft, pictures.numpy(), expected)
+        difference = verify(form, draft, examples.numpy(), expected)
         names = sorted(file.name for file in draft.iterdir())
         for file in names:
             _copy(draft / file, out / file)
-    _report(form, [out / file for file in names if file != "model.json"], model, len(pictures), difference)
+    _report(form, [out / file for file in names if file != "model.json"], model, len(examples), difference)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -55,7 +55,7 @@ def _report(form: Format, files: list[Path], model: LoadedModel, count: int, dif
         log.info(f"export    {file}: {file.stat().st_size / 2**20:.1f} MiB")
     log.info(f"          {form.about}")
     log.info(f"beside    {out / 'model.json'}: classes, preprocessing, architecture")
-    log.info(f"verified  on {count} pictures, in a fresh process {project}: largest difference {difference:.1e},")
+    log.info(f"verified  on {count} images, in a fresh process {project}: largest difference {difference:.1e},")
     log.info(f"          relative to the largest output; {TOLERANCE:.0e} is allowed")
     log.info(f"load it   in {out}, with images as numpy uint8 (B, 3, {size}, {size}):")
     log.info(f"\n{form.load}{form.call}".rstrip())

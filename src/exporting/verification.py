@@ -20,7 +20,7 @@ TOLERANCE = 1e-4
 
 _ROOT = Path(__file__).resolve().parents[2]
 
-# All pictures at once, then the first alone: an export that only takes the number of pictures it was made with fails.
+# All images at once, then the first alone: an export that only takes the number of images it was made with fails.
 _SCRIPT = """\
 import sys
 
@@ -28,9 +28,9 @@ import numpy
 
 {guard}
 {load}
-pictures = numpy.load(sys.argv[1])
+images = numpy.load(sys.argv[1])
 outputs = []
-for images in (pictures, pictures[:1]):
+for images in (images, images[:1]):
 {call}
     outputs.append(logits)
 numpy.save(sys.argv[2], numpy.concatenate(outputs))

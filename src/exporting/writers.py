@@ -85,7 +85,7 @@ def _about(model: LoadedModel) -> dict[str, str]:
 
 
 def _example(model: LoadedModel) -> tuple[torch.Tensor]:
-    """Two pictures: a batch of one would be taken for a number that never changes."""
+    """Two images: a batch of one would be taken for a number that never changes."""
     size = model.card.preprocessing.image_size
     return (torch.zeros(2, 3, size, size, dtype=torch.uint8),)
 

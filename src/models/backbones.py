@@ -108,8 +108,8 @@ def pretrained_preprocessing(name: str) -> Preprocessing:
         _, height, size = data["input_size"]
         if height != size:
             raise UserError(
-                f"{name} was trained on pictures of {height} x {size} pixels, which are no squares",
-                why="pictures are resized and cut to squares here, and its position embeddings would not fit them",
+                f"{name} was trained on images of {height} x {size} pixels, which are no squares",
+                why="images are resized and cut to squares here, and its position embeddings would not fit them",
                 fix=corrected("model.backbone=timm/vit_base_patch16_224"),
             )
         ratio, interpolation, mean, std = (data[key] for key in ("crop_pct", "interpolation", "mean", "std"))
@@ -200,7 +200,7 @@ def _check_fixed_size(name: str, image_size: int) -> None:
     size = pretrained_preprocessing(name).image_size if fixed else image_size
     if size != image_size:
         raise UserError(
-            f"{name} takes pictures of {size} x {size} only, not {image_size} x {image_size}",
+            f"{name} takes images of {size} x {size} only, not {image_size} x {image_size}",
             where=f"data.image_size={image_size}",
             why="its position embeddings were learned for that size",
             fix=[
@@ -211,9 +211,9 @@ def _check_fixed_size(name: str, image_size: int) -> None:
 
 
 def check_input_size(backbone: nn.Module, name: str, image_size: int) -> int:
-    """The number of features that one picture of this size gives. Raises UserError when it does not get through.
+    """The number of features that one image of this size gives. Raises UserError when it does not get through.
 
-    The picture is sent through on the meta device: shapes only, in milliseconds. Should that fail, the real network has
+    The image is sent through on the meta device: shapes only, in milliseconds. Should that fail, the real network has
     the last word, since not every operation of every timm model runs on meta.
     """
     tried = _try_size(backbone, image_size)
@@ -225,7 +225,7 @@ def check_input_size(backbone: nn.Module, name: str, image_size: int) -> int:
     size = _smallest_size(backbone, image_size, pretrained_preprocessing(name).image_size)
     layer = f"its layer '{tried.name}' ({type(tried.layer).__name__}) was left with a map of {tried.shape[1:]}; "
     raise UserError(
-        f"{name} cannot take pictures of {image_size} x {image_size}; the smallest it takes are {size} x {size}",
+        f"{name} cannot take images of {image_size} x {image_size}; the smallest it takes are {size} x {size}",
         where=f"data.image_size={image_size}",
         why=(layer if tried.layer is not None else "") + f"torch says: {str(tried.error).splitlines()[0]}",
         fix=[
@@ -236,7 +236,7 @@ def check_input_size(backbone: nn.Module, name: str, image_size: int) -> int:
 
 
 def _try_size(backbone: nn.Module, image_size: int) -> Attempt:
-    """A forward pass of one picture with every parameter and buffer replaced by a meta tensor."""
+    """A forward pass of one image with every parameter and buffer replaced by a meta tensor."""
     # A copy: torch.func.functional_call leaves meta tensors in layers that the network has under two names. What the
     # memo maps to a meta tensor is not copied first.
     memo = {id(tensor): tensor.to("meta") for tensor in chain(backbone.parameters(), backbone.buffers())}

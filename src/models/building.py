@@ -120,7 +120,7 @@ def _of_card(card: ModelCard) -> TransferNetwork:
 
 @torch.no_grad()
 def _try_forward(network: TransferNetwork, image_size: int) -> None:
-    """One picture through the network: a head that does not fit is explained before anything else is spent."""
+    """One image through the network: a head that does not fit is explained before anything else is spent."""
     images = torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8)
     try:
         network.eval()(images)

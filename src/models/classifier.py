@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from src import seeding
 from src.config import Config, Optimizer
+from src.data.labelled_images import LabelledImages
 from src.data.module import shared_out
-from src.data.pictures import Pictures
 from src.data.sampler import NOBODYS
 from src.models.building import build_loss
 from src.models.losses import ClassificationLoss, predicted_classes, with_telling_gradient
@@ -67,7 +67,7 @@ class Classifier(L.LightningModule):
         self.plateau: ReduceLROnPlateau | None = None
         self.train_metrics, self.val_metrics = SplitMetrics(num_classes), SplitMetrics(num_classes)
         self._part: float | torch.Tensor = 1.0  # of the batch in this process, times the number of processes
-        self._counted: int | None = None  # how many of the batch's pictures are of its own; None: all
+        self._counted: int | None = None  # how many of the batch's images are of its own; None: all
         self.step_counts = True  # False: src/callbacks/non_finite.py has left the step out
         self._decay_by_shape = False  # True where a run goes on that began so
         self._in_parts = InParts(self)  # for validation: in eval mode a batch in parts gives the same
@@ -186,14 +186,14 @@ class Classifier(L.LightningModule):
 
 
 def build_classifier(
-    config: Config, network: TransferNetwork, pictures: Pictures, total_steps: int, hparams: dict[str, Any]
+    config: Config, network: TransferNetwork, images: LabelledImages, total_steps: int, hparams: dict[str, Any]
 ) -> Classifier:
     """The LightningModule of a run."""
     return Classifier(
         network,
-        build_loss(config, pictures.counts("train")),
+        build_loss(config, images.counts("train")),
         config.optimizer,
-        num_classes=len(pictures.classes),
+        num_classes=len(images.classes),
         total_steps=total_steps,
         seed=config.seed,
         hparams=hparams,

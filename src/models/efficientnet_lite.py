@@ -14,7 +14,7 @@ from src.preprocessing import Preprocessing
 
 NAME = "efficientnet_lite0"
 
-# efficientnet_lite_builder.py: MEAN_RGB = [127.0] * 3, STDDEV_RGB = [128.0] * 3, test pictures of 224 cut out of 256.
+# efficientnet_lite_builder.py: MEAN_RGB = [127.0] * 3, STDDEV_RGB = [128.0] * 3, test images of 224 cut out of 256.
 PREPROCESSING = Preprocessing(
     image_size=224, crop_ratio=0.875, interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
 )
@@ -24,7 +24,7 @@ WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77
 
 
 def build_efficientnet_lite0(image_size: int) -> nn.Module:
-    """The network with its classifier (_fc, 1000 outputs) and random weights, for pictures of this size."""
+    """The network with its classifier (_fc, 1000 outputs) and random weights, for images of this size."""
     from efficientnet_lite_pytorch import EfficientNet
 
     backbone = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)

@@ -26,7 +26,7 @@ def build_head(kind: str, in_features: int, outputs: int, hidden: int, dropout: 
     """features (B, in_features) -> logits (B, outputs), with random weights.
 
     linear: one layer. The default: with a good backbone the classes are close to linearly separable.
-    mlp:    a hidden layer of `hidden` units with ReLU. For pictures far from ImageNet and a backbone that stays frozen.
+    mlp:    a hidden layer of `hidden` units with ReLU. For images far from ImageNet and a backbone that stays frozen.
     append: one layer behind the backbone's own classifier, whose 1000 ImageNet logits are the features. The form often
             taught in lectures; it keeps the pretrained classifier, and trains 1000 * outputs weights.
     dropout: of what goes into the last layer, in training; not used by append.
@@ -132,7 +132,7 @@ def _expected_input(layer: nn.Module, shape: tuple[int, ...]) -> str:
 
 
 def _as_text(shape: tuple[int, ...]) -> str:
-    """The batch is called B: only one of its pictures was sent through."""
+    """The batch is called B: only one of its images was sent through."""
     return f"({', '.join(['B', *map(str, shape[1:])])})"
 
 

@@ -106,7 +106,7 @@ class SplitMetrics(torch.nn.Module):
 
 
 def rates(counts: torch.Tensor) -> dict[str, float]:
-    """counts: (3, C) of ClassCounts. A class without a picture counts in no mean."""
+    """counts: (3, C) of ClassCounts. A class without an image counts in no mean."""
     correct, predicted, true = counts.cpu().double()  # Apple GPUs have no double
     present = true > 0
     recall = correct[present] / true[present]

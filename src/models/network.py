@@ -1,4 +1,4 @@
-"""The network as a plain nn.Module: uint8 pictures in, logits out.
+"""The network as a plain nn.Module: uint8 images in, logits out.
 
 classifier.py (training), evaluate.py, predict.py and export.py all use this one module, so what is trained is what is
 shipped. It knows nothing of Lightning.
@@ -97,7 +97,7 @@ def build_network(
     channels_last: bool = True,
     split_at: Sequence[str] | None = None,
 ) -> TransferNetwork:
-    """The network with random weights, for pictures of preprocessing.image_size.
+    """The network with random weights, for images of preprocessing.image_size.
 
     weights.load_pretrained(network.backbone, ...) or load_state_dict come next. split_at: the layers after which a
     ResNet50 is cut into stages. Raises UserError for a name that does not exist or a size that the backbone does not take.

@@ -219,7 +219,7 @@ def _mismatch(found: Match, tensors: dict[str, Tensor], name: str, path: Path, m
     other = _fitting_backbone(tensors) if found.share < 0.9 else ""
     fix = [corrected(f"model.backbone={other}", f"model.weights={path}")] if other and other != name else []
     fix.append(corrected(f"model.backbone={name}", "model.weights=default"))
-    if found.share >= 0.5:  # the right file, perhaps, for another number of classes or another size of picture
+    if found.share >= 0.5:  # the right file, perhaps, for another number of classes or another size of image
         lower = f"{found.share - 0.005:.2f}"
         fix.append(corrected(f"model.backbone={name}", f"model.weights={path}", f"model.min_match={lower}"))
     guess = f"The file fits {other}." if other and other != name else "Is it the file of another backbone?"

@@ -11,7 +11,7 @@ import torch
 from src.callbacks import freezing
 from src.callbacks.freezing import Phases
 from src.config import Config
-from src.data.pictures import Pictures
+from src.data.labelled_images import LabelledImages
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
 from src.reporting.summary import write_summary
@@ -20,13 +20,13 @@ from src.text import printable
 
 log = logging.getLogger(__name__)
 
-FEW = 10  # training pictures of a class; with fewer, one picture more or less moves its accuracy by over 10 points
+FEW = 10  # training images of a class; with fewer, one image more or less moves its accuracy by over 10 points
 
 
 def introduce(
     config: Config,
     folder: RunFolder,
-    pictures: Pictures,
+    images: LabelledImages,
     network: TransferNetwork,
     weights: str,
     preprocessing: Preprocessing,
@@ -35,48 +35,48 @@ def introduce(
     phases: Phases,
 ) -> None:
     """Says what is about to happen, and writes the model's summary. devices: those of this machine."""
-    counts = ", ".join(f"{len(members)} {split}" for split, members in pictures.splits.items())
+    counts = ", ".join(f"{len(members)} {split}" for split, members in images.splits.items())
     log.info(f"run       {printable(folder.path)}")
-    log.info(f"pictures  {len(pictures.names)} in {len(pictures.classes)} classes: {counts}")
-    log.info(f"classes   {class_counts(pictures)}")
-    if uneven := uneven_classes(pictures):
+    log.info(f"images  {len(images.names)} in {len(images.classes)} classes: {counts}")
+    log.info(f"classes   {class_counts(images)}")
+    if uneven := uneven_classes(images):
         log.warning(uneven)
     log.info(f"backbone  {config.model.backbone}: {weights}")
     log.info(f"model     {write_summary(folder.path / 'model_summary.txt', network, preprocessing.image_size)}")
     log.info(f"freezing  {freezing.described(network, phases, config.trainer.max_epochs)}")
     where = f"{described(config, devices)}, {config.precision.name}"
-    log.info(f"training  {steps} steps of {config.data.batch_size} pictures on {where}")
+    log.info(f"training  {steps} steps of {config.data.batch_size} images on {where}")
     log.info("")
 
 
-def class_counts(pictures: Pictures) -> str:
+def class_counts(images: LabelledImages) -> str:
     """'cats 120, dogs 80': every class with its number of images; of more than ten the largest and the smallest."""
-    counts = _totals(pictures)
-    shown = [f"{printable(name)} {counts[name]:,}" for name in pictures.classes]
+    counts = _totals(images)
+    shown = [f"{printable(name)} {counts[name]:,}" for name in images.classes]
     if len(shown) <= 10:
         return ", ".join(shown)
     ordered = [f"{printable(name)} {count:,}" for name, count in counts.most_common()]
     return f"largest {', '.join(ordered[:5])}; smallest {', '.join(ordered[-5:])}"
 
 
-def uneven_classes(pictures: Pictures) -> str:
+def uneven_classes(images: LabelledImages) -> str:
     """One sentence where some classes have few images beside a large one, else nothing."""
-    counts = dict(zip(pictures.classes, pictures.counts("train"), strict=True))
+    counts = dict(zip(images.classes, images.counts("train"), strict=True))
     largest = max(counts, key=lambda name: counts[name])
     few = sorted((name for name in counts if counts[name] < FEW), key=lambda name: counts[name])
     if not few or counts[largest] < 10 * counts[few[0]]:
         return ""
     shown = ", ".join(f"{printable(name)} {counts[name]}" for name in few[:3]) + (", ..." if len(few) > 3 else "")
     return (
-        f"The classes are uneven: {len(few)} of {len(counts)} have fewer than {FEW} training pictures ({shown}), "
+        f"The classes are uneven: {len(few)} of {len(counts)} have fewer than {FEW} training images ({shown}), "
         f"{printable(largest)} has {counts[largest]:,}; their own numbers are little more than chance, and acc hides them: "
         "look at balanced_acc."
     )
 
 
-def _totals(pictures: Pictures) -> Counter[str]:
-    of_splits = [pictures.counts(split) for split in pictures.splits]
-    return Counter({name: sum(counts) for name, *counts in zip(pictures.classes, *of_splits, strict=True)})
+def _totals(images: LabelledImages) -> Counter[str]:
+    of_splits = [images.counts(split) for split in images.splits]
+    return Counter({name: sum(counts) for name, *counts in zip(images.classes, *of_splits, strict=True)})
 
 
 def described(config: Config, devices: Sequence[torch.device]) -> str:

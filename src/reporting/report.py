@@ -161,7 +161,7 @@ def _headline(folder: Path, config: dict[str, Any], result: dict[str, Any], envi
     source = " ".join(
         printable(value) for value in (data["source"], data["name"] or data["root"] or data["table"]) if value
     )
-    facts = [f"{config['model']['backbone']} on {source}", *_pictures(folder / "split.csv")]
+    facts = [f"{config['model']['backbone']} on {source}", *_images(folder / "split.csv")]
     if "device" in result:
         facts.append(f"{result['device']}, {config['precision']['name']}")
     if "epochs" in result:
@@ -178,15 +178,15 @@ def _headline(folder: Path, config: dict[str, Any], result: dict[str, Any], envi
     return "\n".join(lines)
 
 
-def _pictures(file: Path) -> list[str]:
-    """['1,797 pictures in 10 classes (1,259 train, 269 val, 269 test)'], or nothing without the file."""
+def _images(file: Path) -> list[str]:
+    """['1,797 images in 10 classes (1,259 train, 269 val, 269 test)'], or nothing without the file."""
     if not file.exists():
         return []
     with file.open(newline="", **NAMES) as lines:
         rows = list(csv.DictReader(lines))
     sizes = Counter(row["split"] for row in rows)
     counts = ", ".join(f"{sizes[split]:,} {split}" for split in ("train", "val", "test") if sizes[split])
-    return [f"{len(rows):,} pictures in {len({row['label'] for row in rows})} classes ({counts})"]
+    return [f"{len(rows):,} images in {len({row['label'] for row in rows})} classes ({counts})"]
 
 
 def _metrics(result: dict[str, Any]) -> str:
@@ -259,13 +259,13 @@ def _confusion(file: Path, result: dict[str, Any]) -> str:
         of_class[true] += count
     mistakes = sorted((pair for pair in pairs if pair[0] != pair[1]), key=lambda pair: -pair[2])
     wrong, split = sum(pair[2] for pair in mistakes), "test" if "test/acc" in result.get("metrics", {}) else "val"
-    parts = [f"<p>{wrong:,} of {of_class.total():,} {split} pictures were taken for another class.</p>"]
+    parts = [f"<p>{wrong:,} of {of_class.total():,} {split} images were taken for another class.</p>"]
     if drawn:
         svg = plots.to_svg(plots.heat_map(matrix, classes, "predicted class", "true class"), "confusion matrix")
-        parts.append(figure([svg], "The darker, the larger the share of the true class's pictures.", kind="scrolling"))
+        parts.append(figure([svg], "The darker, the larger the share of the true class's images.", kind="scrolling"))
     if wrong and not (drawn and len(classes) <= plots.NUMBERED_CLASSES):
         worst = [(*pair, of_class[pair[0]]) for pair in mistakes[:WORST]]
-        parts.append(table(("true class", "predicted", "pictures", "of"), worst))
+        parts.append(table(("true class", "predicted", "images", "of"), worst))
     return section("Confusion matrix", *parts)
 
 

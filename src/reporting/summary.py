@@ -35,7 +35,7 @@ def write_summary(path: Path, network: TransferNetwork, image_size: int) -> str:
     total = sum(parameter.numel() for parameter in network.parameters())
     return (
         f"{_count(total)} parameters, {_count(trained)} trained and {_count(total - trained)} frozen at first, "
-        f"pictures of {image_size}x{image_size}"
+        f"images of {image_size}x{image_size}"
     )
 
 

@@ -15,7 +15,7 @@ Why strategy=ddp is better, even on one machine:
 
 What to expect of the result: it is that of one device, as far as sums of floats in another order are, but for layers
 that look at the whole batch. BatchNorm in training mode normalises each chunk by itself, and only the statistics of the
-first device are kept; freeze.batchnorm=keep makes it exact. GPUs also draw the same dropout for the first picture of each
+first device are kept; freeze.batchnorm=keep makes it exact. GPUs also draw the same dropout for the first image of each
 chunk, for the second, and so on, since all are seeded alike.
 """
 

@@ -66,8 +66,8 @@ class ModelParallel(SingleDeviceStrategy):
 class OverlappedModelParallel(OwnBackward, ModelParallel):
     """The stages work at the same time, each on another micro-batch of the batch: src/strategies/stage_threads.py.
 
-    A batch is divided like torch.distributed.pipelining does it, by tensor_split: 10 pictures in 4 micro-batches are 3, 3,
-    2 and 2. A batch with fewer pictures than micro_batches goes one by one. Each micro-batch counts with its share of the
+    A batch is divided like torch.distributed.pipelining does it, by tensor_split: 10 images in 4 micro-batches are 3, 3,
+    2 and 2. A batch with fewer images than micro_batches goes one by one. Each micro-batch counts with its share of the
     batch's mean loss. BatchNorm in training mode takes its statistics from micro-batches.
     """
 

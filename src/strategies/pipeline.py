@@ -45,7 +45,7 @@ class Pipeline(OwnBackward, DDPStrategy):
     cost nothing to read). Loss, predicted classes and logits go from the last stage to all others, so that all compute the
     same metrics and decide alike.
 
-    micro_batches: how many a batch is divided into; one with fewer pictures has one for each. schedule: 1f1b or gpipe;
+    micro_batches: how many a batch is divided into; one with fewer images has one for each. schedule: 1f1b or gpipe;
     1f1b takes no fewer micro-batches than stages, below that it is gpipe. timeout_seconds: for which a process waits for
     the others, where the process group is not there already.
     """
@@ -203,7 +203,7 @@ class OwnStage:
     ) -> None:
         self.stages, self.rank, self.device = network.stages(), rank, device
         self.micro_batches, self.schedule, self.loss, self.context = micro_batches, schedule, loss, context
-        self.outputs = 0  # logits of a picture; known from the first batch on
+        self.outputs = 0  # logits of an image; known from the first batch on
         self._outline = copy.deepcopy(network).to("meta").eval().stages()  # tells shapes, without numbers
         self._schedules: dict[tuple[Any, ...], Schedule] = {}
         network.place([device if stage is self.stage else torch.device("cpu") for stage in self.stages])
@@ -245,10 +245,10 @@ class OwnStage:
 
         torch's schedules are for fixed shapes, and know from the start which gradients will be sent.
         """
-        picture = images[: len(images) // count]
-        key = (count, picture.shape, learning)
+        image = images[: len(images) // count]
+        key = (count, image.shape, learning)
         if key not in self._schedules:
-            between = self._between(picture, learning)
+            between = self._between(image, learning)
             self.outputs = between[-1].shape[1]
             stage = PipelineStage(
                 self._module,
@@ -293,11 +293,11 @@ class _Sent(nn.Module):
             return self.stage(x.contiguous(memory_format=self.layout)).contiguous()
 
 
-def equal_runs(pictures: int, micro_batches: int) -> list[tuple[int, int, int]]:
-    """The micro-batches of torch.tensor_split, in one or two runs of equal ones: from which picture to which, and how many
+def equal_runs(images: int, micro_batches: int) -> list[tuple[int, int, int]]:
+    """The micro-batches of torch.tensor_split, in one or two runs of equal ones: from which image to which, and how many
     micro-batches these are."""
-    parts = min(pictures, micro_batches)
-    size, larger = divmod(pictures, parts)
+    parts = min(images, micro_batches)
+    size, larger = divmod(images, parts)
     middle = larger * (size + 1)
-    runs = [(0, middle, larger), (middle, pictures, parts - larger)]
+    runs = [(0, middle, larger), (middle, images, parts - larger)]
     return [run for run in runs if run[2] > 0]

@@ -88,7 +88,7 @@ class Ranks:
                     f"process {self.rank} and process {other} were started with different {what}",
                     where=f"process {self.rank} on {socket.gethostname()}, process {other} on {host}",
                     why="\n".join(shown[:4]),
-                    fix="start the same command on every machine, in the same commit, with the same pictures",
+                    fix="start the same command on every machine, in the same commit, with the same images",
                 )
 
     def _get(self, key: str) -> bytes:

@@ -91,7 +91,7 @@ def stage_costs(costs: Sequence[Sequence[float]], cuts: Sequence[int]) -> list[f
 
 
 def measure(config: Config, network: TransferNetwork, device: torch.device, image_size: int) -> list[Measured]:
-    """Every block of a copy of the network, with a micro-batch of random pictures as large as the run's."""
+    """Every block of a copy of the network, with a micro-batch of random images as large as the run's."""
     network = copy.deepcopy(network)
     network.backbone.split(BLOCKS)
     blocks = network.stages()

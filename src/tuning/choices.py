@@ -33,7 +33,7 @@ from src.user_command import rewritten
 
 SEARCHES = ("random", "grid", "optuna", "bayesopt")
 SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt")
-# What a network in training can still take on: the others decide what is built, or which pictures it sees.
+# What a network in training can still take on: the others decide what is built, or which images it sees.
 MUTABLE = ("model.dropout", "model.label_smoothing", "data.augment")
 HOMES = {"search": ("ray.tune.search.", Searcher), "scheduler": ("ray.tune.schedulers.", TrialScheduler)}
 

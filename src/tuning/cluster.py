@@ -103,7 +103,7 @@ def _temporary_folder() -> str:
 
 
 def _copy_of_the_code() -> str:
-    """src/ and conf/ alone: the folder they lie in may hold pictures and runs."""
+    """src/ and conf/ alone: the folder they lie in may hold images and runs."""
     folder = Path(tempfile.mkdtemp(prefix="sweep-code-"))
     for name in ("src", "conf"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))

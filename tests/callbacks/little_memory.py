@@ -32,13 +32,13 @@ class FailInBackward(torch.autograd.Function):
 class Small(L.LightningModule):
     """Convolution, BatchNorm and linear. BatchNorm is frozen, so that parts are exact, unless it is said to be trained.
 
-    fits(pictures, batch): whether forward and backward of so many pictures work in this batch, counted from 0 over the whole
+    fits(count, batch): whether forward and backward of so many images work in this batch, counted from 0 over the whole
     run; where: "forward" or "backward", which of them fails.
     """
 
     def __init__(
         self,
-        fits: Callable[[int, int], bool] = lambda pictures, batch: True,
+        fits: Callable[[int, int], bool] = lambda count, batch: True,
         where: str = "backward",
         *,
         batchnorm: bool = False,
@@ -52,7 +52,7 @@ class Small(L.LightningModule):
         if not batchnorm:
             self.norm.eval()
         self.fits, self.where = fits, where
-        self.attempts: list[tuple[int, int]] = []  # (batch, pictures) of every call of training_step
+        self.attempts: list[tuple[int, int]] = []  # (batch, count) of every call of training_step
         self.outputs: list[dict[str, Tensor]] = []  # what on_train_batch_end got
         self.activations: list[weakref.ref[Tensor]] = []
         self.hooks: list[str | None] = []  # what Lightning takes self.log to be called in, after each optimizer_step
@@ -88,14 +88,14 @@ class Small(L.LightningModule):
 
 
 def at_most(limit: int) -> Callable[[int, int], bool]:
-    return lambda pictures, batch: pictures <= limit
+    return lambda count, batch: count <= limit
 
 
 def noise(size: int = 8, seed: int = 0) -> TensorDataset:
-    """54 pictures of numbers around 0, of four classes."""
+    """54 images of numbers around 0, of four classes."""
     numbers = torch.Generator().manual_seed(seed)
-    pictures = torch.randn(sum(BATCHES), 3, size, size, generator=numbers)
-    return TensorDataset(pictures, torch.randint(0, 4, (sum(BATCHES),), generator=numbers))
+    images = torch.randn(sum(BATCHES), 3, size, size, generator=numbers)
+    return TensorDataset(images, torch.randint(0, 4, (sum(BATCHES),), generator=numbers))
 
 
 def fit(

@@ -1,4 +1,4 @@
-"""A training of milliseconds with everything real but its size: the project's network, pictures, LightningModule and
+"""A training of milliseconds with everything real but its size: the project's network, images, LightningModule and
 freezing, on a backbone of three blocks."""
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import nn
 
 from src.callbacks.freezing import FreezingSchedule, Phases, schedule
 from src.config import Data, Freeze, Optimizer
-from src.data.module import PictureData
-from src.data.pictures import Pictures
+from src.data.labelled_images import LabelledImages
+from src.data.module import ImageData
 from src.models.backbones import blocks
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss
@@ -47,19 +47,19 @@ def network() -> TransferNetwork:
     return TransferNetwork(Backbone(), nn.Linear(WIDTH, CLASSES), SQUARE)
 
 
-def pictures() -> Pictures:
+def images() -> LabelledImages:
     """20 to train on, 10 to validate on, whose mean brightness tells the class."""
     labels = [index % CLASSES for index in range(30)]
     noise = torch.randint(0, 100, (30, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     pixels = noise + 50 * torch.tensor(labels, dtype=torch.uint8)[:, None, None, None]
     splits = {"train": list(range(20)), "val": list(range(20, 30)), "test": []}
     names = [str(index) for index in range(30)]
-    return Pictures(("a", "b", "c"), names, labels, splits, lambda index: pixels[index], in_memory=True)
+    return LabelledImages(("a", "b", "c"), names, labels, splits, lambda index: pixels[index], in_memory=True)
 
 
-def data() -> PictureData:
+def data() -> ImageData:
     """Four steps per epoch."""
-    return PictureData(Data(augment="none", batch_size=5, num_workers=0), pictures(), SQUARE, seed=0)
+    return ImageData(Data(augment="none", batch_size=5, num_workers=0), images(), SQUARE, seed=0)
 
 
 def classifier(
@@ -76,7 +76,7 @@ def phases(epochs: int = 5, **freeze: Any) -> Phases:
     return schedule(Freeze(**freeze), blocks(Backbone()), epochs, [name for name, _ in Backbone().named_parameters()])
 
 
-# Of a Trainer that prints and keeps nothing, and leaves batches to PictureData.
+# Of a Trainer that prints and keeps nothing, and leaves batches to ImageData.
 QUIET = {
     "use_distributed_sampler": False,
     "num_sanity_val_steps": 0,
@@ -91,7 +91,7 @@ def fit(
     epochs: int,
     *callbacks: L.Callback,
     resume: Any = None,
-    module: PictureData | None = None,
+    module: ImageData | None = None,
     **settings: Any,
 ) -> L.Trainer:
     """Trains on the CPU and returns the trainer."""

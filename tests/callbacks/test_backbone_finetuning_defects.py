@@ -11,14 +11,14 @@ from lightning.pytorch.callbacks import BackboneFinetuning
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from src.callbacks.freezing import apply
-from tests.callbacks.small_training import Stock, classifier, fit, freezing, phases, pictures
+from tests.callbacks.small_training import Stock, classifier, fit, freezing, images, phases
 
 MENDED = "Lightning has mended this defect: strike it from docs/freezing.md, and this test"
-IMAGES = torch.stack([pictures().read(index) for index in range(6)])
+IMAGES = torch.stack([images().read(index) for index in range(6)])
 
 
 def features(model, training=None):
-    """What the backbone makes of six pictures, in the mode its layers are in or, if told, all in train or eval mode."""
+    """What the backbone makes of six images, in the mode its layers are in or, if told, all in train or eval mode."""
     if training is not None:
         model.network.train(training)
     with torch.no_grad():

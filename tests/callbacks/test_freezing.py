@@ -142,7 +142,7 @@ def step(network, optimizer):
 
 
 class Recorder(L.Callback):
-    """What changed in each epoch, and what the backbone made of the same pictures after each step, in train mode."""
+    """What changed in each epoch, and what the backbone made of the same images after each step, in train mode."""
 
     def __init__(self) -> None:
         self.changed: list[set[str]] = []

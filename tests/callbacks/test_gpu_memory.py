@@ -275,7 +275,7 @@ def test_a_larger_batch_is_suggested_once_when_everything_trains(tmp_path, monke
         run.end_epoch()
         assert len(caplog.messages) == (epoch >= 1)
     assert "200 of the 1000 MiB" in caplog.text
-    assert f"data.batch_size={32 * world_size} " in caplog.text  # 12.5 MiB a picture: 60 would fit into 850
+    assert f"data.batch_size={32 * world_size} " in caplog.text  # 12.5 MiB an image: 60 would fit into 850
 
 
 def test_no_batch_is_suggested_that_leaves_few_steps(tmp_path, monkeypatch, caplog):
@@ -293,7 +293,7 @@ def test_no_batch_is_suggested_that_leaves_few_steps(tmp_path, monkeypatch, capl
 @pytest.mark.parametrize(
     ("batch", "fixed", "peak", "total", "expected"),
     [
-        (32, 1000, 2000, 10_000, 128),  # 31.25 MiB a picture; 240 would fit
+        (32, 1000, 2000, 10_000, 128),  # 31.25 MiB an image; 240 would fit
         (32, 1000, 5900, 10_000, None),  # 48 would fit
         (24, 1000, 5900, 10_000, 32),  # 36 would
         (48, 1000, 4000, 10_000, 64),  # 120 would
@@ -305,5 +305,5 @@ def test_no_batch_is_suggested_that_leaves_few_steps(tmp_path, monkeypatch, capl
 def test_the_batch_size_to_try(batch, fixed, peak, total, expected):
     assert batch_size_to_try(batch, fixed, peak, total) == expected
     if expected is not None:
-        per_picture = (peak - fixed) / batch
-        assert fixed + expected * per_picture <= 0.85 * total < fixed + 2 * expected * per_picture
+        per_image = (peak - fixed) / batch
+        assert fixed + expected * per_image <= 0.85 * total < fixed + 2 * expected * per_image

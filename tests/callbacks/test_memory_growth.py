@@ -21,8 +21,8 @@ from src.callbacks.memory_growth import THEN_EVERY, WARM_UP, WINDOW, MemoryGrowt
 from src.callbacks.memory_holders import GRAPH_LIMIT, Holder, find_holders, graph_size
 from src.callbacks.progress import EpochLines, Throughput
 from src.config import Data, Optimizer
-from src.data.module import PictureData
-from src.data.pictures import Pictures
+from src.data.labelled_images import LabelledImages
+from src.data.module import ImageData
 from src.memory import live_bytes
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss
@@ -37,7 +37,7 @@ ENOUGH = WARM_UP + WINDOW + 2  # steps of an epoch after which there is a verdic
 
 
 def classifier(kind: type[Classifier] = Classifier) -> Classifier:
-    """The template's own module, with a backbone of two convolutions, for pictures of 32 pixels in three classes."""
+    """The template's own module, with a backbone of two convolutions, for images of 32 pixels in three classes."""
     torch.set_num_threads(1)
     backbone = nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU()),
@@ -51,18 +51,18 @@ def classifier(kind: type[Classifier] = Classifier) -> Classifier:
     )
 
 
-def picture_data(steps: int, validation_steps: int, workers: int = 0) -> PictureData:
+def image_data(steps: int, validation_steps: int, workers: int = 0) -> ImageData:
     train, val = 4 * steps, 4 * validation_steps
     indices = list(range(train + val))
-    pictures = Pictures(
+    images = LabelledImages(
         ("a", "b", "c"),
-        [f"picture {index}" for index in indices],
+        [f"image {index}" for index in indices],
         [index % 3 for index in indices],
         {"train": indices[:train], "val": indices[train:], "test": []},
         lambda index: torch.full((3, 40, 40), index % 256, dtype=torch.uint8),
     )
     preprocessing = Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    return PictureData(Data(batch_size=4, num_workers=workers, augment="light"), pictures, preprocessing, seed=0)
+    return ImageData(Data(batch_size=4, num_workers=workers, augment="light"), images, preprocessing, seed=0)
 
 
 def fit(
@@ -174,7 +174,7 @@ class Inference(L.Callback):
 def test_a_graph_that_grows_is_named_at_once(caplog, kind, callbacks, name):
     counts = []
     counting = L.pytorch.callbacks.LambdaCallback(on_train_batch_end=lambda *_: counts.append(len(warnings(caplog))))
-    fit(classifier(kind), picture_data(2 * ENOUGH, 1), *callbacks, counting)
+    fit(classifier(kind), image_data(2 * ENOUGH, 1), *callbacks, counting)
     (warning,) = warnings(caplog)
     assert counts.index(1) == WARM_UP + WINDOW
     lines = warning.splitlines()
@@ -203,7 +203,7 @@ class KeptOutputs(Classifier):
 
 @on_this_machine
 def test_outputs_kept_in_validation(caplog):
-    fit(classifier(KeptOutputs), picture_data(2, ENOUGH))
+    fit(classifier(KeptOutputs), image_data(2, ENOUGH))
     (warning,) = warnings(caplog)
     assert warning.startswith("Memory grows: every validation batch keeps ")
     assert f"KeptOutputs.outputs: {WARM_UP + WINDOW} tensors, " in warning
@@ -214,7 +214,7 @@ def test_outputs_kept_in_validation(caplog):
 @on_this_machine
 def test_short_epochs_are_strung_together(caplog):
     """10 steps an epoch, of which 4 rises count."""
-    fit(classifier(ListOfLosses), picture_data(10, 1), epochs=12)
+    fit(classifier(ListOfLosses), image_data(10, 1), epochs=12)
     (warning,) = warnings(caplog)
     assert "ListOfLosses.losses: " in warning
 
@@ -257,14 +257,14 @@ class CollectsUntilTheStart(Collects):
 @on_this_machine
 @pytest.mark.parametrize("kind", [CollectsUntilTheEnd, CollectsUntilTheStart])
 def test_what_is_dropped_when_the_epoch_is_over_is_no_leak(caplog, kind):
-    fit(classifier(kind), picture_data(ENOUGH, ENOUGH), epochs=2)
+    fit(classifier(kind), image_data(ENOUGH, ENOUGH), epochs=2)
     assert warnings(caplog) == []
 
 
 @on_this_machine
 def test_what_is_collected_is_a_leak_where_memory_will_not_last(caplog, monkeypatch):
     monkeypatch.setattr(memory_growth, "available_bytes", lambda kind: 2000)
-    fit(classifier(CollectsUntilTheEnd), picture_data(2 * ENOUGH, 1))
+    fit(classifier(CollectsUntilTheEnd), image_data(2 * ENOUGH, 1))
     (warning,) = warnings(caplog)
     assert "What is free lasts for about " in warning
     assert "CollectsUntilTheEnd.losses: " in warning
@@ -283,7 +283,7 @@ class KeepsInAGlobal(Classifier):
 @on_this_machine
 def test_a_leak_that_no_attribute_holds_is_reported_too(caplog):
     try:
-        fit(classifier(KeepsInAGlobal), picture_data(ENOUGH, 1))
+        fit(classifier(KeepsInAGlobal), image_data(ENOUGH, 1))
     finally:
         LEAK.clear()
     (warning,) = warnings(caplog)
@@ -315,7 +315,7 @@ def test_no_alarm_in_500_healthy_steps(caplog, tmp_path, monkeypatch, workers):
         MemoryLog(tmp_path / "memory.csv"),
     ]
     loggers = [MetricsCsv(tmp_path / "metrics.csv"), EpochLines(4)]
-    trainer = fit(classifier(), picture_data(125, 30, workers), *callbacks, epochs=4, logger=loggers)
+    trainer = fit(classifier(), image_data(125, 30, workers), *callbacks, epochs=4, logger=loggers)
     assert trainer.global_step == 500
     assert len(looked) == 4 * (125 - WARM_UP) + 4 * (30 - WARM_UP)
     assert warnings(caplog) == []
@@ -432,7 +432,7 @@ def test_on_a_gpu_both_kinds_of_memory_are_watched(monkeypatch, caplog, leaking)
 def test_a_platform_that_cannot_tell_is_not_watched(monkeypatch, caplog):
     caplog.set_level("DEBUG", memory_growth.__name__)
     monkeypatch.setattr(memory_growth, "live_bytes", lambda kind: None)
-    fit(classifier(SumOfLosses), picture_data(ENOUGH, 1))
+    fit(classifier(SumOfLosses), image_data(ENOUGH, 1))
     (message,) = warnings(caplog)
     assert "not looked for" in message
 

@@ -50,8 +50,8 @@ def largest_difference(first: nn.Module, second: nn.Module) -> float:
 
 
 def sizes_in(model: Small, batch: int) -> list[int]:
-    """The pictures of the attempts at a batch."""
-    return [pictures for number, pictures in model.attempts if number == batch]
+    """The images of the attempts at a batch."""
+    return [images for number, images in model.attempts if number == batch]
 
 
 # The same result
@@ -115,7 +115,7 @@ def test_a_failed_attempt_leaves_no_trace(where, batch):
     """Random states, BatchNorm's statistics and the gradients accumulated so far are as if it had not been made: the first
     batch of a window of two has no gradients before it, the second one has."""
     shared = {"batchnorm": True, "dropout": 0.5}
-    failing = Small(lambda pictures, now: pictures <= 4 or now < batch, where, **shared)
+    failing = Small(lambda images, now: images <= 4 or now < batch, where, **shared)
     fit(failing, split(), accumulate_grad_batches=2)
     foreseeing, callback = Small(**shared), split()
     fit(foreseeing, PartsFrom(callback, batch, 4), callback, accumulate_grad_batches=2)
@@ -128,7 +128,7 @@ def test_batchnorm_that_is_trained_from_a_later_epoch_on_is_restored_too():
         def on_train_epoch_start(self) -> None:
             self.norm.train(self.current_epoch > 0)
 
-    failing = Unfreezing(lambda pictures, batch: pictures <= 8 or batch < 5)
+    failing = Unfreezing(lambda images, batch: images <= 8 or batch < 5)
     fit(failing, split())
     foreseeing, callback = Unfreezing(), split()
     fit(foreseeing, PartsFrom(callback, 5, 8), callback)
@@ -219,8 +219,8 @@ def test_the_classifier_of_the_project(float64, class_weights):
         optimizer = Optimizer(name="sgd", lr=1e-3, momentum=0.9)
         model = Classifier(network, loss, optimizer, num_classes=4, total_steps=3, seed=0, hparams={})
         freezing = FreezingSchedule({0: ["backbone.layer4", "head"]}, "keep")
-        pictures, labels = noise(32).tensors
-        data = TensorDataset((pictures * 40 + 128).clamp(0, 255).byte(), labels)
+        images, labels = noise(32).tensors
+        data = TensorDataset((images * 40 + 128).clamp(0, 255).byte(), labels)
         callback = split()
         few = {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1}
         trainer = fit(model, freezing, callback, data=data, **few)
@@ -231,7 +231,7 @@ def test_the_classifier_of_the_project(float64, class_weights):
 
 
 def fails_beyond(limit: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """A forward hook: out of memory in the backward pass of more pictures than that."""
+    """A forward hook: out of memory in the backward pass of more images than that."""
 
     def hook(module: nn.Module, inputs: Any, features: Tensor) -> Tensor:
         return FailInBackward.apply(features) if len(features) > limit and torch.is_grad_enabled() else features
@@ -246,8 +246,8 @@ def test_one_line_per_change(caplog):
     fit(Small(at_most(5)), split(), max_epochs=1)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("src.")]
     assert lines == [
-        "out of memory in the backward pass of step 1 with parts of 16 pictures: repeated in parts of 8",
-        "out of memory in the backward pass of step 1 with parts of 8 pictures: repeated in parts of 4",
+        "out of memory in the backward pass of step 1 with parts of 16 images: repeated in parts of 8",
+        "out of memory in the backward pass of step 1 with parts of 8 images: repeated in parts of 4",
     ]
 
 
@@ -260,16 +260,16 @@ def test_batchnorm_in_training_mode_is_mentioned_once(caplog):
 
 def test_larger_parts_are_tried_after_clean_steps_and_less_and_less_often(caplog):
     caplog.set_level(logging.INFO)
-    model = Small(lambda pictures, batch: pictures <= 5 or batch >= 10)
+    model = Small(lambda images, batch: images <= 5 or batch >= 10)
     callback = split(grow_after=2)
     fit(model, callback, max_epochs=6)
     largest = [max(sizes_in(model, batch)) for batch in range(20)]
-    # 4 fits; 8 is tried in vain in batch 2, and after 4 more in 6 (the last batches of an epoch have 6 pictures); from
+    # 4 fits; 8 is tried in vain in batch 2, and after 4 more in 6 (the last batches of an epoch have 6 images); from
     # batch 10 on everything fits, so that 8 is kept in 14 and whole batches are tried 8 steps later.
     assert [(batch, size) for batch, size in enumerate(largest[:15]) if size > 4] == [(0, 16), (2, 8), (6, 8), (14, 8)]
     assert callback.parts.size is None
     assert max(sizes_in(model, 22)) == 16
-    assert "trying parts of 8 pictures" in caplog.text
+    assert "trying parts of 8 images" in caplog.text
     assert "trying whole batches" in caplog.text
 
 
@@ -281,7 +281,7 @@ def test_a_run_that_continues_has_the_parts_it_had(tmp_path):
     second, continued = Small(at_most(5)), split(grow_after=50)
     trainer = fit(second, continued, resume=tmp_path / "last.ckpt")
     assert trainer.global_step == 3 * len(BATCHES)
-    assert {pictures for _, pictures in second.attempts} == {3, 4}
+    assert {images for _, images in second.attempts} == {3, 4}
     assert continued.parts == callback.parts
     assert weights(second).equal(weights(whole))
 
@@ -300,18 +300,18 @@ def test_policy_stop_says_what_to_do():
         fit(model, OutOfMemory("stop", 200))
     assert error.value.code == ExitCode.OUT_OF_MEMORY
     text = error.value.render()
-    for part in ("step 1 with 16 pictures", "oom.policy=split", "data.batch_size=8", "Tried to allocate 2.00 GiB"):
+    for part in ("step 1 with 16 images", "oom.policy=split", "data.batch_size=8", "Tried to allocate 2.00 GiB"):
         assert part in text
     assert len(model.attempts) == 1
 
 
-def test_a_picture_that_does_not_fit_ends_the_run():
+def test_a_image_that_does_not_fit_ends_the_run():
     model = Small(at_most(0))
-    with pytest.raises(UserError, match="a single picture") as error:
+    with pytest.raises(UserError, match="a single image") as error:
         fit(model, split())
     assert error.value.code == ExitCode.OUT_OF_MEMORY
     assert "data.image_size=" in error.value.render()
-    assert [pictures for _, pictures in model.attempts] == [16, 8, 4, 2, 1]
+    assert [images for _, images in model.attempts] == [16, 8, 4, 2, 1]
 
 
 class FailsInStep(torch.optim.SGD):

@@ -48,7 +48,7 @@ def test_what_was_saved_is_loaded(folder):
     assert {"torch", "torchvision", "python"} <= json.loads((folder / "model.json").read_text())["versions"].keys()
 
 
-def test_the_folder_of_an_older_run_reads_pictures_as_that_run_did(folder):
+def test_the_folder_of_an_older_run_reads_images_as_that_run_did(folder):
     values = json.loads((folder / "model.json").read_text())
     del values["bits"], values["checksum"]
     (folder / "model.json").write_text(json.dumps(values))

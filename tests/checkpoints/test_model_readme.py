@@ -19,7 +19,7 @@ from src.checkpoints.model_readme import model_readme
 from src.config import Config, Data, Model, Optimizer, Precision, Trainer
 from src.models.network import Architecture, build_network
 from src.preprocessing import Preprocessing
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 ARCHITECTURE = Architecture("resnet18", "linear", 3)
 CARD = ModelCard(
@@ -46,7 +46,7 @@ def readme(card: ModelCard = CARD, config: Config = CONFIG) -> str:
         card,
         config,
         name="fruit_2",
-        pictures={"train": 700, "val": 150, "test": 9},
+        images={"train": 700, "val": 150, "test": 9},
         weights="ImageNet, 120 of 122 tensors",
         chosen="epoch 7",
         epochs=10,
@@ -86,7 +86,7 @@ def test_it_says_what_the_run_knows():
 
 def test_nine_right_of_nine_is_not_a_hundred_percent():
     """Wilson's interval for 9 of 9, from the formula in Brown, Cai and DasGupta (2001): n / (n + z^2) to 1."""
-    assert "accuracy of 1.000 was counted on 9 test pictures; over many more" in readme()
+    assert "accuracy of 1.000 was counted on 9 test images; over many more" in readme()
     assert f"between {9 / (9 + 1.96**2):.3f} and 1.000" in readme()
 
 
@@ -94,7 +94,7 @@ def test_the_limits_are_those_of_this_model():
     assert "pretrained weights bring" in readme()
     assert "pretrained weights" not in readme(config=replace(CONFIG, model=Model(backbone="resnet18", weights="none")))
     untested = readme(replace(CARD, metrics={"val/loss": 0.5, "val/acc": 0.9}))
-    assert "150 val pictures (which also chose the weights" in untested
+    assert "150 val images (which also chose the weights" in untested
     assert "which also chose" not in readme()
     trial = readme(config=replace(CONFIG, trainer=Trainer(limit_batches=3)))
     assert "| epochs | 10 of 3 batches each: a trial, not a training |" in trial
@@ -110,12 +110,12 @@ def test_many_classes_are_cut_and_odd_names_do_no_harm():
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with model/ and picture.jpg, where the commands of the page are given."""
+    """A folder with model/ and image.jpg, where the commands of the page are given."""
     torch.manual_seed(0)
     save_model(tmp_path / "model", build_network(ARCHITECTURE, CARD.preprocessing).state_dict(), CARD)
     (tmp_path / "model" / "README.md").write_text(readme(), encoding="utf-8")
-    write_pictures(tmp_path, {"": 1})
-    (tmp_path / "000.png").rename(tmp_path / "picture.jpg")
+    write_images(tmp_path, {"": 1})
+    (tmp_path / "000.png").rename(tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -129,7 +129,7 @@ def test_both_ways_of_loading_work_and_agree(folder, monkeypatch, capsys):
     exec(code_of(folder, "python"), {})
     label, share = capsys.readouterr().out.split()
 
-    command = shlex.split(code_of(folder, "bash").replace("FOLDER_OR_FILE", "picture.jpg"))
+    command = shlex.split(code_of(folder, "bash").replace("FOLDER_OR_FILE", "image.jpg"))
     assert command[:3] == ["python", "-m", "src.predict"]
     monkeypatch.setattr(sys, "argv", command[2:])
     predict.work()

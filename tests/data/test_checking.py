@@ -1,4 +1,4 @@
-"""Checking all pictures before training: what it finds, what it remembers, what the refusal says."""
+"""Checking all images before training: what it finds, what it remembers, what the refusal says."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 
 from src.data import checking, scanning, time_limit
-from src.data.checking import Checked, check_pictures, refuse_bad_pictures
+from src.data.checking import Checked, check_images, refuse_bad_images
 from src.data.reading import ReadOptions
 from src.errors import MAX_LINES, ExitCode, LoaderFault
-from tests.data.odd_pictures import colour_ramp, orientation_exif, write_corrupt_pictures
+from tests.data.odd_images import colour_ramp, orientation_exif, write_corrupt_images
 
 OPTIONS = ReadOptions()
 
 
-def write_pictures(folder: Path, count: int) -> list[str]:
+def write_images(folder: Path, count: int) -> list[str]:
     """PNGs of 32 x 24, all different."""
     names = [f"cat/{index}.png" for index in range(count)]
     (folder / "cat").mkdir(parents=True, exist_ok=True)
@@ -34,33 +34,33 @@ def write_pictures(folder: Path, count: int) -> list[str]:
 
 
 def check(folder: Path, names: list[str], memory: Path | None = None, options: ReadOptions = OPTIONS, workers: int = 2):
-    return check_pictures(folder, names, options, memory, workers, show_progress=False)
+    return check_images(folder, names, options, memory, workers, show_progress=False)
 
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
     """The names that were decoded, in order."""
     names = []
-    decode = checking.decode_picture
+    decode = checking.decode_image
 
     def recording(data, name, options):
         names.append(name)
         return decode(data, name, options)
 
-    monkeypatch.setattr(checking, "decode_picture", recording)
+    monkeypatch.setattr(checking, "decode_image", recording)
     return names
 
 
 def test_results_are_complete_and_in_the_order_of_ids(tmp_path):
-    good = write_pictures(tmp_path, 6)
+    good = write_images(tmp_path, 6)
     Image.fromarray(colour_ramp()).save(tmp_path / "turned.jpg", exif=orientation_exif(6))
-    ids = [*good[::-1], *write_corrupt_pictures(tmp_path), "gone.jpg", str(tmp_path / good[0]), "turned.jpg"]
+    ids = [*good[::-1], *write_corrupt_images(tmp_path), "gone.jpg", str(tmp_path / good[0]), "turned.jpg"]
     checked = check(tmp_path, ids)
     assert list(checked) == ids
     assert {name: entry.error is None for name, entry in checked.items() if name in good} == dict.fromkeys(good, True)
     assert checked["empty.jpg"].error == "empty file"
     assert checked["truncated.jpg"].error == "the file ends too early (truncated)"
-    assert "not a picture" in checked["text.jpg"].error
+    assert "not an image" in checked["text.jpg"].error
     assert checked["gone.jpg"] == Checked("", 0, 0, "no such file")
     assert checked[good[0]] == checked[str(tmp_path / good[0])]
     assert (checked[good[0]].width, checked[good[0]].height) == (32, 24)
@@ -70,7 +70,7 @@ def test_results_are_complete_and_in_the_order_of_ids(tmp_path):
 
 
 def test_only_changed_files_are_decoded_again(tmp_path, decoded):
-    names = [*write_pictures(tmp_path, 3), *write_corrupt_pictures(tmp_path)]
+    names = [*write_images(tmp_path, 3), *write_corrupt_images(tmp_path)]
     memory = tmp_path / "new" / "memory.json"
     first = check(tmp_path, names, memory)
     assert sorted(decoded) == sorted(names)
@@ -92,7 +92,7 @@ def test_only_changed_files_are_decoded_again(tmp_path, decoded):
 
 
 def test_another_limit_checks_again(tmp_path):
-    names = write_pictures(tmp_path, 2)
+    names = write_images(tmp_path, 2)
     memory = tmp_path / "memory.json"
     assert check(tmp_path, names, memory)[names[0]].error is None
     strict = check(tmp_path, names, memory, ReadOptions(max_megapixels=0.0001))
@@ -101,10 +101,10 @@ def test_another_limit_checks_again(tmp_path):
 
 
 def test_entries_of_other_ids_stay_in_the_memory(tmp_path, decoded):
-    names = write_pictures(tmp_path, 3)
+    names = write_images(tmp_path, 3)
     memory = tmp_path / "memory.json"
     check(tmp_path, names, memory)
-    check(tmp_path, [*write_corrupt_pictures(tmp_path)], memory)
+    check(tmp_path, [*write_corrupt_images(tmp_path)], memory)
     decoded.clear()
     check(tmp_path, names, memory)
     assert decoded == []
@@ -130,7 +130,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize("content", FOREIGN)
 def test_damaged_or_foreign_memory_is_ignored_and_replaced(tmp_path, decoded, content):
-    names = write_pictures(tmp_path, 1)
+    names = write_images(tmp_path, 1)
     memory = tmp_path / "memory.json"
     head = json.dumps(checking._head(OPTIONS))
     status = (tmp_path / names[0]).stat()
@@ -143,7 +143,7 @@ def test_damaged_or_foreign_memory_is_ignored_and_replaced(tmp_path, decoded, co
 
 
 def test_what_may_pass_without_a_change_of_the_file_is_not_remembered(tmp_path, monkeypatch):
-    names = write_pictures(tmp_path, 2)
+    names = write_images(tmp_path, 2)
     memory = tmp_path / "memory.json"
     with monkeypatch.context() as patch:
         patch.setattr("src.data.reading._to_rgb", raise_error(MemoryError()))
@@ -162,9 +162,9 @@ def raise_error(error: BaseException):
 
 
 def test_ctrl_c_keeps_what_was_checked(tmp_path, monkeypatch):
-    names = write_pictures(tmp_path, 40)
+    names = write_images(tmp_path, 40)
     memory = tmp_path / "memory.json"
-    decode = checking.decode_picture
+    decode = checking.decode_image
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
 
     def interrupted(data, name, options):
@@ -174,7 +174,7 @@ def test_ctrl_c_keeps_what_was_checked(tmp_path, monkeypatch):
         return decode(data, name, options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checking, "decode_picture", interrupted)
+        patch.setattr(checking, "decode_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
             check(tmp_path, names, memory)
     signal.signal(signal.SIGINT, before)
@@ -185,7 +185,7 @@ def test_ctrl_c_keeps_what_was_checked(tmp_path, monkeypatch):
 
 
 def test_memory_is_replaced_in_one_step(tmp_path, monkeypatch, caplog):
-    names = write_pictures(tmp_path, 2)
+    names = write_images(tmp_path, 2)
     memory = tmp_path / "memory.json"
     check(tmp_path, names[:1], memory)
     before = memory.read_bytes()
@@ -198,7 +198,7 @@ def test_memory_is_replaced_in_one_step(tmp_path, monkeypatch, caplog):
 
 
 def test_memory_that_cannot_be_written_is_a_warning(tmp_path, caplog):
-    names = write_pictures(tmp_path, 1)
+    names = write_images(tmp_path, 1)
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
         checked = check(tmp_path, names, tmp_path / "file" / "memory.json")
@@ -207,15 +207,15 @@ def test_memory_that_cannot_be_written_is_a_warning(tmp_path, caplog):
 
 
 def test_files_are_decoded_at_the_same_time(tmp_path, monkeypatch):
-    names = write_pictures(tmp_path, 2)
+    names = write_images(tmp_path, 2)
     both = threading.Barrier(2, timeout=10)
-    decode = checking.decode_picture
+    decode = checking.decode_image
 
     def meet(data, name, options):
         both.wait()
         return decode(data, name, options)
 
-    monkeypatch.setattr(checking, "decode_picture", meet)
+    monkeypatch.setattr(checking, "decode_image", meet)
     assert len(check(tmp_path, names)) == 2
 
 
@@ -235,16 +235,16 @@ def test_few_files_are_in_flight():
 
 
 def test_progress_goes_to_stderr_and_only_if_asked(tmp_path, capfd, monkeypatch):
-    names = write_pictures(tmp_path, 3)
+    names = write_images(tmp_path, 3)
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes the captured stderr for a terminal
     check(tmp_path, names)
     assert capfd.readouterr() == ("", "")
     memory = tmp_path / "memory.json"
-    check_pictures(tmp_path, names, OPTIONS, memory, 2, show_progress=True)
+    check_images(tmp_path, names, OPTIONS, memory, 2, show_progress=True)
     printed = capfd.readouterr()
     assert printed.out == ""
-    assert "checking pictures" in printed.err
-    check_pictures(tmp_path, names, OPTIONS, memory, 2, show_progress=True)
+    assert "checking images" in printed.err
+    check_images(tmp_path, names, OPTIONS, memory, 2, show_progress=True)
     assert capfd.readouterr() == ("", "")
 
 
@@ -254,16 +254,16 @@ LONG = "a folder with a long name/" * 8
 @pytest.mark.parametrize("count", [1, 8, 9, 5000])
 @pytest.mark.parametrize("folder", ["cat/", LONG, "två\nkatter/"])
 def test_refusal_fits_the_screen_and_names_the_files(tmp_path, count, folder):
-    bad = {f"{folder}broken_{index}.jpg": "not a picture of a format " * 6 for index in range(count)}
+    bad = {f"{folder}broken_{index}.jpg": "not an image of a format " * 6 for index in range(count)}
     root = tmp_path / LONG
-    error = refuse_bad_pictures(bad, 6000, root, tmp_path / "lists" / "bad.tsv")
+    error = refuse_bad_images(bad, 6000, root, tmp_path / "lists" / "bad.tsv")
     rendered = error.render(Path("/tmp/error.log"))
     assert error.code == ExitCode.DATA
     assert len(rendered.splitlines()) <= MAX_LINES
     assert "        ..." not in rendered.splitlines()
-    assert f"{count} of 6000 pictures cannot be read" in rendered
+    assert f"{count} of 6000 images cannot be read" in rendered
     for index in range(min(count, 8)):
-        assert f"broken_{index}.jpg: not a picture" in rendered
+        assert f"broken_{index}.jpg: not an image" in rendered
     assert (f"and {count - 8} more" in rendered) == (count > 8)
     assert str(tmp_path / "lists" / "bad.tsv") in rendered
     listed = (tmp_path / "lists" / "bad.tsv").read_text(encoding="utf-8").splitlines()
@@ -272,7 +272,7 @@ def test_refusal_fits_the_screen_and_names_the_files(tmp_path, count, folder):
 
 
 def test_refusal_suggests_a_command_that_can_be_pasted(tmp_path):
-    error = refuse_bad_pictures({"a.jpg": "empty file"}, 2, tmp_path, None)
+    error = refuse_bad_images({"a.jpg": "empty file"}, 2, tmp_path, None)
     command = shlex.split(error.fix[0], comments=True)
     assert command == ["python", "-m", "src.train", "data.on_bad_image=skip"]
     assert "listed" not in error.render()
@@ -280,7 +280,7 @@ def test_refusal_suggests_a_command_that_can_be_pasted(tmp_path):
 
 def test_list_that_cannot_be_written_is_not_promised(tmp_path, caplog):
     (tmp_path / "file").touch()
-    error = refuse_bad_pictures({"a.jpg": "empty file"}, 2, tmp_path, tmp_path / "file" / "bad.tsv")
+    error = refuse_bad_images({"a.jpg": "empty file"}, 2, tmp_path, tmp_path / "file" / "bad.tsv")
     assert "bad.tsv" not in error.render()
     assert "cannot be written" in caplog.text
 
@@ -291,7 +291,7 @@ def test_names_that_are_not_text_are_shown_with_escapes(tmp_path):
     memory = tmp_path / "memory.json"
     assert check(tmp_path, [name], memory)[name].error == "empty file"
     assert check(tmp_path, [name], memory)[name].error == "empty file"
-    error = refuse_bad_pictures({name: "empty file"}, 1, tmp_path, tmp_path / "bad.tsv")
+    error = refuse_bad_images({name: "empty file"}, 1, tmp_path, tmp_path / "bad.tsv")
     assert "caf\\udce9.jpg: empty file" in error.render()
 
 
@@ -308,7 +308,7 @@ def test_a_file_that_hangs_ends_the_check_with_its_name(tmp_path, monkeypatch):
     )
     began = time.monotonic()
     with pytest.raises(LoaderFault, match=r"3\.png: no answer within 0\.2 s") as caught:
-        check_pictures(tmp_path, names, OPTIONS, None, 2, show_progress=False, timeout_seconds=0.2)
+        check_images(tmp_path, names, OPTIONS, None, 2, show_progress=False, timeout_seconds=0.2)
     assert caught.value.code == ExitCode.DATA
     assert time.monotonic() - began < 10
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from src.config import Data
-from src.data.pictures import Pictures
-from src.data.sources import load_pictures
+from src.data.labelled_images import LabelledImages
+from src.data.sources import load_images
 from src.data.splits import stratified_split
 from src.errors import UserError
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 
 
-def load(root: Path, seed: int = 0, begun: bool = False, **settings) -> Pictures:
+def load(root: Path, seed: int = 0, begun: bool = False, **settings) -> LabelledImages:
     data = Data(**({"source": "image_folder", "root": str(root)} | settings))
-    places = {"memory": root.parent / "memory", "bad_list": root.parent / "run" / "bad_pictures.txt"}
-    return load_pictures(data, seed, **places, workers=1, begun=begun)
+    places = {"memory": root.parent / "memory", "bad_list": root.parent / "run" / "bad_images.txt"}
+    return load_images(data, seed, **places, workers=1, begun=begun)
 
 
 def copy(root: Path, source: str, *targets: str) -> None:
@@ -28,15 +28,15 @@ def copy(root: Path, source: str, *targets: str) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_copies_go_to_one_split_at_every_seed(tmp_path, seed, caplog):
-    root = write_pictures(tmp_path / "p", {"cats": 10, "dogs": 10}, size=8)
+    root = write_images(tmp_path / "p", {"cats": 10, "dogs": 10}, size=8)
     for number in range(6):
         copy(root, f"cats/{number:03d}.png", f"cats/copy_{number}.png", f"cats/again_{number}.png")
-    pictures = load(root, seed)
-    split_of = {name: split for name, _, split in pictures.rows()}
+    images = load(root, seed)
+    split_of = {name: split for name, _, split in images.rows()}
     for number in range(6):
         assert len({split_of[f"cats/{name}"] for name in (f"{number:03d}.png", f"copy_{number}.png")}) == 1
-    assert len(pictures.splits["val"]) >= 2
-    assert "18 pictures are copies, byte for byte, of 6 different ones" in caplog.text
+    assert len(images.splits["val"]) >= 2
+    assert "18 images are copies, byte for byte, of 6 different ones" in caplog.text
 
 
 def test_a_set_without_copies_is_split_as_before():
@@ -47,8 +47,8 @@ def test_a_set_without_copies_is_split_as_before():
 
 
 def test_copies_are_dealt_together_where_val_is_taken_from_train(tmp_path):
-    write_pictures(tmp_path / "p/train", {"cats": 9, "dogs": 9}, size=8)
-    root = write_pictures(tmp_path / "p/test", {"cats": 2, "dogs": 2}, size=8, seed=1).parent
+    write_images(tmp_path / "p/train", {"cats": 9, "dogs": 9}, size=8)
+    root = write_images(tmp_path / "p/test", {"cats": 2, "dogs": 2}, size=8, seed=1).parent
     for number in range(9):
         copy(root, f"train/cats/{number:03d}.png", f"train/cats/copy_{number}.png")
     assert len({name for name, label, split in load(root).rows() if (label, split) == ("cats", "val")}) == 2
@@ -56,10 +56,10 @@ def test_copies_are_dealt_together_where_val_is_taken_from_train(tmp_path):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_two_labels_are_refused_at_every_seed_and_listed(tmp_path, seed):
-    root = write_pictures(tmp_path / "p", {"cats": 12, "dogs": 12}, size=8)
+    root = write_images(tmp_path / "p", {"cats": 12, "dogs": 12}, size=8)
     for number in range(7):
         copy(root, f"cats/{number:03d}.png", f"dogs/copy {number}.png")
-    with pytest.raises(UserError, match="7 pictures have two labels") as error:
+    with pytest.raises(UserError, match="7 images have two labels") as error:
         load(root, seed)
     text = error.value.render()
     assert "cats/000.png (cats) = dogs/copy 0.png (dogs)" in text
@@ -72,11 +72,11 @@ def test_two_labels_are_refused_at_every_seed_and_listed(tmp_path, seed):
 
 
 def test_copies_in_two_given_splits_are_listed(tmp_path):
-    write_pictures(tmp_path / "p/train", {"cats": 6, "dogs": 4}, size=8)
-    root = write_pictures(tmp_path / "p/val", {"cats": 4, "dogs": 4}, size=8, seed=1).parent
+    write_images(tmp_path / "p/train", {"cats": 6, "dogs": 4}, size=8)
+    root = write_images(tmp_path / "p/val", {"cats": 4, "dogs": 4}, size=8, seed=1).parent
     for number in range(6):
         copy(root, f"train/cats/{number:03d}.png", f"val/cats/copy_{number}.png")
-    with pytest.raises(UserError, match="6 pictures are in more than one split") as error:
+    with pytest.raises(UserError, match="6 images are in more than one split") as error:
         load(root)
     assert "and 2 more" in error.value.render()
     assert "val\tval/cats/copy_5.png\n" in (tmp_path / "run/copies.txt").read_text()
@@ -84,7 +84,7 @@ def test_copies_in_two_given_splits_are_listed(tmp_path):
 
 def test_a_run_that_began_before_these_rules_goes_on(tmp_path, caplog):
     """Its split.csv says which images it has: two labels, or a folder that has two readings now, do not stop it."""
-    root = write_pictures(tmp_path / "p", {"cats": 6, "dogs": 6, "test": 6}, size=8)
+    root = write_images(tmp_path / "p", {"cats": 6, "dogs": 6, "test": 6}, size=8)
     copy(root, "cats/000.png", "dogs/copy.png")
     rows = [(f"{name}/{number:03d}.png", name) for name in ("cats", "dogs", "test") for number in range(6)]
     lines = [
@@ -92,28 +92,28 @@ def test_a_run_that_began_before_these_rules_goes_on(tmp_path, caplog):
     ]
     split = tmp_path / "split.csv"
     split.write_text("\n".join(["path,label,split", *lines]) + "\n")
-    pictures = load(root, begun=True, split_file=str(split))
-    assert pictures.classes == ("cats", "dogs", "test")
-    assert len(pictures.names) == 19
-    assert "split.csv says which pictures it has" in caplog.text
+    images = load(root, begun=True, split_file=str(split))
+    assert images.classes == ("cats", "dogs", "test")
+    assert len(images.names) == 19
+    assert "split.csv says which images it has" in caplog.text
     with pytest.raises(UserError, match="test/ may be a class"):
         load(root, split_file=str(split))
 
 
 def test_a_link_to_a_class_is_not_answered_with_removing_its_files(tmp_path):
-    root = write_pictures(tmp_path / "p", {"cats": 4, "dogs": 4}, size=8)
+    root = write_images(tmp_path / "p", {"cats": 4, "dogs": 4}, size=8)
     (root / "felines").symlink_to(root / "cats")
-    with pytest.raises(UserError, match="4 pictures have two labels") as error:
+    with pytest.raises(UserError, match="4 images have two labels") as error:
         load(root)
     assert error.value.fix[0] == f"ls -ld {root}/cats {root}/felines   # a link: remove the link"
 
 
 def test_the_files_of_a_table_are_named_where_they_lie(tmp_path):
-    root = write_pictures(tmp_path / "photos", {"cats": 4, "dogs": 4}, size=8)
+    root = write_images(tmp_path / "photos", {"cats": 4, "dogs": 4}, size=8)
     copy(root, "cats/000.png", "dogs/000.png")
     (tmp_path / "tables").mkdir()
     table = tmp_path / "tables/labels.csv"
     table.write_text("path,label\n" + "".join(f"{c}/{i:03d}.png,{c}\n" for c in ("cats", "dogs") for i in range(4)))
-    with pytest.raises(UserError, match="1 picture has two labels") as error:
+    with pytest.raises(UserError, match="1 image has two labels") as error:
         load(root, source="table", table=str(table))
     assert error.value.fix[0].startswith(f"rm {root}/dogs/000.png ")

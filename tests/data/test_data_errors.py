@@ -14,10 +14,10 @@ from PIL import Image
 
 from src.config import Data
 from src.data.folders import list_image_folder
-from src.data.sources import load_pictures
+from src.data.sources import load_images
 from src.data.table import list_table
 from src.errors import UserError
-from tests.conftest import check_error, write_pictures
+from tests.conftest import check_error, write_images
 
 FOLDER = (
     "data=image_folder",
@@ -30,15 +30,15 @@ FOLDER = (
 
 def parts(root: Path, **classes: dict[str, int]) -> None:
     for seed, (part, counts) in enumerate(classes.items()):
-        write_pictures(root / part, counts, seed=seed)
+        write_images(root / part, counts, seed=seed)
 
 
 def one_class(root: Path) -> None:
-    write_pictures(root, {"cats": 5})
+    write_images(root, {"cats": 5})
 
 
 def empty_class(root: Path) -> None:
-    write_pictures(root, {"cats": 5, "dogs": 5})
+    write_images(root, {"cats": 5, "dogs": 5})
     (root / "birds").mkdir()
 
 
@@ -47,7 +47,7 @@ def missing_from_val(root: Path) -> None:
 
 
 def too_few_to_split(root: Path) -> None:
-    write_pictures(root, {"cats": 9, "dogs": 1})
+    write_images(root, {"cats": 9, "dogs": 1})
 
 
 def leak(root: Path) -> None:
@@ -55,7 +55,7 @@ def leak(root: Path) -> None:
     shutil.copy(root / "train/cats/001.png", root / "val/cats/copied.png")
 
 
-def no_pictures(root: Path) -> None:
+def no_images(root: Path) -> None:
     (root / "cats").mkdir(parents=True)
     (root / "cats" / "notes.txt").write_text("none here")
 
@@ -63,10 +63,10 @@ def no_pictures(root: Path) -> None:
 CASES = [
     (one_class, 65, ("only one class: cats",)),
     (empty_class, 65, ("birds",)),
-    (missing_from_val, 65, ("dogs has no picture in the val split",)),
-    (too_few_to_split, 65, ("dogs has no picture in the val split",)),
+    (missing_from_val, 65, ("dogs has no image in the val split",)),
+    (too_few_to_split, 65, ("dogs has no image in the val split",)),
     (leak, 65, ("train/cats/001.png (train)", "val/cats/copied.png (val)")),
-    (no_pictures, 65, ("no picture was found in photos",)),
+    (no_images, 65, ("no image was found in photos",)),
 ]
 
 
@@ -77,7 +77,7 @@ def test_a_folder_that_cannot_be_trained_on(command, tmp_path, make, code, named
 
 
 def test_settings_that_the_data_contradicts(command, tmp_path):
-    write_pictures(tmp_path / "photos", {"cats": 5, "dogs": 5, "emus": 5})
+    write_images(tmp_path / "photos", {"cats": 5, "dogs": 5, "emus": 5})
     check_error(
         command("train", *FOLDER, "model.num_classes=4"),
         65,
@@ -97,14 +97,14 @@ def test_a_set_that_cannot_be_downloaded(command):
 
 
 def load(tmp_path: Path, **settings):
-    return load_pictures(Data(**settings), 0, memory=tmp_path / "memory", bad_list=None, workers=1)
+    return load_images(Data(**settings), 0, memory=tmp_path / "memory", bad_list=None, workers=1)
 
 
 def test_sub_folders_train_val_and_test_are_used(tmp_path):
     parts(tmp_path / "p", train={"b": 4, "a": 5}, valid={"a": 2, "b": 2}, test={"a": 1, "b": 2})
-    pictures = load(tmp_path, source="image_folder", root=str(tmp_path / "p"))
-    assert pictures.classes == ("a", "b")
-    assert {split: pictures.counts(split) for split in pictures.splits} == {
+    images = load(tmp_path, source="image_folder", root=str(tmp_path / "p"))
+    assert images.classes == ("a", "b")
+    assert {split: images.counts(split) for split in images.splits} == {
         "train": [5, 4],
         "val": [2, 2],
         "test": [1, 2],
@@ -112,13 +112,13 @@ def test_sub_folders_train_val_and_test_are_used(tmp_path):
 
 
 def test_a_class_may_be_called_test(tmp_path):
-    write_pictures(tmp_path / "p", {"test": 6, "other": 6})
+    write_images(tmp_path / "p", {"test": 6, "other": 6})
     assert load(tmp_path, source="image_folder", root=str(tmp_path / "p")).classes == ("other", "test")
 
 
 def test_hidden_files_are_passed_over_others_are_counted_and_a_circle_of_links_ends(tmp_path, caplog):
-    root = write_pictures(tmp_path / "p", {"a": 4, "b": 4})
-    write_pictures(root, {".ipynb_checkpoints": 2})
+    root = write_images(tmp_path / "p", {"a": 4, "b": 4})
+    write_images(root, {".ipynb_checkpoints": 2})
     shutil.copy(root / "a/000.png", root / "a/._000.png")
     (root / "a" / "notes.txt").write_text("x")
     (root / "b" / "drawing.psd").write_bytes(b"8BPS")
@@ -132,7 +132,7 @@ def test_hidden_files_are_passed_over_others_are_counted_and_a_circle_of_links_e
 
 
 def test_a_table_with_and_without_splits(tmp_path):
-    write_pictures(tmp_path / "p", {"a": 6, "b": 6})
+    write_images(tmp_path / "p", {"a": 6, "b": 6})
     rows = [f"{name}/{index:03d}.png,{name}" for name in "ab" for index in range(6)]
     table = tmp_path / "p" / "labels.csv"
     table.write_text("path,label\n" + "\n".join(rows) + "\n")
@@ -141,8 +141,8 @@ def test_a_table_with_and_without_splits(tmp_path):
     table.write_text(
         "path,label,split\n" + "\n".join(f"{row},{word}" for row, word in zip(rows, words, strict=True)) + "\n"
     )
-    pictures = load(tmp_path, source="table", table=str(table))
-    assert {split: len(members) for split, members in pictures.splits.items()} == {"train": 6, "val": 4, "test": 2}
+    images = load(tmp_path, source="table", table=str(table))
+    assert {split: len(members) for split, members in images.splits.items()} == {"train": 6, "val": 4, "test": 2}
     elsewhere = tmp_path / "elsewhere.csv"
     shutil.move(table, elsewhere)
     assert len(load(tmp_path, source="table", table=str(elsewhere), root=str(tmp_path / "p")).names) == 12
@@ -159,7 +159,7 @@ def test_a_table_with_and_without_splits(tmp_path):
     ],
 )
 def test_a_wrong_table_is_refused(tmp_path, text, named):
-    write_pictures(tmp_path / "p", {"a": 1})
+    write_images(tmp_path / "p", {"a": 1})
     table = tmp_path / "p" / "labels.csv"
     table.write_text(text)
     with pytest.raises(UserError) as error:
@@ -168,12 +168,12 @@ def test_a_wrong_table_is_refused(tmp_path, text, named):
 
 
 def test_the_split_of_a_run_can_be_given_back(tmp_path):
-    root = write_pictures(tmp_path / "p", {"a": 10, "b": 10})
+    root = write_images(tmp_path / "p", {"a": 10, "b": 10})
     first = load(tmp_path, source="image_folder", root=str(root))
     from src.files import write_csv
 
     write_csv(tmp_path / "split.csv", ("path", "label", "split"), first.rows())
-    write_pictures(root, {"a": 12, "b": 12})  # two new ones of each, which another split would mix in
+    write_images(root, {"a": 12, "b": 12})  # two new ones of each, which another split would mix in
     again = load(tmp_path, source="image_folder", root=str(root), split_file=str(tmp_path / "split.csv"))
     assert again.rows() == first.rows()
 
@@ -194,17 +194,17 @@ def test_a_torchvision_set_that_is_there_is_used_without_a_network(command, tmp_
     words = ("data=torchvision", "data.name=MNIST", "data.root=sets", *FOLDER[2:], "debug=true", "logger=csv", "name=x")
     done = command("train", *words)
     assert done.code == 0, done.text
-    assert "pictures  110 in 10 classes: 70 train, 10 val, 30 test" in done.out
+    assert "images  110 in 10 classes: 70 train, 10 val, 30 test" in done.out
     assert command("evaluate", "run=runs/x").code == 0
 
 
-def test_the_pictures_of_a_torchvision_set_come_out_right(tmp_path):
+def test_the_images_of_a_torchvision_set_come_out_right(tmp_path):
     write_mnist(tmp_path / "sets", {"train": 80, "t10k": 30})
-    pictures = load(tmp_path, source="torchvision", name="MNIST", root=str(tmp_path / "sets"))
-    place = pictures.names.index("MNIST/test/000003")
-    assert pictures.read(place).shape == (3, 28, 28)
-    assert pictures.read(place).unique().tolist() == [60]
-    assert pictures.classes[pictures.labels[place]].startswith("3")
+    images = load(tmp_path, source="torchvision", name="MNIST", root=str(tmp_path / "sets"))
+    place = images.names.index("MNIST/test/000003")
+    assert images.read(place).shape == (3, 28, 28)
+    assert images.read(place).unique().tolist() == [60]
+    assert images.classes[images.labels[place]].startswith("3")
 
 
 def test_a_package_that_torchvision_needs_is_named(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from src.data import strips
-from src.data.reading import PictureError, decode_picture, read_picture
+from src.data.reading import ImageError, decode_image, read_image
 from src.preprocessing import ReadOptions
 from tests.warm import ROOT, command_environment
 
@@ -38,7 +38,7 @@ def test_a_large_image_takes_eleven_bytes_a_pixel_and_some_strips(tmp_path):
         Image.new(mode, (SIDE, SIDE), colour).save(tmp_path / name, **options)
         Path("/proc/self/clear_refs").write_text("5")
         before = peak_mib()
-        read_picture(tmp_path / name, ReadOptions())
+        read_image(tmp_path / name, ReadOptions())
         assert peak_mib() - before < 11 * SIDE**2 / 2**20 + 140, name
 
 
@@ -49,8 +49,8 @@ def test_a_strip_at_a_time_gives_the_same_pixels(monkeypatch):
 
     def read(content: bytes) -> tuple:
         try:
-            decoded = decode_picture(content, "x", ReadOptions((10, 200, 30), bits=0))
-        except PictureError as error:
+            decoded = decode_image(content, "x", ReadOptions((10, 200, 30), bits=0))
+        except ImageError as error:
             return (str(error),)
         return decoded.image.size, decoded.image.tobytes(), decoded.found
 
@@ -85,10 +85,10 @@ def test_a_tiff_whose_strip_is_too_large_is_refused(tmp_path, monkeypatch):
     from src.data import reading
 
     Image.fromarray(np.zeros((64, 64), np.float32)).save(tmp_path / "x.tif", compression="tiff_adobe_deflate")
-    assert read_picture(tmp_path / "x.tif", ReadOptions()).shape == (3, 64, 64)
+    assert read_image(tmp_path / "x.tif", ReadOptions()).shape == (3, 64, 64)
     monkeypatch.setattr(reading, "MOST_BYTES", 64 * 64 * 4)
-    with pytest.raises(PictureError, match=r"x\.tif: its pixels lie in strips of 0 MiB: save it with smaller ones"):
-        read_picture(tmp_path / "x.tif", ReadOptions())
+    with pytest.raises(ImageError, match=r"x\.tif: its pixels lie in strips of 0 MiB: save it with smaller ones"):
+        read_image(tmp_path / "x.tif", ReadOptions())
 
 
 def test_the_fuzz_of_a_few_images_finds_nothing():

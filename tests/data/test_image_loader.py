@@ -23,11 +23,11 @@ from src.checkpoints.reading import read_checkpoint
 from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Data
 from src.data import image_loader
+from src.data.labelled_images import LabelledImages
 from src.data.loading import eval_loader, train_loader
-from src.data.pictures import Pictures
-from src.data.reading import PictureError
+from src.data.reading import ImageError
 from src.data.sampler import EpochSampler
-from src.data.sources import load_pictures
+from src.data.sources import load_images
 from src.data.time_limit import NoAnswer, one_by_one
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, LoaderFault, Terminated, UserError
@@ -35,12 +35,12 @@ from src.files import write_csv
 from tests import warm
 from tests.callbacks.small_training import SQUARE, classifier, fit
 from tests.callbacks.small_training import data as small_data
-from tests.callbacks.small_training import pictures as small_pictures
+from tests.callbacks.small_training import images as small_images
 
 LABELS = [0, 1] * 6
 
 
-def images(faults=None, root="photos") -> Pictures:
+def _make_images(faults=None, root="photos") -> LabelledImages:
     """12 images of two classes, all of them in train and in val; faults: index -> what happens instead of a read."""
 
     def read(index: int) -> torch.Tensor:
@@ -49,30 +49,30 @@ def images(faults=None, root="photos") -> Pictures:
 
     members = list(range(12))
     splits = {"train": members, "val": members, "test": []}
-    return Pictures(("a", "b"), [f"{index}.png" for index in members], LABELS, splits, read, root=Path(root))
+    return LabelledImages(("a", "b"), [f"{index}.png" for index in members], LABELS, splits, read, root=Path(root))
 
 
 def settings(**changes) -> Data:
     return replace(Data(source="image_folder", batch_size=4, timeout_seconds=0.5), **changes)
 
 
-def val(pictures: Pictures, workers: int, **changes):
-    return eval_loader(pictures, "val", SQUARE, settings(**changes), workers)
+def val(images: LabelledImages, workers: int, **changes):
+    return eval_loader(images, "val", SQUARE, settings(**changes), workers)
 
 
-def training(pictures: Pictures, workers: int, **changes):
-    sampler = EpochSampler(pictures.splits["train"], 4, 0)
-    return train_loader(pictures, eval_transform(SQUARE), sampler, settings(**changes), workers, 8)
+def training(images: LabelledImages, workers: int, **changes):
+    sampler = EpochSampler(images.splits["train"], 4, 0)
+    return train_loader(images, eval_transform(SQUARE), sampler, settings(**changes), workers, 8)
 
 
 def broken() -> None:
-    raise PictureError("photos/5.png: the file ends too early (truncated)")
+    raise ImageError("photos/5.png: the file ends too early (truncated)")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_hangs_is_named_in_time(tmp_path, workers):
     os.mkfifo(tmp_path / "5.png")  # a read that nothing interrupts
-    batches = iter(val(images({5: (tmp_path / "5.png").read_bytes}, tmp_path), workers))
+    batches = iter(val(_make_images({5: (tmp_path / "5.png").read_bytes}, tmp_path), workers))
     next(batches)
     began = time.monotonic()
     with pytest.raises(LoaderFault, match=f"{tmp_path}/5.png: no answer within 0.5 s") as caught:
@@ -83,13 +83,13 @@ def test_an_image_that_hangs_is_named_in_time(tmp_path, workers):
 
 def test_a_slow_batch_is_not_a_hanging_image():
     slow = {index: lambda: time.sleep(0.2) for index in range(12)}
-    assert len(list(val(images(slow), 0, timeout_seconds=0.3))) == 3
+    assert len(list(val(_make_images(slow), 0, timeout_seconds=0.3))) == 3
 
 
 def test_without_a_limit_nothing_is_ended():
-    assert len(list(val(images({5: lambda: time.sleep(1.7)}), 0, timeout_seconds=0))) == 3
+    assert len(list(val(_make_images({5: lambda: time.sleep(1.7)}), 0, timeout_seconds=0))) == 3
     with pytest.raises(LoaderFault):  # the same image with one
-        list(val(images({5: lambda: time.sleep(1.7)}), 0, timeout_seconds=0.1))
+        list(val(_make_images({5: lambda: time.sleep(1.7)}), 0, timeout_seconds=0.1))
 
 
 def test_an_error_of_the_work_keeps_its_type_and_what_was_done_before_is_not_lost():
@@ -120,7 +120,7 @@ def test_a_loader_process_that_is_killed_is_named_with_its_cause_and_its_image()
     threads = []
     for number in expected:
         faults = {9: lambda number=number: (os.kill(os.getpid(), number), time.sleep(60))}
-        batches = iter(val(images(faults), 1, timeout_seconds=60))
+        batches = iter(val(_make_images(faults), 1, timeout_seconds=60))
         threads.append(threading.Thread(target=wait, args=(number, batches)))
         threads[-1].start()
     for thread in threads:
@@ -175,35 +175,35 @@ def test_a_process_that_has_closed_its_pipes_is_waited_for():
     process.join()
     dying = SimpleNamespace(pid=7, exitcode=None, sentinel=process.sentinel)
     dying.join = lambda: setattr(dying, "exitcode", -signal.SIGKILL)
-    explained = image_loader._explained(ConnectionResetError(), val(images(), 0).dataset, [dying])
+    explained = image_loader._explained(ConnectionResetError(), val(_make_images(), 0).dataset, [dying])
     assert isinstance(explained, LoaderFault)
     assert "SIGKILL" in explained.found
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_breaks_is_named_or_skipped_as_the_policy_says(workers, caplog):
-    pictures = images({5: broken, 7: broken})
+    images = _make_images({5: broken, 7: broken})
     with pytest.raises(LoaderFault, match=r"broke while the run was under way: photos/5\.png: the file ends too early"):
-        list(val(pictures, workers))
+        list(val(images, workers))
 
-    measured = [labels.tolist() for _, labels in val(pictures, workers, on_bad_image="skip")]
+    measured = [labels.tolist() for _, labels in val(images, workers, on_bad_image="skip")]
     assert measured == [LABELS[:4], [0, 0], LABELS[8:]]  # left out: nothing counts twice in a metric
     assert caplog.text.count("it broke since it was checked and is left out") == 2
 
-    batches = list(training(pictures, workers, on_bad_image="skip"))
+    batches = list(training(images, workers, on_bad_image="skip"))
     assert [len(labels) for _, labels in batches] == [4, 4, 4]
     shown = torch.cat([pixels[:, 0, 0, 0] for pixels, _ in batches]).tolist()
     labels = torch.cat([labels for _, labels in batches]).tolist()
     assert sorted(shown) == [0, 1, 2, 3, 4, 6, 8, 9, 9, 9, 10, 11]  # 9 is the next of the class that can be read
     assert labels == [LABELS[index] for index in shown]
-    again = torch.cat([pixels[:, 0, 0, 0] for pixels, _ in training(pictures, 1 - workers, on_bad_image="skip")])
+    again = torch.cat([pixels[:, 0, 0, 0] for pixels, _ in training(images, 1 - workers, on_bad_image="skip")])
     assert again.tolist() == shown
 
 
 def test_a_batch_or_a_class_of_which_nothing_is_left(caplog):
-    nothing_of_a_batch = images(dict.fromkeys(range(4), broken))
+    nothing_of_a_batch = _make_images(dict.fromkeys(range(4), broken))
     assert [len(labels) for _, labels in val(nothing_of_a_batch, 0, on_bad_image="skip")] == [4, 4]
-    no_class = images(dict.fromkeys(range(1, 12, 2), broken))
+    no_class = _make_images(dict.fromkeys(range(1, 12, 2), broken))
     with pytest.raises(LoaderFault, match="nor can any other image of its class"):
         list(training(no_class, 0, on_bad_image="skip"))
 
@@ -225,7 +225,7 @@ def test_a_fault_between_two_steps_saves_the_position_and_training_goes_on_exact
         module, reads = small_data(), multiprocessing.Value("i", 0)
         module.config.timeout_seconds = 0 if fault == "told to end" else 0.1 if fault == "hangs" else 60
         module.config.num_workers = workers
-        healthy, trainer, step_before = small_pictures(), os.getpid(), multiprocessing.Event()
+        healthy, trainer, step_before = small_images(), os.getpid(), multiprocessing.Event()
 
         class Steps(L.Callback):
             def on_train_batch_end(self, trainer, *arguments):
@@ -246,7 +246,7 @@ def test_a_fault_between_two_steps_saves_the_position_and_training_goes_on_exact
                     time.sleep(3 if fault == "hangs" else 300)
             return healthy.read(index)
 
-        module.pictures = replace(healthy, read=read)
+        module.images = replace(healthy, read=read)
         model = classifier()
         options = {"resume": resume, "plugins": [DurableCheckpointIO()], "module": module}
         position = PositionCheckpoint(folder)
@@ -266,11 +266,11 @@ def test_a_fault_between_two_steps_saves_the_position_and_training_goes_on_exact
 def test_little_shared_memory_takes_fewer_loader_processes(monkeypatch, caplog):
     free = type("Free", (), {"f_bavail": 40, "f_frsize": 4 * 3 * 64})()  # 40 batches
     monkeypatch.setattr(os, "statvfs", lambda path: free)
-    assert val(images(), 19).num_workers == 19
+    assert val(_make_images(), 19).num_workers == 19
     assert not caplog.records
-    assert val(images(), 20).num_workers == 19
+    assert val(_make_images(), 20).num_workers == 19
     free.f_bavail = 3
-    assert val(images(), 20).num_workers == 0
+    assert val(_make_images(), 20).num_workers == 0
     assert "none of them are used" in caplog.text
 
 
@@ -293,10 +293,10 @@ def test_a_run_that_goes_on_keeps_the_images_that_broke_so_that_its_epochs_stay_
         Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(path)
     data = Data(source="image_folder", root=str(root), on_bad_image="skip")
     places = {"memory": tmp_path / "memory", "bad_list": None, "workers": 1}
-    whole = load_pictures(data, 0, **places)
+    whole = load_images(data, 0, **places)
     write_csv(split, *whole.table())
     for name in (whole.names[whole.splits["train"][0]], whole.names[whole.splits["test"][0]]):
         (root / name).write_bytes(b"")
-    again = load_pictures(replace(data, split_file=str(split)), 0, **places, begun=True)
+    again = load_images(replace(data, split_file=str(split)), 0, **places, begun=True)
     assert again.rows() == whole.rows()
-    assert len(load_pictures(data, 0, **places).names) == 10  # a run that begins leaves them out
+    assert len(load_images(data, 0, **places).names) == 10  # a run that begins leaves them out

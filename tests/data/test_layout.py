@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.data import scanning
-from src.data.folders import list_image_folder, list_pictures
+from src.data.folders import list_image_folder, list_images
 from src.data.layout import split_of
 from src.errors import ExitCode, UserError
 
@@ -183,7 +183,7 @@ def test_folders_and_files_of_other_programs_are_left_out_and_counted(tmp_path, 
     assert "2 #recycle, 2 $RECYCLE.BIN" in caplog.text
     assert "1 file in" in caplog.text
     caplog.clear()
-    assert len(list_pictures(tmp_path / "cat")) == 3
+    assert len(list_images(tmp_path / "cat")) == 3
     assert "hidden or system entries" in caplog.text
 
 
@@ -233,7 +233,7 @@ def test_names_that_look_the_same_are_one_mistake_with_both_written_out(tmp_path
     assert ascii(second) in text
 
 
-@pytest.mark.parametrize("read", [list_image_folder, list_pictures])
+@pytest.mark.parametrize("read", [list_image_folder, list_images])
 def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, read):
     """Tests may run as root, whom no permission stops: scandir refuses in its place."""
     tree(tmp_path, "cat/3", "dog/3", "dog/secret/2", "lost+found/1")
@@ -266,4 +266,4 @@ def test_names_that_are_not_utf8(tmp_path, caplog):
     (tmp_path / os.fsdecode(b"H\xfcnde") / os.fsdecode(b"x.\xfc")).touch()
     assert set(counted(tmp_path)) == {(None, "cat"), (None, os.fsdecode(b"H\xfcnde"))}
     caplog.text.encode()  # can be printed
-    assert len(list_pictures(tmp_path)) == 6
+    assert len(list_images(tmp_path)) == 6

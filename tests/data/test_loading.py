@@ -11,7 +11,7 @@ import torch
 from src.config import Data
 from src.data.loading import eval_loader, num_workers, train_loader
 from src.data.sampler import NOBODYS, EpochSampler, PartSampler, batches_per_epoch
-from src.data.sources import load_pictures
+from src.data.sources import load_images
 from src.data.transforms import eval_transform, train_transform
 from src.preprocessing import Preprocessing
 
@@ -19,14 +19,14 @@ SQUARE = Preprocessing(24, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    return load_pictures(Data(source="synthetic", num_pictures=45), 0, memory=tmp_path, bad_list=None, workers=1)
+def images(tmp_path):
+    return load_images(Data(source="synthetic", num_images=45), 0, memory=tmp_path, bad_list=None, workers=1)
 
 
-def hashes(pictures, augment, workers, epochs=(0, 1), **sampler):
+def hashes(labelled, augment, workers, epochs=(0, 1), **sampler):
     """SHA-256 of every batch of the epochs."""
-    batches = EpochSampler(pictures.splits["train"], 8, seed=5, **sampler)
-    loader = train_loader(pictures, train_transform(SQUARE, augment), batches, Data(batch_size=8), workers, 24)
+    batches = EpochSampler(labelled.splits["train"], 8, seed=5, **sampler)
+    loader = train_loader(labelled, train_transform(SQUARE, augment), batches, Data(batch_size=8), workers, 24)
     found = []
     for epoch in epochs:
         batches.set_epoch(epoch)
@@ -37,22 +37,22 @@ def hashes(pictures, augment, workers, epochs=(0, 1), **sampler):
 
 
 @pytest.mark.parametrize("augment", ["light", "standard", "strong"])
-def test_batches_do_not_depend_on_the_number_of_workers(pictures, augment):
-    reference = hashes(pictures, augment, workers=0)
+def test_batches_do_not_depend_on_the_number_of_workers(images, augment):
+    reference = hashes(images, augment, workers=0)
     assert len(set(reference)) == len(reference), "two batches are the same"
     torch.manual_seed(99)  # what the global generators were must not matter either
     for workers in (1, 2):
-        assert hashes(pictures, augment, workers) == reference
+        assert hashes(images, augment, workers) == reference
 
 
-def test_an_epoch_goes_on_where_it_was_interrupted(pictures):
-    whole = hashes(pictures, "standard", 0, epochs=(0, 1, 2))
+def test_an_epoch_goes_on_where_it_was_interrupted(images):
+    whole = hashes(images, "standard", 0, epochs=(0, 1, 2))
     per_epoch = len(whole) // 3
-    rest = hashes(pictures, "standard", 0, epochs=(1, 2), start_epoch=1, start=2)
+    rest = hashes(images, "standard", 0, epochs=(1, 2), start_epoch=1, start=2)
     assert rest == whole[per_epoch + 2 :]
 
 
-def test_two_processes_see_the_pictures_of_one():
+def test_two_processes_see_the_images_of_one():
     indices = list(range(100, 137))
     one = list(EpochSampler(indices, 8, seed=1))
     ranks = [list(EpochSampler(indices, 8, seed=1, rank=rank, world=2)) for rank in range(2)]
@@ -62,17 +62,17 @@ def test_two_processes_see_the_pictures_of_one():
 
 
 @pytest.mark.parametrize(
-    ("pictures_", "batch", "sizes"), [(17, 8, [8, 9]), (18, 8, [8, 8, 2]), (16, 8, [8, 8]), (1, 8, [1]), (3, 8, [3])]
+    ("images_", "batch", "sizes"), [(17, 8, [8, 9]), (18, 8, [8, 8, 2]), (16, 8, [8, 8]), (1, 8, [1]), (3, 8, [3])]
 )
-def test_no_batch_of_a_single_picture(pictures_, batch, sizes):
-    """BatchNorm cannot normalise one picture; nothing is left out for it."""
-    sampler = EpochSampler(range(pictures_), batch, seed=0)
+def test_no_batch_of_a_single_image(images_, batch, sizes):
+    """BatchNorm cannot normalise one image; nothing is left out for it."""
+    sampler = EpochSampler(range(images_), batch, seed=0)
     assert [len(keys) for keys in sampler] == sizes
-    assert len(sampler) == batches_per_epoch(pictures_, batch) == len(sizes)
+    assert len(sampler) == batches_per_epoch(images_, batch) == len(sizes)
 
 
-def test_a_process_always_has_two_pictures_to_compute():
-    """Of 7 pictures in batches of 5 the last has 2: four processes have one, one, none and none of their own in it."""
+def test_a_process_always_has_two_images_to_compute():
+    """Of 7 images in batches of 5 the last has 2: four processes have one, one, none and none of their own in it."""
     samplers = [EpochSampler(range(7), 5, 0, rank=rank, world=4) for rank in range(4)]
     last = [list(sampler)[-1] for sampler in samplers]
     assert [len(batch) for batch in last] == [2, 2, 2, 2]
@@ -81,18 +81,18 @@ def test_a_process_always_has_two_pictures_to_compute():
     assert [{index for _, index in batch} for batch in last] == [{whole[0]}, {whole[1]}, {whole[0]}, {whole[0]}]
 
 
-def test_a_process_without_a_picture_to_measure_has_one_that_does_not_count(pictures):
+def test_a_process_without_a_image_to_measure_has_one_that_does_not_count(images):
     samplers = [PartSampler(2, 6, rank=rank, world=4) for rank in range(4)]
     assert [list(sampler) for sampler in samplers] == [[[0]], [[1]], [[NOBODYS]], [[NOBODYS]]]
     assert list(PartSampler(0, 6, rank=1, world=2)) == []
-    few = replace(pictures, splits=pictures.splits | {"val": pictures.splits["val"][:2]})
+    few = replace(images, splits=images.splits | {"val": images.splits["val"][:2]})
     loader = eval_loader(few, "val", SQUARE, Data(source="synthetic", batch_size=6), workers=0, rank=3, world=4)
     assert [labels.tolist() for _, labels in loader] == [[NOBODYS]]
 
 
-def test_a_gpu_that_the_run_leaves_alone_is_not_set_up_to_pin_memory(pictures, monkeypatch):
+def test_a_gpu_that_the_run_leaves_alone_is_not_set_up_to_pin_memory(images, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    loader = eval_loader(pictures, "val", SQUARE, Data(source="synthetic"), workers=0)
+    loader = eval_loader(images, "val", SQUARE, Data(source="synthetic"), workers=0)
     iter(loader)
     assert not loader.pin_memory
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -102,7 +102,7 @@ def test_a_gpu_that_the_run_leaves_alone_is_not_set_up_to_pin_memory(pictures, m
 
 
 @pytest.mark.parametrize(("world", "length", "batch"), [(1, 10, 4), (2, 10, 4), (3, 7, 4), (4, 9, 8)])
-def test_several_processes_measure_every_picture_once(world, length, batch):
+def test_several_processes_measure_every_image_once(world, length, batch):
     """DistributedSampler would give some of them twice, and they would count twice."""
     samplers = [PartSampler(length, batch, rank=rank, world=world) for rank in range(world)]
     places = [place for sampler in samplers for part in sampler for place in part]
@@ -111,67 +111,67 @@ def test_several_processes_measure_every_picture_once(world, length, batch):
     assert max(len(part) for sampler in samplers for part in sampler) <= -(-batch // world)
 
 
-def test_pictures_for_a_process_that_needs_the_labels_alone(pictures):
+def test_images_for_a_process_that_needs_the_labels_alone(images):
     def fail(index: int) -> torch.Tensor:
-        raise AssertionError(f"picture {index} was read")
+        raise AssertionError(f"image {index} was read")
 
-    blind = replace(pictures, read=fail, in_memory=False).without_pixels()
+    blind = replace(images, read=fail, in_memory=False).without_pixels()
     assert num_workers(Data(), blind) == num_workers(Data(num_workers=8), blind) == 0
-    for images, labels in eval_loader(blind, "val", SQUARE, Data(source="synthetic", batch_size=4), workers=0):
-        assert images.shape[1:] == (3, SQUARE.image_size, SQUARE.image_size)
-        assert not images.any()
-        assert len(labels) == len(images)
-    assert blind.digest() == pictures.digest()
+    for batch, labels in eval_loader(blind, "val", SQUARE, Data(source="synthetic", batch_size=4), workers=0):
+        assert batch.shape[1:] == (3, SQUARE.image_size, SQUARE.image_size)
+        assert not batch.any()
+        assert len(labels) == len(batch)
+    assert blind.digest() == images.digest()
 
 
 @pytest.mark.parametrize(("total", "processes", "each"), [(8, 1, 8), (8, 4, 2), (3, 2, 2), (0, 4, 0)])
-def test_loader_processes_are_divided_among_the_processes_of_a_machine(pictures, total, processes, each):
-    assert num_workers(Data(num_workers=total), pictures, processes) == each
+def test_loader_processes_are_divided_among_the_processes_of_a_machine(images, total, processes, each):
+    assert num_workers(Data(num_workers=total), images, processes) == each
 
 
-def test_eval_batches_come_in_the_order_of_the_list(pictures):
-    loader = eval_loader(pictures, "val", SQUARE, Data(source="synthetic", batch_size=4), workers=0)
+def test_eval_batches_come_in_the_order_of_the_list(images):
+    loader = eval_loader(images, "val", SQUARE, Data(source="synthetic", batch_size=4), workers=0)
     labels = torch.cat([labels for _, labels in loader])
-    assert labels.tolist() == [pictures.labels[index] for index in pictures.splits["val"]]
+    assert labels.tolist() == [images.labels[index] for index in images.splits["val"]]
 
 
-def test_making_an_iterator_leaves_the_global_generator_alone(pictures):
+def test_making_an_iterator_leaves_the_global_generator_alone(images):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    for _ in eval_loader(pictures, "val", SQUARE, Data(source="synthetic"), workers=0):
+    for _ in eval_loader(images, "val", SQUARE, Data(source="synthetic"), workers=0):
         pass
     assert torch.equal(torch.rand(1), expected)
 
 
 @pytest.mark.parametrize("augment", ["none", "light", "standard", "strong"])
 @pytest.mark.parametrize("shape", [(3, 24, 60), (3, 90, 24), (3, 5, 5)])
-def test_every_picture_becomes_the_square(augment, shape):
-    picture = torch.randint(0, 256, shape, dtype=torch.uint8)
+def test_every_image_becomes_the_square(augment, shape):
+    image = torch.randint(0, 256, shape, dtype=torch.uint8)
     for transform in (train_transform(SQUARE, augment), eval_transform(SQUARE)):
-        square = transform(picture)
+        square = transform(image)
         assert square.shape == (3, 24, 24)
         assert square.dtype == torch.uint8
 
 
 def test_light_does_not_mirror():
     """A mirrored digit is no digit."""
-    picture = torch.zeros(3, 24, 24, dtype=torch.uint8)
-    picture[:, :, :8] = 255
-    augmented = [train_transform(SQUARE, "light")(picture).float().mean((0, 1)) for _ in range(30)]
+    image = torch.zeros(3, 24, 24, dtype=torch.uint8)
+    image[:, :, :8] = 255
+    augmented = [train_transform(SQUARE, "light")(image).float().mean((0, 1)) for _ in range(30)]
     assert all(columns[:6].mean() > columns[-6:].mean() for columns in augmented)
-    mirrored = [train_transform(SQUARE, "standard")(picture).float().mean((0, 1)) for _ in range(30)]
+    mirrored = [train_transform(SQUARE, "standard")(image).float().mean((0, 1)) for _ in range(30)]
     assert any(columns[:6].mean() < columns[-6:].mean() for columns in mirrored)
 
 
 def test_the_digits_are_those_of_scikit_learn(tmp_path):
     from sklearn.datasets import load_digits
 
-    pictures = load_pictures(Data(source="digits"), 0, memory=tmp_path, bad_list=None, workers=1)
-    assert len(pictures.names) == 1797
-    assert pictures.read(0).shape == (3, 8, 8)
-    assert pictures.read(17)[0].tolist() == (load_digits().images[17] * 255 / 16).round().astype(int).tolist()
-    assert {split: len(members) for split, members in pictures.splits.items()} == {
+    images = load_images(Data(source="digits"), 0, memory=tmp_path, bad_list=None, workers=1)
+    assert len(images.names) == 1797
+    assert images.read(0).shape == (3, 8, 8)
+    assert images.read(17)[0].tolist() == (load_digits().images[17] * 255 / 16).round().astype(int).tolist()
+    assert {split: len(members) for split, members in images.splits.items()} == {
         "train": 1259,
         "val": 269,
         "test": 269,

@@ -1,4 +1,4 @@
-"""Pictures whose values would change in silence while they are read, and files that are more than their pixels."""
+"""Images whose values would change in silence while they are read, and files that are more than their pixels."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, PngImagePlugin, features
 
 from src.data import foreign_formats
-from src.data.reading import EMPTY_ALPHA, Decoded, PictureError, ReadOptions, decode_picture
+from src.data.reading import EMPTY_ALPHA, Decoded, ImageError, ReadOptions, decode_image
 from src.data.wide_pixels import NO_DATA, OWN_RANGE, PLANES, WHITE_IS_ZERO
-from tests.data.odd_pictures import HEIGHT, WIDTH, colour_ramp, orientation_exif, write_png
+from tests.data.odd_images import HEIGHT, WIDTH, colour_ramp, orientation_exif, write_png
 from tests.data.tiff_files import tiff
 
 TWELVE = (np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) * 4095 // (HEIGHT * WIDTH - 1)).astype(np.uint16)
@@ -25,7 +25,7 @@ UNUSED = np.zeros((HEIGHT, WIDTH), np.uint16)
 
 
 def decode(data: bytes, **options) -> Decoded:
-    return decode_picture(data, "x", ReadOptions(**options))
+    return decode_image(data, "x", ReadOptions(**options))
 
 
 def pixels(data: bytes, **options) -> np.ndarray:
@@ -119,8 +119,8 @@ def test_twelve_bits_in_sixteen_keep_their_levels(tmp_path):
     assert wrong == {}
 
 
-def test_a_picture_is_read_by_the_bits_it_is_told_not_by_its_own(tmp_path):
-    """Otherwise pictures of one set would differ in brightness by what they show."""
+def test_a_image_is_read_by_the_bits_it_is_told_not_by_its_own(tmp_path):
+    """Otherwise images of one set would differ in brightness by what they show."""
     for data in (encoded(Image.fromarray(TWELVE // 8), "TIFF"), png16(tmp_path, TWELVE_RGB // 8, 2)):
         assert decode(data, bits=12).found.bits == 9
         assert pixels(data, bits=12).max() == levels(np.array([[511]]), 4095).max()
@@ -248,7 +248,7 @@ def test_pngs_whose_pixels_are_damaged_are_refused(kind):
     data = bytearray(encoded(image.quantize(8) if kind == b"PLTE" else image, "PNG"))
     place = data.index(kind)
     data[place + 4 + int.from_bytes(data[place - 4 : place]) + 1] ^= 1
-    with pytest.raises(PictureError, match="checksum"):
+    with pytest.raises(ImageError, match="checksum"):
         decode(bytes(data))
 
 
@@ -311,7 +311,7 @@ def test_broken_metadata_of_other_formats(form):
     ],
 )
 def test_the_reason_says_what_the_file_is_and_what_to_do(start, kind):
-    with pytest.raises(PictureError, match=f"x: not a picture of a format that is read, but .*{kind}.*: .+") as error:
+    with pytest.raises(ImageError, match=f"x: not an image of a format that is read, but .*{kind}.*: .+") as error:
         decode(start)
     assert len(str(error.value)) <= 130
     assert "\n" not in str(error.value)
@@ -321,5 +321,5 @@ def test_a_camera_raw_is_not_taken_for_its_preview():
     """DNG, NEF and ARW are TIFFs that begin with a thumbnail."""
     raw = tiff(colour_ramp(), 2, extra={254: (4, struct.pack("<I", 1)), 330: (4, struct.pack("<I", 8))})
     assert foreign_formats.describe(raw)[0] == "a camera's RAW (DNG, NEF, ARW)"
-    with pytest.raises(PictureError, match="RAW"):
+    with pytest.raises(ImageError, match="RAW"):
         decode(raw)

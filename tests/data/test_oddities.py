@@ -1,4 +1,4 @@
-"""What the check says about a set of pictures, and what it decides for all of them."""
+"""What the check says about a set of images, and what it decides for all of them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 
 from src.config import Data
 from src.data import checking
-from src.data.checking import check_pictures
+from src.data.checking import check_images
 from src.data.oddities import bits_used, report
 from src.data.reading import ReadOptions
-from src.data.sources import load_pictures
+from src.data.sources import load_images
 from src.files import write_csv
 from src.prediction import _Files
 from tests.checkpoints.test_model_folder import CARD
-from tests.data.odd_pictures import colour_ramp
+from tests.data.odd_images import colour_ramp
 from tests.data.tiff_files import tiff
 
 TWELVE = np.linspace(0, 4095, 24 * 32).reshape(24, 32).astype(np.uint16)
@@ -50,7 +50,7 @@ def write_odd_set(folder: Path) -> list[str]:
 def said(folder: Path, names: list[str], memory: Path | None, caplog: pytest.LogCaptureFixture) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        checked = check_pictures(folder, names, ReadOptions(), memory, 1, show_progress=False)
+        checked = check_images(folder, names, ReadOptions(), memory, 1, show_progress=False)
         report(checked, bits_used(checked))
     return [record.getMessage() for record in caplog.records]
 
@@ -59,34 +59,34 @@ def test_each_oddity_is_said_once_with_its_count_and_again_from_memory(tmp_path,
     names = write_odd_set(tmp_path / "set")
     lines = said(tmp_path / "set", names, tmp_path / "memory.json", caplog)
     expected = [
-        ("2 of 12 pictures show a single colour", "black.png"),
-        ("1 of 12 pictures have an alpha channel that is 0 everywhere", "empty.png"),
-        ("1 of 12 pictures have values that stand for no data", "holes.tif"),
-        ("2 of 12 pictures hold floats, negative or 32-bit numbers", "heights.tif"),
-        ("2 of 12 pictures are as small as icons: at most 64 pixels", "icon.png"),
-        ("3 of 12 pictures have 16-bit channels: 0 to 4095", "scan.tif"),
-        ("1 of 12 pictures are TIFFs with compressed colour planes: only the upper 8 of 16", "planes.tif"),
-        ("1 of 12 pictures use at most 6 of the 12 bits", "dark.tif"),
+        ("2 of 12 images show a single colour", "black.png"),
+        ("1 of 12 images have an alpha channel that is 0 everywhere", "empty.png"),
+        ("1 of 12 images have values that stand for no data", "holes.tif"),
+        ("2 of 12 images hold floats, negative or 32-bit numbers", "heights.tif"),
+        ("2 of 12 images are as small as icons: at most 64 pixels", "icon.png"),
+        ("3 of 12 images have 16-bit channels: 0 to 4095", "scan.tif"),
+        ("1 of 12 images are TIFFs with compressed colour planes: only the upper 8 of 16", "planes.tif"),
+        ("1 of 12 images use at most 6 of the 12 bits", "dark.tif"),
     ]
     assert len(lines) == len(expected)
     for line, (start, example) in zip(lines, expected, strict=True):
         assert line.startswith(start)
         assert line.endswith(f"for example {example}")
-    monkeypatch.setattr(checking, "decode_picture", None)  # nothing is decoded again
+    monkeypatch.setattr(checking, "decode_image", None)  # nothing is decoded again
     assert said(tmp_path / "set", names, tmp_path / "memory.json", caplog) == lines
 
 
-def test_usual_pictures_say_nothing(tmp_path, caplog):
+def test_usual_images_say_nothing(tmp_path, caplog):
     names = write_odd_set(tmp_path)[:3]
     Image.fromarray(TWELVE * 16).resize((400, 300)).save(tmp_path / "full.tif")
     assert said(tmp_path, [*names, "full.tif"], None, caplog) == []
     small = [f"small_{index}.png" for index in range(4)]
-    for index, name in enumerate(small):  # a set of small pictures is not odd
+    for index, name in enumerate(small):  # a set of small images is not odd
         Image.fromarray(colour_ramp() // (index + 1)).resize((16, 16)).save(tmp_path / name)
     assert said(tmp_path, small, None, caplog) == []
 
 
-def test_all_pictures_of_a_set_are_read_with_the_bits_of_the_set(tmp_path):
+def test_all_images_of_a_set_are_read_with_the_bits_of_the_set(tmp_path):
     for label in ("a", "b"):
         (tmp_path / "set" / label).mkdir(parents=True)
         for index in range(6):
@@ -96,12 +96,12 @@ def test_all_pictures_of_a_set_are_read_with_the_bits_of_the_set(tmp_path):
 
     def load(bits: int | None):
         data.bits = bits
-        return load_pictures(data, 0, memory=tmp_path / "memory", bad_list=None, workers=1)
+        return load_images(data, 0, memory=tmp_path / "memory", bad_list=None, workers=1)
 
-    pictures = load(None)
-    assert pictures.bits == 12
-    assert pictures.read(pictures.names.index("a/0.tif")).max() == 255
-    assert pictures.read(pictures.names.index("b/0.tif")).max() == 32  # an eighth
+    images = load(None)
+    assert images.bits == 12
+    assert images.read(images.names.index("a/0.tif")).max() == 255
+    assert images.read(images.names.index("b/0.tif")).max() == 32  # an eighth
     assert load(16).bits == 16
     assert load(16).read(0).max() == 16
 
@@ -115,22 +115,22 @@ def test_a_run_that_goes_on_reads_with_the_bits_it_began_with(tmp_path, caplog):
             )
     data = Data(source="image_folder", root=str(tmp_path / "set"))
     places = {"memory": tmp_path / "memory", "bad_list": None, "workers": 1}
-    begun = load_pictures(data, 0, **places)
+    begun = load_images(data, 0, **places)
     write_csv(tmp_path / "split.csv", *begun.table())
     Image.fromarray(TWELVE * 16).save(tmp_path / "set/a/new.png")  # not of the run
     Image.fromarray(TWELVE // 64).save(tmp_path / "set/a/dark.png")
     data.split_file = str(tmp_path / "split.csv")
     caplog.clear()
-    assert load_pictures(data, 0, **places, begun=True).bits == 12
+    assert load_images(data, 0, **places, begun=True).bits == 12
     assert "almost black" not in caplog.text
     older = [row.rsplit(",", 2)[0] for row in (tmp_path / "split.csv").read_text().splitlines()]
     (tmp_path / "split.csv").write_text("\n".join(older))
-    assert load_pictures(data, 0, **places, begun=True).bits == 16  # of a version that divided all pictures by 257
-    assert load_pictures(data, 0, **places).bits == 12  # another run with its split
+    assert load_images(data, 0, **places, begun=True).bits == 16  # of a version that divided all images by 257
+    assert load_images(data, 0, **places).bits == 12  # another run with its split
 
 
 @pytest.mark.parametrize(("read_with", "word"), [(8, "what is above is white"), (16, "almost black"), (12, "")])
-def test_predict_says_once_that_pictures_use_other_bits_than_those_of_the_training(tmp_path, caplog, read_with, word):
+def test_predict_says_once_that_images_use_other_bits_than_those_of_the_training(tmp_path, caplog, read_with, word):
     paths = [tmp_path / f"{index}.tif" for index in range(3)]
     for path in paths:
         Image.fromarray(TWELVE).save(path)

@@ -1,4 +1,4 @@
-"""One picture file: what is read, what is refused, and what the refusal says."""
+"""One image file: what is read, what is refused, and what the refusal says."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from PIL import Image, ImageFile, features
 from torch.utils.data import DataLoader, Dataset
 
 from src.data import reading
-from src.data.reading import EXTENSIONS, PictureError, ReadOptions, decode_picture, read_picture, to_rgb
-from tests.data.odd_pictures import (
+from src.data.reading import EXTENSIONS, ImageError, ReadOptions, decode_image, read_image, to_rgb
+from tests.data.odd_images import (
     ORIENTATIONS,
     colour_ramp,
     orientation_exif,
     stored_as,
-    write_corrupt_pictures,
-    write_odd_pictures,
+    write_corrupt_images,
+    write_odd_images,
     write_png,
 )
 
@@ -36,7 +36,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 24\n%%EndComments\nshowpa
 
 def pixels(path: Path, options: ReadOptions = OPTIONS) -> np.ndarray:
     """(H, W, 3) as int, so that differences do not wrap."""
-    return read_picture(path, options).permute(1, 2, 0).numpy().astype(int)
+    return read_image(path, options).permute(1, 2, 0).numpy().astype(int)
 
 
 def encode(form: str, **settings) -> bytes:
@@ -45,23 +45,23 @@ def encode(form: str, **settings) -> bytes:
     return buffer.getvalue()
 
 
-def test_odd_pictures_have_their_reference_pixels(tmp_path):
-    odd = write_odd_pictures(tmp_path)
+def test_odd_images_have_their_reference_pixels(tmp_path):
+    odd = write_odd_images(tmp_path)
     assert len(odd) >= 20
     wrong = {}
-    for name, picture in odd.items():
+    for name, image in odd.items():
         assert Path(name).suffix in EXTENSIONS
         read = pixels(tmp_path / name)
-        if read.shape != picture.expected.shape:
+        if read.shape != image.expected.shape:
             wrong[name] = read.shape
-        elif (difference := int(np.abs(read - picture.expected).max())) > picture.tolerance:
+        elif (difference := int(np.abs(read - image.expected).max())) > image.tolerance:
             wrong[name] = difference
     assert wrong == {}
 
 
 def test_tensor_is_what_torch_expects(tmp_path):
     Image.fromarray(colour_ramp()).save(tmp_path / "a.png")
-    read = read_picture(tmp_path / "a.png", OPTIONS)
+    read = read_image(tmp_path / "a.png", OPTIONS)
     assert read.shape == (3, 24, 32)
     assert read.dtype == torch.uint8
     assert read.is_contiguous()
@@ -80,7 +80,7 @@ def test_exif_orientation(tmp_path, orientation, form, settings, tolerance):
     assert np.abs(read - colour_ramp()).max() <= tolerance
 
 
-def test_exif_that_cannot_be_written_again_still_turns_the_picture(tmp_path):
+def test_exif_that_cannot_be_written_again_still_turns_the_image(tmp_path):
     """A text where EXIF wants a fraction: ImageOps.exif_transpose raises TypeError here."""
     exif = orientation_exif(3)
     exif[282] = 72.0  # XResolution
@@ -136,11 +136,11 @@ def test_floats_without_a_usable_range(values, recwarn):
 
 
 def test_corrupt_files_name_path_and_cause_in_one_line(tmp_path):
-    causes = {"empty.jpg": "empty file", "text.jpg": "not a picture of a format", "truncated.jpg": "ends too early"}
-    assert set(write_corrupt_pictures(tmp_path)) == set(causes)
+    causes = {"empty.jpg": "empty file", "text.jpg": "not an image of a format", "truncated.jpg": "ends too early"}
+    assert set(write_corrupt_images(tmp_path)) == set(causes)
     for name, cause in causes.items():
-        with pytest.raises(PictureError) as caught:
-            read_picture(tmp_path / name, OPTIONS)
+        with pytest.raises(ImageError) as caught:
+            read_image(tmp_path / name, OPTIONS)
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
         assert cause in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -155,10 +155,10 @@ FORMS = ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"] + ["AVIF"] * featur
 def test_truncated_file_is_refused_whatever_the_global_switch_says(monkeypatch, form, missing):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     data = encode(form)
-    assert decode_picture(data, "whole", OPTIONS).image.size == (32, 24)
+    assert decode_image(data, "whole", OPTIONS).image.size == (32, 24)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    with pytest.raises(PictureError, match=r"^cat/1\.x: "):
-        decode_picture(data[: max(len(data) - missing, 20)], "cat/1.x", OPTIONS)
+    with pytest.raises(ImageError, match=r"^cat/1\.x: "):
+        decode_image(data[: max(len(data) - missing, 20)], "cat/1.x", OPTIONS)
 
 
 def test_png_with_a_wrong_checksum_is_refused():
@@ -166,11 +166,11 @@ def test_png_with_a_wrong_checksum_is_refused():
     data = bytearray(encode("PNG"))
     data[-14] ^= 1  # the checksum of the pixels, before the 12 bytes of the last chunk
     Image.open(io.BytesIO(data)).load()
-    with pytest.raises(PictureError, match="checksum"):
-        decode_picture(bytes(data), "a.png", OPTIONS)
+    with pytest.raises(ImageError, match="checksum"):
+        decode_image(bytes(data), "a.png", OPTIONS)
 
 
-def test_damaged_files_raise_nothing_but_picture_error(capfd):
+def test_damaged_files_raise_nothing_but_image_error(capfd):
     random = np.random.default_rng(0)
     refused = 0
     for form in FORMS:
@@ -180,8 +180,8 @@ def test_damaged_files_raise_nothing_but_picture_error(capfd):
             for position in random.integers(0, min(len(data), 400), 4):
                 damaged[position] = random.integers(256)
             try:
-                decode_picture(bytes(damaged), "a", ReadOptions(max_megapixels=1))
-            except PictureError as error:
+                decode_image(bytes(damaged), "a", ReadOptions(max_megapixels=1))
+            except ImageError as error:
                 refused += 1
                 assert len(str(error).splitlines()) == 1  # noqa: PT017
     assert refused > 50
@@ -202,24 +202,24 @@ def test_no_other_format_is_opened_and_no_process_started(tmp_path, monkeypatch,
         monkeypatch.setattr(subprocess, name, start)
     monkeypatch.setattr(os, "system", start)
     (tmp_path / "a.jpg").write_bytes(content)
-    with pytest.raises(PictureError, match="not a picture of a format that is read"):
-        read_picture(tmp_path / "a.jpg", OPTIONS)
+    with pytest.raises(ImageError, match="not an image of a format that is read"):
+        read_image(tmp_path / "a.jpg", OPTIONS)
     assert started == []
 
 
 def test_limit_is_ours_and_not_pillows(tmp_path):
     """20000 x 20000 is past the size at which Pillow raises DecompressionBombError while it opens the file."""
     write_png(tmp_path / "a.png", (20000, 20000), 8, 0, [b"\0"])
-    with pytest.raises(PictureError, match=r"a\.png: 400\.0 megapixels, the limit is 100 \(data\.max_megapixels\)"):
-        read_picture(tmp_path / "a.png", OPTIONS)
+    with pytest.raises(ImageError, match=r"a\.png: 400\.0 megapixels, the limit is 100 \(data\.max_megapixels\)"):
+        read_image(tmp_path / "a.png", OPTIONS)
     write_png(tmp_path / "b.png", (1200, 1000), 8, 0, [bytes(1200)] * 1000)
-    assert read_picture(tmp_path / "b.png", ReadOptions(max_megapixels=1.2)).shape == (3, 1000, 1200)
-    with pytest.raises(PictureError, match=r"1\.2 megapixels, the limit is 1\.19"):
-        read_picture(tmp_path / "b.png", ReadOptions(max_megapixels=1.19))
+    assert read_image(tmp_path / "b.png", ReadOptions(max_megapixels=1.2)).shape == (3, 1000, 1200)
+    with pytest.raises(ImageError, match=r"1\.2 megapixels, the limit is 1\.19"):
+        read_image(tmp_path / "b.png", ReadOptions(max_megapixels=1.19))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of this process alone is read from /proc")
-def test_picture_of_169_megapixels_costs_little_and_nothing_is_printed(tmp_path):
+def test_image_of_169_megapixels_costs_little_and_nothing_is_printed(tmp_path):
     """The peak is VmHWM: ru_maxrss of a child starts at the peak of its parent."""
     row = bytes(13000)
     write_png(tmp_path / "bomb.png", (13000, 13000), 8, 0, (row for _ in range(13000)))
@@ -231,19 +231,19 @@ def test_picture_of_169_megapixels_costs_little_and_nothing_is_printed(tmp_path)
     too_many[too_many.find(b"\x15\x01\x03\0") + 9] = 8  # 2051 samples per pixel: Pillow logs an error
     (tmp_path / "samples.tif").write_bytes(too_many)
     script = f"""
-from src.data.reading import PictureError, ReadOptions, read_picture
+from src.data.reading import ImageError, ReadOptions, read_image
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024
 before = peak()
 try:
-    read_picture({str(tmp_path / "bomb.png")!r}, ReadOptions(max_megapixels=100))
-except PictureError as error:
+    read_image({str(tmp_path / "bomb.png")!r}, ReadOptions(max_megapixels=100))
+except ImageError as error:
     print(error)
 print(peak() - before)
-read_picture({str(tmp_path / "exif.jpg")!r}, ReadOptions())
+read_image({str(tmp_path / "exif.jpg")!r}, ReadOptions())
 try:
-    read_picture({str(tmp_path / "samples.tif")!r}, ReadOptions())
-except PictureError:
+    read_image({str(tmp_path / "samples.tif")!r}, ReadOptions())
+except ImageError:
     print("refused")
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
@@ -260,10 +260,10 @@ def test_files_that_are_not_there_or_not_files(tmp_path, monkeypatch):
     (tmp_path / "big.png").write_bytes(encode("PNG"))
     monkeypatch.setattr(reading, "MAX_FILE_BYTES", 100)
     for name, cause in {"none.jpg": "no such file", "pipe.jpg": "not a file", "big.png": "the limit is"}.items():
-        with pytest.raises(PictureError, match=cause):
-            read_picture(tmp_path / name, OPTIONS)
-    with pytest.raises(PictureError, match="cannot be read"):
-        read_picture("a\0b.jpg", OPTIONS)
+        with pytest.raises(ImageError, match=cause):
+            read_image(tmp_path / name, OPTIONS)
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image("a\0b.jpg", OPTIONS)
 
 
 class OneBadFile(Dataset):
@@ -274,12 +274,12 @@ class OneBadFile(Dataset):
         return 1
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return read_picture(self.path, OPTIONS)
+        return read_image(self.path, OPTIONS)
 
 
 def test_error_keeps_its_type_and_path_through_a_loader_worker(tmp_path):
-    write_corrupt_pictures(tmp_path)
+    write_corrupt_images(tmp_path)
     batches = iter(DataLoader(OneBadFile(tmp_path / "truncated.jpg"), num_workers=1))
-    with pytest.raises(PictureError, match=r"truncated\.jpg: the file ends too early"):
+    with pytest.raises(ImageError, match=r"truncated\.jpg: the file ends too early"):
         next(batches)
     assert list(batches) == []  # ends the worker here; the garbage collector would wait 5 s for it in a later test

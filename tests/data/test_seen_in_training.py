@@ -11,34 +11,34 @@ import pytest
 
 from src.config import Data
 from src.data.seen_in_training import seen_in_training
-from src.data.sources import load_pictures, load_unsplit
+from src.data.sources import load_images, load_unsplit
 from src.files import write_csv
-from tests.conftest import SMALL, write_pictures
+from tests.conftest import SMALL, write_images
 
 
 @pytest.fixture
 def run(tmp_path) -> Path:
     """A run's folder with nothing but its split.csv, of the images in photos/."""
-    write_pictures(tmp_path / "photos", {"cats": 12, "dogs": 12}, size=8)
+    write_images(tmp_path / "photos", {"cats": 12, "dogs": 12}, size=8)
     data = Data(source="image_folder", root=str(tmp_path / "photos"))
-    pictures = load_pictures(data, 0, memory=tmp_path / "runs/.checked", bad_list=None, workers=1)
+    images = load_images(data, 0, memory=tmp_path / "runs/.checked", bad_list=None, workers=1)
     (tmp_path / "runs/x").mkdir()
-    write_csv(tmp_path / "runs/x/split.csv", *pictures.table())
+    write_csv(tmp_path / "runs/x/split.csv", *images.table())
     return tmp_path / "runs/x"
 
 
 def counts(run: Path, root: Path, split: str = "test") -> dict[str, int]:
     photos, runs = run.parent.parent / "photos", run.parent
     config = {"data": {"source": "image_folder", "root": str(photos)}, "runs_dir": str(runs)}
-    pictures = load_unsplit(Data(source="image_folder", root=str(root)), memory=runs / "other", workers=1)
-    return {part: len(members) for part, members in seen_in_training(run, config, pictures, split).items()}
+    images = load_unsplit(Data(source="image_folder", root=str(root)), memory=runs / "other", workers=1)
+    return {part: len(members) for part, members in seen_in_training(run, config, images, split).items()}
 
 
 def test_files_are_known_again_under_other_names_and_in_other_places(run, tmp_path):
     (tmp_path / "photos").rename(tmp_path / "moved")
     (tmp_path / "moved/cats/000.png").rename(tmp_path / "moved/cats/renamed.png")
-    write_pictures(tmp_path / "moved", {"cats": 3, "dogs": 0, "emus": 3}, size=8, seed=7)  # 3 others of the same names
-    assert counts(run, write_pictures(tmp_path / "new", {"cats": 12, "dogs": 12}, size=8, seed=8)) == {
+    write_images(tmp_path / "moved", {"cats": 3, "dogs": 0, "emus": 3}, size=8, seed=7)  # 3 others of the same names
+    assert counts(run, write_images(tmp_path / "new", {"cats": 12, "dogs": 12}, size=8, seed=8)) == {
         "train": 0,
         "val": 0,
     }
@@ -67,7 +67,7 @@ def test_an_older_run_without_digests(run, tmp_path, moved, caplog):
 
 
 def test_evaluate_says_it_and_measures_the_others(command, tmp_path):
-    write_pictures(tmp_path / "photos", {"cats": 10, "dogs": 10})
+    write_images(tmp_path / "photos", {"cats": 10, "dogs": 10})
     words = [word for word in SMALL if not word.startswith("data.")]
     folder = (
         "data=image_folder",
@@ -78,7 +78,7 @@ def test_evaluate_says_it_and_measures_the_others(command, tmp_path):
         "name=x",
     )
     assert command("train", *words, *folder).code == 0
-    write_pictures(tmp_path / "new", {"cats": 6, "dogs": 6}, seed=9)
+    write_images(tmp_path / "new", {"cats": 6, "dogs": 6}, seed=9)
     rows = list(csv.DictReader((tmp_path / "runs/x/split.csv").open()))
     trained_on = next(row["path"] for row in rows if row["split"] == "train")
     shutil.copy(tmp_path / "photos" / trained_on, tmp_path / "new" / Path(trained_on).parent / "copied.png")
@@ -86,8 +86,8 @@ def test_evaluate_says_it_and_measures_the_others(command, tmp_path):
     done = command("evaluate", "run=runs/x", "data.root=new", "out=e")
     assert done.code == 0, done.text
     written = json.loads((tmp_path / "e/evaluation.json").read_text())
-    assert "1 of these 13 pictures are not new to the run" in done.text
-    assert "without them: 12 test pictures" in done.text
+    assert "1 of these 13 images are not new to the run" in done.text
+    assert "without them: 12 test images" in done.text
     assert written["seen_in_training"] == {"train": 1, "val": 0}
-    assert written["unseen"]["pictures"] == 12
+    assert written["unseen"]["images"] == 12
     assert "test/acc" in written["unseen"]["metrics"]

@@ -40,7 +40,7 @@ def test_a_split_file_is_followed(tmp_path, caplog):
     file.write_text("path,label,split\nx/1,x,val\nx/2,x,train\ngone,x,test\n")
     found = choose_split(["x/1", "x/2", "x/3"], ["x"] * 3, None, Data(source="digits", split_file=str(file)), 0)
     assert found == {"train": [1], "val": [0], "test": []}
-    assert "1 of 3 pictures are left out, since" in caplog.text
+    assert "1 of 3 images are left out, since" in caplog.text
     assert f"that {file} lists are gone: gone" in caplog.text
 
 
@@ -51,9 +51,9 @@ def test_a_split_file_is_followed(tmp_path, caplog):
         ("path,split\n", "no rows"),
         ("path,split\nx/1,holdout\n", "'holdout' is not a split"),
         ("path,label,split\nx/1,y,val\n", "x/1 is of class x here and of class y"),
-        ("path,split\nother,val\n", "none of the 1 pictures"),
+        ("path,split\nother,val\n", "none of the 1 images"),
         ("path,split\nx/1,val\n./x/1,train\n", "./x/1 stands twice"),
-        ("path,label,split\nx/1,x,train\nz/1,z,train\nz/2,z,val\n", "no picture of class z is left, of 2"),
+        ("path,label,split\nx/1,x,train\nz/1,z,train\nz/2,z,val\n", "no image of class z is left, of 2"),
     ],
 )
 def test_a_wrong_split_file_is_refused(tmp_path, text, named):
@@ -80,14 +80,14 @@ def test_a_missing_val_split_is_dealt_from_train():
     ("classes", "labels", "splits", "named"),
     [
         (["a"], [0, 0], {"train": [0], "val": [1], "test": []}, "only one class: a"),
-        (["a", "b"], [0, 1, 0], {"train": [0, 1], "val": [2], "test": []}, "class b has no picture in the val split"),
+        (["a", "b"], [0, 1, 0], {"train": [0, 1], "val": [2], "test": []}, "class b has no image in the val split"),
         (
             ["a", "b", "c"],
             [0, 1, 2],
             {"train": [0], "val": [1], "test": []},
-            "classes b, c have no picture in the train",
+            "classes b, c have no image in the train",
         ),
-        (["a", "b"], [0, 1] * 3, {"train": [0, 1], "val": [2, 3], "test": [4]}, "class b has no picture in the test"),
+        (["a", "b"], [0, 1] * 3, {"train": [0, 1], "val": [2, 3], "test": [4]}, "class b has no image in the test"),
     ],
 )
 def test_a_class_missing_from_a_split_is_named(classes, labels, splits, named):

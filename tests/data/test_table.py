@@ -76,7 +76,7 @@ def test_absolute_paths(root, tmp_path_factory):
 @pytest.mark.parametrize("again", ["./a/0.jpg", "a//0.jpg", "a\\0.jpg", "a/../a/0.jpg", "{root}/a/0.jpg", "a/0.jpg "])
 def test_one_image_cannot_have_two_labels(root, again):
     text = refused(root, f"path,label\na/0.jpg,cat\nb/0.jpg,dog\n{again.format(root=root)},dog\n")
-    assert "1 pictures stand twice" in text
+    assert "1 images stand twice" in text
     assert "a/0.jpg: lines 2, 4" in text
 
 
@@ -106,14 +106,14 @@ def test_split_words_follow_the_rule_of_folders(root):
         ("path,label\na/0.jpg,Cat\na/1.jpg,cat\n", ("differ only in case", "'Cat' and 'cat'")),
         ("path,label\na/0.jpg,cat\na/1.jpg, cat\n", ("differ only in", "' cat' and 'cat'")),
         ("path,label\na/0.jpg,caf\u00e9\na/1.jpg,cafe\u0301\n", ("'cafe\\u0301' and 'caf\\xe9'",)),
-        ("path,label\nA/0.JPG,x\na/1.jpg,x\n", ("1 of 2 pictures", "line 2: 'A/0.JPG', while the disk has 'a/0.jpg'")),
+        ("path,label\nA/0.JPG,x\na/1.jpg,x\n", ("1 of 2 images", "line 2: 'A/0.JPG', while the disk has 'a/0.jpg'")),
         ("path,label\na/0.jpg,x\nnowhere.jpg,x\n", ("line 3: nowhere.jpg", "data.root=photos/")),
         (
             "path,label\na/0,x\n",
             ("line 2: 'a/0', while the disk has 'a/0.jpg'", "write the paths as the files are named"),
         ),
         ("path,label\nC:\\me\\a\\0.jpg,x\n", ("line 2: C:\\me", "write the paths as the files are named")),
-        ("path,label\n" + "x" * 5000 + ",y\n", ("1 of 1 pictures", "line 2: xxx")),
+        ("path,label\n" + "x" * 5000 + ",y\n", ("1 of 1 images", "line 2: xxx")),
         (b"\xff\xfep\0a", ("cannot be read",)),
     ],
 )

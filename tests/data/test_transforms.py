@@ -1,4 +1,4 @@
-"""From a picture to the square: geometry as the libraries that trained the weights have it, and edges that stay background."""
+"""From an image to the square: geometry as the libraries that trained the weights have it, and edges that stay background."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SQUARE = Preprocessing(32, 0.875, "bilinear", *IMAGENET)
 
 
-def picture(height: int, width: int) -> torch.Tensor:
+def image(height: int, width: int) -> torch.Tensor:
     """Smooth, with noise: uint8 (3, H, W)."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[0:height, 0:width]
@@ -33,19 +33,19 @@ def picture(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(40, 60), (90, 33), (31, 31), (20, 150)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 @pytest.mark.parametrize("ratio", [0.875, 1.0, 0.9])
-def test_usual_pictures_get_what_torchvision_gives(shape, interpolation, ratio):
+def test_usual_images_get_what_torchvision_gives(shape, interpolation, ratio):
     preprocessing = Preprocessing(32, ratio, interpolation, *IMAGENET)
     size = round(32 / ratio)
     steps = [v2.Resize(size, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(32)]
-    assert torch.equal(eval_transform(preprocessing)(picture(*shape)), v2.Compose(steps)(picture(*shape)))
+    assert torch.equal(eval_transform(preprocessing)(image(*shape)), v2.Compose(steps)(image(*shape)))
 
 
 @pytest.mark.parametrize("shape", [(4, 301), (4, 300), (300, 5), (301, 5), (40, 401), (999, 60)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_strip_gives_the_same_pixels_as_if_it_were_enlarged_whole(shape, interpolation):
     steps = [v2.Resize(37, v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(32)]
-    whole = v2.Compose(steps)(picture(*shape)).int()
-    cut = eval_transform(replace(SQUARE, interpolation=interpolation))(picture(*shape)).int()
+    whole = v2.Compose(steps)(image(*shape)).int()
+    cut = eval_transform(replace(SQUARE, interpolation=interpolation))(image(*shape)).int()
     assert (whole - cut).abs().max() <= 12  # the scale differs by less than a pixel over the middle
     assert (whole - cut).abs().float().mean() < 2
 
@@ -98,13 +98,13 @@ def test_crop_modes_and_sizes_are_those_of_timm(shape, name, mode, interpolation
         crop_mode=ours.crop_mode,
         normalize=False,
     )
-    image = picture(*shape)
-    expected = theirs(Image.fromarray(image.permute(1, 2, 0).numpy())).int()
-    assert (eval_transform(ours)(image).int() - expected).abs().max() <= 2
+    pixels = image(*shape)
+    expected = theirs(Image.fromarray(pixels.permute(1, 2, 0).numpy())).int()
+    assert (eval_transform(ours)(pixels).int() - expected).abs().max() <= 2
 
 
 @needs_timm
-def test_a_backbone_for_oblong_pictures_is_refused(monkeypatch):
+def test_a_backbone_for_oblong_images_is_refused(monkeypatch):
     import timm
 
     from src.errors import UserError
@@ -138,7 +138,7 @@ def test_what_is_uncovered_has_the_colour_of_the_edge(augment, background):
     transform = train_transform(preprocessing, augment)
     different = 0
     for index in range(60):
-        with seeding.picture_randomness(0, 0, index):
+        with seeding.image_randomness(0, 0, index):
             different += int((transform(page).int() - page.int()).abs().max() > 2)
     # TrivialAugment also changes colours: of 14 operations, 7 or so
     assert different <= (0 if augment == "light" else 45)
@@ -149,7 +149,7 @@ def test_a_turned_page_has_no_dark_corner():
     page[:, 20:40, 20:40] = 10
     transform = train_transform(Preprocessing(64, 1.0, "bilinear", *IMAGENET), "light")
     for index in range(30):
-        with seeding.picture_randomness(0, 0, index):
+        with seeding.image_randomness(0, 0, index):
             turned = transform(page)
         corners = torch.stack([turned[:, y, x] for y in (0, -1) for x in (0, -1)])
         assert corners.min() >= 248
@@ -163,6 +163,6 @@ def test_strong_erases_to_the_mean_and_interpolates_bilinearly(monkeypatch):
     transform = train_transform(SQUARE, "strong")
     erased = [step for step in transform.transforms if isinstance(step, v2.RandomErasing)]
     assert [step.value for step in erased] == [[124, 116, 104]]
-    transform(picture(40, 40))
+    transform(image(40, 40))
     assert made == [{"interpolation": v2.InterpolationMode.BILINEAR, "fill": made[0]["fill"]}]
     assert len(made[0]["fill"]) == 3

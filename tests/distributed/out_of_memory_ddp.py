@@ -75,15 +75,15 @@ class Watched(Small):
 
 
 def train(fits: Callable[[int, int], bool], where: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """One scenario in this process, with pictures of its own; the last batch of rank 1 is smaller by one."""
+    """One scenario in this process, with images of its own; the last batch of rank 1 is smaller by one."""
     model = Watched(fits, where, batchnorm=settings.get("batchnorm", False))
     model.hold = settings.get("hold", False)
-    pictures, labels = noise(seed=rank()).tensors
+    images, labels = noise(seed=rank()).tensors
     callbacks = [OutOfMemory("split", settings.get("grow_after", 10**9))] if settings.get("guarded", True) else []
     trainer = fit(
         model,
         *callbacks,
-        data=TensorDataset(pictures[rank() :], labels[rank() :]),
+        data=TensorDataset(images[rank() :], labels[rank() :]),
         max_epochs=2,
         devices=2,
         # With several buckets, of which some are sent before the backward pass fails.
@@ -101,9 +101,9 @@ def train(fits: Callable[[int, int], bool], where: str, settings: dict[str, Any]
 
 
 def refused() -> dict[str, Any]:
-    """Not even one picture fits in the memory of rank 1."""
+    """Not even one image fits in the memory of rank 1."""
     try:
-        train(lambda pictures, batch: rank() == 0, "forward", {})
+        train(lambda images, batch: rank() == 0, "forward", {})
     except UserError as error:
         return {"code": error.code, "text": error.render()}
     return {}
@@ -116,10 +116,8 @@ def main(found: Path) -> None:
     mine = {}
     for name, (ranks, where, batches, settings) in SCENARIOS.items():
         fails = batches if rank() in ranks else range(0)
-        mine[name] = train(
-            lambda pictures, batch, fails=fails: pictures <= LIMIT or batch not in fails, where, settings
-        )
-    mine["one picture"] = refused()
+        mine[name] = train(lambda images, batch, fails=fails: images <= LIMIT or batch not in fails, where, settings)
+    mine["one image"] = refused()
     every: list[Any] = [None, None]
     torch.distributed.all_gather_object(every, mine)
     if rank() == 0:

@@ -50,11 +50,11 @@ CLASSES, SIZE = 3, 32
 SECONDS = 60.0  # before a process that waits gives up
 WEIGHTS = [0.5, 1.0, 2.5]  # of the classes
 
-# name: (micro-batches, pictures, whether BatchNorm is in train mode); each with both schedules
+# name: (micro-batches, images, whether BatchNorm is in train mode); each with both schedules
 BATCHES = {
     **{f"m={m}": (m, 16, True) for m in (1, 2, 4, 8)},
     "uneven parts": (4, 10, True),
-    "fewer pictures than parts": (4, 3, False),
+    "fewer images than parts": (4, 3, False),
 }
 
 
@@ -70,7 +70,7 @@ def build_network(channels_last: bool = True) -> TransferNetwork:
     return TransferNetwork(backbone, nn.Linear(2048, CLASSES), square, channels_last=channels_last)
 
 
-def pictures(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def make_images(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Noise, and labels that its brightness tells."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, CLASSES, (count,), generator=generator)
@@ -103,7 +103,7 @@ def compare_batches() -> dict[str, Any]:
     unsplit, start = Torchvision(build_network(channels_last=False)), copy.deepcopy(split.state_dict())
     found: dict[str, Any] = {}
     for name, (micro_batches, count, train) in BATCHES.items():
-        images, labels = pictures(count)
+        images, labels = make_images(count)
 
         def share(logits: Tensor, labels: Tensor, losses: list[float], count: int = count) -> Tensor:
             loss = nn.functional.cross_entropy(logits, labels) * (len(labels) / count)
@@ -258,7 +258,7 @@ def train(scenario: Scenario, folder: Path, alone: bool, resume: Path | None = N
         enable_model_summary=False,
     )
     loaders = [
-        DataLoader(TensorDataset(*pictures(count, seed)), scenario.batch)
+        DataLoader(TensorDataset(*make_images(count, seed)), scenario.batch)
         for seed, count in enumerate((scenario.train, scenario.validate))
     ]
     trainer.fit(model, *loaders, ckpt_path=resume, weights_only=True if resume else None)

@@ -1,4 +1,4 @@
-"""strategy=ddp from the command line: the same pictures and the same result as one process, one folder, no job repeated."""
+"""strategy=ddp from the command line: the same images and the same result as one process, one folder, no job repeated."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.tolerance import rounding
 
 CPU = ("trainer.accelerator=cpu", "trainer.threads=2")
 DDP = (*CPU, "strategy=ddp", "trainer.devices=2")
-# 51 training pictures in batches of 16: the last has 3, which do not divide. BatchNorm is kept: its statistics are of the
-# pictures that a process sees. 20 steps.
+# 51 training images in batches of 16: the last has 3, which do not divide. BatchNorm is kept: its statistics are of the
+# images that a process sees. 20 steps.
 SAME = (
     *SMALL,
     "model.backbone=resnet18",
-    "data.num_pictures=75",
+    "data.num_images=75",
     "data.class_weights=balanced",
     "data.augment=standard",
     "trainer.max_epochs=5",
@@ -160,9 +160,9 @@ if os.environ.get("RANK") == "1":
 
 
 @NUMBERS
-def test_fewer_pictures_than_processes(command, tmp_path):
+def test_fewer_images_than_processes(command, tmp_path):
     """Two each to train, to validate and to test, for three processes: one has nothing and must not be waited for in vain."""
-    words = (*SMALL, *CPU, "data.num_pictures=6", "data.num_classes=2", "data.image_size=32", "trainer.threads=1")
+    words = (*SMALL, *CPU, "data.num_images=6", "data.num_classes=2", "data.image_size=32", "trainer.threads=1")
     words += ("data.batch_size=6", "freeze.batchnorm=keep", "optimizer=sgd", "strategy.timeout_seconds=30")
     words += ("trainer.max_epochs=1",)
     for name, others in {"one": (), "three": ("strategy=ddp", "trainer.devices=3")}.items():

@@ -98,7 +98,7 @@ def continues(command, folder: Path, undisturbed: Path) -> None:
 
 
 def test_all_validate_with_the_statistics_that_are_saved(undisturbed):
-    """BatchNorm learns here, in every process from other pictures; those of the first are in the checkpoint, with which it
+    """BatchNorm learns here, in every process from other images; those of the first are in the checkpoint, with which it
     measures alone at the end."""
     best = result(undisturbed)["best_epoch"]
     row = next(row for row in read_metrics(undisturbed / "metrics.csv") if row["epoch"] == best)

@@ -52,7 +52,7 @@ def test_whole_batches_go_the_way_of_ddp(found, name):
     failing, _, batches, settings = SCENARIOS[name]
     before = ["DDP"] * (batches.start if failing else BATCHES)
     in_parts = ["parts"] * (BATCHES - len(before))
-    if "grow_after" in settings:  # of 4 pictures, two steps later of 8, again two later whole batches
+    if "grow_after" in settings:  # of 4 images, two steps later of 8, again two later whole batches
         in_parts = ["parts"] * 4 + ["DDP"] * BATCHES
     for of_rank in found:
         assert of_rank[name]["ways"] == (before + in_parts)[:BATCHES]
@@ -65,7 +65,7 @@ def test_the_wrapper_and_its_buckets_do_not_take_memory_while_batches_are_in_par
 
 
 def test_all_ranks_make_the_same_attempts(found):
-    """Also the one that did not fail; the last batch of an epoch is smaller by one picture on rank 1."""
+    """Also the one that did not fail; the last batch of an epoch is smaller by one image on rank 1."""
     ours, theirs = (
         [pair for pair in of_rank["first forward, rank 1"]["attempts"] if pair[0] == 0] for of_rank in found
     )
@@ -79,6 +79,6 @@ def test_the_statistics_of_batchnorm_are_those_of_the_first_rank(found):
     assert len({tuple(mean) for mean in first.values()}) == BATCHES, "they never change"
 
 
-def test_both_stop_when_a_picture_does_not_fit_in_one(found):
-    assert [of_rank["one picture"]["code"] for of_rank in found] == [ExitCode.OUT_OF_MEMORY] * 2
-    assert "another process" in found[0]["one picture"]["text"]
+def test_both_stop_when_a_image_does_not_fit_in_one(found):
+    assert [of_rank["one image"]["code"] for of_rank in found] == [ExitCode.OUT_OF_MEMORY] * 2
+    assert "another process" in found[0]["one image"]["text"]

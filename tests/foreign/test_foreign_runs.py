@@ -19,7 +19,7 @@ from src.run_settings import merged, stored_settings
 
 SETTINGS = Config(
     name="x",
-    data=Data(source="synthetic", num_pictures=40, num_classes=3, image_size=32),
+    data=Data(source="synthetic", num_images=40, num_classes=3, image_size=32),
     model=Model(backbone="shufflenet_v2_x0_5", weights="none"),
     optimizer=Optimizer(name="adamw", lr=1e-3),
     strategy=Strategy(name="single"),
@@ -97,7 +97,7 @@ def test_a_hostile_config_is_refused_at_every_door(run, monkeypatch, capfd, what
 
 
 NUMBERS = {
-    "data__num_pictures": [10**9, -1, "many", float("nan")],
+    "data__num_images": [10**9, -1, "many", float("nan")],
     "data__num_classes": [10**12, 0],
     "data__image_size": [10**9, 0],
     "data__batch_size": [10**12, 0, "x", None],

@@ -34,7 +34,7 @@ def numeric_keys() -> list[str]:
 def settings(key: str, value: float) -> dict:
     values = config.plain(
         Config(
-            data=Data(source="synthetic", num_pictures=40, num_classes=3, bits=None),
+            data=Data(source="synthetic", num_images=40, num_classes=3, bits=None),
             model=Model(backbone="shufflenet_v2_x0_5", weights="none", head="mlp"),
             optimizer=Optimizer(name="sgd" if key == "optimizer.momentum" else "adamw", lr=1e-3),
             strategy=Strategy(name="single"),

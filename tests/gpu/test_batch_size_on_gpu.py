@@ -49,7 +49,7 @@ def test_the_largest_batch_of_a_gpu(small_gpu, tmp_path, precision):
 
 
 def test_a_run_that_finds_its_batch(command, tmp_path):
-    words = (*SMALL, "data.batch_size=auto", "data.num_pictures=400", "trainer.accelerator=gpu", "name=auto")
+    words = (*SMALL, "data.batch_size=auto", "data.num_images=400", "trainer.accelerator=gpu", "name=auto")
     done = command("train", *words, "trainer.max_epochs=1")
     assert done.code == 0, done.text
     chosen = json.loads((tmp_path / "runs/auto/batch_size.json").read_text())["batch_size"]

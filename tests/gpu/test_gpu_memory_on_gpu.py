@@ -10,7 +10,7 @@ import torch
 from src.callbacks.gpu_memory import MemoryLog
 from src.memory import Driver, available_bytes, read_allocator
 from tests.callbacks.test_gpu_memory import PHASES, table
-from tests.callbacks.test_memory_growth import ENOUGH, SumOfLosses, classifier, fit, picture_data, warnings
+from tests.callbacks.test_memory_growth import ENOUGH, SumOfLosses, classifier, fit, image_data, warnings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -45,7 +45,7 @@ def test_the_driver_speaks_of_the_same_gpu():
 
 
 def test_memory_csv_of_a_gpu(tmp_path):
-    trainer = fit(classifier(), picture_data(20, 2), MemoryLog(tmp_path / "memory.csv"), epochs=2, accelerator="gpu")
+    trainer = fit(classifier(), image_data(20, 2), MemoryLog(tmp_path / "memory.csv"), epochs=2, accelerator="gpu")
     rows = [{name: float(value) for name, value in row.items() if value} for row in table(tmp_path / "memory.csv")]
     assert [row["step"] for row in rows] == list(range(1, 41))
     for row in rows:
@@ -77,7 +77,7 @@ class KeepsLogits(L.Callback):
 )
 def test_growth_is_found(caplog, kind, callbacks, name, place):
     module = classifier(kind) if kind else classifier()
-    fit(module, picture_data(2 * ENOUGH, 1), *callbacks, accelerator="gpu")
+    fit(module, image_data(2 * ENOUGH, 1), *callbacks, accelerator="gpu")
     (warning,) = warnings(caplog)
     assert warning.splitlines()[0].endswith(place)
     assert name in warning
@@ -85,5 +85,5 @@ def test_growth_is_found(caplog, kind, callbacks, name, place):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_alarm_in_a_healthy_loop(caplog, workers):
-    fit(classifier(), picture_data(125, 30, workers), epochs=4, accelerator="gpu")
+    fit(classifier(), image_data(125, 30, workers), epochs=4, accelerator="gpu")
     assert warnings(caplog) == []

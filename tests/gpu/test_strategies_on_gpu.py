@@ -38,7 +38,7 @@ def test_dp_learns_what_one_gpu_learns(dp):
     assert watch.losses == pytest.approx(steps.losses, abs=1e-4)
     assert largest_difference(expected, found) < 1e-4
     assert trainer.callback_metrics["val/acc"] == single.callback_metrics["val/acc"]
-    assert [pictures for _, pictures in watch.calls[:8]].count(3) == 6  # of the first batches; the last has 2 pictures
+    assert [images for _, images in watch.calls[:8]].count(3) == 6  # of the first batches; the last has 2 images
     assert not any(main for main, _ in watch.calls)
 
 

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from src.config import Data, Optimizer
-from src.data.module import PictureData
+from src.data.module import ImageData
 from src.data.sampler import EpochSampler
 from src.evaluation import evaluate
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss, class_weights
 from src.models.metrics import SplitMetrics, WeightedMean
-from tests.callbacks.small_training import QUIET, SQUARE, freezing, network, pictures
+from tests.callbacks.small_training import QUIET, SQUARE, freezing, images, network
 
 WEIGHTS = [0.2, 1.0, 34.6]  # as 171 images and one have them
 
@@ -118,7 +118,7 @@ def still(**data: object) -> dict[str, float]:
         enable_checkpointing=False,
         **QUIET,
     )
-    module = PictureData(Data(augment="none", num_workers=0, **data), pictures(), SQUARE, seed=0)
+    module = ImageData(Data(augment="none", num_workers=0, **data), images(), SQUARE, seed=0)
     trainer.fit(model, module)
     return {name: float(trainer.callback_metrics[name]) for name in ("train/loss", "val/loss")}
 
@@ -179,13 +179,13 @@ def test_the_gradients_of_processes_with_other_labels_are_those_of_the_whole_bat
 
 @pytest.mark.numbers
 def test_evaluate_gives_the_same_for_every_batch_size(float64):
-    all_of_them, net = pictures(), network()
-    images = torch.stack([all_of_them.read(index) for index in range(30)])
+    all_of_them, net = images(), network()
+    batch = torch.stack([all_of_them.read(index) for index in range(30)])
     labels = torch.tensor(all_of_them.labels)
     loss, device = ClassificationLoss("multiclass", WEIGHTS), torch.device("cpu")
     found = []
     for size in (1, 7, 30):
-        batches = list(zip(images.split(size), labels.split(size), strict=True))
+        batches = list(zip(batch.split(size), labels.split(size), strict=True))
         found.append(evaluate(net, batches, loss, 3, device, "fp32")[0])
     assert found[0] == pytest.approx(found[2], rel=1e-6)
     assert found[1] == pytest.approx(found[2], rel=1e-6)

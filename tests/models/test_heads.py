@@ -100,7 +100,7 @@ class Raises(nn.Module):
     [
         Raises(RuntimeError("CUDA out of memory")),
         nn.Sequential(nn.Linear(4, 4), Raises(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))),
-        nn.Conv2d(8, 4, 9),  # fits by its channels; the map is too small, which another size of picture mends
+        nn.Conv2d(8, 4, 9),  # fits by its channels; the map is too small, which another size of image mends
     ],
 )
 def test_other_errors_are_left_alone(head):

@@ -19,13 +19,13 @@ def test_weights_of_torchvision_go_in_and_come_out():
     theirs, ours, back = resnet50(num_classes=5), ModelParallelResNet50(num_classes=5), resnet50(num_classes=5)
     ours.load_state_dict(theirs.state_dict())
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    pictures = torch.randn(4, 3, 32, 32)
-    expected = theirs(pictures)  # in training mode: BatchNorm's statistics move
+    images = torch.randn(4, 3, 32, 32)
+    expected = theirs(images)  # in training mode: BatchNorm's statistics move
     for split_at in ([], ["layer2"], ["layer1", "layer3.2"], BLOCKS):
         ours.load_state_dict(back.state_dict() | theirs.state_dict())
         ours.split(split_at)
         assert len(ours.stages()) == len(split_at) + 1
-        assert torch.equal(ours(pictures), expected)
+        assert torch.equal(ours(images), expected)
     moved = ours.state_dict()
     back.load_state_dict(moved)
     assert all(torch.equal(value, moved[name]) for name, value in back.state_dict().items())
@@ -40,7 +40,7 @@ def test_stages_share_the_layers_of_the_network():
     assert [stage[0] is first for stage, first in zip(stages, firsts, strict=True)] == [True] * 3
 
 
-def test_stages_lie_on_their_devices_and_pictures_follow():
+def test_stages_lie_on_their_devices_and_images_follow():
     with FakeTensorMode():
         ours = ModelParallelResNet50(5, devices=["cuda:0", "cuda:1", "cuda:2"], split_at=["layer1", "layer3"])
         state = ours.state_dict()

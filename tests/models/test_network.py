@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 IMAGENET = Preprocessing(64, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def pictures(count: int = 2, size: int = 64) -> torch.Tensor:
+def make_images(count: int = 2, size: int = 64) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -40,18 +40,18 @@ def test_the_network_is_torchvisions_with_its_last_layer_replaced(float64, chann
     network.backbone.load_state_dict(own)
     network.head.load_state_dict(reference.fc.state_dict())
     with torch.no_grad():
-        expected = reference(as_torchvision_does(pictures(), IMAGENET))
-        torch.testing.assert_close(network(pictures()), expected, rtol=DOUBLE, atol=DOUBLE)
+        expected = reference(as_torchvision_does(make_images(), IMAGENET))
+        torch.testing.assert_close(network(make_images()), expected, rtol=DOUBLE, atol=DOUBLE)
     assert expected.std() > 0.01  # logits that are all alike would be equal to anything
 
 
 def test_channels_last_reaches_the_weights_and_the_images():
     network = build_network(Architecture("resnet18", "linear", 5), IMAGENET)
     assert network.backbone.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    assert network.normalise(pictures()).is_contiguous(memory_format=torch.channels_last)
+    assert network.normalise(make_images()).is_contiguous(memory_format=torch.channels_last)
     plain = build_network(Architecture("resnet18", "linear", 5), IMAGENET, channels_last=False)
     assert plain.backbone.layer1[0].conv1.weight.is_contiguous()
-    assert plain.normalise(pictures()).is_contiguous()
+    assert plain.normalise(make_images()).is_contiguous()
 
 
 def test_vgg19_append_keeps_the_classifier_and_adds_a_layer():
@@ -73,9 +73,9 @@ def test_the_state_dict_is_the_backbones_and_the_heads(head):
     again = build_network(Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))), IMAGENET).eval()
     again.load_state_dict(network.state_dict())
     with torch.no_grad():
-        logits = network.eval()(pictures())
+        logits = network.eval()(make_images())
         assert logits.shape == (2, 4)
-        assert torch.equal(logits, again(pictures()))
+        assert torch.equal(logits, again(make_images()))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_the_state_dict_is_the_backbones_and_the_heads(head):
 def test_features_are_flat_and_logits_plain_also_in_training(backbone, features):
     network = build_network(Architecture(backbone, "linear", 3), IMAGENET)
     assert network.training
-    assert network.features(pictures()).shape == (2, features)
-    logits = network(pictures())
+    assert network.features(make_images()).shape == (2, features)
+    logits = network(make_images())
     assert type(logits) is torch.Tensor
     assert logits.shape == (2, 3)
     logits.sum().backward()
@@ -94,28 +94,28 @@ def test_features_are_flat_and_logits_plain_also_in_training(backbone, features)
 
 def test_a_backbone_that_gives_maps_is_flattened():
     network = TransferNetwork(nn.Conv2d(3, 4, 32, 32), nn.Linear(16, 3), IMAGENET)
-    assert network.features(pictures()).shape == (2, 16)
-    assert network(pictures()).shape == (2, 3)
+    assert network.features(make_images()).shape == (2, 16)
+    assert network(make_images()).shape == (2, 3)
 
 
 def test_the_head_gets_the_features():
     network = build_network(Architecture("squeezenet1_1", "linear", 3), IMAGENET).eval()
     with torch.no_grad():
-        assert torch.equal(network(pictures()), network.head(network.features(pictures())))
+        assert torch.equal(network(make_images()), network.head(network.features(make_images())))
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_normalising_leaves_the_images_alone_and_follows_the_networks_type(channels_last):
     architecture = Architecture("squeezenet1_1", "linear", 3)
     network = build_network(architecture, IMAGENET, channels_last=channels_last).eval()
-    images = pictures().float()
+    images = make_images().float()
     before = images.clone()
-    torch.testing.assert_close(network.normalise(images), as_torchvision_does(pictures(), IMAGENET))
+    torch.testing.assert_close(network.normalise(images), as_torchvision_does(make_images(), IMAGENET))
     assert torch.equal(images, before)
-    assert network.bfloat16()(pictures()).dtype == torch.bfloat16
+    assert network.bfloat16()(make_images()).dtype == torch.bfloat16
 
 
 def test_a_size_the_backbone_does_not_take_is_refused_before_anything_is_trained():
     small = Preprocessing(16, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    with torch.device("meta"), pytest.raises(UserError, match="vgg11 cannot take pictures of 16 x 16"):
+    with torch.device("meta"), pytest.raises(UserError, match="vgg11 cannot take images of 16 x 16"):
         build_network(Architecture("vgg11", "linear", 3), small)

@@ -16,7 +16,7 @@ from src.models.classifier import build_classifier
 from src.models.losses import ClassificationLoss, predicted_classes, probabilities
 from src.models.metrics import SplitMetrics
 from src.models.optimizers import build_optimizer, build_plateau, build_schedule, parameter_groups
-from tests.callbacks.small_training import classifier, fit, freezing, network, pictures
+from tests.callbacks.small_training import classifier, fit, freezing, images, network
 
 
 def test_metrics_are_those_of_scikit_learn():
@@ -33,7 +33,7 @@ def test_metrics_are_those_of_scikit_learn():
     assert values["loss"] == pytest.approx((20 * 20 + 20 * 20 + 11 * 11) / 51)
 
 
-def test_a_class_without_pictures_counts_in_no_mean():
+def test_a_class_without_images_counts_in_no_mean():
     metrics = SplitMetrics(4)
     metrics.update(torch.tensor(1.0), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 1]), 3)
     assert metrics.compute()["balanced_acc"] == metrics.compute()["macro_f1"] == 1.0
@@ -176,7 +176,7 @@ def test_the_learning_rates_of_both_ends_are_logged(lr_decay, rates):
 def test_the_config_decides_on_lr_decay_and_on_what_the_plateau_waits_for():
     config = Config(optimizer=Optimizer(name="adamw", lr=0.01, schedule="plateau"))
     config.model.task, config.freeze.lr_decay, config.checkpoint.monitor = "multiclass", 0.5, "val/loss"
-    model = build_classifier(config, network(), pictures(), total_steps=10, hparams={})
+    model = build_classifier(config, network(), images(), total_steps=10, hparams={})
     (optimizer,), _ = model.configure_optimizers()
     assert "backbone.layer1" in {group["name"] for group in optimizer.param_groups}
     assert (model.monitor, model.plateau.mode) == ("val/loss", "min")

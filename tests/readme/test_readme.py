@@ -20,11 +20,11 @@ import torch
 from src.errors import UserError
 from src.strategies.precision import check_precision
 from tests import warm
-from tests.conftest import ROOT, command_environment, write_pictures
+from tests.conftest import ROOT, command_environment, write_images
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORT = ["debug=true", "data.batch_size=4"]  # the second where the command says nothing of it
-# The first run is right for 98.7 % of its 269 test pictures, in the mean of seeds and kinds of CPU: rounding alone leads to
+# The first run is right for 98.7 % of its 269 test images, in the mean of seeds and kinds of CPU: rounding alone leads to
 # other weights. The standard deviation of such a count is 0.7 %, and this is four of them less.
 ACCURACY = 0.96
 NEEDS_NETWORK = ("resnet50", "vgg19_append", "Flowers102")
@@ -46,10 +46,10 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """What the page supposes: photos/, new_photos/, a picture, a table."""
+    """What the page supposes: photos/, new_photos/, an image, a table."""
     folder = tmp_path
-    write_pictures(folder / "photos", {"cats": 10, "dogs": 10})
-    write_pictures(folder / "new_photos", {"": 3}, seed=1)
+    write_images(folder / "photos", {"cats": 10, "dogs": 10})
+    write_images(folder / "new_photos", {"": 3}, seed=1)
     shutil.copy(folder / "photos/cats/000.png", folder / "cat.jpg")
     rows = [f"photos/{name}/{index:03d}.png,{name}" for name in ("cats", "dogs") for index in range(10)]
     (folder / "labels.csv").write_text("path,label\n" + "\n".join(rows) + "\n")

@@ -179,11 +179,11 @@ def test_the_numbers_are_those_of_the_files(folder):
         ["test", "0.9000", "0.8000", "0.7900", "0.4000"],
     ]
     for fact in (
-        *("resnet18 on image_folder photos/<new>", "1,234 pictures in 2 classes (987 val, 247 test)", "cuda:0, bf16"),
+        *("resnet18 on image_folder photos/<new>", "1,234 images in 2 classes (987 val, 247 test)", "cuda:0, bf16"),
         *("best epoch 3 of 4, 40 steps", "61.2 s", "2026-11-23 14:03:15 UTC"),
     ):
         assert fact in page.text
-    assert "19 of 818 test pictures were taken for another class." in page.text
+    assert "19 of 818 test images were taken for another class." in page.text
     assert {"cats", "dogs", "411", "12", "7", "388"} <= set(page.texts)
     assert "python -m src.train a=b" in page.texts
     assert "source: image_folder" in page.text
@@ -321,7 +321,7 @@ def test_many_classes_are_a_map_without_numbers_and_a_list_of_the_worst(folder):
     write_confusion(folder / "confusion.csv", names, pairs(matrix))
     page = Page(write_report(folder))
     assert page.rows[3:] == [
-        ["true class", "predicted", "pictures", "of"],
+        ["true class", "predicted", "images", "of"],
         *([names[n], names[n + 100], str(n), str(53 + n)] for n in range(14, 4, -1)),
     ]
     assert "53" not in page.texts
@@ -337,7 +337,7 @@ def test_ten_thousand_classes_are_a_list_of_pairs(folder):
     assert text.startswith('true,predicted,count\n"class, 0","class, 0",3\n')
     assert len(text) < 200_000
     page = Page(write_report(folder))
-    assert "6 of 15,006 test pictures were taken for another class." in page.texts
+    assert "6 of 15,006 test images were taken for another class." in page.texts
     assert page.rows[4:] == [["class, 7", "class, 9999", "5", "6"], ["class, 7", "class, 8", "1", "6"]]
     assert len(page.source) < 200_000
 
@@ -352,12 +352,12 @@ def test_fewer_mistakes_than_the_list_is_long(folder):
     assert Page(write_report(folder)).rows[4:] == [["3", "4", "2", "52"]]
 
 
-def test_a_class_without_pictures_and_the_split_of_the_matrix(folder):
+def test_a_class_without_images_and_the_split_of_the_matrix(folder):
     write_confusion(folder / "confusion.csv", ["cats", "dogs"], pairs([[5, 1], [0, 0]]))
     val_only = {name: value for name, value in METRICS.items() if name.startswith("val")}
     result = json.loads((folder / "result.json").read_text())
     write_json(folder / "result.json", result | {"metrics": val_only})
-    assert "1 of 6 val pictures were taken for another class." in Page(write_report(folder)).texts
+    assert "1 of 6 val images were taken for another class." in Page(write_report(folder)).texts
 
 
 def test_the_same_files_give_the_same_page_whatever_matplotlib_is_set_to(folder):

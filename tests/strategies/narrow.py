@@ -15,7 +15,7 @@ WIDTHS = {"layers": [3, 4, 6, 3], "width_per_group": 4}
 
 
 class Narrow(ModelParallelResNet50):
-    """Thin inside of its blocks, which makes it ten times quicker. With statistics that are not those of the pictures a
+    """Thin inside of its blocks, which makes it ten times quicker. With statistics that are not those of the images a
     block's output would grow, and grow again in the next."""
 
     def __init__(self, split_at: list[str]) -> None:

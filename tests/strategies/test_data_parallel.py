@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from src.callbacks.freezing import FreezingSchedule
 from src.callbacks.out_of_memory import OutOfMemory
 from src.config import Data
-from src.data.module import PictureData
+from src.data.module import ImageData
 from src.errors import UserError
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss
@@ -23,18 +23,18 @@ from src.strategies.precision import DTYPES, precision_plugin
 from src.strategies.replication import CpuEngine, GpuEngine, chunk_sizes
 from tests.callbacks import little_memory
 from tests.callbacks.little_memory import MESSAGE, Small, at_most
-from tests.callbacks.small_training import QUIET, SQUARE, classifier, network, phases, pictures
+from tests.callbacks.small_training import QUIET, SQUARE, classifier, images, network, phases
 from tests.tolerance import DOUBLE
 
 CPU = torch.device("cpu")
 
 
 class Watch(L.Callback):
-    """The loss of every step, and of every call of a network: how many pictures, where, and with which settings."""
+    """The loss of every step, and of every call of a network: how many images, where, and with which settings."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.calls: list[tuple[bool, int]] = []  # whether it was in the main thread, pictures
+        self.calls: list[tuple[bool, int]] = []  # whether it was in the main thread, images
         self.modes: set[tuple[bool, bool, bool, torch.dtype]] = set()  # training, a graph, inference mode, type
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -49,9 +49,9 @@ class Watch(L.Callback):
         self.losses.append(float(outputs["loss"]))
 
 
-def data(batch_size: int) -> PictureData:
-    """20 pictures to train on, 10 to validate on."""
-    return PictureData(Data(augment="none", batch_size=batch_size, num_workers=0), pictures(), SQUARE, seed=0)
+def data(batch_size: int) -> ImageData:
+    """20 images to train on, 10 to validate on."""
+    return ImageData(Data(augment="none", batch_size=batch_size, num_workers=0), images(), SQUARE, seed=0)
 
 
 def train(
@@ -87,7 +87,7 @@ def largest_difference(first: nn.Module, second: nn.Module) -> float:
 @pytest.mark.parametrize("freeze", [{"preset": "full"}, {"preset": "gradual", "last_n": 3}], ids=["full", "gradual"])
 @pytest.mark.parametrize("devices", [2, 3])
 def test_twenty_steps_are_those_of_one_device(float64, devices, freeze):
-    """The last batch of an epoch has 2 pictures, which devices do not share; the loss weighs classes; blocks that are
+    """The last batch of an epoch has 2 images, which devices do not share; the loss weighs classes; blocks that are
     frozen at first begin to learn; gradients are clipped."""
     expected, single, steps = train(None, freeze=freeze)
     found, trainer, watch = train(devices, freeze=freeze)
@@ -131,7 +131,7 @@ def test_batchnorm_keeps_the_statistics_of_the_first_device():
 
 
 def test_chunks_in_training_and_validation():
-    """A batch that gives a device a single picture has fewer replicas; one or two pictures need none."""
+    """A batch that gives a device a single image has fewer replicas; one or two images need none."""
     _, _, watch = train(2, batch_size=9, epochs=1)
     batches = [[(False, 5), (False, 4)], [(False, 5), (False, 4)], [(True, 2)]]
     validation = [[(False, 5), (False, 4)], [(True, 1)]]
@@ -139,7 +139,7 @@ def test_chunks_in_training_and_validation():
 
 
 @pytest.mark.parametrize(("rows", "devices"), [(7, 3), (10, 3), (2, 2), (3, 2), (5, 4), (1, 8), (64, 7), (9, 4)])
-def test_no_device_gets_a_single_picture_of_a_batch_of_more(rows, devices):
+def test_no_device_gets_a_single_image_of_a_batch_of_more(rows, devices):
     """torch's own chunks of 7 for 3 devices are 3, 3 and 1."""
     sizes = chunk_sizes(rows, devices)
     assert sum(sizes) == rows
@@ -149,7 +149,7 @@ def test_no_device_gets_a_single_picture_of_a_batch_of_more(rows, devices):
 
 
 def test_a_last_batch_of_seven_trains_on_three_devices_with_batchnorm():
-    """Pictures so small that BatchNorm sees one value of a channel for each."""
+    """Images so small that BatchNorm sees one value of a channel for each."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     engine, images = CpuEngine(), torch.rand(7, 3, 3, 3)
     for sizes, works in [(chunk_sizes(7, 3), True), ([3, 3, 1], False)]:
@@ -224,7 +224,7 @@ def test_replicas_of_a_cpu():
 @pytest.mark.numbers
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_a_batch_that_does_not_fit_is_repeated_in_parts(float64, where, caplog):
-    """Four pictures fit on a device, eight on two."""
+    """Four images fit on a device, eight on two."""
     expected, found, callback = Small(), Small(at_most(4), where), OutOfMemory("split", 10**9)
     reference = little_memory.fit(expected)
     trainer = little_memory.fit(found, callback, devices=2, strategy=DataParallel())
@@ -236,7 +236,7 @@ def test_a_batch_that_does_not_fit_is_repeated_in_parts(float64, where, caplog):
 
 
 def test_the_message_of_a_lack_of_memory_is_torchs_own():
-    with pytest.raises(UserError, match="step 1 with 16 pictures") as error:
+    with pytest.raises(UserError, match="step 1 with 16 images") as error:
         little_memory.fit(Small(at_most(4), "forward"), OutOfMemory("stop", 1), devices=2, strategy=DataParallel())
     assert MESSAGE in error.value.why
     assert type(error.value.__cause__) is torch.OutOfMemoryError

@@ -102,11 +102,11 @@ def test_the_cause_is_told_and_not_what_followed_from_it(run):
 if rank == 0:
     print("ERROR   lost  (exit code 76)", file=sys.stderr); sys.exit(76)
 time.sleep(0.3)
-print("some library's noise\\nERROR   bad picture  (exit code 65)\\nwhy     it is", file=sys.stderr)
+print("some library's noise\\nERROR   bad image  (exit code 65)\\nwhy     it is", file=sys.stderr)
 sys.exit(65)
 """)
     assert error.value.code == 65
-    assert error.value.render() == "ERROR   bad picture  (exit code 65)\nprocess 1 of the 2 processes\nwhy     it is"
+    assert error.value.render() == "ERROR   bad image  (exit code 65)\nprocess 1 of the 2 processes\nwhy     it is"
 
 
 def test_a_loader_that_was_killed_is_told_and_not_the_connection_that_was_lost(run):

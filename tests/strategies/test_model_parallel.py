@@ -18,8 +18,8 @@ from src.callbacks.averaging import WeightAverage
 from src.callbacks.freezing import FreezingSchedule
 from src.callbacks.out_of_memory import OutOfMemory
 from src.config import Data, Optimizer
-from src.data.module import PictureData
-from src.data.pictures import Pictures
+from src.data.labelled_images import LabelledImages
+from src.data.module import ImageData
 from src.errors import UserError
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss
@@ -53,22 +53,22 @@ def classifier(split_at: list[str] = TWO, weights: list[float] | None = None, **
     )
 
 
-def data() -> PictureData:
-    """Three steps per epoch, of 8, 8 and 4 pictures."""
+def data() -> ImageData:
+    """Three steps per epoch, of 8, 8 and 4 images."""
     labels = [index % 3 for index in range(26)]
     noise = torch.randint(0, 100, (26, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     pixels = noise + 50 * torch.tensor(labels, dtype=torch.uint8)[:, None, None, None]
     splits = {"train": list(range(20)), "val": list(range(20, 26)), "test": []}
-    pictures = Pictures(
+    images = LabelledImages(
         ("a", "b", "c"), [str(i) for i in range(26)], labels, splits, lambda i: pixels[i], in_memory=True
     )
-    return PictureData(Data(augment="none", batch_size=8, num_workers=0), pictures, SMALL, seed=0)
+    return ImageData(Data(augment="none", batch_size=8, num_workers=0), images, SMALL, seed=0)
 
 
 def fit(
     model: Classifier, strategy: Any, *callbacks: L.Callback, epochs: int = 1, batchnorm: str = "keep", **settings: Any
 ) -> L.Trainer:
-    """Trains all layers; batchnorm='keep': with statistics that stay, so that a picture's result is its own."""
+    """Trains all layers; batchnorm='keep': with statistics that stay, so that an image's result is its own."""
     resume, phases = settings.pop("resume", None), settings.pop("phases", ALL)
     trainer = L.Trainer(
         accelerator="cpu",
@@ -124,7 +124,7 @@ def no_dropout(monkeypatch):
 @pytest.mark.numbers
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
 def test_eight_micro_batches_are_one_batch(float64, no_dropout, schedule):
-    """Also of the last batch, which has four pictures."""
+    """Also of the last batch, which has four images."""
     weights, metrics = trained(build_model_parallel(8, schedule))
     expected, their_metrics = whole_batches()
     assert relative_change(weights, expected) < DOUBLE
@@ -201,7 +201,7 @@ def test_memory_that_runs_out_ends_the_run_with_an_answer():
             raise torch.OutOfMemoryError("CUDA out of memory, it was said")
 
     model.network.backbone.layer3[0].register_forward_pre_hook(fail)
-    with pytest.raises(UserError, match="out of memory in step 1 with 8 pictures"):
+    with pytest.raises(UserError, match="out of memory in step 1 with 8 images"):
         fit(model, build_model_parallel(4, "1f1b"), OutOfMemory("stop", 200))
     assert not stage_threads()
 

@@ -72,7 +72,7 @@ def test_listing_may_take_longer_than_the_timeout_on_any_process(together):
     def work(ranks: Ranks) -> None:
         ranks.store.set_timeout(timedelta(seconds=0.2))
         time.sleep(0.7 * (ranks.rank == 1))
-        ranks.check_same("pictures", {"pictures": 3})
+        ranks.check_same("images", {"images": 3})
 
     assert together(work) == [None] * 3
 

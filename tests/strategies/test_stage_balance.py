@@ -88,7 +88,7 @@ def test_nothing_is_different_afterwards():
 
 def test_memory_is_weights_gradients_states_and_activations():
     net = network()
-    blocks = measure(config(micro_batches=4), net, CPU, 32)  # 7 pictures in 4 micro-batches: two in the largest
+    blocks = measure(config(micro_batches=4), net, CPU, 32)  # 7 images in 4 micro-batches: two in the largest
     weights = [sum(weight.nbytes for weight in net.backbone.get_submodule(name).parameters()) for name in BLOCKS[1:]]
     for block, size in zip(blocks[1:-1], weights, strict=True):
         assert block.fixed == pytest.approx(4 * size, rel=0.01)  # AdamW has two numbers for each

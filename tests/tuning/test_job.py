@@ -117,7 +117,7 @@ def test_after_a_job_the_process_is_as_before(tmp_path, monkeypatch):
     ("error", "line"),
     [
         (UserError("the disk is full", where="/"), "the disk is full"),
-        (ErrorOfProcess("ERROR   bad picture\nwhy     it is", ExitCode.DATA), "bad picture"),
+        (ErrorOfProcess("ERROR   bad image\nwhy     it is", ExitCode.DATA), "bad image"),
         (ValueError("\nboom\nand more"), "ValueError: boom"),
         (KeyError(), "KeyError: (no message)"),
     ],

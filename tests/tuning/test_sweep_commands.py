@@ -20,7 +20,7 @@ RATE = "optimizer.lr=tag(log,interval(1e-5,1e-1))"
 
 
 def test_a_grid_its_failures_and_its_winner(command, tmp_path):
-    """One job in four asks for what the pictures do not have; the others go on, and only it is tried again."""
+    """One job in four asks for what the images do not have; the others go on, and only it is tried again."""
     words = (*LAUNCHER, "optimizer.lr=0.001,0.01", "model.num_classes=null,7", "name=grid")
     done = command("train", *words)
     assert done.code == 1, done.text
@@ -61,7 +61,7 @@ def test_a_grid_its_failures_and_its_winner(command, tmp_path):
 def test_a_search_that_prunes_and_gets_more_trials(command, tmp_path):
     words = (*SWEEPER, "trainer.max_epochs=4", RATE, "model.head=choice(linear,mlp)", "name=search")
     words += ("hydra.sweeper.search=optuna", "hydra.sweeper.scheduler=asha", "hydra.sweeper.grace_epochs=1")
-    # Of nine pictures an accuracy is often the same, and asha stops no equals.
+    # Of nine images an accuracy is often the same, and asha stops no equals.
     words += ("hydra.sweeper.metric=val/loss",)
     done = command("train", *words, "hydra.sweeper.num_samples=5")
     assert done.code == 0, done.text

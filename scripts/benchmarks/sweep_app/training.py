@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from src import seeding, trial
 
-PICTURES, FEATURES, CLASSES, BATCH = 1024, 32, 4, 32
+IMAGES, FEATURES, CLASSES, BATCH = 1024, 32, 4, 32
 
 
 class SmallModel(L.LightningModule):
@@ -53,7 +53,7 @@ def train(lr: float, epochs: int) -> float:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     seeding.seed_everything("sweep app")
-    features = torch.randn(PICTURES, FEATURES)
+    features = torch.randn(IMAGES, FEATURES)
     labels = (features @ torch.randn(FEATURES, CLASSES)).argmax(1)
     batches = DataLoader(TensorDataset(features, labels), BATCH, shuffle=True)
     trainer = L.Trainer(

@@ -1,4 +1,4 @@
-"""Writes pictures in the modes and formats that go wrong elsewhere, with the RGB values each must be read as.
+"""Writes images in the modes and formats that go wrong elsewhere, with the RGB values each must be read as.
 
 Used by tests/data/test_reading.py and by tests that train on a mixed folder. The expected values are computed by numpy
 from the stored ones and never by the code under test; transparency is expected on white.
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, features
 
 HEIGHT, WIDTH = 24, 32
-# EXIF orientation -> the side of the upright picture where the stored row 0 and column 0 lie (TIFF 6.0, page 36)
+# EXIF orientation -> the side of the upright image where the stored row 0 and column 0 lie (TIFF 6.0, page 36)
 ORIENTATIONS = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -29,28 +29,28 @@ ORIENTATIONS = {
 
 
 @dataclass(frozen=True)
-class OddPicture:
+class OddImage:
     """expected: (H, W, 3) uint8. tolerance: the largest difference allowed; above 0 where the format is lossy."""
 
     expected: np.ndarray
     tolerance: int
 
 
-def write_odd_pictures(folder: Path) -> dict[str, OddPicture]:
-    """Writes the pictures into the folder; name -> what must be read."""
+def write_odd_images(folder: Path) -> dict[str, OddImage]:
+    """Writes the images into the folder; name -> what must be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    odd: dict[str, OddPicture] = {}
+    odd: dict[str, OddImage] = {}
 
     def add(name: str, expected: np.ndarray, tolerance: int = 0) -> Path:
         rgb = expected if expected.ndim == 3 else np.repeat(expected[:, :, None], 3, axis=2)
-        odd[name] = OddPicture(np.rint(rgb).astype(np.uint8), tolerance)
+        odd[name] = OddImage(np.rint(rgb).astype(np.uint8), tolerance)
         return folder / name
 
     colour, grey = colour_ramp(), colour_ramp()[:, :, 0]
     alpha = np.tile(np.linspace(0, 255, HEIGHT).astype(np.uint8)[:, None], (1, WIDTH))
-    picture = Image.fromarray(colour)
+    image = Image.fromarray(colour)
 
-    picture.save(add("rgb.jpg", colour, 6), quality=95, subsampling=0)
+    image.save(add("rgb.jpg", colour, 6), quality=95, subsampling=0)
     Image.fromarray(stored_as(colour, 6)).save(
         add("rotated.jpg", colour, 6), quality=95, subsampling=0, exif=orientation_exif(6)
     )
@@ -59,12 +59,12 @@ def write_odd_pictures(folder: Path) -> dict[str, OddPicture]:
     Image.frombytes("CMYK", (WIDTH, HEIGHT), cmyk.tobytes()).save(
         add("cmyk.jpg", ink[:, :, :3] * ink[:, :, 3:] / 255, 8), quality=95, subsampling=0
     )
-    picture.save(add("colours.bmp", colour))
-    picture.save(add("colours.ppm", colour))
+    image.save(add("colours.bmp", colour))
+    image.save(add("colours.ppm", colour))
     frames = [Image.fromarray(255 - colour)]
-    picture.save(add("animated.webp", colour), save_all=True, append_images=frames, lossless=True)
+    image.save(add("animated.webp", colour), save_all=True, append_images=frames, lossless=True)
     if features.check("avif"):
-        picture.save(add("colours.avif", colour, 10), quality=95, subsampling="4:4:4")
+        image.save(add("colours.avif", colour, 10), quality=95, subsampling="4:4:4")
 
     rgba = np.dstack([colour, alpha])
     Image.fromarray(rgba).save(add("rgba.png", on_white(colour, alpha), 1))
@@ -87,11 +87,11 @@ def write_odd_pictures(folder: Path) -> dict[str, OddPicture]:
     return odd
 
 
-def write_corrupt_pictures(folder: Path) -> list[str]:
+def write_corrupt_images(folder: Path) -> list[str]:
     """Writes an empty file, half a JPEG and a text, all named .jpg; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "empty.jpg").write_bytes(b"")
-    (folder / "text.jpg").write_text("this is not a picture\n" * 20)
+    (folder / "text.jpg").write_text("this is not an image\n" * 20)
     truncated = folder / "truncated.jpg"
     Image.fromarray(colour_ramp()).save(truncated, quality=95)
     truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size * 3 // 4])
@@ -166,7 +166,7 @@ def on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def stored_as(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """How a camera that writes this EXIF orientation stores the picture (H, W, 3)."""
+    """How a camera that writes this EXIF orientation stores the image (H, W, 3)."""
     row_side, column_side = ORIENTATIONS[orientation]
     stored = upright.swapaxes(0, 1) if row_side in ("left", "right") else upright
     if row_side in ("right", "bottom"):

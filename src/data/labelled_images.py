@@ -1,6 +1,6 @@
-"""The list of pictures that everything else works on: names, labels, splits, and how to read one.
+"""The list of images that everything else works on: names, labels, splits, and how to read one.
 
-Made by `load_pictures` in src/data/sources.py, used by the DataModule, evaluate and the reports.
+Made by `load_images` in src/data/sources.py, used by the DataModule, evaluate and the reports.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Labelled pictures in a fixed order.
+class LabelledImages:
+    """Labelled images in a fixed order.
 
     classes: class names; a label is an index into them.
-    names: what identifies each picture: its path relative to the root, or set/index for pictures in memory.
-    labels: one class index per picture.
-    splits: which picture belongs to which split, as indices; a split may be empty.
+    names: what identifies each image: its path relative to the root, or set/index for images in memory.
+    labels: one class index per image.
+    splits: which image belongs to which split, as indices; a split may be empty.
     read: index -> uint8 (3, H, W).
     in_memory: reading is only a lookup, so loader processes would cost more than they give.
     blind: all images are black, since nobody looks at them.
     bits: how many bits of 16-bit channels are read, see ReadOptions.
-    root: the folder that names start from; None for pictures in memory.
-    digests: of the bytes of each picture's file; None for pictures in memory.
+    root: the folder that names start from; None for images in memory.
+    digests: of the bytes of each image's file; None for images in memory.
     """
 
     classes: tuple[str, ...]
@@ -43,18 +43,18 @@ class Pictures:
     digests: list[str] | None = field(default=None, repr=False)
 
     def where(self, index: int) -> str:
-        """The file of a picture, or its name."""
+        """The file of an image, or its name."""
         return str(self.root / self.names[index]) if self.root else self.names[index]
 
     def counts(self, split: str) -> list[int]:
-        """How many pictures of each class a split has."""
+        """How many images of each class a split has."""
         counts = [0] * len(self.classes)
         for index in self.splits[split]:
             counts[self.labels[index]] += 1
         return counts
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """(path, label, split) of every picture, as split.csv has them."""
+        """(path, label, split) of every image, as split.csv has them."""
         split_of = {index: split for split, members in self.splits.items() for index in members}
         return [
             (name, self.classes[label], split_of[index])
@@ -63,7 +63,7 @@ class Pictures:
         ]
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Header and rows of split.csv. The digests let evaluate know a picture again wherever its file has gone; a run
+        """Header and rows of split.csv. The digests let evaluate know an image again wherever its file has gone; a run
         that is continued reads with the same bits, whatever the folder holds by then."""
         if self.digests is None:
             return ("path", "label", "split"), list(self.rows())
@@ -72,15 +72,15 @@ class Pictures:
         return ("path", "label", "split", "digest", "bits"), rows
 
     def digest(self) -> str:
-        """The same in two processes exactly if both have the same pictures, labels and splits."""
+        """The same in two processes exactly if both have the same images, labels and splits."""
         return hashlib.sha256(repr(self.rows()).encode()).hexdigest()
 
-    def without_pixels(self) -> Pictures:
-        """The same list with black pictures: for a process that needs the labels alone, which then reads nothing."""
+    def without_pixels(self) -> LabelledImages:
+        """The same list with black images: for a process that needs the labels alone, which then reads nothing."""
         black = torch.zeros(3, 8, 8, dtype=torch.uint8)
         return replace(self, read=lambda index: black, in_memory=True, blind=True)
 
-    def in_order_of(self, classes: tuple[str, ...]) -> Pictures:
-        """The same pictures with the labels of a model's stored class list. KeyError for a class that is not in it."""
+    def in_order_of(self, classes: tuple[str, ...]) -> LabelledImages:
+        """The same images with the labels of a model's stored class list. KeyError for a class that is not in it."""
         number = {name: index for index, name in enumerate(classes)}
         return replace(self, classes=classes, labels=[number[self.classes[label]] for label in self.labels])

@@ -1,4 +1,4 @@
-"""A few real pictures to compare outputs on: held-out ones of the run, or those that the user names."""
+"""A few real images to compare outputs on: held-out ones of the run, or those that the user names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from src import config_checks
 from src.checkpoints.model_folder import ModelCard
 from src.config import Config
 from src.cores import cpu_cores
-from src.data.folders import list_pictures
-from src.data.reading import PictureError, read_picture
-from src.data.sources import load_pictures
+from src.data.folders import list_images
+from src.data.reading import ImageError, read_image
+from src.data.sources import load_images
 from src.data.splits import read_split_file
 from src.data.time_limit import in_time
 from src.data.transforms import eval_transform
@@ -27,8 +27,8 @@ MOST = 16
 Name = TypeVar("Name")
 
 
-def pictures_of_run(run: Path, config: dict[str, Any], card: ModelCard) -> Tensor:
-    """Up to MOST pictures of the test split, or of val where there is no test: uint8 (N, 3, S, S). Raises UserError.
+def images_of_run(run: Path, config: dict[str, Any], card: ModelCard) -> Tensor:
+    """Up to MOST images of the test split, or of val where there is no test: uint8 (N, 3, S, S). Raises UserError.
 
     config: the run's config.yaml.
     """
@@ -37,44 +37,44 @@ def pictures_of_run(run: Path, config: dict[str, Any], card: ModelCard) -> Tenso
         split_of = read_split_file(run / "split.csv")
         held_out = [[name for name, (split, _) in split_of.items() if split == wanted] for wanted in ("test", "val")]
         return _read(held_out[0] or held_out[1], read, card)
-    except (PictureError, UserError) as error:
+    except (ImageError, UserError) as error:
         raise UserError(
-            f"the run's pictures cannot be read any more: {error}",
+            f"the run's images cannot be read any more: {error}",
             where=f"{run}: config.yaml and split.csv say where they were",
-            why="an export is compared on pictures; they were moved, or the command is given in another folder; "
+            why="an export is compared on images; they were moved, or the command is given in another folder; "
             "images= takes any folder of images",
             fix=corrected("images=photos/"),
             code=ExitCode.NO_INPUT,
         ) from error
 
 
-def pictures_below(images: Path, card: ModelCard) -> Tensor:
-    """Up to MOST pictures of a folder and its sub-folders, or the one file: uint8 (N, 3, S, S). Raises UserError."""
-    files = list_pictures(images)
+def images_below(images: Path, card: ModelCard) -> Tensor:
+    """Up to MOST images of a folder and its sub-folders, or the one file: uint8 (N, 3, S, S). Raises UserError."""
+    files = list_images(images)
     options = card.read_options
     try:
-        return _read(files, lambda file: read_picture(file, options), card)
-    except PictureError as error:
+        return _read(files, lambda file: read_image(file, options), card)
+    except ImageError as error:
         raise UserError(
-            str(error), where=f"images={images}", fix="remove it, or name other pictures", code=ExitCode.DATA
+            str(error), where=f"images={images}", fix="remove it, or name other images", code=ExitCode.DATA
         ) from error
 
 
 def _reader(config: Config, card: ModelCard) -> Callable[[str], Tensor]:
-    """A name of split.csv -> uint8 (3, H, W). Only the pictures that are asked for are opened."""
+    """A name of split.csv -> uint8 (3, H, W). Only the images that are asked for are opened."""
     data = config.data
     if data.source in ("image_folder", "table"):
         root, options = Path(data.root) if data.root else Path(data.table or "").parent, card.read_options
-        return lambda name: read_picture(root / name, options)
-    pictures = load_pictures(
+        return lambda name: read_image(root / name, options)
+    images = load_images(
         data, config.seed, memory=Path(config.runs_dir) / ".checked", bad_list=None, workers=cpu_cores()
     )
-    index = {name: index for index, name in enumerate(pictures.names)}
-    return lambda name: pictures.read(index[name])
+    index = {name: index for index, name in enumerate(images.names)}
+    return lambda name: images.read(index[name])
 
 
 def _read(names: Sequence[Name], read: Callable[[Name], Tensor], card: ModelCard) -> Tensor:
-    """Pictures from all over the list, since it is sorted by class, as the network sees them."""
+    """Images from all over the list, since it is sorted by class, as the network sees them."""
     count = min(MOST, len(names))
     transform = eval_transform(card.preprocessing)
     chosen = [names[place * len(names) // count] for place in range(count)]
