@@ -121,7 +121,7 @@ def kill_between_saves(program: Program) -> str:
     for words in ((), average):
         for nth in (3, 4, 5):
             run, settings = f"{'average' if words else 'best'}{nth}", {"save_every": 1, "words": words}
-            slow_disk = [kill(WRITE, nth), slow(WRITE, 1.0), slow(STEP, 0.1)]
+            slow_disk = [kill(WRITE, nth), slow(WRITE, 1.0), slow(STEP, 0.3)]
             program.check_killed(program.train(*slow_disk, run=run, **settings))
             done = program.check_continues_exactly(run=run, **settings)
             check("cannot be read" not in done.text, "files of the best epochs are missing")
