@@ -11,10 +11,10 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup, escape
 
 from src.text import printable
 
@@ -157,11 +157,11 @@ def thinned(x: Sequence[float], y: Sequence[float], most: int = 1000) -> Line:
 
 
 @style()
-def to_svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) -> str:
-    """The figure as an <svg> element, the same text for the same figure.
+def to_svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) -> Markup:
+    """The figure as an <svg> element; the same figure always gives the same text.
 
-    label: what it shows, for those who cannot see it. It must differ from figure to figure of a page: ids are made of it.
-    titles: gid of an artist -> what is shown when somebody points at it. Such an artist is a <g data-gid="...">.
+    label: says what the plot shows to those who cannot see it. Labels must differ within a page, because ids are made
+    of them. titles: gid of an artist -> the text shown under the mouse. Such an artist is a <g data-gid="...">.
     """
     import matplotlib
 
@@ -170,13 +170,11 @@ def to_svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) 
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]  # an XML header has no place inside a page
-    told = titles or {}
+    titles = titles or {}
 
-    def group(found: re.Match[str]) -> str:
-        gid = found[1]
-        return f'<g data-gid="{gid}"><title>{escape(told[gid])}</title>' if gid in told else "<g>"
+    def group(match: re.Match[str]) -> str:
+        gid = match[1]
+        return f'<g data-gid="{gid}"><title>{escape(titles[gid])}</title>' if gid in titles else "<g>"
 
-    svg = re.sub(
-        r'<g id="([^"]*)">', group, svg
-    )  # the others, axes_1 and such, are in every figure: nothing refers to them
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+    svg = re.sub(r'<g id="([^"]*)">', group, svg)  # ids such as axes_1 repeat in every figure; nothing refers to them
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))

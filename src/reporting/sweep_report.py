@@ -9,25 +9,18 @@ Made at the end of a sweep from trials.jsonl in its folder alone, so it can be m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
+
+from markupsafe import Markup, escape
 
 from src.files import write_text
 from src.reporting import plots, sweep_plots
 from src.reporting.goal import Goal
 from src.reporting.importance import importance
-from src.reporting.report import Cell, Link, figure, page, section, table
+from src.reporting.rendering import Cell, Link, part, render
 from src.reporting.sweep_journal import FAILED, NOT_RANKED, PRUNED, Journal, TrialRecord, counted, ranking
 from src.reporting.sweep_scale import Scale, duration, exact, numbers, scales_of, shown
-
-STYLE = """.trials th, .trials td { white-space: nowrap; overflow-wrap: normal; vertical-align: top; }
-.trials td:last-child { white-space: normal; min-width: 12rem; }
-.sorting { cursor: pointer; text-decoration: underline dotted; }
-tr.pointed td { background: #dda93355; }
-.pointing [data-gid] { opacity: 0.15; }
-.pointing [data-gid].pointed { opacity: 1; }
-"""
 
 # The page can be read without. A wide transparent copy of a line is what can be met with a mouse.
 SCRIPT = """<script>
@@ -78,8 +71,20 @@ def write_sweep_report(folder: Path, goal: Goal, command: str = "") -> Path:
         SCRIPT if trials else "",
     ]
     path = folder / "report.html"
-    write_text(path, page(folder.absolute().name, parts, STYLE))
+    write_text(path, render("sweep.html.j2", title=folder.absolute().name, body=Markup("\n".join(parts))))
     return path
+
+
+def section(title: str, *parts: str) -> str:
+    return "\n".join(["<section>", f"<h2>{escape(title)}</h2>", *parts, "</section>"])
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    return part("table", header, list(rows))
+
+
+def figure(svgs: Sequence[Markup], caption: str, kind: str = "shrinking") -> str:
+    return part("figure", svgs, caption, kind)
 
 
 def _headline(

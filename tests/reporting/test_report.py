@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from src.files import write_csv, write_json, write_text
-from src.reporting import plots
+from src.reporting import plots, report
 from src.reporting.report import write_report
 from src.reporting.tables import write_confusion
 from tests.conftest import ROOT, command_environment
@@ -275,6 +275,21 @@ def test_names_are_text_whatever_they_hold(folder):
     assert not {"b", "new"} & {tag for tag, _ in page.tags}
     assert page.texts.count(folder.name) == 2  # title and headline
     assert "images=FOLDER_OR_FILE" in page.text
+
+
+def test_a_page_holds_no_control_characters(folder):
+    names = ["\x07b", "Stra\udcdfe"]
+    write_confusion(folder / "confusion.csv", names, pairs([[1, 0], [0, 1]]))
+    folder = folder.rename(folder.with_name("\x1b[31m\u202e"))
+    write_json(folder / "result.json", {"state": "failed", "error": "\x1b[2J"})
+    html = Page(write_report(folder)).source
+    assert all(letter.isprintable() or letter in "\n\t" for letter in html)
+    assert "Stra\\udcdfe" in html
+
+
+def test_a_run_that_is_older_than_a_metric_shows_what_it_has(folder, monkeypatch):
+    monkeypatch.setattr(report, "COLUMNS", {"acc": "accuracy", "kappa": "kappa", "loss": "loss"})
+    assert Page(write_report(folder)).rows[0] == ["", "accuracy", "loss"]
 
 
 def test_the_commands_can_be_pasted_though_the_path_has_spaces(folder):

@@ -18,9 +18,9 @@ import pytest
 from src.reporting import plots, sweep_plots
 from src.reporting.goal import Goal
 from src.reporting.importance import importance
-from src.reporting.report import Link, table
+from src.reporting.rendering import Link
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
-from src.reporting.sweep_report import write_sweep_report
+from src.reporting.sweep_report import table, write_sweep_report
 from src.reporting.sweep_scale import Scale, numbers, scales_of, shown
 from tests.conftest import ROOT, command_environment
 from tests.reporting.test_report import Page
