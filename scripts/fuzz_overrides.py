@@ -15,8 +15,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import fields
-from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -71,12 +69,9 @@ USUAL = {"int": ("1", "2", "3"), "float": ("0.1", "0.5", "1.0"), "bool": ("true"
 def knobs() -> dict[str, tuple[str, ...]]:
     """The usual values of each setting, by its key."""
     found = {}
-    for key in config.known_keys():
-        *way, last = key.split(".")
-        section = attrgetter(".".join(way))(config.Config()) if way else config.Config()
-        knob = next(knob for knob in fields(section) if knob.name == last)
+    for key, knob in config.KNOBS.items():
         kind = str(knob.type).partition(" ")[0]
-        if key not in FIXED and (kind in USUAL or knob.metadata):
+        if key not in FIXED and (kind in USUAL or "options" in knob.metadata):
             found[key] = knob.metadata.get("options", USUAL.get(kind))
     return found
 

@@ -29,7 +29,7 @@ from src.other_names import closest
 from src.run_dir import REFUSALS, remove_if_nothing_ran
 from src.run_names import check_name, new_name
 from src.stray_words import split
-from src.suggestions import CONF, HELP, choices, example, knob_of, unknown_key
+from src.suggestions import CONF, HELP, choices, example, unknown_key
 from src.tuning import settings
 from src.user_command import corrected, is_typed, shell_command, standing_in, typed_words
 
@@ -113,7 +113,7 @@ def translate(error: Exception) -> UserError:
     if found := re.search(r"Ambiguous value for argument '([^'=]+)|Sweep parameters '([^'=]+)", text):
         key = found[1] or found[2]
         typed = next((word.partition("=")[2] for word in typed_words() if key_of(word) == key), "")
-        knob = knob_of(key)
+        knob = config.KNOBS.get(key)
         kind = str(knob.type) if knob else ""
         instead = []
         if key in ("trainer.devices", "model.split_at") or kind.startswith("list"):
@@ -129,7 +129,7 @@ def translate(error: Exception) -> UserError:
     if isinstance(error, MissingConfigException):
         return _unknown_choice(text)
     if found := re.search(r"Interpolation key '([^']+)' not found.*?full_key: ([\w.]+)", text, re.DOTALL):
-        close = [f"oc.env:{found[1]}"] if found[1] in os.environ else closest(found[1], config.known_keys())
+        close = [f"oc.env:{found[1]}"] if found[1] in os.environ else closest(found[1], list(config.KNOBS))
         return UserError(
             f"{found[2]}: ${{{found[1]}}} is not a setting" + (f"; did you mean ${{{close[0]}}}?" if close else ""),
             why="${KEY} stands for the value of another setting",
@@ -150,7 +150,7 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", 
 
 def _wrong_type(key: str, text: str) -> UserError:
     """A value of another type than the schema's. text: of OmegaConf, which says the value and a type in its own way."""
-    knob = knob_of(key)
+    knob = config.KNOBS.get(key)
     kind = str(knob.type).partition(" ")[0].partition("[")[0] if knob is not None else ""
     typed = next((word.partition("=")[2] for word in typed_words() if key_of(word) == key), None)
     value = re.search(r"[Vv]alue '(.*?)'(?: of type| could| is|,| for|\)|$)", text)

@@ -1,157 +1,156 @@
-"""What can be chosen: one line and one comment per knob, and its type.
+"""The knobs: one line each, with its type, its default, its range or choices, and what it does.
 
-conf/ holds the values, this file what they may be. Hydra composes the YAML files onto `Config`, so that an unknown key or
-a wrong type is refused by itself; src/config_checks.py turns the result into plain dataclasses and
-refuses what contradicts itself. All of it runs before torch is imported.
+conf/ holds the values. Hydra composes the YAML files onto `Config`, which refuses unknown keys and values of another type;
+src/config_checks.py refuses what is out of range or no choice, and src/rules.py settings that contradict each other. All of
+it runs before torch is imported.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-# What a validation reports, and whether more of it is better.
-METRICS = {"val/acc": "max", "val/balanced_acc": "max", "val/macro_f1": "max", "val/loss": "min"}
+METRICS = {"val/acc": "max", "val/balanced_acc": "max", "val/macro_f1": "max", "val/loss": "min"}  # metric -> better
+ANY = 10**9  # no upper limit that a user meets
 
 
-def choice(*options: str, default: str = MISSING) -> Any:
+def choice(*options: str, default: str | None = MISSING) -> Any:
     """A text field that takes one of the options."""
     return field(default=default, metadata={"options": options})
 
 
+def number(default: Any, low: float, high: float, example: Any = None) -> Any:
+    """A number from low to high. example: a value for suggested commands; None: the default is one."""
+    return field(default=default, metadata={"range": (low, high), "example": example})
+
+
+def value(default: Any, example: Any) -> Any:
+    """A text that must not be empty, or a value that src/rules.py checks. example: of it, for suggested commands."""
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"example": example})
+    return field(default=default, metadata={"example": example})
+
+
 @dataclass(kw_only=True)
 class Data:
-    source: str = choice("digits", "image_folder", "table", "torchvision", "synthetic")  # chosen by data=NAME
-    root: str | None = None  # folder of the images; for torchvision sets, where to download to
-    table: str | None = None  # CSV file with the columns path,label and optionally split (data=table)
-    name: str | None = None  # which torchvision set, e.g. CIFAR10 (data=torchvision)
+    source: str = choice("digits", "image_folder", "table", "torchvision", "synthetic")  # set by data=NAME
+    root: str | None = value(None, "photos/")  # folder of the images; of torchvision sets: the download folder
+    table: str | None = value(None, "labels.csv")  # CSV file with columns path,label and optionally split (data=table)
+    name: str | None = value(None, "CIFAR10")  # which torchvision set (data=torchvision)
     layout: str = choice("auto", "classes", "splits", default="auto")  # what root's folders are: src/data/layout.py
-    split_file: str | None = None  # a split.csv of an earlier run, to split in the same way
-    val_fraction: float = 0.15  # share of each class held out for choosing the best epoch
-    test_fraction: float = 0.15  # share of each class held out for the final numbers
-    num_images: int | None = None  # how many images to make (data=synthetic)
-    num_classes: int | None = None  # how many classes to make (data=synthetic)
-    image_size: int | None = (
-        None  # side of the square the model sees, in pixels; null: what the weights were trained on
-    )
-    crop_ratio: float | None = None  # share of the shorter side that a centre crop keeps; null: the weights' own
-    augment: str = choice("none", "light", "standard", "strong", default="standard")  # see src/data/transforms.py
-    background: list[int] = field(default_factory=lambda: [255, 255, 255])  # RGB behind transparent images
-    max_megapixels: float = 100.0  # larger images are refused by their header, before any memory is spent
-    bits: int | None = None  # how many bits the images' 16-bit channels use; null: as many as the check finds
+    split_file: str | None = value(None, "runs/first/split.csv")  # reuse the split of an earlier run
+    val_fraction: float = number(0.15, 0.01, 0.9)  # share of each class held out for choosing the best epoch
+    test_fraction: float = number(0.15, 0.0, 0.9)  # share of each class held out for the final numbers
+    num_images: int | None = number(None, 1, 10**7, 240)  # how many images to draw (data=synthetic)
+    num_classes: int | None = number(None, 2, 10**5, 3)  # how many classes to draw (data=synthetic)
+    image_size: int | None = number(None, 16, 4096, 224)  # side of the model's input in pixels; null: the weights' own
+    crop_ratio: float | None = number(None, 0.1, 1.0, 1.0)  # share a centre crop keeps; null: the weights' own
+    augment: str = choice("none", "light", "standard", "strong", default="standard")  # src/data/transforms.py
+    background: list[int] = value([255, 255, 255], "[255,255,255]")  # RGB behind transparent images
+    max_megapixels: float = number(100.0, 0.001, 10_000)  # larger images are refused before they are decoded
+    bits: int | None = number(None, 1, 16, 12)  # bits used by 16-bit channels; null: the most that the check finds
     on_bad_image: str = choice("error", "skip", default="error")  # stop with a list of them, or train without them
-    class_weights: str = choice(
-        "none", "balanced", "inverse", default="none"
-    )  # an image of a rare class counts more in the loss: as 1 / images of its class, in balanced at most 10-fold
-    batch_size: Any = 32  # images per optimizer step, over all devices; auto: the largest that fits
-    num_workers: int | None = None  # loader processes, over all devices; null: one per core, 0 for images in memory
-    timeout_seconds: float = 300.0  # an image that takes longer to load ends the run, named; 0: no limit
+    class_weights: str = choice("none", "balanced", "inverse", default="none")  # weights in the loss: docs/uneven.md
+    batch_size: Any = value(32, 32)  # images per optimizer step, over all devices; auto: the largest that fits
+    num_workers: int | None = number(None, 0, 256, 2)  # loader processes of all devices; null: one per core
+    timeout_seconds: float = number(300.0, 0, 10**6)  # end the run if an image takes longer to load; 0: no limit
 
 
 @dataclass(kw_only=True)
 class Model:
-    backbone: str = MISSING  # efficientnet_lite0, a torchvision model's name, or timm/NAME
-    weights: str = "default"  # default (pretrained), none (random), or a path to .pth, .safetensors or a run
-    min_match: float = 0.9  # a weights file that fits fewer of the backbone's tensors than this share is refused
-    head: str = choice("linear", "mlp", "append", default="linear")  # see src/models/heads.py
-    hidden: int = 512  # width of the hidden layer (head=mlp)
-    dropout: float = 0.0  # before the head's last layer
+    backbone: str = value(MISSING, "resnet18")  # efficientnet_lite0, a torchvision model's name, or timm/NAME
+    weights: str = value("default", "default")  # default (pretrained), none (random), or the path of a file or a run
+    min_match: float = number(0.9, 0.0, 1.0)  # refuse a weights file that fits a smaller share of the backbone
+    head: str = choice("linear", "mlp", "append", default="linear")  # src/models/heads.py
+    hidden: int = number(512, 1, 10**5)  # width of the hidden layer (head=mlp)
+    dropout: float = number(0.0, 0.0, 0.95, 0.2)  # before the head's last layer
     task: str = choice("multiclass", "binary", default="multiclass")  # binary: two classes, one logit
-    num_classes: int | None = None  # null: as many as the data has; a number that differs from the data is refused
-    label_smoothing: float = 0.1  # share of the target spread evenly over the classes, while training
+    num_classes: int | None = number(None, 1, 10**5, "null")  # null: the data's; another number than theirs is refused
+    label_smoothing: float = number(0.1, 0.0, 0.9)  # share of the target spread evenly over the classes in training
     channels_last: bool = True  # memory layout; faster on CPUs and on GPUs with tensor cores
-    split_at: Any = None  # of resnet50: layers after which it is cut into stages; auto, auto_memory: measured
+    split_at: Any = value(None, "[layer2]")  # cut resnet50 after these layers; auto, auto_memory: measured
 
 
 @dataclass(kw_only=True)
 class Optimizer:
-    name: str = choice("adamw", "sgd")  # chosen by optimizer=NAME
-    lr: float = MISSING  # learning rate of the head, for the whole (global) batch
-    backbone_lr_scale: float = 0.3  # the backbone learns with lr times this
-    weight_decay: float = 0.01  # of layers' weights; biases, norms, tokens and position embeddings are not decayed
-    momentum: float | None = None  # of sgd
+    name: str = choice("adamw", "sgd")  # set by optimizer=NAME
+    lr: float = number(MISSING, 1e-12, 100.0, 0.001)  # learning rate of the head, for the whole (global) batch
+    backbone_lr_scale: float = number(0.3, 0.0, 100.0, 0.1)  # the backbone's learning rate is lr times this
+    weight_decay: float = number(0.01, 0.0, 10.0)  # of layers' weights, not of biases, norms, tokens and positions
+    momentum: float | None = number(None, 0.0, 0.9999, 0.9)  # of sgd
     schedule: str = choice("cosine", "onecycle", "plateau", "constant", default="cosine")  # how lr changes over time
-    warmup_fraction: float = 0.05  # share of the steps in which lr rises to its value
+    warmup_fraction: float = number(0.05, 0.0, 0.9)  # share of the steps in which lr rises to its value
 
 
 @dataclass(kw_only=True)
 class Freeze:
-    preset: str = choice("head_only", "last_n", "gradual", "full", default="last_n")  # see src/callbacks/freezing.py
-    lr_decay: float | None = (
-        None  # a block learns with lr times this per block between it and the head; null: all alike
-    )
-    unfreeze_epoch: int = 1  # epoch in which last_n and gradual begin to unfreeze the backbone
-    last_n: int = 12  # how many blocks, counted from the head, last_n and gradual unfreeze
-    phases: Any = None  # {0: [head], 3: [layer4]}: blocks trained from an epoch on; replaces preset
-    batchnorm: str = choice(
-        "keep", "update", default="update"
-    )  # statistics of trained blocks: pretrained, or of your images
-    batchnorm_momentum: float = 0.1  # share of a new batch in the updated statistics
+    preset: str = choice("head_only", "last_n", "gradual", "full", default="last_n")  # docs/freezing.md
+    lr_decay: float | None = number(None, 0.01, 1.0, 0.8)  # factor on lr per block below the head; null: 1
+    unfreeze_epoch: int = number(1, 0, 10**6, 2)  # epoch in which last_n and gradual begin to unfreeze the backbone
+    last_n: int = number(12, 1, ANY)  # how many blocks, counted from the head, last_n and gradual unfreeze
+    phases: Any = value(None, "{0:[head],2:[all]}")  # {first epoch: [trained blocks]}; replaces preset
+    batchnorm: str = choice("keep", "update", default="update")  # keep pretrained statistics, or adapt trained blocks'
+    batchnorm_momentum: float = number(0.1, 0.0001, 1.0)  # share of a new batch in the updated statistics
 
 
 @dataclass(kw_only=True)
 class Checkpoint:
-    monitor: str = "val/acc"  # the metric that chooses the best epoch
-    select: str = choice(
-        "best", "last", "average_top_k", "ema", default="best"
-    )  # which weights model/ gets; the averaged ones only if they are better than the best epoch's
-    top_k: int | None = None  # how many of the best epochs' weights are kept; null: 1, or 3 for average_top_k
-    ema_decay: float | None = None  # share of the average that a step keeps (select=ema); null: 0.99
-    every_n_steps: int | None = None  # also save the position every n steps; null: at the end of every epoch only
-    every_n_minutes: float | None = None  # also save the position every n minutes
+    monitor: str = choice(*METRICS, default="val/acc")  # the metric that chooses the best epoch
+    select: str = choice("best", "last", "average_top_k", "ema", default="best")  # whose weights model/ gets
+    top_k: int | None = number(None, 1, ANY, 3)  # keep this many best epochs' weights; null: 1, or 3 to average them
+    ema_decay: float | None = number(None, 0.0, 0.99999, 0.99)  # share of the average a step keeps; null: 0.99
+    every_n_steps: int | None = number(None, 1, ANY, 100)  # save the position every n steps too; null: per epoch
+    every_n_minutes: float | None = number(None, 0.01, 10_000, 10)  # save the position every n minutes too
     background: bool = True  # write while training goes on; false: the step waits for the disk
 
 
 @dataclass(kw_only=True)
 class Memory:
-    log: bool = True  # memory.csv, a row per step, and the epoch's numbers in metrics.csv
-    detect_growth: bool = True  # say so once when every step keeps some memory, and where
-    history: bool = False  # on a GPU: record where each allocation came from, for the snapshot saved on out-of-memory
+    log: bool = True  # memory.csv, a row per step, and each epoch's numbers in metrics.csv
+    detect_growth: bool = True  # warn once if every step keeps some memory, and say where
+    history: bool = False  # on a GPU: record every allocation's origin, for the snapshot saved on out-of-memory
 
 
 @dataclass(kw_only=True)
 class Oom:
     policy: str = choice("split", "stop", default="split")  # out of memory: repeat the batch in parts, or stop
-    grow_after: int = 200  # clean steps after which larger parts are tried again
+    grow_after: int = number(200, 1, ANY)  # clean steps after which larger parts are tried again
 
 
 @dataclass(kw_only=True)
 class Trainer:
-    accelerator: str = choice("auto", "cpu", "gpu", "mps", default="auto")  # auto: a GPU where there is one
-    devices: Any = 1  # how many devices on each machine, a list of them such as [0,2], or auto: all GPUs
-    num_nodes: int = 1  # how many machines
-    max_epochs: int = 10  # passes over the training images
-    max_steps: int = -1  # optimizer steps after which to stop; -1: no limit
-    max_time: str | None = None  # DD:HH:MM:SS after which to stop; null: no limit
-    limit_batches: int | None = None  # use only so many batches of each split per epoch; null: all
-    gradient_clip: float | None = None  # largest norm of the gradient; null: not clipped
-    on_nan: str = choice(
-        "stop", "skip", "restore", default="stop"
-    )  # a loss or gradient of nan or inf: end the run, leave
-    # the step out, or go back to the last epoch's weights with a tenth of the lr
-    threads: int | None = None  # CPU threads of the whole job; null: all cores, or OMP_NUM_THREADS
+    accelerator: str = choice("auto", "cpu", "gpu", "mps", default="auto")  # auto: a GPU if there is one
+    devices: Any = value(1, 1)  # devices on each machine: a number, a list such as [0,2], or auto: all GPUs
+    num_nodes: int = number(1, 1, 10**5)  # how many machines
+    max_epochs: int = number(12, 1, ANY)  # passes over the training images
+    max_steps: int = value(-1, 100)  # stop after this many optimizer steps; -1: no limit
+    max_time: str | None = value(None, "00:01:30:00")  # stop after DD:HH:MM:SS
+    limit_batches: int | None = number(None, 1, ANY, 10)  # use only this many batches of each split; null: all
+    gradient_clip: float | None = number(None, 1e-6, 1e6, 1.0)  # largest norm of the gradient; null: not clipped
+    on_nan: str = choice("stop", "skip", "restore", default="stop")  # if a loss or gradient is nan: docs/errors.md
+    threads: int | None = number(None, 1, 1024, 2)  # CPU threads of the job; null: all cores, or OMP_NUM_THREADS
 
 
 @dataclass(kw_only=True)
 class Strategy:
-    name: str = choice("single", "dp", "ddp", "model_parallel", "pipeline")  # chosen by strategy=NAME
-    timeout_seconds: float | None = None  # of ddp and pipeline: how long a process waits for the others
-    sync_batchnorm: bool = False  # of ddp, on GPUs: BatchNorm statistics of the whole batch, not of a process's share
-    micro_batches: int | None = None  # of model_parallel and pipeline: parts of a batch that are under way at once
-    schedule: str | None = None  # of model_parallel and pipeline: 1f1b or gpipe, the order of the parts in a stage
+    name: str = choice("single", "dp", "ddp", "model_parallel", "pipeline")  # set by strategy=NAME
+    timeout_seconds: float | None = number(None, 1, 10**6, 120)  # wait this long for other processes (ddp, pipeline)
+    sync_batchnorm: bool = False  # BatchNorm statistics of the whole batch, not of a process's share (ddp on GPUs)
+    micro_batches: int | None = number(None, 1, 10**6, 4)  # parts of a batch in flight (model_parallel, pipeline)
+    schedule: str | None = choice("1f1b", "gpipe", default=None)  # order of micro-batches (model_parallel, pipeline)
 
 
 @dataclass(kw_only=True)
 class Precision:
-    name: str = choice("fp32", "fp16", "bf16")  # chosen by precision=NAME
+    name: str = choice("fp32", "fp16", "bf16")  # set by precision=NAME
 
 
 @dataclass(kw_only=True)
 class Callbacks:
-    extra: list[Any] = field(default_factory=list)  # your own: [{_target_: src.callbacks.mine.MyCallback, ...}]
+    extra: list[Any] = value([], "[{_target_:src.callbacks.mine.MyCallback}]")  # your own; only names below src.
 
 
 @dataclass(kw_only=True)
@@ -160,17 +159,17 @@ class Logger:
     wandb: bool = False  # Weights & Biases, needs pip install -e ".[wandb]"
     mlflow: bool = False  # MLflow, needs pip install -e ".[mlflow]"
     project: str = "image-transfer-learning"  # the project (wandb) or experiment (mlflow) to log under
-    tracking_uri: str | None = None  # where mlflow keeps its runs; null: sqlite file beside the runs
+    tracking_uri: str | None = None  # where mlflow keeps its runs; null: an sqlite file beside the runs
     offline: bool = False  # keep wandb's files here, to be sent later with `wandb sync`
 
 
 @dataclass(kw_only=True)
 class Config:
-    name: str | None = None  # the run's folder is runs_dir/name; null: date, time and a few random letters
-    seed: int = 0  # of everything: split, order, augmentation, dropout, new layers
+    name: str | None = value(None, "first")  # the run's folder is runs_dir/name; null: date, time, random letters
+    seed: int = number(0, 0, 2**63 - 1)  # of everything: split, order, augmentation, dropout, new layers
     debug: bool = False  # three quick steps of everything
-    resume: str = choice("auto", "never", default="auto")  # auto: a run of this name continues; never: it is refused
-    runs_dir: str = "runs"  # where run folders are made
+    resume: str = choice("auto", "never", default="auto")  # auto: continue the run of this name; never: refuse it
+    runs_dir: str = value("runs", "runs")  # where run folders are made
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -183,6 +182,23 @@ class Config:
     oom: Oom = field(default_factory=Oom)
     callbacks: Callbacks = field(default_factory=Callbacks)
     logger: Logger = field(default_factory=Logger)
+
+
+def _knobs(schema: Any, prefix: str = "") -> dict[str, Field[Any]]:
+    knobs = {}
+    for knob in fields(schema):
+        knobs[prefix + knob.name] = knob
+        if is_dataclass(knob.default_factory):
+            knobs |= _knobs(knob.default_factory, f"{prefix}{knob.name}.")
+    return knobs
+
+
+KNOBS = _knobs(Config)  # the field of every setting, such as data.batch_size, and of every section
+
+
+def example(knob: Field[Any]) -> Any:
+    """A value that the knob takes, for suggested commands."""
+    return knob.default if knob.metadata.get("example") is None else knob.metadata["example"]
 
 
 def register() -> None:
@@ -217,14 +233,3 @@ def device_count(trainer: Trainer) -> int:
 
         return max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "gpu") else 1
     return len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
-
-
-def known_keys(schema: type = Config, prefix: str = "") -> list[str]:
-    """Every key a command line can set, such as data.batch_size; for suggesting the right one after a typo."""
-    keys = []
-    for knob in fields(schema):
-        keys.append(prefix + knob.name)
-        group = knob.default_factory
-        if isinstance(group, type) and is_dataclass(group):
-            keys += known_keys(group, f"{prefix}{knob.name}.")
-    return keys

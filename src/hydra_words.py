@@ -11,19 +11,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from src import config
+from src.config import KNOBS
 from src.text import at_home
 
 # Settings that name a file or folder: `~` is the home folder, and what exists is meant, whatever it is called.
 PATHS = ("data.root", "data.table", "data.split_file", "runs_dir", "model.weights", "hydra.sweep.dir")
 # Free text may hold a comma; the other texts are words from a list, and a comma between two of them asks for a sweep.
 FREE = (*PATHS, "name", "logger.project", "logger.tracking_uri")
+TEXTS = {"hydra.sweep.dir", *(key for key, knob in KNOBS.items() if knob.type in ("str", "str | None"))}
 
 
 def for_hydra(words: Sequence[str], *, multirun: bool) -> list[str]:
@@ -55,21 +55,6 @@ def without_quotes(word: str) -> str:
     key, _, value = word.partition("=")
     plain = f"{key}={unquoted(value)}"
     return plain if for_hydra([plain], multirun=False) == [word] else word
-
-
-def text_settings(schema: type = config.Config, prefix: str = "") -> set[str]:
-    """The keys whose value is text; of those without a list of choices it can be any."""
-    keys = {"hydra.sweep.dir"} if not prefix else set()
-    for knob in fields(schema):
-        group = knob.default_factory
-        if isinstance(group, type) and is_dataclass(group):
-            keys |= text_settings(group, f"{prefix}{knob.name}.")
-        elif knob.type in ("str", "str | None"):
-            keys.add(prefix + knob.name)
-    return keys
-
-
-TEXTS = text_settings()
 
 
 def _for_hydra(word: str, multirun: bool) -> str:

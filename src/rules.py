@@ -1,188 +1,228 @@
-"""Settings that nothing reads beside the other settings: a table, and what is said of each.
+"""What contradicts what: one table, read from top to bottom, before torch is imported.
 
-A setting counts where it is not its default, so somebody has chosen it, on the command line or in a YAML file. Where it
-can only be a mistake the config is refused (src/config_checks.py); elsewhere, as in a sweep over the setting that decides,
-a run warns and goes on (src/run.py). Nothing here imports torch.
+src/config_checks.py refuses a config with the first broken row that is an error. A broken warning is a setting without effect:
+a run logs it and goes on, because in a sweep over another setting it can be right. In the texts `<key>` stands for key=value
+as it is typed, `{key}` for the value alone. A fix is words for the user's own command: `~key` leaves a setting out, `|`
+stands between alternatives. The condition of an error may rely on the errors above it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
 from operator import attrgetter
 from typing import Any
 
-from src.config import Config
-from src.errors import UserError
-from src.text import as_typed
-from src.user_command import corrected, is_typed
+from src.config import ANY, KNOBS, Config, device_count, example
+from src.user_command import is_typed
+
+Condition = Callable[[Config], bool]
+# fmt: off
+# Settings that only some sources or strategies read.
+FILES = ("image_folder", "table", "torchvision")
+OF_SOURCES = {
+    "data.root": FILES, "data.table": ("table",), "data.name": ("torchvision",), "data.layout": ("image_folder",),
+    "data.num_images": ("synthetic",), "data.num_classes": ("synthetic",), "data.bits": ("image_folder", "table"),
+}
+HARMLESS = {  # of sources, too, but no sign of a mistake
+    "data.split_file": ("image_folder", "table"), "data.max_megapixels": ("image_folder", "table"),
+    "data.on_bad_image": ("image_folder", "table"), "data.background": FILES,
+}
+STAGES = ("model_parallel", "pipeline")  # the strategies of a network that is split
+OF_STRATEGIES = {
+    "strategy.timeout_seconds": ("ddp", "pipeline"), "strategy.sync_batchnorm": ("ddp",),
+    "strategy.micro_batches": STAGES, "strategy.schedule": STAGES,
+}
+NEEDED = {"image_folder": "data.root", "table": "data.table", "torchvision": "data.name"}
+# fmt: on
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`key` has an effect only if `effective`, which the setting `beside` decides."""
+    """A row. broken: whether the config has the mistake."""
 
-    key: str
-    beside: str
-    effective: Callable[[Config], bool]
+    broken: Condition
+    found: str
     why: str
-    use: Sequence[str] = ()  # words that give it an effect; none: the setting is left out
-    refused: bool = False
+    fix: str = ""
+    is_error: bool = True
 
 
-def _one_of(key: str, *values: Any) -> Callable[[Config], bool]:
-    return lambda config: attrgetter(key)(config) in values
+def wrong(key: str, is_right: Callable[[Any], bool], what: str, found: str = "is out of range") -> Rule:
+    """A value that no range can describe."""
+    return Rule(
+        lambda c: not is_right(value_of(c, key)), f"<{key}> {found}", f"{key} is {what}", f"{key}={example(KNOBS[key])}"
+    )
 
 
-def _for_sources(name: str, *sources: str, refused: bool = True) -> Rule:
-    why = f"only data={' or data='.join(sources)} looks at data.{name}"
-    return Rule(f"data.{name}", "data.source", _one_of("data.source", *sources), why, [f"data={sources[0]}"], refused)
+def clash(key: str, other: str, broken: Condition, why: str, fix: str) -> Rule:
+    return Rule(broken, f"<{key}> does not go with <{other}>", why, fix)
 
 
-def _needs(key: str, beside: str, value: str, why: str, refused: bool = False) -> Rule:
-    return Rule(key, beside, _one_of(beside, value), why, [f"{beside}={value}"], refused)
+def unread(key: str, beside: str, is_read: Condition, why: str, use: str = "", is_error: bool = False) -> Rule:
+    """A setting that has no effect unless `is_read`, if it has another value than its default: somebody chose it.
+
+    use: words that give it an effect; none: it is left out.
+    """
+    fix = f"{use} <{key}>" if use else f"~{key}"
+    default = value_of(Config(), key)
+    return Rule(
+        lambda c: value_of(c, key) not in (None, default) and not is_read(c),
+        *(f"<{key}> has no effect with {beside}", why, fix, is_error),
+    )
 
 
-def _unfreezes(config: Config) -> bool:
-    return config.freeze.phases is None and config.freeze.preset in ("last_n", "gradual")
+def read_by(key: str, users: tuple[str, ...], is_error: bool = True) -> Rule:
+    section = key.partition(".")[0]
+    why = f"only {section}={f' or {section}='.join(users)} looks at it"
+    return unread(key, f"<{section}>", lambda c: value_of(c, section) in users, why, f"{section}={users[0]}", is_error)
 
 
-def _backbone_learns(config: Config) -> bool:
-    return config.freeze.phases is not None or config.freeze.preset != "head_only"
+def is_schedule(phases: Any) -> bool:
+    if not isinstance(phases, dict) or not all(isinstance(blocks, list) and blocks for blocks in phases.values()):
+        return False
+    return all(type(epoch) is int and epoch >= 0 for epoch in phases)
 
 
-FILES = ("image_folder", "table", "torchvision")
-LATE = ["freeze.preset=last_n", "freeze.phases=null"]
+def is_devices(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(type(number) is int and number >= 0 for number in value) and len(set(value)) == len(value) > 0
+    return value == "auto" or (type(value) is int and value >= 1)
+
+
+def is_cuts(value: Any) -> bool:
+    return value in (None, "auto", "auto_memory") or (
+        isinstance(value, list) and all(type(cut) is str for cut in value)
+    )
+
+
+def backbone_learns(c: Config) -> bool:
+    return c.freeze.phases is not None or c.freeze.preset != "head_only"
+
+
+def devices(c: Config) -> int:
+    return device_count(c.trainer) * c.trainer.num_nodes
+
+
+def stages(c: Config) -> int:
+    return len(c.model.split_at) + 1 if isinstance(c.model.split_at, list) else devices(c)
+
+
+def has_fewer_images(c: Config, count: int) -> bool:
+    return c.data.batch_size != "auto" and c.data.batch_size < count
+
+
+def parts(c: Config) -> int:
+    """Into how many parts a batch is divided."""
+    return c.strategy.micro_batches or 1 if c.strategy.name in STAGES else devices(c)
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value that `<key>` and `{key}` stand for: of a setting, of a group (its choice), or of a function above."""
+    if key in COMPUTED:
+        return COMPUTED[key](config)
+    value = attrgetter(key)(config)
+    return getattr(value, "source", None) or attrgetter("name")(value) if is_dataclass(value) else value
+
+
+COMPUTED = {"devices": devices, "stages": stages, "parts": parts, "enough": lambda c: max(2, stages(c))}
+PHASES = "a schedule of blocks to train from an epoch on: {0: [block, ...], epoch: [block, ...], ...}, from epoch 0"
+# fmt: off
 RULES = [
-    _for_sources("root", *FILES),
-    _for_sources("table", "table"),
-    _for_sources("name", "torchvision"),
-    _for_sources("num_images", "synthetic"),
-    _for_sources("num_classes", "synthetic"),
-    _for_sources("bits", "image_folder", "table"),
-    _for_sources("layout", "image_folder"),
-    _for_sources("split_file", "image_folder", "table", refused=False),
-    _for_sources("background", *FILES, refused=False),
-    _for_sources("max_megapixels", "image_folder", "table", refused=False),
-    _for_sources("on_bad_image", "image_folder", "table", refused=False),
-    _needs("model.hidden", "model.head", "mlp", "it is the width of the mlp's hidden layer"),
-    Rule(
-        *("model.dropout", "model.head", lambda config: config.model.head != "append"),
-        "append is one layer behind the kept classifier, which has its own dropout where it was trained with one",
-        refused=True,
-    ),
-    Rule(
-        *("model.min_match", "model.weights", lambda config: config.model.weights not in ("default", "none")),
-        "it is about a weights file of your own",
-    ),
-    Rule(
-        *("optimizer.backbone_lr_scale", "freeze.preset", _backbone_learns),
-        "it is about the backbone's blocks, and none of them is trained",
-        ["freeze.preset=full"],
-    ),
-    Rule(
-        *("freeze.lr_decay", "freeze.preset", _backbone_learns),
-        "it is about the backbone's blocks, and none of them is trained",
-        ["freeze.preset=full"],
-        refused=True,
-    ),
-    Rule("freeze.preset", "freeze.phases", lambda config: config.freeze.phases is None, "phases replace the preset"),
-    Rule(
-        "freeze.unfreeze_epoch", "freeze.preset", _unfreezes, "last_n and gradual unfreeze later, phases say when", LATE
-    ),
-    Rule("freeze.last_n", "freeze.preset", _unfreezes, "only the presets last_n and gradual count blocks", LATE),
-    _needs(
-        "freeze.batchnorm_momentum",
-        "freeze.batchnorm",
-        "update",
-        "statistics that are kept take no share of a new batch",
-    ),
-    _needs(
-        "checkpoint.ema_decay",
-        "checkpoint.select",
-        "ema",
-        "no moving average of the weights is taken",
-        refused=True,
-    ),
-    _needs(
-        "oom.grow_after",
-        "oom.policy",
-        "split",
-        "only parts of a batch can grow back",
-        refused=True,
-    ),
-    Rule(
-        *("logger.project", "logger", lambda config: config.logger.wandb or config.logger.mlflow),
-        "it is for Weights & Biases and MLflow",
-        ["logger=wandb"],
-    ),
-    Rule("logger.tracking_uri", "logger", lambda config: config.logger.mlflow, "it is for MLflow", ["logger=mlflow"]),
-    Rule(
-        "logger.offline", "logger", lambda config: config.logger.wandb, "it is for Weights & Biases", ["logger=wandb"]
-    ),
-    *(
-        Rule(
-            *(f"data.{name}", "data.split_file", lambda config: config.data.split_file is None),
-            "the file says what is in each split",
-        )
-        for name in ("val_fraction", "test_fraction")
-    ),
-    Rule(
-        *("checkpoint.top_k", "checkpoint.select", lambda config: config.checkpoint.select != "last"),
-        "the last epoch's weights are taken, however good",
-    ),
-    *(
-        Rule(f"memory.{name}", "memory.log", lambda config: config.memory.log, "nothing is measured")
-        for name in ("detect_growth", "history")
-    ),
-    Rule("resume", "name", lambda config: config.name is not None, "a run without a name is always a new one"),
-    Rule(
-        *("trainer.limit_batches", "debug", lambda config: not config.debug),
-        "debug=true takes three batches of each split",
-        ["debug=false"],
-    ),
-    Rule(
-        *("trainer.max_epochs", "debug", lambda config: not (config.debug and is_typed("trainer.max_epochs"))),
-        "debug=true takes one epoch of each phase",
-    ),
+    wrong("data.batch_size", lambda size: size == "auto" or (type(size) is int and 1 <= size <= 10**6),
+          "a whole number from 1, or auto, and at most 1000000"),
+    wrong("trainer.max_time", lambda time: time is None or re.fullmatch(r"\d{1,5}:\d\d:\d\d:\d\d", time) is not None,
+          "DD:HH:MM:SS: days, hours, minutes, seconds"),
+    wrong("trainer.max_steps", lambda steps: steps == -1 or 1 <= steps <= ANY, f"from 1 to {ANY}, or -1: no limit"),
+    wrong("data.background", lambda rgb: len(rgb) == 3 and all(0 <= level <= 255 for level in rgb), "three levels, 0 to 255"),
+    wrong("trainer.devices", is_devices, "a number from 1, a list of different devices such as [0,2], or auto: all GPUs"),
+    wrong("freeze.phases", lambda phases: phases is None or is_schedule(phases), PHASES, "is not a schedule"),
+    wrong("freeze.phases", lambda phases: phases is None or 0 in phases, PHASES, "says nothing of epoch 0"),
+
+    *(read_by(key, users) for key, users in OF_SOURCES.items()),
+    *(read_by(key, users, is_error=False) for key, users in HARMLESS.items()),
+    *(Rule(lambda c, key=key, source=source: c.data.source == source and value_of(c, key) is None, f"{key} is missing",
+           "<data> needs to know where the images are", f"{key}={example(KNOBS[key])}") for source, key in NEEDED.items()),
+    *(unread(f"data.{part}_fraction", "<data.split_file>", lambda c: c.data.split_file is None,
+             "the file says what is in each split") for part in ("val", "test")),
+    Rule(lambda c: c.data.val_fraction + c.data.test_fraction > 0.9,
+         "<data.val_fraction> and <data.test_fraction> leave too little to train on", "together they may be at most 0.9",
+         "data.val_fraction=0.15 data.test_fraction=0.15"),
+
+    unread("model.hidden", "<model.head>", lambda c: c.model.head == "mlp", "it is the width of the mlp's hidden layer"),
+    unread("model.dropout", "<model.head>", lambda c: c.model.head != "append",
+           "append is a layer behind the kept classifier, which has the dropout it was trained with", is_error=True),
+    unread("model.min_match", "<model.weights>", lambda c: c.model.weights not in ("default", "none"), "it is about a file"),
+    Rule(lambda c: c.model.head == "append" and c.model.weights == "none", "<model.head> has no effect with <model.weights>",
+         "it keeps the pretrained classifier, which is random here", is_error=False),
+    unread("optimizer.backbone_lr_scale", "<freeze.preset>", backbone_learns, "no block of the backbone is trained"),
+    unread("freeze.lr_decay", "<freeze.preset>", backbone_learns,
+           "no block of the backbone is trained", "freeze.preset=full", is_error=True),
+    Rule(lambda c: c.optimizer.backbone_lr_scale == 0 and backbone_learns(c),
+         "<optimizer.backbone_lr_scale>: the backbone learns nothing", "freeze.preset=head_only is quicker", is_error=False),
+    unread("freeze.preset", "<freeze.phases>", lambda c: c.freeze.phases is None, "phases replace the preset"),
+    *(unread(key, "<freeze.preset>", lambda c: c.freeze.phases is None and c.freeze.preset in ("last_n", "gradual"),
+             "it is for the presets last_n and gradual") for key in ("freeze.unfreeze_epoch", "freeze.last_n")),
+    unread("freeze.batchnorm_momentum", "<freeze.batchnorm>", lambda c: c.freeze.batchnorm == "update", "none are updated"),
+
+    clash("optimizer.momentum", "optimizer", lambda c: c.optimizer.name == "sgd" and c.optimizer.momentum is None,
+          "sgd needs a momentum", "optimizer=sgd optimizer.momentum=0.9 ~optimizer.name"),
+    clash("optimizer.momentum", "optimizer", lambda c: c.optimizer.name != "sgd" and c.optimizer.momentum is not None,
+          "only sgd has a momentum", "optimizer=sgd <optimizer.momentum> ~optimizer.name"),
+    clash("optimizer.warmup_fraction", "optimizer.schedule",
+          lambda c: c.optimizer.schedule == "onecycle" and c.optimizer.warmup_fraction == 0,
+          "one cycle is a rise and a fall: the rise needs steps", "optimizer.warmup_fraction=0.3"),
+    clash("checkpoint.select", "checkpoint.top_k", lambda c: c.checkpoint.select == "average_top_k" and c.checkpoint.top_k == 1,
+          "an average needs the weights of two epochs at least", "checkpoint.top_k=3"),
+    unread("checkpoint.ema_decay", "<checkpoint.select>", lambda c: c.checkpoint.select == "ema",
+           "no moving average of the weights is taken", "checkpoint.select=ema", is_error=True),
+    unread("checkpoint.top_k", "<checkpoint.select>", lambda c: c.checkpoint.select != "last", "it takes the last epoch"),
+    unread("oom.grow_after", "<oom.policy>", lambda c: c.oom.policy == "split",
+           "only parts of a batch can grow back", "oom.policy=split", is_error=True),
+    unread("memory.detect_growth", "<memory.log>", lambda c: c.memory.log, "nothing is measured"),
+    unread("memory.history", "<memory.log>", lambda c: c.memory.log, "nothing is measured"),
+    unread("resume", "<name>", lambda c: c.name is not None, "a run without a name is always a new one"),
+    unread("trainer.limit_batches", "<debug>", lambda c: not c.debug, "debug=true takes three batches of each split"),
+    unread("trainer.max_epochs", "<debug>", lambda c: not (c.debug and is_typed("trainer.max_epochs")), "one of each phase"),
+    unread("logger.project", "this logger", lambda c: c.logger.wandb or c.logger.mlflow, "it is for wandb and MLflow"),
+    unread("logger.tracking_uri", "this logger", lambda c: c.logger.mlflow, "it is for MLflow"),
+    unread("logger.offline", "this logger", lambda c: c.logger.wandb, "it is for Weights & Biases"),
+
+    *(read_by(key, users) for key, users in OF_STRATEGIES.items()),
+    Rule(lambda c: c.strategy.name in STAGES and c.strategy.schedule is None,
+         "<strategy.schedule> is not a choice", "strategy.schedule takes one of: 1f1b, gpipe", "strategy.schedule=1f1b"),
+    Rule(lambda c: c.strategy.name == "single" and devices(c) != 1,
+         "<strategy> does not go with <trainer.devices> <trainer.num_nodes>",
+         "strategy=single trains on one device of one machine", "trainer.devices=1 ~trainer.num_nodes | strategy=ddp"),
+    *(clash("strategy", "trainer.num_nodes", lambda c, name=name: c.strategy.name == name and c.trainer.num_nodes != 1,
+            "<strategy> is one process, and so on one machine", f"trainer.num_nodes=1 | strategy={other}")
+      for name, other in (("dp", "ddp"), ("model_parallel", "pipeline"))),
+    Rule(lambda c: c.strategy.name in STAGES and c.model.split_at is None, "<strategy> needs a network that is split",
+         "model.split_at says which layers of <model.backbone> lie on which device", "<strategy>"),
+    Rule(lambda c: c.strategy.name not in STAGES and c.model.split_at is not None,
+         "<model.split_at> has no effect with <strategy>", "every device has the whole network there",
+         "strategy=model_parallel | ~model.split_at ~model"),
+    clash("model.split_at", "model.backbone", lambda c: c.model.split_at is not None and c.model.backbone != "resnet50",
+          "layers of ResNet50 can be split here; see src/models/model_parallel_resnet50.py", "model.backbone=resnet50"),
+    wrong("model.split_at", is_cuts, "a list of layers after which the network is cut, auto (cut by time) or auto_memory",
+          "is not a list of layers"),
+    Rule(lambda c: c.strategy.name in STAGES and not 1 < stages(c) == devices(c),
+         "{stages} stages do not fit {devices} devices: <model.split_at> <trainer.devices> <trainer.num_nodes>",
+         "each stage has a device, and there is one stage more than cuts", "trainer.devices={enough} ~trainer.num_nodes"),
+    clash("data.batch_size", "strategy", lambda c: c.strategy.name in STAGES and c.data.batch_size == "auto",
+          "it measures a network that is on one device", "data.batch_size=32"),
+    *(Rule(lambda c, split=split: has_fewer_images(c, parts(c)) and split == (c.strategy.name in STAGES),
+           f"<data.batch_size> is smaller than the number of {what}, {{parts}}",
+           "each takes an equal part of every batch, at least one image",
+           f"data.batch_size={{parts}} | {key}={{data.batch_size}}")
+      for split, what, key in ((True, "micro-batches", "strategy.micro_batches"), (False, "devices", "trainer.devices"))),
+    clash("strategy.sync_batchnorm", "trainer.accelerator",
+          lambda c: c.strategy.sync_batchnorm and c.trainer.accelerator == "cpu",
+          "torch's SyncBatchNorm is for GPUs", "~strategy.sync_batchnorm"),
+    clash("strategy.sync_batchnorm", "oom.policy", lambda c: c.strategy.sync_batchnorm and c.oom.policy == "split",
+          "the others would wait for the statistics of a process that repeats its batch in parts", "oom.policy=stop"),
+    clash("checkpoint.select", "strategy", lambda c: c.strategy.name == "pipeline" and c.checkpoint.select == "ema",
+          "no process has all weights of a step to average", "checkpoint.select=average_top_k"),
 ]
-_DEFAULTS = Config()
-
-
-def check_rules(config: Config) -> None:
-    """Raises UserError for a setting that nothing reads, where that can only be a mistake."""
-    for rule in _broken(config):
-        if rule.refused:
-            raise UserError(
-                _found(rule, config),
-                why=rule.why,
-                fix=corrected(*rule.use, f"{rule.key}={as_typed(attrgetter(rule.key)(config))}")
-                if rule.use
-                else corrected(remove=[rule.key]),
-            )
-
-
-def without_effect(config: Config) -> list[str]:
-    """What a run has to say of settings that it does not read."""
-    said = [f"{_found(rule, config)}: {rule.why}." for rule in _broken(config) if not rule.refused]
-    if config.optimizer.backbone_lr_scale == 0 and _backbone_learns(config):
-        said.append("optimizer.backbone_lr_scale=0: the backbone learns nothing; freeze.preset=head_only is quicker.")
-    if config.model.head == "append" and config.model.weights == "none":
-        said.append("model.head=append keeps the pretrained classifier, but model.weights=none leaves it random.")
-    return said
-
-
-def _broken(config: Config) -> list[Rule]:
-    return [
-        rule
-        for rule in RULES
-        if attrgetter(rule.key)(config) not in (None, attrgetter(rule.key)(_DEFAULTS)) and not rule.effective(config)
-    ]
-
-
-def _found(rule: Rule, config: Config) -> str:
-    beside = attrgetter(rule.beside)(config)
-    shown = re.sub(r"\.(source|name)$", "", rule.beside)
-    setting = "this logger" if rule.beside == "logger" else f"{shown}={as_typed(beside)}"
-    return f"{rule.key}={as_typed(attrgetter(rule.key)(config))} has no effect with {setting}"
+# fmt: on

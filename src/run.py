@@ -32,6 +32,7 @@ from src.checkpoints.model_readme import model_readme
 from src.checkpoints.reading import newest_position
 from src.checkpoints.writing import LAST, PREVIOUS
 from src.config import Config, device_count
+from src.config_checks import without_effect
 from src.cores import cpu_cores
 from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
@@ -50,7 +51,6 @@ from src.preprocessing import Preprocessing
 from src.reporting.introduction import introduce
 from src.reporting.report import write_report
 from src.reporting.tables import print_result, write_confusion
-from src.rules import without_effect
 from src.run_dir import RunFolder
 from src.run_names import free_name
 from src.selection import choose_weights

@@ -12,11 +12,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from src.config import known_keys
+from src.config import KNOBS
 from src.errors import ExitCode, UserError
 from src.hydra_words import TEXTS
 from src.other_names import VALUES
-from src.suggestions import HELP, example, groups, knob_of, meant_by, of_word, setting_like
+from src.suggestions import HELP, example, groups, meant_by, of_word, setting_like
 from src.text import path_in
 from src.user_command import rewritten
 
@@ -166,7 +166,7 @@ def _of_flag(word: str, following: str | None) -> tuple[list[str], int]:
         return [], 0
     if sign or (following is not None and not off):
         return meant_by(close[0], value if sign else following or ""), 0 if sign else 1
-    knob = knob_of(close[0])
+    knob = KNOBS.get(close[0])
     is_switch = (knob is not None and knob.type == "bool") or "true" in VALUES.get(close[0].rpartition(".")[2], {})
     if off:
         return (meant_by(close[0], "false") if is_switch else []), 0
@@ -174,7 +174,7 @@ def _of_flag(word: str, following: str | None) -> tuple[list[str], int]:
 
 
 def _keys() -> set[str]:
-    return {*known_keys(), *groups()}
+    return {*KNOBS, *groups()}
 
 
 def _is_one_text(value: str, following: str) -> bool:

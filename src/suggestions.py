@@ -16,7 +16,6 @@ import hydra
 from omegaconf import OmegaConf
 
 from src import config
-from src.config_checks import EXAMPLES
 from src.errors import UserError
 from src.hydra_words import key_of
 from src.other_names import VALUES, closest, value_here
@@ -40,23 +39,10 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def knob_of(key: str) -> Field[Any] | None:
-    """The field of the schema that a key such as data.batch_size is, or None."""
-    schema: Any = config.Config
-    knob = None
-    for part in key.split("."):
-        knob = next((one for one in fields(schema) if one.name == part), None) if is_dataclass(schema) else None
-        if knob is None:
-            return None
-        schema = knob.default_factory
-    return knob
-
-
 def knobs_of(section: str) -> Sequence[Field[Any]]:
     """The fields of a section's schema; none of a key that is no section."""
-    knob = knob_of(section)
-    schema: Any = None if knob is None else knob.default_factory
-    return fields(schema) if isinstance(schema, type) and is_dataclass(schema) else ()
+    knob = config.KNOBS.get(section)
+    return fields(knob.default_factory) if knob is not None and is_dataclass(knob.default_factory) else ()  # type: ignore[arg-type]
 
 
 def is_section(key: str) -> bool:
@@ -65,7 +51,7 @@ def is_section(key: str) -> bool:
 
 def setting_like(key: str) -> list[str]:
     """The settings and groups nearest to a key."""
-    known = list(dict.fromkeys([*config.known_keys(), *groups()]))
+    known = list(dict.fromkeys([*config.KNOBS, *groups()]))
     close = closest(key, known)
     # A section is no answer to a key, unless it is a group that can be chosen from.
     return [name for name in close if not is_section(name) or name in groups()]
@@ -75,7 +61,7 @@ def example(key: str) -> str:
     """A value that the setting takes, as it is typed: its default, or where that is null, one of the table's."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         value = OmegaConf.select(hydra.compose("train"), key)
-    return as_typed(EXAMPLES.get(key) if value is None else value)
+    return as_typed(config.example(config.KNOBS[key]) if key in config.KNOBS else None if value is None else value)
 
 
 def unknown_key(key: str) -> UserError:
@@ -137,10 +123,9 @@ def of_word(word: str, but: str = "") -> list[str]:
     for group in groups():
         if group != but and word in choices(group) and word != "default":
             return [f"{group}={word}"]
-    if (knob := knob_of(word)) is not None and knob.type == "bool":
+    if (knob := config.KNOBS.get(word)) is not None and knob.type == "bool":
         return [f"{word}=true"]
-    knobs = {key: knob_of(key) for key in config.known_keys()}
-    keys = [key for key, knob in knobs.items() if knob is not None and word in knob.metadata.get("options", ())]
+    keys = [key for key, knob in config.KNOBS.items() if word in knob.metadata.get("options", ())]
     return [f"{keys[0]}={word}"] if len(keys) == 1 else []
 
 

@@ -30,8 +30,8 @@ from omegaconf import DictConfig
 
 from src import config_checks, run_dir
 from src.command_line import run_hydra
+from src.config_checks import without_effect
 from src.errors import UserError, run_and_report
-from src.rules import without_effect
 from src.strategies import launching
 from src.strategies.launch_checks import check_launched
 from src.user_command import corrected

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from src.config import KNOBS
 from src.errors import UserError
 from src.hydra_words import TEXTS, for_hydra, key_of, parsed, unquoted
 from src.stray_words import check_strays, split
@@ -21,7 +22,6 @@ from src.suggestions import (
     example,
     groups,
     is_section,
-    knob_of,
     meant_by,
     not_a_choice,
     replaced,
@@ -59,7 +59,7 @@ def _check_word(word: str) -> None:
     key, _, value = word.partition("=")
     name = key_of(word)
     if key.startswith("~") and not name.startswith("hydra"):
-        knob = knob_of(name)
+        knob = KNOBS.get(name)
         optional = knob is not None and "None" in str(knob.type)
         raise UserError(
             f"{key} takes a setting away, which is not possible here",
@@ -68,7 +68,7 @@ def _check_word(word: str) -> None:
         )
     if not name:
         raise UserError(f"{word!r} cannot be read: it has no key", why="a setting is key=value", fix=HELP)
-    if key.startswith("+") and not key.startswith("++") and (knob_of(name) is not None or name in groups()):
+    if key.startswith("+") and not key.startswith("++") and (KNOBS.get(name) is not None or name in groups()):
         raise UserError(
             f"{key} adds a setting that exists", why="a + is for new settings", fix=replaced(word, f"{name}={value}")
         )
@@ -106,7 +106,7 @@ def _check_section(word: str, section: str, value: str) -> None:
 
 def _unreadable(word: str, key: str, value: str) -> UserError:
     """A value of a number, a list or a mapping that Hydra's grammar does not know."""
-    knob = knob_of(key)
+    knob = KNOBS.get(key)
     close = [key] if knob is not None else setting_like(key)[:1]
     inner = f'{key}="{value}"' if knob is None and '"' not in value else None
     plain = value.strip(",;= ")

@@ -14,9 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src import config, config_checks, train, word_checks
 from src.command_line import translate
+from src.config_checks import without_effect
 from src.errors import UserError
 from src.hydra_words import for_hydra
-from src.rules import without_effect
 from src.stray_words import split
 from src.suggestions import CONF
 from src.tuning import settings
@@ -96,7 +96,7 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("data.root=somewhere", "has no effect with data=digits", "data=image_folder data.root=somewhere"),
     ("optimizer.momentum=0.9", "does not go with optimizer=adamw", "optimizer=sgd optimizer.momentum=0.9"),
     ("checkpoint.ema_decay=0.9", "has no effect with checkpoint.select=best", "checkpoint.select=ema checkpoint.ema_decay=0.9"),
-    ("checkpoint.monitor=val/accuracy", "is not a metric", "checkpoint.monitor=val/acc"),
+    ("checkpoint.monitor=val/accuracy", "is not a choice", "checkpoint.monitor=val/acc"),
     ("trainer.devices=2", "strategy=single does not go with trainer.devices=2", "trainer.devices=1"),
     ("strategy=pipeline", "needs a network that is split", "strategy=pipeline"),
     ("--no-debug", "did you mean debug=false?", "debug=false"),

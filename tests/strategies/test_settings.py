@@ -17,7 +17,7 @@ TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE
 MISTAKES = [
     (["trainer.devices=2"], "strategy=single does not go with trainer.devices=2"),
     (["strategy=ddp", "trainer.devices=0"], "trainer.devices=0 is out of range"),
-    (["strategy=ddp", "trainer.devices=[0,0]"], "trainer.devices=[0, 0] is out of range"),
+    (["strategy=ddp", "trainer.devices=[0,0]"], "trainer.devices=[0,0] is out of range"),
     (["strategy=ddp", "trainer.devices=two"], "trainer.devices=two is out of range"),
     (["strategy=dp", "trainer.num_nodes=2"], "strategy=dp does not go with trainer.num_nodes=2"),
     (["strategy=ddp", "trainer.num_nodes=2"], "this command runs on one machine"),
