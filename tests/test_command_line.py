@@ -6,11 +6,14 @@ import ast
 import shutil
 import subprocess
 import sys
+from dataclasses import is_dataclass
+from operator import attrgetter
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from src import command_line, config
+from src import command_line, config, config_checks
 from src.command_line import CONF
 from src.errors import ExitCode, UserError
 from tests.conftest import ROOT, check_error, command_environment
@@ -187,6 +190,17 @@ def test_the_yaml_files_and_the_schema_agree(monkeypatch, tmp_path):
     assert not missing, missing
 
 
+def test_conf_and_the_schema_have_the_same_defaults():
+    """The schema's stand for keys that an older run's config.yaml lacks; conf/'s are those that a reader sees."""
+    config.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        chosen = config_checks.read(compose("train", ["data=image_folder", "data.root=."]))
+    chosen.data.root = None
+    for key in config.KNOBS:
+        default = attrgetter(key)(config.Config())
+        assert default == "???" or is_dataclass(default) or attrgetter(key)(chosen) == default, key
+
+
 def test_a_warning_where_a_phase_is_never_reached(caplog):
     from src.callbacks.freezing import schedule
 
@@ -214,13 +228,13 @@ def test_imports_go_down_only():
             "trial",
             "text",
             "files",
-            "other_names",
         },
         {
             "config",
             "config_checks",
             "rules",
             "hydra_words",
+            "suggestions",
             "run_settings",
             "run_dir",
             "run_names",
@@ -235,7 +249,7 @@ def test_imports_go_down_only():
         {"run"},
         {"tuning"},
         {"plugins"},
-        {"suggestions", "stray_words", "word_checks", "words", "run_lookup"},
+        {"stray_words", "word_checks", "words", "run_lookup"},
         {"command_line", "train", "rank", "evaluate", "predict", "export"},
     ]
     level = {room: number for number, rooms in enumerate(order) for room in rooms}
