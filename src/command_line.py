@@ -23,13 +23,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src import config, word_checks
+from src.config import KNOBS
 from src.errors import UserError
 from src.hydra_words import for_hydra, key_of
-from src.other_names import closest
 from src.run_dir import REFUSALS, remove_if_nothing_ran
 from src.run_names import check_name, new_name
 from src.stray_words import split
-from src.suggestions import CONF, HELP, choices, example, unknown_key
+from src.suggestions import CONF, HELP, KINDS, choices, closest, default_of, unknown_key
 from src.tuning import settings
 from src.user_command import corrected, is_typed, shell_command, standing_in, typed_words
 
@@ -111,64 +111,69 @@ def translate(error: Exception) -> UserError:
     if isinstance(error, OverrideParseException):
         return UserError(f"{error.override!r} cannot be read", why="a setting is key=value", fix=HELP)
     if found := re.search(r"Ambiguous value for argument '([^'=]+)|Sweep parameters '([^'=]+)", text):
-        key = found[1] or found[2]
-        typed = next((word.partition("=")[2] for word in typed_words() if key_of(word) == key), "")
-        knob = config.KNOBS.get(key)
-        kind = str(knob.type) if knob else ""
-        instead = []
-        if key in ("trainer.devices", "model.split_at") or kind.startswith("list"):
-            several = ["strategy=ddp"] if key == "trainer.devices" and not is_typed("strategy") else []
-            instead = [corrected(f"{key}=[{typed}]", *several)]
-        elif kind.startswith("float") and re.fullmatch(r"\d+,\d+", typed):  # a comma for the point
-            instead = [corrected(f"{key}={typed.replace(',', '.')}")]
-        return UserError(
-            f"{key} has several values, and this is one run",
-            why="-m makes a sweep of them, one run for each; a list is written in brackets, KEY=[A,B]",
-            fix=[*instead, corrected("-m", remove=["--cfg", "-c", "job", "hydra", "all"])],
-        )
+        return _several_values(found[1] or found[2])
     if isinstance(error, MissingConfigException):
         return _unknown_choice(text)
     if found := re.search(r"Interpolation key '([^']+)' not found.*?full_key: ([\w.]+)", text, re.DOTALL):
-        close = [f"oc.env:{found[1]}"] if found[1] in os.environ else closest(found[1], list(config.KNOBS))
+        meant = f"oc.env:{found[1]}" if found[1] in os.environ else next(iter(closest(found[1], list(KNOBS))), None)
         return UserError(
-            f"{found[2]}: ${{{found[1]}}} is not a setting" + (f"; did you mean ${{{close[0]}}}?" if close else ""),
+            f"{found[2]}: ${{{found[1]}}} is not a setting" + (f"; did you mean ${{{meant}}}?" if meant else ""),
             why="${KEY} stands for the value of another setting",
-            fix=shell_command().replace(f"${{{found[1]}}}", f"${{{close[0]}}}") if close else HELP,
+            fix=shell_command().replace(f"${{{found[1]}}}", f"${{{meant}}}") if meant else HELP,
         )
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found[1])
-    if found := re.search(r"Key '([^']+)' (?:is )?not in '?(\w+)'?.*?full_key: ([\w.]+)", text, re.DOTALL):
-        return unknown_key(found[3])
+    if found := re.search(r"Key '[^']+' (?:is )?not in '?\w+'?.*?full_key: ([\w.]+)", text, re.DOTALL):
+        return unknown_key(found[1])
     if found := re.search(r"full_key: ([\w.\[\]]+)", text):
         return _wrong_type(found[1].partition("[")[0], text)
     lines = text.strip().splitlines()
     return UserError(lines[0], why=" ".join(lines[1:3]), fix=HELP)
 
 
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
+def _typed(key: str) -> str | None:
+    return next((word.partition("=")[2] for word in typed_words() if key_of(word) == key), None)
+
+
+def _kind(key: str) -> str:
+    """The first word of a setting's type: int, float, bool, str or list; "" for a key of a YAML file."""
+    return re.match(r"\w*", str(KNOBS[key].type) if key in KNOBS else "")[0]  # type: ignore[index]
+
+
+def _several_values(key: str) -> UserError:
+    value = _typed(key) or ""
+    instead = []
+    if key in ("trainer.devices", "model.split_at") or _kind(key) == "list":
+        several = ["strategy=ddp"] if key == "trainer.devices" and not is_typed("strategy") else []
+        instead = [corrected(f"{key}=[{value}]", *several)]
+    elif _kind(key) == "float" and re.fullmatch(r"\d+,\d+", value):  # a decimal comma
+        instead = [corrected(f"{key}={value.replace(',', '.')}")]
+    return UserError(
+        f"{key} has several values, and this is one run",
+        why="-m makes a sweep of them, one run for each; a list is written in brackets, KEY=[A,B]",
+        fix=[*instead, corrected("-m", remove=["--cfg", "-c", "job", "hydra", "all"])],
+    )
 
 
 def _wrong_type(key: str, text: str) -> UserError:
-    """A value of another type than the schema's. text: of OmegaConf, which says the value and a type in its own way."""
-    knob = config.KNOBS.get(key)
-    kind = str(knob.type).partition(" ")[0].partition("[")[0] if knob is not None else ""
-    typed = next((word.partition("=")[2] for word in typed_words() if key_of(word) == key), None)
+    """A value of another type than the schema's. text: OmegaConf's message, which shows the value in several ways."""
+    kind, typed = _kind(key), _typed(key)
     value = re.search(r"[Vv]alue '(.*?)'(?: of type| could| is|,| for|\)|$)", text)
     shown = value[1] if value else typed
     if kind not in KINDS:
         lines = [line.strip() for line in text.splitlines() if line.strip() and "_type=" not in line]
         found = f"{key}: {next((line for line in lines if not line.startswith('Error merging')), lines[0])}"
     else:
-        found = f"{key} is {KINDS[kind]}, and {shown!r} is not" if shown is not None else f"{key} is {KINDS[kind]}"
+        found = f"{key} is {KINDS[kind]}" + (f", and {shown!r} is not" if shown is not None else "")
     whole = re.match(r"\[?(\d+(\.0*)?([eE]\+?\d)?)(?![.\d])", typed or "") if kind == "int" else None  # 10.0, 224x224
-    instead = str(int(float(whole[1]))) if whole else example(key)
+    instead = str(int(float(whole[1]))) if whole else default_of(key)
     return UserError(
         found, why="the type of every setting is declared in src/config.py", fix=corrected(f"{key}={instead}")
     )
 
 
 def _unknown_choice(text: str) -> UserError:
-    missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
+    first = text.strip().splitlines()[0]
     if primary := re.search(r"Cannot find primary config '([^']+)'", text):
         configs = sorted(path.stem for path in CONF.glob("*.yaml"))
         return UserError(
@@ -177,10 +182,11 @@ def _unknown_choice(text: str) -> UserError:
             why=f"it holds {', '.join(configs)}; a recipe of your own is conf/experiment/NAME.yaml: experiment=NAME",
             fix=corrected(remove=["--config-name", "-cn", primary[1], f"--config-name={primary[1]}"]),
         )
-    name = missing[1] if missing else text.strip().splitlines()[0]
+    missing = re.search(r"Could not (?:find|load) '([^']+)'", text)
+    name = missing[1] if missing else first
     group, _, choice = name.rpartition("/")
     if not (options := choices(group) if group else []):
-        return UserError(f"{name} is missing", where=str(CONF), why=text.strip().splitlines()[0], fix=HELP)
+        return UserError(f"{name} is missing", where=str(CONF), why=first, fix=HELP)
     options += ["basic"] if group in ("hydra/launcher", "hydra/sweeper") else []
     close = (difflib.get_close_matches(choice, options, n=1, cutoff=0.5) or options)[0]
     return UserError(

@@ -17,9 +17,9 @@ from src.config import ANY, KNOBS, Config, Data, example
 from src.errors import ExitCode, UserError
 from src.files import existing_parent
 from src.hydra_words import key_of
-from src.other_names import option_like
 from src.rules import OF_STRATEGIES, RULES, STAGES, value_of
 from src.run_names import check_name
+from src.suggestions import option_like
 from src.text import as_typed, at_home, printable, shell_word
 from src.user_command import corrected, typed_words
 

@@ -18,9 +18,9 @@ if __name__ == "__main__":
     signals.end_at_once()  # what follows takes a while to import
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from src.config import choice
+from src.config import choice, number
 from src.errors import UserError, run_and_report
 from src.run_lookup import find_model, find_run
 from src.text import path_in
@@ -34,13 +34,9 @@ class Words:
     run: str | None = None  # a run's folder; its model/ is used
     model: str | None = None  # or a model/ folder
     out: str = "predictions.csv"  # where to write
-    batch_size: int = field(default=64, metadata={"range": (1, 65536)})  # images at a time
-    num_workers: int | None = field(
-        default=None, metadata={"range": (0, 256)}
-    )  # null: one per core, 0 for a few images
-    timeout_seconds: float = field(
-        default=300.0, metadata={"range": (0, 10**6)}
-    )  # an image that takes longer ends the command, named; 0: no limit
+    batch_size: int = number(64, 1, 65536)  # images at a time
+    num_workers: int | None = number(None, 0, 256, 0)  # null: one per core, 0 for a few images
+    timeout_seconds: float = number(300.0, 0, 10**6)  # end the command if an image takes longer; 0: no limit
     accelerator: str = choice("auto", "cpu", "gpu", "mps", default="auto")
 
 

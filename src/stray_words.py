@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from src.config import KNOBS
 from src.errors import ExitCode, UserError
 from src.hydra_words import TEXTS
-from src.other_names import VALUES
-from src.suggestions import HELP, example, groups, meant_by, of_word, setting_like
+from src.suggestions import HELP, VALUES, default_of, groups, meant_by, of_path, of_word, setting_like
 from src.text import path_in
 from src.user_command import rewritten
 
@@ -26,23 +25,20 @@ WITH_VALUE = (
     *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
     *("--experimental-rerun", "--info", "-i", "--shell-completion", "-sc"),
 )
-DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # a web page makes other dashes of --
+DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # web pages turn -- into other dashes
 QUOTES = "'\"\u2018\u2019\u201c\u201d"
 ASKING = ("help", "hlp", "h", "?", "usage", "man", "/?", "/h")
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Hydra's options with their values, and the other words. Hydra's parser takes no option between two settings."""
-    options, settings, skip = [], [], False
-    for place, word in enumerate(words):
-        if skip:
+    options, settings, rest = [], [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in FLAGS or word.partition("=")[0] in WITH_VALUE:
             options.append(word)
-            skip = False
-        elif word in WITH_VALUE:
-            options.append(word)
-            skip = place + 1 < len(words) and "=" not in words[place + 1]  # --info may stand alone
-        elif word in FLAGS or word.partition("=")[0] in WITH_VALUE:
-            options.append(word)
+            if word in WITH_VALUE and rest and "=" not in rest[0]:  # --info may stand alone
+                options.append(rest.pop(0))
         else:
             settings.append(word)
     return options, settings
@@ -61,24 +57,24 @@ def check_strays(words: Sequence[str]) -> None:
     if stray is None:
         _check_cfg(words)
         return
-    flag = _is_flag(stray)
+    is_flag = _is_flag(stray)
     mended, meant = _mended(settings, stray)
-    kept = [*options, *(mended or [])]
-    if stray.lstrip(DASHES).lower() in ASKING or "--help" in kept:
-        mended, meant = None, ["--help"] if flag else []
+    fix = HELP if mended is None else rewritten([*options, *mended])
+    if stray.lstrip(DASHES).lower() in ASKING or "--help" in [*options, *(mended or [])]:
+        fix, meant = HELP, ["--help"] if is_flag else []
     raise UserError(
-        (f"{stray} is not an option" if flag else f"{stray!r} cannot be read: it is not key=value")
+        (f"{stray} is not an option" if is_flag else f"{stray!r} cannot be read: it is not key=value")
         + (f"; did you mean {' '.join(meant)}?" if meant else ""),
         why="a setting is key=value, without dashes; options are --help, -m (a sweep), --cfg job (all settings)"
-        if flag
+        if is_flag
         else "a setting is key=value without blanks around the =; a value with blanks is quoted for the shell",
-        fix=rewritten(kept) if mended is not None else HELP,
-        code=ExitCode.USAGE if flag else ExitCode.CONFIG,
+        fix=fix,
+        code=ExitCode.USAGE if is_flag else ExitCode.CONFIG,
     )
 
 
 def _is_flag(word: str) -> bool:
-    return word[:1] in [*DASHES] and len(word) > 1
+    return len(word) > 1 and word[0] in DASHES
 
 
 def _is_stray(word: str, settings: Sequence[str]) -> bool:
@@ -91,38 +87,38 @@ def _is_stray(word: str, settings: Sequence[str]) -> bool:
 
 
 def _check_cfg(words: Sequence[str]) -> None:
-    """--cfg needs to be told whose config; the other options are for those who know Hydra, which answers them itself."""
+    """--cfg must be told whose config it shows; Hydra checks its other options."""
     for place, word in enumerate(words):
         name, sign, value = word.partition("=")
-        told = value if sign else "".join(words[place + 1 : place + 2])
-        if name in ("--cfg", "-c") and told not in ("job", "hydra", "all"):
-            left = words[place + 1 :] if sign or "=" in told else words[place + 2 :]
+        shown = value if sign else "".join(words[place + 1 : place + 2])
+        if name in ("--cfg", "-c") and shown not in ("job", "hydra", "all"):
+            rest = words[place + 1 :] if sign or "=" in shown else words[place + 2 :]
             raise UserError(
-                f"{name} is to show job, hydra or all" + (f", and {told!r} is none of them" if told else ""),
+                f"{name} is to show job, hydra or all" + (f", and {shown!r} is none of them" if shown else ""),
                 why="job is the config of the run: every setting with its value",
-                fix=rewritten([*words[:place], "--cfg", "job", *left]),
+                fix=rewritten([*words[:place], "--cfg", "job", *rest]),
                 code=ExitCode.USAGE,
             )
 
 
 def _mended(settings: Sequence[str], stray: str) -> tuple[list[str] | None, list[str]]:
-    """The settings with every flag and stray word as what it was meant to be, None where that is not clear; and what
-    `stray`, the first of them, was meant to be where that can be said by itself."""
+    """The settings with every flag and stray word as what it was meant to be, None if that is not clear; and what the
+    flag `stray` was meant to be."""
     done: list[str] = []
-    rest, shown = list(settings), []
+    of_stray: list[str] = []
+    rest = [word for word in settings if word.strip()]  # "$ARGS" of a shell script is '' if the variable is empty
     while rest:
         word = rest.pop(0)
         following = rest[0] if rest and "=" not in rest[0] and not _is_flag(rest[0]) else None
         key, sign, value = word.partition("=")
-        if not word.strip():  # "$ARGS" of a shell script, where the variable is empty
-            continue
+        name, _, after_colon = word.partition(":")
         if _is_flag(word):
             meant, takes_next = _of_flag(word, following)
             if not meant:
                 return None, []
-            rest = rest[takes_next:]
+            del rest[:takes_next]
             done += meant
-            shown = meant if word == stray else shown
+            of_stray = meant if word == stray else of_stray
         elif word[0] in QUOTES:  # cmd.exe hands single quotes on
             while rest and word[-1] not in QUOTES and "=" not in rest[0]:
                 word += " " + rest.pop(0)
@@ -137,22 +133,22 @@ def _mended(settings: Sequence[str], stray: str) -> tuple[list[str] | None, list
                 rest[0] = f"{word}{'' if is_open and word[-1] in ',:' else ' '}{following}"
             else:
                 done.append(word)
-        elif word.strip(":") in _keys() and rest and rest[0].startswith("="):
+        elif name in _keys() and after_colon:
+            done.append(f"{name}={after_colon}")
+        elif name in _keys() and rest and rest[0].startswith("="):
             value = rest.pop(0).lstrip("=") or (rest.pop(0) if rest else "")
-            done.append(f"{word.strip(':')}={value}")
-        elif word.rstrip(":") in _keys() and following is not None:
-            done.append(f"{word.rstrip(':')}={rest.pop(0)}")
-        elif word.partition(":")[0] in _keys() and word.partition(":")[2]:
-            done.append("{}={}".format(*word.partition(":")[::2]))
-        elif meant := of_word(word) or _of_path(word):
+            done.append(f"{name}={value}")
+        elif name in _keys() and following is not None:
+            done.append(f"{name}={rest.pop(0)}")
+        elif meant := of_word(word) or of_path(word):
             done += meant
         else:
             return None, []
-    return done, shown
+    return done, of_stray
 
 
 def _of_flag(word: str, following: str | None) -> tuple[list[str], int]:
-    """The words that a flag stands for, and how many words after it belong to it. ([], 0): nothing is near."""
+    """The words that a flag stands for, [] if nothing is near, and how many words after it belong to it."""
     name, sign, value = word.lstrip(DASHES).partition("=")
     if not sign and (option := difflib.get_close_matches(f"--{name}", FLAGS, n=1, cutoff=0.8)):
         return option, 0
@@ -160,17 +156,19 @@ def _of_flag(word: str, following: str | None) -> tuple[list[str], int]:
         return [f"-{name}"], 0
     if switch := of_word(name.lower()):  # --fp16, --cpu
         return switch, 0
-    off = name.startswith("no-") or name.startswith("no_")
-    close = setting_like(name[3:] if off else name)
-    if not close:
+    is_off = name.startswith(("no-", "no_"))
+    setting = next(iter(setting_like(name[3:] if is_off else name)), None)
+    if setting is None:
         return [], 0
-    if sign or (following is not None and not off):
-        return meant_by(close[0], value if sign else following or ""), 0 if sign else 1
-    knob = KNOBS.get(close[0])
-    is_switch = (knob is not None and knob.type == "bool") or "true" in VALUES.get(close[0].rpartition(".")[2], {})
-    if off:
-        return (meant_by(close[0], "false") if is_switch else []), 0
-    return meant_by(close[0], "true" if is_switch else example(close[0])), 0
+    if sign:
+        return meant_by(setting, value), 0
+    if following is not None and not is_off:
+        return meant_by(setting, following), 1
+    is_switch = "true" in VALUES.get(setting.rpartition(".")[2], {})
+    is_switch = is_switch or (setting in KNOBS and KNOBS[setting].type == "bool")
+    if is_off:
+        return (meant_by(setting, "false") if is_switch else []), 0
+    return meant_by(setting, "true" if is_switch else default_of(setting)), 0
 
 
 def _keys() -> set[str]:
@@ -179,13 +177,5 @@ def _keys() -> set[str]:
 
 def _is_one_text(value: str, following: str) -> bool:
     """Whether the shell has cut a text in two, as of data.root=my photos."""
-    separate = of_word(following) or (_of_path(following) and path_in(value).exists())
+    separate = of_word(following) or (of_path(following) and path_in(value).exists())
     return not separate or path_in(f"{value} {following}").exists()
-
-
-def _of_path(word: str) -> list[str]:
-    """A folder of images, or a table of them, by itself."""
-    path = path_in(word)
-    if path.is_dir():
-        return ["data=image_folder", f"data.root={word}"]
-    return ["data=table", f"data.table={word}"] if path.is_file() and path.suffix in (".csv", ".tsv") else []

@@ -1,6 +1,6 @@
-"""What was probably meant: the setting nearest to a mistyped one, and the key of a section that takes a value.
+"""What a mistyped word was probably meant to be: the nearest setting, another program's name for it, a choice of a group.
 
-src/word_checks.py and src/command_line.py ask here. Nothing here imports torch.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -16,18 +16,59 @@ import hydra
 from omegaconf import OmegaConf
 
 from src import config
+from src.config import KNOBS
 from src.errors import UserError
 from src.hydra_words import key_of
-from src.other_names import VALUES, closest, value_here
 from src.text import as_typed, path_in
-from src.user_command import is_typed, rewritten, typed_words
+from src.user_command import is_typed, replaced, typed_words
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 HELP = "python -m src.train --help"
-ALL_KEYS = "settings are declared in src/config.py; the whole list with its values: python -m src.train --cfg job"
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
 
-# The key of a section that is meant where the section is given a number.
-NUMBERS = {"optimizer": "lr", "trainer": "max_epochs", "data": "batch_size", "freeze": "last_n"}
+
+def _by_name(table: dict[str, str]) -> dict[str, str]:
+    return {other: here for here, others in table.items() for other in others.split()}
+
+
+# fmt: off
+# A setting of src.train -> what other programs call it.
+NAMES = _by_name({
+    "name": "run_name", "runs_dir": "output output_dir out save_dir",
+    "data": "dataset", "data.root": "path data_dir data_path folder images train_dir", "data.table": "csv",
+    "data.batch_size": "bs b batch", "data.image_size": "img_size imgsz size resolution", "data.num_workers": "workers j",
+    "model.backbone": "arch architecture a model.name", "model.weights": "pretrained ckpt_path checkpoint_path",
+    "model.label_smoothing": "smoothing", "optimizer": "opt", "optimizer.lr": "learning_rate", "optimizer.weight_decay": "wd",
+    "precision": "amp fp16 bf16", "checkpoint.monitor": "metric",
+    "trainer.accelerator": "device", "trainer.devices": "gpus ngpus num_gpus", "trainer.num_nodes": "nodes",
+    "trainer.max_epochs": "epochs e num_epochs", "trainer.max_steps": "steps", "trainer.gradient_clip": "clip_grad",
+})
+# The same for the settings of src.evaluate, src.predict and src.export.
+OF_PROGRAMS = _by_name({
+    "run": "checkpoint ckpt name model", "model": "weights", "images": "image img imgs input source folder photos",
+    "out": "output csv", "accelerator": "device gpu", "batch_size": "bs", "num_workers": "workers", "data.root": "root",
+})
+# The last part of a setting's key -> its values by the names that other programs use.
+VALUES = {key: _by_name(table) for key, table in {
+    "precision": {"fp16": "16 16-mixed fp16-mixed half amp true float16", "bf16": "bf16-mixed bfloat16",
+                  "fp32": "32 32-true float32 false"},
+    "optimizer": {"adamw": "adam", "sgd": "momentum nesterov"},
+    "strategy": {"single": "auto none null", "ddp": "ddp_spawn", "dp": "dataparallel"},
+    "logger": {"csv": "none null false", "default": "tensorboard true"},
+    "accelerator": {"gpu": "cuda nvidia", "mps": "metal"},
+    "devices": {"auto": "all -1"},
+    "split": {"train": "training", "val": "validation valid dev", "test": "testing"},
+    "augment": {"standard": "true", "none": "false"},
+    "class_weights": {"balanced": "true", "none": "false"},
+    "weights": {"default": "true imagenet", "none": "false null"},
+    "schedule": {"constant": "none null false"},
+    "batchnorm": {"keep": "false frozen", "update": "true"},
+    "preset": {"head_only": "true", "full": "false none"},
+    "policy": {"split": "true", "stop": "false"},
+    "resume": {"auto": "true", "never": "false none"},
+}.items()}
+# fmt: on
+NUMBERS = {"optimizer": "lr", "trainer": "max_epochs", "data": "batch_size", "freeze": "last_n"}  # section=NUMBER
 
 
 def groups() -> list[str]:
@@ -40,51 +81,58 @@ def choices(group: str) -> list[str]:
 
 
 def knobs_of(section: str) -> Sequence[Field[Any]]:
-    """The fields of a section's schema; none of a key that is no section."""
-    knob = config.KNOBS.get(section)
-    return fields(knob.default_factory) if knob is not None and is_dataclass(knob.default_factory) else ()  # type: ignore[arg-type]
+    """The fields of a section's schema; none for a key that is no section."""
+    schema: Any = KNOBS[section].default_factory if section in KNOBS else None
+    return fields(schema) if is_dataclass(schema) else ()
 
 
-def is_section(key: str) -> bool:
-    return bool(knobs_of(key))
+def default_of(key: str) -> str:
+    """A value that the setting takes, as it is typed: its default in conf/, or else the schema's example."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        value = OmegaConf.select(hydra.compose("train"), key)
+    if value is None and key in KNOBS:
+        value = config.example(KNOBS[key])
+    return as_typed(value)
+
+
+def closest(key: str, known: Sequence[str], names: dict[str, str] = NAMES) -> list[str]:
+    """The known keys nearest to a mistyped one, the likeliest first. names: other programs' names for the keys."""
+    key = key.replace("-", "_").lower()
+    leaf = key.rpartition(".")[2]
+    for name in (key, leaf):
+        if name not in known and names.get(name) in known:
+            return [names[name]]
+
+    def alike(*pair: str) -> float:
+        return difflib.SequenceMatcher(None, *(re.sub("[_.]", "", name.lower()) for name in pair)).ratio()
+
+    near = {name: max(alike(key, name), alike(leaf, name.rpartition(".")[2])) for name in known}
+    close = [name for name in known if near[name] >= 0.75]
+    return sorted(close, key=lambda name: (-near[name], -alike(key, name)))
 
 
 def setting_like(key: str) -> list[str]:
-    """The settings and groups nearest to a key."""
-    known = list(dict.fromkeys([*config.KNOBS, *groups()]))
-    close = closest(key, known)
-    # A section is no answer to a key, unless it is a group that can be chosen from.
-    return [name for name in close if not is_section(name) or name in groups()]
+    """The settings and groups nearest to a key. A section that is no group cannot be given a value."""
+    close = closest(key, list(dict.fromkeys([*KNOBS, *groups()])))
+    return [name for name in close if not knobs_of(name) or name in groups()]
 
 
-def example(key: str) -> str:
-    """A value that the setting takes, as it is typed: its default, or where that is null, one of the table's."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        value = OmegaConf.select(hydra.compose("train"), key)
-    return as_typed(config.example(config.KNOBS[key]) if key in config.KNOBS else None if value is None else value)
+def value_here(key: str, value: str) -> str:
+    """What the value is called here, such as gpu for cuda:0; the value itself if it has no other name."""
+    names, text = VALUES.get(key.rpartition(".")[2], {}), value.lower()
+    return names.get(text) or names.get(text.partition(":")[0], value)
 
 
-def unknown_key(key: str) -> UserError:
-    """The answer to a key that is no setting."""
-    close = setting_like(key)[:2]
-    word = next((word for word in typed_words() if key_of(word) == key), None)
-    value = "" if word is None else word.partition("=")[2]
-    fixes = [replaced(word, *meant) for guess in close if word is not None and (meant := meant_by(guess, value))]
-    return UserError(
-        f"{key} is not a setting" + (f"; did you mean {close[0]}?" if close else ""),
-        why=ALL_KEYS,
-        fix=list(dict.fromkeys(fixes)) or [HELP, *([f"{replaced(word)}   # without it"] if word else [])],
-    )
-
-
-def replaced(word: str, *instead: str) -> str:
-    """The user's command with other words in the place of one."""
-    return rewritten([other for one in typed_words() for other in (instead if one == word else (one,))])
+def option_like(key: str, value: str, options: Sequence[str]) -> str | None:
+    """The option that the value was probably meant to be."""
+    here = value_here(key, value)
+    close = [here] if here in options else difflib.get_close_matches(value.lower(), options, n=1, cutoff=0.5)
+    return close[0] if close else None
 
 
 def meant_by(setting: str, value: str) -> list[str]:
-    """The words that give the value to a setting, or to a group or section: what the value is called here."""
-    if is_section(setting):
+    """The words that give the value to a setting, or to a group or section: [] if nothing is near."""
+    if knobs_of(setting):
         return [f"{setting}={value}"] if value in choices(setting) else of_section(setting, value)
     if setting == "resume" and path_in(value).exists():
         path = path_in(value)
@@ -94,7 +142,7 @@ def meant_by(setting: str, value: str) -> list[str]:
 
 
 def of_section(section: str, value: str) -> list[str]:
-    """The words that were probably meant by section=value; [] where nothing is near."""
+    """The words that section=value, which is no choice, was probably meant to be."""
     text = value.strip("'\"")
     if (here := value_here(section, text)) != text:
         return [f"{section}={here}"]
@@ -104,13 +152,11 @@ def of_section(section: str, value: str) -> list[str]:
         here = VALUES.get(knob.name, {}).get(text, text)
         if here in knob.metadata.get("options", ()) and knob.name not in ("name", "source"):
             return [f"{section}.{knob.name}={here}"]
-    path = path_in(text)
-    if section == "data" and text and path.exists():
-        return ["data=image_folder", f"data.root={text}"] if path.is_dir() else ["data=table", f"data.table={text}"]
-    if switch := of_word(text, but=section):
-        return switch
-    close = difflib.get_close_matches(text.lower(), choices(section), n=1, cutoff=0.6)
-    if close:
+    if section == "data" and text and path_in(text).exists():
+        return of_path(text) or ["data=table", f"data.table={text}"]
+    if words := of_word(text, but=section):
+        return words
+    if close := difflib.get_close_matches(text.lower(), choices(section), n=1, cutoff=0.6):
         return [f"{section}={close[0]}"]
     if re.fullmatch(r"[-+.\d]+(e[-+]?\d+)?", text):
         return [f"{section}.{NUMBERS[section]}={text}"] if section in NUMBERS else []
@@ -118,29 +164,52 @@ def of_section(section: str, value: str) -> list[str]:
 
 
 def of_word(word: str, but: str = "") -> list[str]:
-    """What a word by itself means: sgd is a choice of a group (not of the group `but`), cpu the value of one setting,
-    debug a switch; [] where it is none of them."""
+    """What a word without a key means: sgd is a choice of a group (not of the group `but`), cpu a value of one setting,
+    debug a switch."""
     for group in groups():
         if group != but and word in choices(group) and word != "default":
             return [f"{group}={word}"]
-    if (knob := config.KNOBS.get(word)) is not None and knob.type == "bool":
+    if word in KNOBS and KNOBS[word].type == "bool":
         return [f"{word}=true"]
-    keys = [key for key, knob in config.KNOBS.items() if word in knob.metadata.get("options", ())]
+    keys = [key for key, knob in KNOBS.items() if word in knob.metadata.get("options", ())]
     return [f"{keys[0]}={word}"] if len(keys) == 1 else []
 
 
+def of_path(word: str) -> list[str]:
+    """What a path without a key means: a folder of images, or a table of them."""
+    path = path_in(word)
+    if word and path.is_dir():
+        return ["data=image_folder", f"data.root={word}"]
+    return ["data=table", f"data.table={word}"] if path.is_file() and path.suffix in (".csv", ".tsv") else []
+
+
+def unknown_key(key: str) -> UserError:
+    close = setting_like(key)[:2]
+    word = next((word for word in typed_words() if key_of(word) == key), None)
+    fixes = [HELP]
+    if word is not None:
+        meanings = [meant_by(guess, word.partition("=")[2]) for guess in close]
+        fixes = [replaced(word, *meant) for meant in meanings if meant]
+        fixes = list(dict.fromkeys(fixes)) or [HELP, f"{replaced(word)}   # without it"]
+    return UserError(
+        f"{key} is not a setting" + (f"; did you mean {close[0]}?" if close else ""),
+        why="settings are declared in src/config.py; the whole list with its values: python -m src.train --cfg job",
+        fix=fixes,
+    )
+
+
 def not_a_choice(word: str, section: str, values: Sequence[str]) -> UserError:
-    """The answer to section=value, or to section=value,value of a sweep, where the section has not all of the choices."""
+    """For section=value, or section=value,value of a sweep, if one of the values is no choice."""
     options = choices(section)
     wrong = next(value for value in values if value not in options)
     meant = of_section(section, wrong)
     if len(values) > 1:
         each = [[f"{section}={value}"] if value in options else of_section(section, value) for value in values]
-        keys = {key_of(one[0]) for one in each if len(one) == 1}
-        joined = ",".join(one[0].partition("=")[2] for one in each if one)
-        meant = [f"{keys.pop()}={joined}"] if len(keys) == 1 and all(len(one) == 1 for one in each) else []
-    keys_of_section = ", ".join(knob.name for knob in knobs_of(section))
+        keys = {key_of(words[0]) for words in each if len(words) == 1}
+        alike = len(keys) == 1 and all(len(words) == 1 for words in each)
+        meant = [f"{keys.pop()}={','.join(words[0].partition('=')[2] for words in each)}"] if alike else []
     guess = f"; did you mean {' '.join(meant)}?" if meant else ""
+    keys_of_section = ", ".join(knob.name for knob in knobs_of(section))
     return UserError(
         f"{section}={wrong} is not a choice{guess}" if options else f"{section} is a section{guess}",
         where=str(CONF / section) if options else "src/config.py",

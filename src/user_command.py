@@ -18,25 +18,26 @@ _COMMAND = "TRAIN_COMMAND"  # environment variable: what the user typed, where s
 
 
 def shell_command() -> str:
-    """The command line as it can be pasted again. In a rank or a trial, the command that the user typed to start it."""
+    """The command line as it can be pasted again. In a rank or a trial: the command that the user started it by."""
     if _COMMAND in os.environ:
         return os.environ[_COMMAND]
-    return shlex.join([*_program(), *sys.argv[1:]])
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return shlex.join(["python", *(["-m", spec.name] if spec else sys.argv[:1]), *sys.argv[1:]])
 
 
 def is_training() -> bool:
     """Whether the user's command is src.train, whose settings have sections; the other programs' words have none."""
-    return _split(shell_command())[0][-1].removesuffix(".py").endswith("train")
+    return _program() == "train"
 
 
 def of_data(word: str) -> str:
     """A setting of data. as the user's command spells it: src.predict's words have no sections."""
-    return word if _split(shell_command())[0][-1].removesuffix(".py").endswith("predict") else f"data.{word}"
+    return word if _program() == "predict" else f"data.{word}"
 
 
 def typed_words() -> list[str]:
     """The user's words, as the shell gave them."""
-    return _split(shell_command())[1]
+    return _split()[1]
 
 
 def is_typed(key: str) -> bool:
@@ -46,22 +47,27 @@ def is_typed(key: str) -> bool:
 
 def rewritten(words: Sequence[str]) -> str:
     """The user's program with these words instead of those that were typed, quoted for the shell."""
-    return " ".join(map(shell_word, [*_split(shell_command())[0], *words]))
+    return " ".join(map(shell_word, [*_split()[0], *words]))
+
+
+def replaced(word: str, *instead: str) -> str:
+    """The user's command with other words in the place of one."""
+    return rewritten([other for typed in typed_words() for other in (instead if typed == word else (typed,))])
 
 
 def typed_name() -> str | None:
-    """The name of the run or sweep, where the user has typed one."""
+    """The name of the run or sweep, if the user has typed one."""
     return next((word.partition("=")[2] for word in typed_words() if _key(word) == "name"), None)
 
 
 def named(folder: str, suffix: str = "") -> str:
-    """The user's command with its name, which is the folder's where none was typed, so that it goes on; or with another."""
+    """The user's command with the name it was typed with, or else the folder's, so that it continues the run."""
     return corrected(f"name={typed_name() or folder}{suffix}")
 
 
 @contextmanager
 def standing_in(words: Sequence[str]) -> Iterator[None]:
-    """Inside, sys.argv has these words for a library that reads it; messages still know those that the user typed."""
+    """Gives a library other words in sys.argv; messages still know those that the user typed."""
     argv, before = sys.argv[:], os.environ.get(_COMMAND)
     os.environ[_COMMAND] = shell_command()
     sys.argv[1:] = words
@@ -80,39 +86,37 @@ def corrected(*words: str, remove: Sequence[str] = ()) -> str:
     before the first word. remove: keys, or whole words, that are left out. Outside a front door (a notebook, a test)
     there is no user's command, and the words are given to src.train.
     """
-    program, typed = _split(shell_command())
-    if not is_training():  # the other programs have no groups
-        words = tuple(
-            f"data.source={word.removeprefix('data=')}" if word.startswith("data=") else word for word in words
-        )
-    removed = set(remove)
-    kept = [word for word in typed if _key(word) not in removed and word not in removed]
+    kept = [word for word in typed_words() if _key(word) not in remove and word not in remove]
     for word in words:
         if word.startswith("-"):
             kept = kept if word in kept else [word, *kept]
             continue
+        if word.startswith("data=") and not is_training():  # the other programs have no groups
+            word = f"data.source={word.removeprefix('data=')}"
         places = [place for place, other in enumerate(kept) if "=" in other and _key(other) == _key(word)]
         if places:
             kept[places[0]] = word
             kept = [other for place, other in enumerate(kept) if place not in places[1:]]
         else:
             kept.append(word)
-    return " ".join(map(shell_word, [*program, *kept]))
+    return rewritten(kept)
 
 
-def _program() -> list[str]:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
-
-
-def _split(command: str) -> tuple[list[str], list[str]]:
-    """The program and the user's words; src.train without a word where the command is not one of ours."""
-    parts = shlex.split(command)
+def _split() -> tuple[list[str], list[str]]:
+    """The program and the user's words; src.train without a word if the command is not one of ours."""
+    parts = shlex.split(shell_command())
     start = 3 if parts[1:2] == ["-m"] else 2
-    program, words = parts[:start], parts[start:]
-    if program[-1].removesuffix(".py").replace("/", ".").rpartition(".")[2] not in FRONT_DOORS:
+    if _name(parts[start - 1]) not in FRONT_DOORS:
         return ["python", "-m", "src.train"], []
-    return program, words
+    return parts[:start], parts[start:]
+
+
+def _program() -> str:
+    return _name(_split()[0][-1])
+
+
+def _name(program: str) -> str:
+    return program.removesuffix(".py").replace("/", ".").rpartition(".")[2]
 
 
 def _key(word: str) -> str:

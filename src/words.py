@@ -1,34 +1,33 @@
 """The words of evaluate, predict and export: key=value, checked before torch is imported.
 
-Text is taken as the shell gave it: everything behind the first '=' belongs to it, whatever signs it holds.
+Text is taken as the shell gave it: everything after the first '=' belongs to it, whatever characters it has.
 """
 
 from __future__ import annotations
 
 import sys
-import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from typing import Any, TypeVar
 
 import yaml
 
-from src.config import Data
+from src.config import Data, example
+from src.config_checks import check_knob
 from src.errors import ExitCode, UserError
-from src.other_names import OF_PROGRAMS, closest, option_like
+from src.suggestions import KINDS, OF_PROGRAMS, closest
 from src.text import path_in, printable
 from src.user_command import corrected
 
 Words = TypeVar("Words")
 
-# Settings of the data that the model brings itself, or that are about training only.
-WITHOUT_EFFECT = {
-    "image_size": "the model sees images of the size that it was trained on",
-    "crop_ratio": "the model's own preprocessing is used",
-    "bits": "the model's own number is used",
-    "augment": "images are augmented for training only",
-    "val_fraction": "the run's own split is used",
-    "test_fraction": "the run's own split is used",
+WITHOUT_EFFECT = {  # settings of the data that the model brings itself, or that are about training only
+    "data.image_size": "the model sees images of the size that it was trained on",
+    "data.crop_ratio": "the model's own preprocessing is used",
+    "data.bits": "the model's own number is used",
+    "data.augment": "images are augmented for training only",
+    "data.val_fraction": "the run's own split is used",
+    "data.test_fraction": "the run's own split is used",
 }
 
 
@@ -37,22 +36,23 @@ def read_words(
 ) -> tuple[Words, dict[str, Any]]:
     """key=value words as the dataclass `schema`, and the data.KEY=VALUE words, which change a run's settings.
 
-    schema: its fields may have `options` or `range` (lowest, highest) in their metadata. command: such as 'src.evaluate',
-    for messages; usage: the text that --help prints; needed: a word that must be there; data: whether the command takes
-    data. settings. Raises UserError.
+    schema: its fields are made by src/config.py's choice, number and value. command: such as 'src.evaluate', for messages;
+    usage: what --help prints; needed: a word that must be there; data: whether the command takes data. settings. Raises
+    UserError.
     """
     if not words or any(word in ("-h", "--help") for word in words):
         print(usage.strip())
         sys.exit(ExitCode.OK if words else ExitCode.CONFIG)
-    own = {knob.name: knob for knob in fields(schema)}  # type: ignore[arg-type]
-    others = {f"data.{knob.name}": knob for knob in fields(Data)} if data else {}
+    knobs = {knob.name: knob for knob in fields(schema)}  # type: ignore[arg-type]
+    if data:
+        knobs |= {f"data.{knob.name}": knob for knob in fields(Data)}
     values: dict[str, Any] = {}
     for place, word in enumerate(words):
         key, sign, text = word.partition("=")
         if not sign or key.startswith("-"):
-            raise _no_key(words, place, [*own, *others])
-        if key not in own and key not in others:
-            raise _unknown(key, text, command, list(own), list(others))
+            raise _no_key(words, place, list(knobs))
+        if key not in knobs:
+            raise _unknown(key, text, command, list(knobs))
         if key in values:
             raise UserError(
                 f"{key} is given twice",
@@ -60,111 +60,72 @@ def read_words(
                 why=f"{command} takes one value of it",
                 fix=corrected(word),
             )
-        knob, types = (own[key], schema) if key in own else (others[key], Data)
-        values[key] = _value(key, knob, typing.get_type_hints(types)[knob.name], text)
+        values[key] = _value(key, knobs[key], text)
     if needed not in values:
-        raise UserError(
-            f"{needed}= is missing", why=f"{command} cannot do without it", fix=f"python -m {command} --help"
-        )
-    return schema(**{key: value for key, value in values.items() if key in own}), {
-        key: value for key, value in values.items() if key in others
-    }
+        fix = f"python -m {command} --help"
+        raise UserError(f"{needed}= is missing", why=f"{command} cannot do without it", fix=fix)
+    own = {key: value for key, value in values.items() if not key.startswith("data.")}
+    return schema(**own), {key: value for key, value in values.items() if key not in own}
 
 
-def _value(key: str, knob: Field[Any], kind: Any, text: str) -> Any:
-    """The text as the type of the field."""
-    if knob.name in WITHOUT_EFFECT and key.startswith("data."):
+def _value(key: str, knob: Field[Any], text: str) -> Any:
+    """The text as the type of the field. Raises UserError."""
+    if key in WITHOUT_EFFECT:
         raise UserError(
-            f"{key}={printable(text)} has no effect here", why=WITHOUT_EFFECT[knob.name], fix=corrected(remove=[key])
+            f"{key}={printable(text)} has no effect here", why=WITHOUT_EFFECT[key], fix=corrected(remove=[key])
         )
-    kinds = {kind} if typing.get_origin(kind) is list else set(typing.get_args(kind)) or {kind}
-    options, limits = knob.metadata.get("options"), knob.metadata.get("range")
-    if options:
-        return _chosen(key, text, options)
-    if str in kinds:
+    kind, _, null = str(knob.type).partition(" | ")
+    if kind == "str":
         if not text:
-            raise UserError(
-                f"{key}= is empty", why="a name or a path is written behind the sign", fix=corrected(remove=[key])
-            )
-        return str(path_in(text)) if text.startswith("~") else text
-    if type(None) in kinds and text == "null":
+            raise UserError(f"{key}= is empty", why="a name or a path stands after the =", fix=corrected(remove=[key]))
+        value: Any = str(path_in(text)) if text.startswith("~") else text
+    elif null and text == "null":
         return None
-    example = _example(knob, limits)
-    if kinds & {int, float}:
-        whole = int in kinds
-        try:
-            number = int(text) if whole else float(text)
-            if limits and not limits[0] <= number <= limits[1]:
+    else:
+        try:  # a list, or a value of several types, is checked with the whole of the settings
+            value = {"int": int, "float": float}.get(kind, yaml.safe_load)(text)
+            if kind.startswith("list") and not isinstance(value, list):
                 raise ValueError
-        except ValueError as error:
-            allowed = f"a{' whole' if whole else ''} number{' from {} to {}'.format(*limits) if limits else ''}"
-            raise _out_of_range(key, text, allowed, example) from error
-        return number
-    try:
-        value = yaml.safe_load(text)  # a list, or what takes several types; checked with the whole of the settings
-    except yaml.YAMLError as error:
-        raise _out_of_range(key, text, f"such as {example}", example) from error
-    if typing.get_origin(kind) is list and not isinstance(value, list):
-        raise _out_of_range(key, text, f"such as {example}", example)
+        except (ValueError, yaml.YAMLError) as error:
+            low, high = knob.metadata.get("range", (None, None))
+            allowed = KINDS.get(kind, f"such as {example(knob)}") + (
+                f" from {low} to {high}" if low is not None else ""
+            )
+            raise UserError(
+                f"{key}={printable(text)} is out of range",
+                why=f"{key} is {allowed}",
+                fix=corrected(f"{key}={example(knob)}"),
+            ) from error
+    check_knob(key, knob, value)
     return value
 
 
-def _out_of_range(key: str, text: str, allowed: str, example: Any) -> UserError:
-    return UserError(
-        f"{key}={printable(text)} is out of range", why=f"{key} is {allowed}", fix=corrected(f"{key}={example}")
-    )
-
-
-def _example(knob: Field[Any], limits: tuple[int, int] | None) -> Any:
-    value = knob.default_factory() if knob.default_factory is not MISSING else knob.default
-    if value is None or value is MISSING:
-        value = limits[0] if limits else 2
-    return str(value).replace(" ", "")
-
-
-def _chosen(key: str, text: str, options: Sequence[str]) -> str:
-    if text in options:
-        return text
-    close = option_like(key, text, options)
-    raise UserError(
-        f"{key}={printable(text)} is not a choice" + (f"; did you mean {key}={close}?" if close else ""),
-        why=f"{key} takes one of: {', '.join(options)}",
-        fix=corrected(f"{key}={close or options[0]}"),
-    )
-
-
-def _unknown(key: str, text: str, command: str, own: list[str], others: list[str]) -> UserError:
-    close = _closest(key, [*own, *others])
-    takes = ", ".join(own) + (", and data. settings" if others else "")
+def _unknown(key: str, text: str, command: str, known: list[str]) -> UserError:
+    close = next(iter(closest(key, known, OF_PROGRAMS)), None)
+    own = [name for name in known if not name.startswith("data.")]
     return UserError(
         f"{printable(key)} is not a setting of {command}" + (f"; did you mean {close}?" if close else ""),
-        why=f"it takes {takes}",
+        why=f"it takes {', '.join(own)}" + (", and data. settings" if len(own) < len(known) else ""),
         fix=corrected(f"{close}={text}", remove=[key]) if close else corrected(remove=[key]),
     )
 
 
-def _closest(key: str, known: list[str]) -> str | None:
-    """The known key that was meant, by its last part: data.batchsize for batch_size, and the other way round."""
-    return next(iter(closest(key.lstrip("-"), known, OF_PROGRAMS)), None)
-
-
 def _no_key(words: Sequence[str], place: int, known: list[str]) -> UserError:
-    """A flag (--run x, --run=x), or a word without a sign: all of them as the key=value that was meant."""
-    wrong, meant, shown = [], [], ""
-    while place < len(words):
-        word = words[place]
+    """For flags (--run x, --run=x) and words without a sign: all of them as the key=value that was meant."""
+    wrong, meant, rest = [], [], list(words[place:])
+    shown = ""
+    while rest:
+        word = rest.pop(0)
         key, sign, text = word.partition("=")
-        place += 1
         if sign and not key.startswith("-"):
             continue
         parts = [word]
-        if not sign and place < len(words) and "=" not in words[place] and not words[place].startswith("-"):
-            text = words[place]
+        if not sign and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+            text = rest.pop(0)
             parts.append(text)
-            place += 1
         shown = shown or " ".join(map(printable, parts))
         wrong += parts
-        name = _closest(key, known)
+        name = next(iter(closest(key.lstrip("-"), known, OF_PROGRAMS)), None)
         if name and text:
             meant.append(f"{name}={text}")
         elif not word.startswith("-"):  # a path alone
