@@ -25,13 +25,13 @@ from omegaconf.errors import OmegaConfBaseException
 from src import config, word_checks
 from src.config import KNOBS
 from src.errors import UserError
-from src.hydra_words import for_hydra, key_of
+from src.hydra_words import for_hydra
 from src.run_dir import REFUSALS, remove_if_nothing_ran
 from src.run_names import check_name, new_name
 from src.stray_words import split
 from src.suggestions import CONF, HELP, KINDS, choices, closest, default_of, unknown_key
 from src.tuning import settings
-from src.user_command import corrected, is_typed, shell_command, standing_in, typed_words
+from src.user_command import corrected, is_typed, shell_command, standing_in, typed_value
 
 
 def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], Any]) -> None:
@@ -131,17 +131,13 @@ def translate(error: Exception) -> UserError:
     return UserError(lines[0], why=" ".join(lines[1:3]), fix=HELP)
 
 
-def _typed(key: str) -> str | None:
-    return next((word.partition("=")[2] for word in typed_words() if key_of(word) == key), None)
-
-
 def _kind(key: str) -> str:
     """The first word of a setting's type: int, float, bool, str or list; "" for a key of a YAML file."""
     return re.match(r"\w*", str(KNOBS[key].type) if key in KNOBS else "")[0]  # type: ignore[index]
 
 
 def _several_values(key: str) -> UserError:
-    value = _typed(key) or ""
+    value = typed_value(key) or ""
     instead = []
     if key in ("trainer.devices", "model.split_at") or _kind(key) == "list":
         several = ["strategy=ddp"] if key == "trainer.devices" and not is_typed("strategy") else []
@@ -157,7 +153,7 @@ def _several_values(key: str) -> UserError:
 
 def _wrong_type(key: str, text: str) -> UserError:
     """A value of another type than the schema's. text: OmegaConf's message, which shows the value in several ways."""
-    kind, typed = _kind(key), _typed(key)
+    kind, typed = _kind(key), typed_value(key)
     value = re.search(r"[Vv]alue '(.*?)'(?: of type| could| is|,| for|\)|$)", text)
     shown = value[1] if value else typed
     if kind not in KINDS:

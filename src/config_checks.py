@@ -16,12 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from src.config import ANY, KNOBS, Config, Data, example
 from src.errors import ExitCode, UserError
 from src.files import existing_parent
-from src.hydra_words import key_of
 from src.rules import OF_STRATEGIES, RULES, STAGES, value_of
 from src.run_names import check_name
 from src.suggestions import option_like
 from src.text import as_typed, at_home, printable, shell_word
-from src.user_command import corrected, typed_words
+from src.user_command import corrected, typed_value
 
 
 def read(composed: DictConfig | dict, *, files: bool = True) -> Config:
@@ -112,11 +111,10 @@ def _command(words: list[str], config: Config) -> str:
     use = [_text(word, config) for word in words if not word.startswith("~")]
     strategy = next((word.partition("=")[2] for word in use if word.startswith("strategy=")), None)
     if strategy is not None:
-        typed = {key_of(word): word.partition("=")[2] for word in typed_words()}
         if strategy in STAGES:
-            use = use if typed.get("model") == "model_parallel_resnet50" else ["model=model_parallel_resnet50", *use]
-            remove += [] if typed.get("model.backbone") == "resnet50" else ["model.backbone"]
-        use += ["trainer.devices=2"] if typed.get("trainer.devices", "1") == "1" else []
+            use = use if typed_value("model") == "model_parallel_resnet50" else ["model=model_parallel_resnet50", *use]
+            remove += [] if typed_value("model.backbone") == "resnet50" else ["model.backbone"]
+        use += ["trainer.devices=2"] if typed_value("trainer.devices") in (None, "1") else []
         use += ["oom.policy=stop"] if "strategy.sync_batchnorm=true" in use else []
         remove += [key for key, strategies in OF_STRATEGIES.items() if strategy not in strategies]
     return corrected(*use, remove=remove)

@@ -1,14 +1,15 @@
 """What a user reads when something is wrong: UserError, the exit codes, and the one place that prints them.
 
-Every front door runs its work through `run_and_report`. A mistake a user can mend is a `UserError` and fills at most
-15 lines: what was found, where, why, and a command to paste. Its traceback goes to a file. A mistake of ours is any
-other exception; it is shown with its last frames and an exit code of its own.
+Every front door runs its work through `run_and_report`. A mistake that a user can mend is a `UserError`: it fills at most
+15 lines (what was found, where, why, a command to paste), and its traceback goes to a file. Any other exception is a defect;
+its last frames are shown, and it has its own exit code.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import tempfile
 import textwrap
 import traceback
@@ -22,15 +23,10 @@ from src.text import printable, printable_lines, shell_word
 from src.user_command import corrected, named, of_data, shell_command, typed_words
 
 MAX_LINES = 15
-# How torch says that loader processes have no shared memory left.
-SHARED_MEMORY = (
-    "Bus error",
-    "unable to write to file </torch_",
-    "unable to allocate shared memory",
-    "out of shared memory",
-)
+# In torch's messages about loader processes that have no shared memory left.
+SHARED_MEMORY = re.compile("Bus error|unable to write to file </torch_|(unable to allocate|out of) shared memory")
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # a full disk, a quota; Windows has no quota error
-NO_ROOM = (*FULL, errno.EFBIG, errno.EROFS)  # a limit on the size of files, a disk that may only be read by now
+NO_ROOM = (*FULL, errno.EFBIG, errno.EROFS)  # a limit on the size of files, a disk that has become read-only
 
 
 class ExitCode(IntEnum):
@@ -94,9 +90,9 @@ class LoaderFault(UserError):
 
 
 class ErrorOfProcess(UserError):
-    """What another process of the same run printed about its end: shown as it is, with its exit code.
+    """The message that another process of the same run printed before it ended, shown unchanged, with its exit code.
 
-    process: which it is, where its message alone does not say so. The code has a default since pickle gives none.
+    process: which one, if the message does not say so. The code has a default because pickle passes none.
     """
 
     def __init__(self, text: str, code: ExitCode = ExitCode.BUG, process: str = "") -> None:
@@ -109,7 +105,7 @@ class ErrorOfProcess(UserError):
 
 
 def _row(label: str, text: str) -> str:
-    """'label   text', continued under the text. Commands are kept on one line so that they can be pasted."""
+    """'label   text', wrapped under the text. Commands stay on one line, so that they can be pasted."""
     if label in ("fix", "or", "trace"):
         return f"{label:<7} {printable(text)}"
     wrapped = []
@@ -119,9 +115,9 @@ def _row(label: str, text: str) -> str:
 
 
 def run_and_report(work: Callable[[], object], trace_dir: Callable[[], Path | None] = lambda: None) -> int:
-    """Runs a front door's work and returns its exit code; prints what went wrong, if anything did.
+    """Runs a front door's work and returns its exit code, after printing what went wrong.
 
-    trace_dir: asked after a failure for the folder to keep the traceback in (the run folder, once it is open).
+    trace_dir: returns the folder that keeps a failure's traceback (the run folder, once it is open).
     """
     logs.to_screen()
     try:
@@ -133,8 +129,8 @@ def run_and_report(work: Callable[[], object], trace_dir: Callable[[], Path | No
     except Terminated:
         logs.say("\nEnded by SIGTERM. Repeat the command with the same name= to continue.")
         code = ExitCode.TERMINATED
-    unwritten = logs.flush_screen()
-    return code if unwritten is None or code != ExitCode.OK else _cannot_print(unwritten)
+    error = logs.flush_screen()
+    return code if error is None or code != ExitCode.OK else _cannot_print(error)
 
 
 def _cannot_print(error: OSError) -> int:
@@ -151,29 +147,28 @@ def _run(work: Callable[[], object], trace_dir: Callable[[], Path | None]) -> in
             raise
         return error.code or ExitCode.OK
     except Exception as error:
-        known = _explained(error, trace_dir())
-        lost = not isinstance(known, UserError) or known.code == ExitCode.PROCESS_LOST
-        if lost and (number := signals.received()):  # an import in C, or another process, made this of the signal
+        explained = _explained(error, trace_dir())
+        is_unclear = not isinstance(explained, UserError) or explained.code == ExitCode.PROCESS_LOST
+        if is_unclear and (number := signals.received()):  # a C import or another process turned the signal into this
             raise signals.error_of(number) from error
         if isinstance(error, OSError) and error.filename is None and logs.is_screen_gone():
-            # The reader of `| head` has seen enough. The pipe of a loader process can break too: that is no such end.
+            # `| head` closed our output after reading enough. A loader process's pipe breaks too, but the screen is there.
             return ExitCode.OK if isinstance(error, BrokenPipeError) else _cannot_print(error)
         trace = None if isinstance(error, ErrorOfProcess) else _write_trace(trace_dir())
-        if isinstance(known, UserError):
-            logs.say(known.render(trace))
-            return known.code
+        if isinstance(explained, UserError):
+            logs.say(explained.render(trace))
+            return explained.code
         logs.say(_unexpected(error, trace))
         return ExitCode.BUG
 
 
 def _explained(error: Exception, folder: Path | None) -> Exception:
-    """What the machine lacks, where that is what an error of a library means; else the error itself."""
+    """A UserError for a library's error that means the machine lacks something; else the error itself."""
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return _disk_full(error, folder)
     if isinstance(error, PermissionError) and error.filename is not None:
         return _no_permission(os.fsdecode(error.filename))
-    cause = next((sign for sign in SHARED_MEMORY if sign in str(error)), None)
-    if cause is None or isinstance(error, UserError):
+    if isinstance(error, UserError) or not SHARED_MEMORY.search(str(error)):
         return error
     return shared_memory_ran_out(_cause(error))
 
@@ -182,26 +177,27 @@ def shared_memory_ran_out(cause: str) -> UserError:
     return UserError(
         "the loader processes ran out of shared memory",
         where=f"/dev/shm; the error was: {cause}",
-        why="they hand their batches over in it, and a container has 64 MB of it unless it is told otherwise",
+        why="loader processes pass their batches through it, and a container has only 64 MB of it by default",
         fix=[corrected(of_data("num_workers=0")), "docker run --shm-size=8g, or a larger /dev/shm"],
         code=ExitCode.UNAVAILABLE,
     )
 
 
 def _disk_full(error: OSError, folder: Path | None) -> UserError:
-    path = Path(error.filename or folder or ".")  # a write that fails does not know its file
+    path = Path(error.filename or folder or ".")  # a failed write does not name its file
     again = named(folder.name) if folder and "-m" not in typed_words() else shell_command()
     remedy = "once the disk may be written to again" if error.errno == errno.EROFS else "once there is room"
     return UserError(
         f"the disk {'is full' if error.errno in FULL else 'takes no more'}: {error.strerror}",
         where=str(path.absolute()).removesuffix(f".{os.getpid()}.tmp"),
-        why="results, logs and checkpoints are written there; what was written before is whole",
+        why="results, logs and checkpoints are written there; earlier files are whole",
         fix=[f"df -h {shell_word(path.parent)}", f"{again}   # {remedy}"],
         code=ExitCode.CANNOT_WRITE,
     )
 
 
 def _no_permission(path: str) -> UserError:
+    # os.path, because Path.exists raises for a folder that may not be looked into
     seen = next((parent for parent in Path(path).absolute().parents if os.path.exists(parent)), Path("/"))  # noqa: PTH110
     return UserError(
         f"{printable(path)} may not be read or written: permission denied",
@@ -213,13 +209,13 @@ def _no_permission(path: str) -> UserError:
 
 
 def _unexpected(error: Exception, trace_file: Path | None) -> str:
-    """A programming error on one screen: what, the last frames, where the rest is."""
+    """A defect on one screen: the error, its last frames, and the file with the rest."""
     if os.environ.get("FULL_TRACE") == "1":
         return traceback.format_exc()
     frames = [f"{frame.filename}:{frame.lineno} in {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
     lines = _row("ERROR", f"unexpected {type(error).__name__}: {_cause(error)}").split("\n")[:7]
     lines += [_row("at", frame) for frame in frames[-3:]]
-    lines.append(_row("why", "this is a defect of the program or of a library, not a setting that was refused"))
+    lines.append(_row("why", "this is a defect of the program or of a library, not a mistake of yours"))
     lines.append(_row("fix", "set FULL_TRACE=1 and repeat the command to see the whole traceback here"))
     if trace_file:
         lines.append(_row("trace", str(trace_file)))
@@ -227,8 +223,7 @@ def _unexpected(error: Exception, trace_file: Path | None) -> str:
 
 
 def _cause(error: Exception) -> str:
-    """The lines of a message that say most. An exception that comes from a loader process begins with the whole traceback
-    there: its last line is the cause."""
+    """The first lines of a message; of a loader process's exception, which begins with its traceback, the last one."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()] or ["(no message)"]
     if lines[0].startswith("Caught ") and " in DataLoader worker" in lines[0]:
         return f"{lines[-1].strip()}\n{lines[0]}"
@@ -236,7 +231,7 @@ def _cause(error: Exception) -> str:
 
 
 def _write_trace(folder: Path | None) -> Path | None:
-    """Keeps the traceback of the exception being handled; a failure to do so must not hide the error itself."""
+    """Writes the traceback of the exception being handled. Failing to do so must not hide the error itself."""
     try:
         rank = os.environ.get("RANK", "0")
         if folder is not None and folder.is_dir():

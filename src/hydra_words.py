@@ -1,9 +1,9 @@
-"""The words of src.train as Hydra's grammar takes them: a setting that is text is the text that the shell gave.
+"""The words of src.train as Hydra's grammar takes them: a text setting holds the text that the shell gave.
 
-Hydra reads every value by a grammar of its own, in which blanks, brackets, quotes, commas, umlauts and `=` are signs, and
-`1e3` is a number. A user has quoted for the shell already and means the characters. So src/command_line.py puts Hydra's
-quotes around the values of text settings before Hydra reads the command line; what only Hydra's grammar can say (a sweep,
-an interpolation, null, a value in inner quotes) stays as it is. Nothing here imports torch.
+To Hydra's grammar blanks, brackets, quotes, commas, umlauts and `=` are syntax, and `1e3` is a number. A user has already
+quoted them for the shell and means the characters. So src/command_line.py puts Hydra's quotes around the values of text
+settings before Hydra reads the command line. What only the grammar can say (a sweep, an interpolation, null, a value in
+inner quotes) stays as it is. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from hydra.errors import HydraException
 from src.config import KNOBS
 from src.text import at_home
 
-# Settings that name a file or folder: `~` is the home folder, and what exists is meant, whatever it is called.
+# Settings that name a file or folder: `~` is the home folder, and a path that exists is meant, whatever characters it has.
 PATHS = ("data.root", "data.table", "data.split_file", "runs_dir", "model.weights", "hydra.sweep.dir")
-# Free text may hold a comma; the other texts are words from a list, and a comma between two of them asks for a sweep.
+# Free text may hold a comma. In other texts, which are words from a list, a comma asks for a sweep.
 FREE = (*PATHS, "name", "logger.project", "logger.tracking_uri")
 TEXTS = {"hydra.sweep.dir", *(key for key, knob in KNOBS.items() if knob.type in ("str", "str | None"))}
 
@@ -31,13 +31,8 @@ def for_hydra(words: Sequence[str], *, multirun: bool) -> list[str]:
     return [_for_hydra(word, multirun) for word in words]
 
 
-def key_of(word: str) -> str:
-    """The setting that a key=value word is about, without Hydra's + and ~."""
-    return word.partition("=")[0].lstrip("+~")
-
-
 def parsed(word: str) -> Override | None:
-    """The word as Hydra reads it; None where its grammar has no such word."""
+    """The word as Hydra reads it; None if its grammar has no such word."""
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:
@@ -60,9 +55,11 @@ def without_quotes(word: str) -> str:
 def _for_hydra(word: str, multirun: bool) -> str:
     key, sign, value = word.partition("=")
     name = key.lstrip("+")
-    if sign and name not in TEXTS and re.fullmatch(r"(['\"])\d+\1", value):
+    if sign and name in TEXTS:
+        return f"{key}={_value(name, value, multirun)}"
+    if sign and re.fullmatch(r"(['\"])\d+\1", value):
         return f"{key}={value[1:-1]}"  # a number, for settings that may be a word too (data.batch_size)
-    return f"{key}={_value(name, value, multirun)}" if sign and name in TEXTS else word
+    return word
 
 
 def _value(key: str, value: str, multirun: bool) -> str:
@@ -72,22 +69,23 @@ def _value(key: str, value: str, multirun: bool) -> str:
     if key in PATHS and _exists(expanded):
         return _text(expanded, re.sub(r"(\\*)\$\{", r"\1\1\\${", expanded))
     override = parsed(f"key={value}")
-    if override is not None and not override.is_sweep_override() and _is_quoted(value):
+    is_sweep = override is not None and override.is_sweep_override()
+    if override is not None and not is_sweep and _is_quoted(value):
         return value
-    if override is not None and override.is_sweep_override():
-        read = override.value()
-        if not (isinstance(read, ChoiceSweep) and read.simple_form):
-            return value  # choice(...), range(...), ...: nobody calls a folder that
+    if override is not None and is_sweep:
+        sweep = override.value()
+        if not (isinstance(sweep, ChoiceSweep) and sweep.simple_form):
+            return value  # choice(...), range(...): not the name of a folder
         if not multirun and (key not in FREE or (key in PATHS and _all_exist(value))):
             return value  # Hydra refuses several values without -m, and that message is the right one
-    if multirun and "," in value and len(parts := _split(value)) > 1:
-        return ",".join(_value(key, part, multirun=False) for part in parts)
-    # Without its end a ${ is no interpolation.
+    if multirun and len(values := _split(value)) > 1:
+        return ",".join(_value(key, each, multirun=False) for each in values)
+    # A ${ without its end is no interpolation.
     return _text(expanded, re.sub(r"(\\*)\$\{(?!.*\})", r"\1\1\\${", expanded, flags=re.DOTALL))
 
 
 def _text(value: str, escaped: str) -> str:
-    """The text for Hydra; without quotes where it reads the same text anyway. escaped: for OmegaConf's interpolations."""
+    """The text in Hydra's quotes if it reads another text without. escaped: the value for OmegaConf's interpolations."""
     if value == escaped and "${" not in value:
         override = parsed(f"key={value}")
         if override is not None and isinstance(override.value(), str) and override.value() == value:
@@ -107,10 +105,10 @@ def _exists(path: str) -> bool:
 
 
 def _all_exist(value: str) -> bool:
-    return all(part in ("default", "none") or _exists(at_home(part)) for part in _split(value))
+    return all(path in ("default", "none") or _exists(at_home(path)) for path in _split(value))
 
 
 def _split(value: str) -> list[str]:
     """The values of a sweep: split at commas outside of quotes and of ${...}."""
-    parts = re.findall(r"""(?:\$\{[^}]*\}|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,])+""", value)
-    return [part.strip() for part in parts if part.strip()]
+    values = re.findall(r"""(?:\$\{[^}]*\}|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,])+""", value)
+    return [each.strip() for each in values if each.strip()]

@@ -1,7 +1,6 @@
-"""JSON and YAML files that may be somebody else's: read as plain values of bounded size, and checked against dataclasses.
+"""JSON and YAML files from anybody: read as plain values of bounded size, and checked against dataclasses.
 
-Each key stands once; no tags, aliases or interpolations, so that a small file cannot become a large one. Nothing here
-imports torch.
+Duplicate keys, tags and aliases are refused, so that a small file cannot become a large value. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import yaml
 MOST_BYTES = 32 * 2**20  # of JSON: 100,000 classes have some MiB
 MOST_BYTES_OF_YAML = 2**17  # PyYAML reads 100 KB a second
 DEEPEST = 16
-LARGEST = 1e300  # what no range forbids
+LARGEST = 1e300  # of a number without a range
 
 
 def limited(default: Any = MISSING, **limits: Any) -> Any:
@@ -28,7 +27,7 @@ def limited(default: Any = MISSING, **limits: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object; nan and infinity, which are no JSON and stand in files of older runs, are None. Raises ValueError, OSError."""
+    """An object. nan and infinity, which are no JSON but in older runs' files, become None. Raises ValueError, OSError."""
     try:
         value = json.loads(_text(path, MOST_BYTES), object_pairs_hook=_unique, parse_constant=lambda text: None)
     except RecursionError:
@@ -44,7 +43,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def check(values: Any, name: str = "") -> None:
-    """Whether a dataclass holds what its fields declare: their types, finite numbers, the limits. Raises ValueError."""
+    """Raises ValueError unless a dataclass holds what its fields declare: types, finite numbers, limits."""
     hints = typing.get_type_hints(type(values))
     for knob in fields(values):
         _check(getattr(values, knob.name), hints[knob.name], f"{name}{knob.name}", knob.metadata)
@@ -68,12 +67,12 @@ def _check(value: Any, kind: Any, name: str, limits: typing.Mapping[str, Any]) -
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
         if len(kinds) != len(value):
             raise ValueError(f"{name} has {len(value)} values, not {len(kinds)}")
-        for each, its_kind in zip(value, kinds, strict=True):
-            _check(each, its_kind, name, limits)
+        for item, kind_of_item in zip(value, kinds, strict=True):
+            _check(item, kind_of_item, name, limits)
     elif origin is dict:
-        for key, each in value.items():
+        for key, item in value.items():
             _check(key, inner[0], name, {})
-            _check(each, inner[1], f"{name}.{key}", limits)
+            _check(item, inner[1], f"{name}.{key}", limits)
     elif is_dataclass(value):
         check(value, f"{name}.")
     elif "options" in limits and value not in limits["options"]:

@@ -51,9 +51,8 @@ class Rule:
 
 def wrong(key: str, is_right: Callable[[Any], bool], what: str, found: str = "is out of range") -> Rule:
     """A value that no range can describe."""
-    return Rule(
-        lambda c: not is_right(value_of(c, key)), f"<{key}> {found}", f"{key} is {what}", f"{key}={example(KNOBS[key])}"
-    )
+    fix = f"{key}={example(KNOBS[key])}"
+    return Rule(lambda c: not is_right(value_of(c, key)), f"<{key}> {found}", f"{key} is {what}", fix)
 
 
 def clash(key: str, other: str, broken: Condition, why: str, fix: str) -> Rule:
@@ -65,12 +64,10 @@ def unread(key: str, beside: str, is_read: Condition, why: str, use: str = "", i
 
     use: words that give it an effect; none: it is left out.
     """
-    fix = f"{use} <{key}>" if use else f"~{key}"
     default = value_of(Config(), key)
-    return Rule(
-        lambda c: value_of(c, key) not in (None, default) and not is_read(c),
-        *(f"<{key}> has no effect with {beside}", why, fix, is_error),
-    )
+    fix = f"{use} <{key}>" if use else f"~{key}"
+    found = f"<{key}> has no effect with {beside}"
+    return Rule(lambda c: value_of(c, key) not in (None, default) and not is_read(c), found, why, fix, is_error)
 
 
 def read_by(key: str, users: tuple[str, ...], is_error: bool = True) -> Rule:
@@ -79,22 +76,20 @@ def read_by(key: str, users: tuple[str, ...], is_error: bool = True) -> Rule:
     return unread(key, f"<{section}>", lambda c: value_of(c, section) in users, why, f"{section}={users[0]}", is_error)
 
 
+def is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(type(item) is kind for item in value)
+
+
 def is_schedule(phases: Any) -> bool:
     if not isinstance(phases, dict) or not all(isinstance(blocks, list) and blocks for blocks in phases.values()):
         return False
-    return all(type(epoch) is int and epoch >= 0 for epoch in phases)
+    return is_list_of(int, list(phases)) and min(phases) >= 0
 
 
 def is_devices(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(type(number) is int and number >= 0 for number in value) and len(set(value)) == len(value) > 0
+    if is_list_of(int, value):
+        return min(value) >= 0 and len(set(value)) == len(value)
     return value == "auto" or (type(value) is int and value >= 1)
-
-
-def is_cuts(value: Any) -> bool:
-    return value in (None, "auto", "auto_memory") or (
-        isinstance(value, list) and all(type(cut) is str for cut in value)
-    )
 
 
 def backbone_learns(c: Config) -> bool:
@@ -107,10 +102,6 @@ def devices(c: Config) -> int:
 
 def stages(c: Config) -> int:
     return len(c.model.split_at) + 1 if isinstance(c.model.split_at, list) else devices(c)
-
-
-def has_fewer_images(c: Config, count: int) -> bool:
-    return c.data.batch_size != "auto" and c.data.batch_size < count
 
 
 def parts(c: Config) -> int:
@@ -126,7 +117,14 @@ def value_of(config: Config, key: str) -> Any:
     return getattr(value, "source", None) or attrgetter("name")(value) if is_dataclass(value) else value
 
 
-COMPUTED = {"devices": devices, "stages": stages, "parts": parts, "enough": lambda c: max(2, stages(c))}
+COMPUTED: dict[str, Callable[[Config], Any]] = {
+    "devices": devices,
+    "stages": stages,
+    "enough": lambda c: max(2, stages(c)),
+    "parts": parts,
+    "parts.kind": lambda c: "micro-batches" if c.strategy.name in STAGES else "devices",
+    "parts.key": lambda c: "strategy.micro_batches" if c.strategy.name in STAGES else "trainer.devices",
+}
 PHASES = "a schedule of blocks to train from an epoch on: {0: [block, ...], epoch: [block, ...], ...}, from epoch 0"
 # fmt: off
 RULES = [
@@ -153,7 +151,8 @@ RULES = [
     unread("model.hidden", "<model.head>", lambda c: c.model.head == "mlp", "it is the width of the mlp's hidden layer"),
     unread("model.dropout", "<model.head>", lambda c: c.model.head != "append",
            "append is a layer behind the kept classifier, which has the dropout it was trained with", is_error=True),
-    unread("model.min_match", "<model.weights>", lambda c: c.model.weights not in ("default", "none"), "it is about a file"),
+    unread("model.min_match", "<model.weights>", lambda c: c.model.weights not in ("default", "none"),
+           "it is for a weights file of your own"),
     Rule(lambda c: c.model.head == "append" and c.model.weights == "none", "<model.head> has no effect with <model.weights>",
          "it keeps the pretrained classifier, which is random here", is_error=False),
     unread("optimizer.backbone_lr_scale", "<freeze.preset>", backbone_learns, "no block of the backbone is trained"),
@@ -164,7 +163,8 @@ RULES = [
     unread("freeze.preset", "<freeze.phases>", lambda c: c.freeze.phases is None, "phases replace the preset"),
     *(unread(key, "<freeze.preset>", lambda c: c.freeze.phases is None and c.freeze.preset in ("last_n", "gradual"),
              "it is for the presets last_n and gradual") for key in ("freeze.unfreeze_epoch", "freeze.last_n")),
-    unread("freeze.batchnorm_momentum", "<freeze.batchnorm>", lambda c: c.freeze.batchnorm == "update", "none are updated"),
+    unread("freeze.batchnorm_momentum", "<freeze.batchnorm>", lambda c: c.freeze.batchnorm == "update",
+           "pretrained statistics are not updated"),
 
     clash("optimizer.momentum", "optimizer", lambda c: c.optimizer.name == "sgd" and c.optimizer.momentum is None,
           "sgd needs a momentum", "optimizer=sgd optimizer.momentum=0.9 ~optimizer.name"),
@@ -184,10 +184,11 @@ RULES = [
     unread("memory.history", "<memory.log>", lambda c: c.memory.log, "nothing is measured"),
     unread("resume", "<name>", lambda c: c.name is not None, "a run without a name is always a new one"),
     unread("trainer.limit_batches", "<debug>", lambda c: not c.debug, "debug=true takes three batches of each split"),
-    unread("trainer.max_epochs", "<debug>", lambda c: not (c.debug and is_typed("trainer.max_epochs")), "one of each phase"),
-    unread("logger.project", "this logger", lambda c: c.logger.wandb or c.logger.mlflow, "it is for wandb and MLflow"),
-    unread("logger.tracking_uri", "this logger", lambda c: c.logger.mlflow, "it is for MLflow"),
-    unread("logger.offline", "this logger", lambda c: c.logger.wandb, "it is for Weights & Biases"),
+    unread("trainer.max_epochs", "<debug>", lambda c: not (c.debug and is_typed("trainer.max_epochs")),
+           "debug=true takes one epoch of each phase"),
+    unread("logger.project", "this logger", lambda c: c.logger.wandb or c.logger.mlflow, "it is for wandb and mlflow"),
+    unread("logger.tracking_uri", "this logger", lambda c: c.logger.mlflow, "it is for mlflow"),
+    unread("logger.offline", "this logger", lambda c: c.logger.wandb, "it is for wandb"),
 
     *(read_by(key, users) for key, users in OF_STRATEGIES.items()),
     Rule(lambda c: c.strategy.name in STAGES and c.strategy.schedule is None,
@@ -205,18 +206,17 @@ RULES = [
          "strategy=model_parallel | ~model.split_at ~model"),
     clash("model.split_at", "model.backbone", lambda c: c.model.split_at is not None and c.model.backbone != "resnet50",
           "layers of ResNet50 can be split here; see src/models/model_parallel_resnet50.py", "model.backbone=resnet50"),
-    wrong("model.split_at", is_cuts, "a list of layers after which the network is cut, auto (cut by time) or auto_memory",
-          "is not a list of layers"),
+    wrong("model.split_at", lambda cuts: cuts in (None, "auto", "auto_memory") or is_list_of(str, cuts),
+          "a list of layers after which the network is cut, auto (cut by time) or auto_memory", "is not a list of layers"),
     Rule(lambda c: c.strategy.name in STAGES and not 1 < stages(c) == devices(c),
          "{stages} stages do not fit {devices} devices: <model.split_at> <trainer.devices> <trainer.num_nodes>",
          "each stage has a device, and there is one stage more than cuts", "trainer.devices={enough} ~trainer.num_nodes"),
     clash("data.batch_size", "strategy", lambda c: c.strategy.name in STAGES and c.data.batch_size == "auto",
           "it measures a network that is on one device", "data.batch_size=32"),
-    *(Rule(lambda c, split=split: has_fewer_images(c, parts(c)) and split == (c.strategy.name in STAGES),
-           f"<data.batch_size> is smaller than the number of {what}, {{parts}}",
-           "each takes an equal part of every batch, at least one image",
-           f"data.batch_size={{parts}} | {key}={{data.batch_size}}")
-      for split, what, key in ((True, "micro-batches", "strategy.micro_batches"), (False, "devices", "trainer.devices"))),
+    Rule(lambda c: c.data.batch_size != "auto" and c.data.batch_size < parts(c),
+         "<data.batch_size> is smaller than the number of {parts.kind}, {parts}",
+         "each takes an equal part of every batch, at least one image",
+         "data.batch_size={parts} | {parts.key}={data.batch_size}"),
     clash("strategy.sync_batchnorm", "trainer.accelerator",
           lambda c: c.strategy.sync_batchnorm and c.trainer.accelerator == "cpu",
           "torch's SyncBatchNorm is for GPUs", "~strategy.sync_batchnorm"),

@@ -18,9 +18,8 @@ from omegaconf import OmegaConf
 from src import config
 from src.config import KNOBS
 from src.errors import UserError
-from src.hydra_words import key_of
 from src.text import as_typed, path_in
-from src.user_command import is_typed, replaced, typed_words
+from src.user_command import is_typed, key_of, replaced, typed_words
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 HELP = "python -m src.train --help"

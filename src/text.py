@@ -1,4 +1,4 @@
-"""Text from elsewhere (names of files, classes, runs, tensors) before it reaches a terminal, a table, a page or a shell."""
+"""Text from outside (names of files, classes, runs, tensors), made safe for a terminal, a table, a page or a shell."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#&~])")
 
 
 def printable(text: object) -> str:
-    """The text on one line: line breaks, control characters, marks that turn or hide text, and bytes that are no text
-    are shown with escapes, so that nobody's terminal obeys a file's name."""
+    """The text on one line, with escapes for line breaks, control characters, marks that turn or hide text, and bytes that
+    are no text, so that no terminal obeys a file's name."""
     return "".join(letter if letter.isprintable() else _escape(letter) for letter in str(text))
 
 
 def printable_lines(text: str) -> str:
-    """The same for a text of our own of several lines: its line breaks and tabs stay."""
+    """The same for our own text of several lines: line breaks and tabs stay."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else _escape(letter) for letter in text)
 
 
 def for_markdown(value: object) -> str:
-    """The text on one line, as Markdown shows it and does not read it."""
+    """The text on one line, with Markdown's characters escaped."""
     return _MARKDOWN.sub(r"\\\1", printable(" ".join(str(value).split())))
 
 
 def shell_word(word: object) -> str:
-    """The word quoted for the shell; with the shell's own escapes ($'...') where a terminal would not show it as it is."""
+    """The word quoted for the shell, as $'...' if it has characters that a terminal does not show."""
     text = str(word)
     if text.isprintable():
         return shlex.quote(text)
@@ -43,7 +43,7 @@ def as_typed(value: object) -> str:
 
 
 def at_home(path: str) -> str:
-    """The path with ~ as the home folder, which no shell replaces behind a =; that of nobody's home stays as it is."""
+    """The path with ~ expanded, which shells do not do after a =. ~nobody stays."""
     return os.path.expanduser(path)  # noqa: PTH111 - Path raises for ~nobody, and rewrites the rest of a path
 
 

@@ -35,14 +35,24 @@ def of_data(word: str) -> str:
     return word if _program() == "predict" else f"data.{word}"
 
 
+def key_of(word: str) -> str:
+    """The setting that a key=value word is about, without Hydra's + and ~."""
+    return word.partition("=")[0].lstrip("+~")
+
+
 def typed_words() -> list[str]:
     """The user's words, as the shell gave them."""
     return _split()[1]
 
 
+def typed_value(key: str) -> str | None:
+    """The value that the user has typed for a setting."""
+    return next((word.partition("=")[2] for word in typed_words() if key_of(word) == key), None)
+
+
 def is_typed(key: str) -> bool:
     """Whether the user has typed the setting; a recipe may bring it too."""
-    return any(_key(word) == key for word in typed_words())
+    return typed_value(key) is not None
 
 
 def rewritten(words: Sequence[str]) -> str:
@@ -57,7 +67,7 @@ def replaced(word: str, *instead: str) -> str:
 
 def typed_name() -> str | None:
     """The name of the run or sweep, if the user has typed one."""
-    return next((word.partition("=")[2] for word in typed_words() if _key(word) == "name"), None)
+    return typed_value("name")
 
 
 def named(folder: str, suffix: str = "") -> str:
@@ -86,14 +96,14 @@ def corrected(*words: str, remove: Sequence[str] = ()) -> str:
     before the first word. remove: keys, or whole words, that are left out. Outside a front door (a notebook, a test)
     there is no user's command, and the words are given to src.train.
     """
-    kept = [word for word in typed_words() if _key(word) not in remove and word not in remove]
+    kept = [word for word in typed_words() if key_of(word) not in remove and word not in remove]
     for word in words:
         if word.startswith("-"):
             kept = kept if word in kept else [word, *kept]
             continue
         if word.startswith("data=") and not is_training():  # the other programs have no groups
             word = f"data.source={word.removeprefix('data=')}"
-        places = [place for place, other in enumerate(kept) if "=" in other and _key(other) == _key(word)]
+        places = [place for place, other in enumerate(kept) if "=" in other and key_of(other) == key_of(word)]
         if places:
             kept[places[0]] = word
             kept = [other for place, other in enumerate(kept) if place not in places[1:]]
@@ -117,7 +127,3 @@ def _program() -> str:
 
 def _name(program: str) -> str:
     return program.removesuffix(".py").replace("/", ".").rpartition(".")[2]
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 
 from src.config import KNOBS
 from src.errors import UserError
-from src.hydra_words import TEXTS, for_hydra, key_of, parsed, unquoted
+from src.hydra_words import TEXTS, for_hydra, parsed, unquoted
 from src.stray_words import check_strays, split
 from src.suggestions import CONF, HELP, choices, default_of, groups, knobs_of, meant_by, not_a_choice, setting_like
 from src.text import printable
-from src.user_command import corrected, replaced
+from src.user_command import corrected, key_of, replaced
 
 log = logging.getLogger(__name__)
 
@@ -115,34 +115,25 @@ def _unreadable(word: str, key: str, value: str) -> UserError:
 
 def _check_hydra(word: str, sweep: bool) -> None:
     """Hydra's own settings that would have no effect, or lead out of the folder of runs."""
-    key, _, value = word.partition("=")
-    name = key_of(word)
+    name, value = key_of(word), word.partition("=")[2]
     path = Path(unquoted(value))
-    outside = path.is_absolute() or not {"..", "~"}.isdisjoint(path.parts)
+    found = why = ""
+    fix = [corrected(remove=[name])]
     if name == "hydra.run.dir":
-        raise UserError(
-            "hydra.run.dir has no effect here",
-            why="the folder of a run is runs_dir/name",
-            fix=corrected(f"runs_dir={value}", remove=[name]),
-        )
-    if name == "hydra.job.chdir" and value.lower() not in ("false", "null"):
-        raise UserError(
-            "hydra.job.chdir=true does not go with this program",
-            why="relative paths, as of data.root and runs_dir, start from the folder the command is run in",
-            fix=corrected(remove=[name]),
-        )
-    if name.startswith(("hydra.sweep.", "hydra.sweeper.", "hydra.launcher.")) and not sweep:
-        raise UserError(
-            f"{name} has no effect without -m",
-            why="it is about a sweep, and this is one run",
-            fix=[corrected("-m"), corrected(remove=[key])],
-        )
-    if name in ("hydra.sweep.dir", "hydra.sweep.subdir") and outside:
-        raise UserError(
-            f"{name}={printable(path)} leads out of runs_dir",
-            why="the folder of a sweep is runs_dir/name, and those of its jobs are in it",
-            fix=corrected(*([f"runs_dir={path}"] if name == "hydra.sweep.dir" else []), remove=[name]),
-        )
+        found, why = f"{name} has no effect here", "the folder of a run is runs_dir/name"
+        fix = [corrected(f"runs_dir={value}", remove=[name])]
+    elif name == "hydra.job.chdir" and value.lower() not in ("false", "null"):
+        found = f"{name}=true does not go with this program"
+        why = "relative paths, as of data.root and runs_dir, start from the folder the command is run in"
+    elif name.startswith(("hydra.sweep.", "hydra.sweeper.", "hydra.launcher.")) and not sweep:
+        found, why = f"{name} has no effect without -m", "it is about a sweep, and this is one run"
+        fix = [corrected("-m"), *fix]
+    elif name in ("hydra.sweep.dir", "hydra.sweep.subdir") and (path.is_absolute() or {"..", "~"} & set(path.parts)):
+        found = f"{name}={printable(path)} leads out of runs_dir"
+        why = "the folder of a sweep is runs_dir/name, and those of its jobs are in it"
+        fix = [corrected(f"runs_dir={path}", remove=[name])] if name == "hydra.sweep.dir" else fix
+    if found:
+        raise UserError(found, why=why, fix=fix)
 
 
 def _check_values(word: str, sweep: bool) -> None:

@@ -28,23 +28,9 @@ def read(monkeypatch):
 
 
 TEXTS = [
-    *(
-        "IMG #2.jpg",
-        "a: b",
-        "p {1}: x",
-        "*.jpg",
-        "[1] a.jpg",
-        "@x",
-        "!x",
-        "Bücher/ü.png",
-        "a=b",
-        "'q'",
-        '"q"',
-        "%d",
-        "null",
-    ),
-    *("1e3", "true", "고양이", "${oc.env:HOME}", "&a", "- x", "a\\b", " blank "),
-]
+    "IMG #2.jpg", "a: b", "p {1}: x", "*.jpg", "[1] a.jpg", "@x", "!x", "Bücher/ü.png", "a=b", "'q'", '"q"', "%d",
+    "null", "1e3", "true", "고양이", "${oc.env:HOME}", "&a", "- x", "a\\b", " blank ",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from src.hydra_words import key_of
 from src.tuning.settings import SweeperSettings
-from src.user_command import corrected, rewritten, typed_words
+from src.user_command import corrected, key_of, rewritten, typed_words
 
 _OWN = {knob.name for knob in fields(SweeperSettings)} - {"seed"}  # settings of a sweep
 SPACE = "optimizer.lr=tag(log,interval(1e-5,1e-1))"
