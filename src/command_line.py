@@ -29,7 +29,7 @@ from src.hydra_words import for_hydra
 from src.run_dir import REFUSALS, remove_if_nothing_ran
 from src.run_names import check_name, new_name
 from src.stray_words import split
-from src.suggestions import CONF, HELP, KINDS, choices, closest, default_of, unknown_key
+from src.suggestions import CONF, HELP, KINDS, choices, closest, default_of, did_you_mean, unknown_key
 from src.tuning import settings
 from src.user_command import corrected, is_typed, shell_command, standing_in, typed_value
 
@@ -115,11 +115,13 @@ def translate(error: Exception) -> UserError:
     if isinstance(error, MissingConfigException):
         return _unknown_choice(text)
     if found := re.search(r"Interpolation key '([^']+)' not found.*?full_key: ([\w.]+)", text, re.DOTALL):
-        meant = f"oc.env:{found[1]}" if found[1] in os.environ else next(iter(closest(found[1], list(KNOBS))), None)
+        wrong = f"${{{found[1]}}}"
+        close = [f"oc.env:{found[1]}"] if found[1] in os.environ else closest(found[1], list(KNOBS))
+        meant = [f"${{{key}}}" for key in close[:1]]
         return UserError(
-            f"{found[2]}: ${{{found[1]}}} is not a setting" + (f"; did you mean ${{{meant}}}?" if meant else ""),
+            f"{found[2]}: {wrong} is not a setting{did_you_mean(*meant)}",
             why="${KEY} stands for the value of another setting",
-            fix=shell_command().replace(f"${{{found[1]}}}", f"${{{meant}}}") if meant else HELP,
+            fix=shell_command().replace(wrong, meant[0]) if meant else HELP,
         )
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(found[1])
@@ -186,7 +188,7 @@ def _unknown_choice(text: str) -> UserError:
     options += ["basic"] if group in ("hydra/launcher", "hydra/sweeper") else []
     close = (difflib.get_close_matches(choice, options, n=1, cutoff=0.5) or options)[0]
     return UserError(
-        f"{group}={choice} is not a choice; did you mean {group}={close}?",
+        f"{group}={choice} is not a choice{did_you_mean(f'{group}={close}')}",
         where=str(CONF / group),
         why=f"{group} is one of: {', '.join(options)}",
         fix=corrected("-m", f"{group}={close}") if group.startswith("hydra/") else corrected(f"{group}={close}"),

@@ -18,7 +18,7 @@ from src.errors import ExitCode, UserError
 from src.files import existing_parent
 from src.rules import OF_STRATEGIES, RULES, STAGES, value_of
 from src.run_names import check_name
-from src.suggestions import option_like
+from src.suggestions import did_you_mean, option_like
 from src.text import as_typed, at_home, printable, shell_word
 from src.user_command import corrected, typed_value
 
@@ -73,7 +73,7 @@ def check_knob(key: str, knob: Field[Any], value: Any) -> None:
     if options and value not in (*options, knob.default):
         close = option_like(key, str(value), options)
         raise UserError(
-            f"{key}={printable(value)} is not a choice" + (f"; did you mean {key}={close}?" if close else ""),
+            f"{key}={printable(value)} is not a choice" + (did_you_mean(f"{key}={close}") if close else ""),
             why=f"{key} takes one of: {', '.join(options)}",
             fix=corrected(f"{key}={close or options[0]}"),
         )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from src.config import KNOBS
 from src.errors import ExitCode, UserError
 from src.hydra_words import TEXTS
-from src.suggestions import HELP, VALUES, default_of, groups, meant_by, of_path, of_word, setting_like
+from src.suggestions import HELP, VALUES, default_of, did_you_mean, groups, meant_by, of_path, of_word, setting_like
 from src.text import path_in
 from src.user_command import rewritten
 
@@ -64,7 +64,7 @@ def check_strays(words: Sequence[str]) -> None:
         fix, meant = HELP, ["--help"] if is_flag else []
     raise UserError(
         (f"{stray} is not an option" if is_flag else f"{stray!r} cannot be read: it is not key=value")
-        + (f"; did you mean {' '.join(meant)}?" if meant else ""),
+        + did_you_mean(*meant),
         why="a setting is key=value, without dashes; options are --help, -m (a sweep), --cfg job (all settings)"
         if is_flag
         else "a setting is key=value without blanks around the =; a value with blanks is quoted for the shell",

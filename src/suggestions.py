@@ -102,8 +102,8 @@ def closest(key: str, known: Sequence[str], names: dict[str, str] = NAMES) -> li
         if name not in known and names.get(name) in known:
             return [names[name]]
 
-    def alike(*pair: str) -> float:
-        return difflib.SequenceMatcher(None, *(re.sub("[_.]", "", name.lower()) for name in pair)).ratio()
+    def alike(typed: str, name: str) -> float:
+        return difflib.SequenceMatcher(None, re.sub("[_.]", "", typed), re.sub("[_.]", "", name.lower())).ratio()
 
     near = {name: max(alike(key, name), alike(leaf, name.rpartition(".")[2])) for name in known}
     close = [name for name in known if near[name] >= 0.75]
@@ -182,6 +182,10 @@ def of_path(word: str) -> list[str]:
     return ["data=table", f"data.table={word}"] if path.is_file() and path.suffix in (".csv", ".tsv") else []
 
 
+def did_you_mean(*words: str) -> str:
+    return f"; did you mean {' '.join(words)}?" if words else ""
+
+
 def unknown_key(key: str) -> UserError:
     close = setting_like(key)[:2]
     word = next((word for word in typed_words() if key_of(word) == key), None)
@@ -191,7 +195,7 @@ def unknown_key(key: str) -> UserError:
         fixes = [replaced(word, *meant) for meant in meanings if meant]
         fixes = list(dict.fromkeys(fixes)) or [HELP, f"{replaced(word)}   # without it"]
     return UserError(
-        f"{key} is not a setting" + (f"; did you mean {close[0]}?" if close else ""),
+        f"{key} is not a setting{did_you_mean(*close[:1])}",
         why="settings are declared in src/config.py; the whole list with its values: python -m src.train --cfg job",
         fix=fixes,
     )
@@ -207,10 +211,9 @@ def not_a_choice(word: str, section: str, values: Sequence[str]) -> UserError:
         keys = {key_of(words[0]) for words in each if len(words) == 1}
         alike = len(keys) == 1 and all(len(words) == 1 for words in each)
         meant = [f"{keys.pop()}={','.join(words[0].partition('=')[2] for words in each)}"] if alike else []
-    guess = f"; did you mean {' '.join(meant)}?" if meant else ""
     keys_of_section = ", ".join(knob.name for knob in knobs_of(section))
     return UserError(
-        f"{section}={wrong} is not a choice{guess}" if options else f"{section} is a section{guess}",
+        (f"{section}={wrong} is not a choice" if options else f"{section} is a section") + did_you_mean(*meant),
         where=str(CONF / section) if options else "src/config.py",
         why=f"{section} is one of: {', '.join(options)}" if options else f"its keys: {keys_of_section}",
         fix=replaced(word, *meant) if meant else HELP,

@@ -13,11 +13,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from src import suggestions
 from src.config import KNOBS
 from src.errors import UserError
 from src.hydra_words import TEXTS, for_hydra, parsed, unquoted
 from src.stray_words import check_strays, split
-from src.suggestions import CONF, HELP, choices, default_of, groups, knobs_of, meant_by, not_a_choice, setting_like
 from src.text import printable
 from src.user_command import corrected, key_of, replaced
 
@@ -63,11 +63,11 @@ def _check_word(word: str) -> None:
             fix=[*([replaced(word, f"{name}=null")] if optional else []), corrected(remove=[word])],
         )
     if not name:
-        raise UserError(f"{word!r} cannot be read: it has no key", why="a setting is key=value", fix=HELP)
-    if key.startswith("+") and not key.startswith("++") and (name in KNOBS or name in groups()):
+        raise UserError(f"{word!r} cannot be read: it has no key", why="a setting is key=value", fix=suggestions.HELP)
+    if key.startswith("+") and not key.startswith("++") and (name in KNOBS or name in suggestions.groups()):
         fix = replaced(word, f"{name}={value}")
         raise UserError(f"{key} adds a setting that exists", why="a + is for new settings", fix=fix)
-    if name == "resume" and (meant := meant_by(name, value))[0].startswith("name="):
+    if name == "resume" and (meant := suggestions.meant_by(name, value))[0].startswith("name="):
         raise UserError(
             f"{word} is not a choice: {name} is auto or never",
             why="a run continues when its command is repeated with its name=",
@@ -75,7 +75,7 @@ def _check_word(word: str) -> None:
         )
     if name in TEXTS:
         return
-    if knobs_of(name) or name in groups():
+    if suggestions.knobs_of(name) or name in suggestions.groups():
         _check_section(word, name, value)
     elif parsed(word) is None:
         raise _unreadable(word, name, value)
@@ -86,26 +86,26 @@ def _check_section(word: str, section: str, value: str) -> None:
     if override is not None and override.is_sweep_override():
         values = value.split(",") if override.is_choice_sweep() and "(" not in value else []
     else:
-        values = [] if value.startswith("{") and not choices(section) else [value.strip("'\"")]
+        values = [] if value.startswith("{") and not suggestions.choices(section) else [value.strip("'\"")]
     if section == "experiment" and value in ("", "null"):
         fix = corrected(remove=["experiment"])
         raise UserError(f"{word} is not a choice", why="without experiment= there is no recipe", fix=fix)
     values = [one.strip() for one in values]
-    if not {*values} <= {*choices(section)}:
-        raise not_a_choice(word, section, values)
+    if not {*values} <= {*suggestions.choices(section)}:
+        raise suggestions.not_a_choice(word, section, values)
 
 
 def _unreadable(word: str, key: str, value: str) -> UserError:
     """For a number, a list or a mapping that Hydra's grammar does not know."""
-    close = [key] if key in KNOBS else setting_like(key)[:1]
+    close = [key] if key in KNOBS else suggestions.setting_like(key)[:1]
     inner = f'{key}="{value}"'
     plain = value.strip(",;= ")
-    fix = replaced(word, inner) if key not in KNOBS and '"' not in value and parsed(inner) else HELP
+    fix = replaced(word, inner) if key not in KNOBS and '"' not in value and parsed(inner) else suggestions.HELP
     if close:
         is_right = (key not in KNOBS and close[0] in TEXTS) or (plain and parsed(f"{close[0]}={plain}"))
-        fix = replaced(word, f"{close[0]}={plain if is_right else default_of(close[0])}")
+        fix = replaced(word, f"{close[0]}={plain if is_right else suggestions.default_of(close[0])}")
     return UserError(
-        f"{word!r} cannot be read" + (f"; did you mean {close[0]}?" if close and key not in KNOBS else ""),
+        f"{word!r} cannot be read" + ("" if key in KNOBS else suggestions.did_you_mean(*close)),
         why="brackets and braces come in pairs, and text with blanks, brackets or umlauts in them is quoted once more"
         if any(sign in value for sign in "[]{}()")
         else "the value has characters that no number, list or mapping has",
@@ -154,18 +154,18 @@ def _check_values(word: str, sweep: bool) -> None:
             fix=[replaced(word, f"{key}={value.partition(',')[0]}"), *quoted],
         )
     if name == "experiment":
-        recipes = [one.strip() for one in (value.split(",") if "(" not in value else choices("experiment"))]
+        recipes = [one.strip() for one in (value.split(",") if "(" not in value else suggestions.choices("experiment"))]
         if searches := [one for one in recipes if _brings_sweep(one)]:
             raise UserError(
                 f"experiment={value} would run {' and '.join(searches)} without the search",
-                where=str(CONF / "experiment"),
+                where=str(suggestions.CONF / "experiment"),
                 why="a recipe that brings hydra/sweeper or hydra/launcher is a sweep itself, and no job of one",
                 fix=[replaced(word, f"experiment={one}") for one in searches],
             )
 
 
 def _recipe(name: str) -> Any:
-    file = CONF / "experiment" / f"{name}.yaml"
+    file = suggestions.CONF / "experiment" / f"{name}.yaml"
     return OmegaConf.load(file) if file.is_file() else OmegaConf.create({})
 
 

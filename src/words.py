@@ -15,7 +15,7 @@ import yaml
 from src.config import Data, example
 from src.config_checks import check_knob
 from src.errors import ExitCode, UserError
-from src.suggestions import KINDS, OF_PROGRAMS, closest
+from src.suggestions import KINDS, OF_PROGRAMS, closest, did_you_mean
 from src.text import path_in, printable
 from src.user_command import corrected
 
@@ -101,12 +101,12 @@ def _value(key: str, knob: Field[Any], text: str) -> Any:
 
 
 def _unknown(key: str, text: str, command: str, known: list[str]) -> UserError:
-    close = next(iter(closest(key, known, OF_PROGRAMS)), None)
+    close = closest(key, known, OF_PROGRAMS)[:1]
     own = [name for name in known if not name.startswith("data.")]
     return UserError(
-        f"{printable(key)} is not a setting of {command}" + (f"; did you mean {close}?" if close else ""),
+        f"{printable(key)} is not a setting of {command}{did_you_mean(*close)}",
         why=f"it takes {', '.join(own)}" + (", and data. settings" if len(own) < len(known) else ""),
-        fix=corrected(f"{close}={text}", remove=[key]) if close else corrected(remove=[key]),
+        fix=corrected(*(f"{name}={text}" for name in close), remove=[key]),
     )
 
 
