@@ -31,6 +31,26 @@ SMALL = (
 )
 
 
+LEFT_OUT = [line for line in (ROOT / "tests/slow.txt").read_text().splitlines() if not line.startswith("#")]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="all tests, not the quick tier alone")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks what tests/slow.txt names as slow. `pytest` without paths or -m runs the others: the quick tier."""
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        if {item.nodeid, name, name.partition("::")[0]} & {*LEFT_OUT}:
+            item.add_marker(pytest.mark.slow)
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    if not (named or config.option.all or config.option.markexpr):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
 @dataclass
 class Done:
     """What a command left: exit code, what it printed."""
