@@ -1,12 +1,12 @@
-"""Breaks this project in 56 ways, and a plain Lightning script likewise, and says which promises hold.
+"""Injects 56 faults into this project and into a plain Lightning script, and reports which promises hold.
 
     python scripts/fault_matrix.py                      all rows, about 15 minutes: writes docs/reliability.md
-    python scripts/fault_matrix.py --rows 1-11,16       some of them: prints what came of each, and writes nothing
-    python scripts/fault_matrix.py --quick --jobs 2     those that every change has to pass, about 3 minutes
-    python scripts/fault_matrix.py --list               what is promised
+    python scripts/fault_matrix.py --rows 1-11,16       some rows: prints their results, and writes nothing
+    python scripts/fault_matrix.py --quick --jobs 2     the rows that CI runs, about 3 minutes
+    python scripts/fault_matrix.py --list               the promises
 
-Real signals, files that are really cut, disks that are really full. The rows are short functions in scripts/faults/.
-Exit code 1 if a row fails here. What the plain script does is shown beside it and changes no exit code.
+The signals, damaged files and full disks are real. The rows are short functions in scripts/faults/. Exit code 1 if a row fails
+for this project; the plain script's results are only shown.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", help="numbers and ranges of them, such as 1,2,8 or 1-11")
-    parser.add_argument("--quick", action="store_true", help="the rows that CI runs, one or two of each kind of fault")
-    parser.add_argument("--no-baseline", action="store_true", help="leave the plain Lightning script in peace")
-    parser.add_argument("--jobs", type=int, default=1, help="rows at a time; one for each core (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="only the rows that CI runs")
+    parser.add_argument("--no-baseline", action="store_true", help="without the plain Lightning script")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time, at most one per core (default: 1)")
     parser.add_argument("--kills", type=int, default=20, help="of row 4, at random instants (default: 20)")
     parser.add_argument(
         "--out", type=Path, help="the page to write; without it docs/reliability.md, if all rows are run"
     )
-    parser.add_argument("--results", type=Path, help="a file for the outcomes; the page is made of all that are in it")
+    parser.add_argument("--results", type=Path, help="JSON file that collects outcomes of several calls for the page")
     parser.add_argument("--list", action="store_true", help="print the rows and do nothing")
     return parser.parse_args()
 
@@ -80,7 +80,7 @@ def chosen(rows: Sequence[Row], numbers: str | None, quick: bool) -> list[Row]:
 
 
 def run_all(rows: Sequence[Row], options: argparse.Namespace, folder: Path) -> list[Outcome]:
-    """All outcomes in the order of the rows; each is printed as it comes."""
+    """Outcomes in the order of the rows; each is printed at once."""
     from scripts.faults.running import run_row
 
     context = multiprocessing.get_context("spawn")
@@ -96,7 +96,7 @@ def run_all(rows: Sequence[Row], options: argparse.Namespace, folder: Path) -> l
 
 
 def kept(file: Path, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """The outcomes and those that earlier commands left in the file, for which these are new."""
+    """Merges the outcomes into the file; returns all that are in it."""
     from scripts.faults.running import Outcome
 
     known = [Outcome.of(fields) for fields in json.loads(file.read_text())] if file.exists() else []

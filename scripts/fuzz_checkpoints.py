@@ -1,10 +1,10 @@
-"""Damages checkpoints and model folders at random, and counts what becomes of it.
+"""Damages checkpoints and model folders at random, and counts how readers react.
 
     python scripts/fuzz_checkpoints.py [--count 300] [--seed 0]
 
-noticed: refused with a UserError. harmless: what is read is the same. silent: other values are read without a word.
-crash: any other exception. Of our own files (the first four rows) nothing may be silent; of weights that nothing
-accompanies (the last two) a bit may, see docs/checkpoints.md. Exits with 1 where that, or a crash, is seen.
+noticed: refused with a UserError. harmless: the same values are read. silent: wrong values are read without a message.
+crash: any other exception. No damage of the first four kinds of file may be silent; weights files without a checksum (the
+last two) may have silent bit flips, see docs/checkpoints.md. Exits with 1 on a crash or forbidden silence.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_folder(path: Path) -> Any:
 
 
 def files(folder: Path) -> dict[str, tuple[Path, Callable[[Path], Any]]]:
-    """A whole file of each kind, and what reads it."""
+    """An intact file of each kind with its reader."""
     state = {key: value.contiguous() for key, value in build_network(ARCHITECTURE, STEPS).state_dict().items()}
     card = ModelCard(
         ARCHITECTURE.to_dict(), STEPS, ("a", "b", "c"), "multiclass", (1, 2, 3), 10.0, True, "fp32", {"val/acc": 0.5}
@@ -73,7 +73,7 @@ def files(folder: Path) -> dict[str, tuple[Path, Callable[[Path], Any]]]:
 
 
 def damaged(content: bytes, generator: torch.Generator) -> bytes:
-    """One bit flipped (8 of 10 times), the end cut off, or a piece of it overwritten."""
+    """A bit flipped (8 of 10 times), the end cut off, or up to 64 bytes zeroed."""
     kind, place, bit = (int(torch.randint(high, (), generator=generator)) for high in (10, len(content), 8))
     if kind == 8:
         return content[:place]
@@ -100,7 +100,7 @@ def fuzz(path: Path, read: Callable[[Path], Any], count: int, generator: torch.G
             seen["harmless" if same(read(path), whole) else "silent"] += 1
         except UserError as error:
             seen["noticed" if len(error.render().splitlines()) <= 15 else "crash"] += 1
-        except Exception as error:  # that is what is looked for
+        except Exception as error:  # the defect that fuzzing looks for
             print(f"{path.name}: {type(error).__name__}: {error}")
             seen["crash"] += 1
     path.write_bytes(content)
@@ -109,7 +109,7 @@ def fuzz(path: Path, read: Callable[[Path], Any], count: int, generator: torch.G
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=300, help="damages of each kind of file")
+    parser.add_argument("--count", type=int, default=300, help="damaged copies of each kind of file")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     generator, failed = seeding.generator(options.seed, "fuzz"), False

@@ -1,12 +1,12 @@
-"""Reads damaged and crafted images the way training does, and counts what becomes of them.
+"""Reads damaged and crafted images the way training does, and counts the outcomes.
 
     python scripts/fuzz_images.py                       300 images, about a minute on two cores
     python scripts/fuzz_images.py --count 3000 --seed 1
 
-Every image is a small one of a format that is read, changed at random: flipped bits, a cut, other bytes in the header, a
-length or a count that lies, parts that are missing or there twice. Each is read in a process of its own kind (a few
-processes, one image after another), which is ended after 10 seconds. Exit code 1 if any image crashed the reader (a signal,
-or an exception that is no ImageError), took longer than 10 s or more than 1 GiB; such images are kept in a folder.
+Each image is a small one of a supported format, mutated at random: flipped bits, a truncation, wrong header bytes, a wrong
+length or count, missing or repeated parts. A few reader processes take one image after another, with 10 seconds for each.
+Exit code 1 if an image crashed the reader (a signal, or an exception other than ImageError), took longer than 10 s or more
+than 1 GiB; such images are kept in a folder.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (24, 31, 4), dtype=np.uint8)
 
 
 def originals() -> Iterator[tuple[str, bytes]]:
-    """(ending, content) of small images of all formats and the usual kinds of pixels."""
+    """(suffix, content) of small images of all formats and the usual pixel modes."""
     colour, alpha = Image.fromarray(PIXELS[..., :3]), Image.fromarray(PIXELS)
     grey, palette, ink = colour.convert("L"), colour.quantize(16), colour.convert("CMYK")
     sixteen = Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257)
@@ -82,7 +82,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
             del data[max(1, place) :]
         elif kind == "header":
             data[draw.randrange(min(64, len(data)))] = draw.randrange(256)
-        elif kind == "lie":  # a number of 2 or 4 bytes, of a chunk, a strip, a size
+        elif kind == "lie":  # overwrites 2 or 4 bytes near the start, where lengths and counts are
             size, order = draw.choice((2, 4)), draw.choice(("little", "big"))
             value = draw.choice((0, 1, 255, 9999, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1)) % 256**size
             start = draw.randrange(min(400, len(data)))
@@ -98,7 +98,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
 
 
 def _with_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks have the checksums that their content has now, so that the damage is met further inside."""
+    """Recomputes a PNG's chunk checksums, so that the damage reaches the decoder."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
     done, place = bytearray(data), 8
@@ -110,7 +110,7 @@ def _with_checksums(data: bytes) -> bytes:
 
 
 class Reader:
-    """A process that reads images and says how each went."""
+    """A process that reads images and reports each outcome."""
 
     def __init__(self) -> None:
         self.process = self._start()
@@ -128,7 +128,7 @@ class Reader:
     def read(self, path: Path) -> str:
         self.process.stdin.write(f"{path}\n")
         self.process.stdin.flush()
-        # The first image waits for the imports, too.
+        # The first image includes the imports.
         answered = select.select([self.process.stdout], [], [], SECONDS if self.ready else 12 * SECONDS)[0]
         line = self.process.stdout.readline() if answered else ""
         self.ready = bool(line)
@@ -142,7 +142,7 @@ class Reader:
 
 
 def read_paths() -> None:
-    """The life of a Reader's process: a path on stdin, how it went on stdout."""
+    """Main loop of a Reader's process: paths on stdin, outcomes on stdout."""
     from src.data.reading import ImageError, read_image
     from src.preprocessing import ReadOptions
 
@@ -163,7 +163,7 @@ def read_paths() -> None:
 
 def _peak_mib(reset: bool = False) -> float:
     if reset:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
 

@@ -1,9 +1,9 @@
-"""Composes random settings, good and absurd, and runs some of them: each is taken or refused with a message, none crashes.
+"""Composes random settings, sensible and absurd, and trains some: each must be accepted or refused with a message.
 
     python scripts/fuzz_overrides.py [--count 500] [--run 50] [--seed 0]
 
-count: combinations that are composed and checked here; run: how many of them are trained for real, on tiny settings. Exits
-with 1 where an exception that is no message, exit code 1 or 70, a traceback or no end within 3 minutes is seen.
+count: combinations to compose and check; run: how many of the accepted ones are trained, with tiny settings. Exits with 1
+on an exception other than UserError, exit code 1 or 70, a traceback, or a run longer than 3 minutes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TINY = (
         "data.num_workers=0",
     ),
 )
-# Where files are, or that would take long or need more than one machine has.
+# Not varied: paths, and settings that take long or need several machines.
 FIXED = {word.partition("=")[0] for word in TINY} | {"name", "runs_dir", "trainer.num_nodes", "trainer.max_time"}
 SECONDS = 180
 ABSURD = (
@@ -67,7 +67,7 @@ USUAL = {"int": ("1", "2", "3"), "float": ("0.1", "0.5", "1.0"), "bool": ("true"
 
 
 def knobs() -> dict[str, tuple[str, ...]]:
-    """The usual values of each setting, by its key."""
+    """Sensible values of each setting, by its key."""
     found = {}
     for key, knob in config.KNOBS.items():
         kind = str(knob.type).partition(" ")[0]
@@ -88,7 +88,7 @@ def words(generator: torch.Generator) -> list[str]:
 
 
 def check(typed: list[str]) -> str:
-    """taken, refused, or the exception that a user would see as a crash."""
+    """ "taken", "refused", or the exception that a user would see as a crash."""
     try:
         word_checks.check_words(typed)
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -100,7 +100,7 @@ def check(typed: list[str]) -> str:
     except (HydraException, OmegaConfBaseException) as error:
         translate(error)
         return "refused"
-    except Exception as error:  # that is what is looked for
+    except Exception as error:  # the defect that fuzzing looks for
         return f"{type(error).__name__}: {error}"
 
 

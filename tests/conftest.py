@@ -1,4 +1,4 @@
-"""What the tests share: the real commands as a user types them, and small folders of images."""
+"""Shared by all tests: the real commands as a user types them, small folders of images, and the quick tier."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from src.hydra_words import for_hydra
 from tests import warm
 from tests.warm import ROOT, command_environment
 
-# A run of seconds: drawn images, a small network with random weights.
+# A run that takes seconds: synthetic images, a small network with random weights.
 SMALL = (
     "data=synthetic",
     "data.num_images=60",
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @dataclass
 class Done:
-    """What a command left: exit code, what it printed."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -66,7 +66,7 @@ class Done:
 
 @pytest.fixture(autouse=True)
 def variables() -> Iterator[None]:
-    """What a test, or the code that it calls, sets in the environment is gone after it."""
+    """Restores the environment variables after each test."""
     before = dict(os.environ)
     yield
     if os.environ != before:
@@ -78,7 +78,7 @@ def variables() -> Iterator[None]:
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs `python -m src.NAME words...` in a new folder, as a user would: command('train', 'seed=1') -> Done.
 
-    cold: in a fresh process (tests/warm.py says who needs that); environment: further variables.
+    cold: in a fresh process, see tests/warm.py. environment: further variables.
     """
     monkeypatch.chdir(tmp_path)
 
@@ -92,7 +92,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Networks, losses and metrics that the test makes compute in float64: see tests/tolerance.py."""
+    """The test's networks, losses and metrics compute in float64: see tests/tolerance.py."""
     import torch
 
     torch.set_default_dtype(torch.float64)
@@ -102,7 +102,7 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def check_error(done: Done, code: int, *culprits: str) -> None:
-    """A user's mistake: its exit code, at most 15 lines, the culprits named, and suggested commands that parse."""
+    """A user's mistake gets this exit code and at most 15 lines that name the culprits; suggested commands parse."""
     assert done.code == code, done.text
     lines = done.err.strip().splitlines()
     assert lines, "nothing was printed"
@@ -119,7 +119,7 @@ def check_error(done: Done, code: int, *culprits: str) -> None:
 
 
 def parses(words: list[str]) -> bool:
-    """Whether Hydra composes a config from the words and the schema takes it."""
+    """Whether Hydra composes a config from the words and the schema accepts it."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -139,13 +139,13 @@ def parses(words: list[str]) -> bool:
         composed = compose("train", overrides=words)
     try:
         config_checks.read(composed)
-    except UserError as error:  # a path of the example need not exist, and a corrected word may not be the only mistake
+    except UserError as error:  # the suggestion may hold a path that does not exist, or leave another mistake
         return error.code == ExitCode.NO_INPUT or error.found.endswith("is missing")
     return True
 
 
 def _as_one_run(word: str) -> str:
-    """A word of a sweep with the first of its values."""
+    """A sweep's override with its first value only."""
     if word.startswith("-"):
         return word
     override = OverridesParser.create().parse_override(word)
@@ -156,7 +156,7 @@ def _as_one_run(word: str) -> str:
 
 
 def write_images(root: Path, classes: dict[str, int], size: int = 40, seed: int = 0) -> Path:
-    """A folder per class with PNG files of that many images: noise on the class's own colour."""
+    """A folder per class with this many PNG files: noise on the class's colour."""
     for number, (name, count) in enumerate(classes.items()):
         (root / name).mkdir(parents=True, exist_ok=True)
         for index in range(count):

@@ -1,4 +1,4 @@
-"""Trainings that run in the background, so that a test can send them signals or wait for what they leave."""
+"""Trainings in the background, for tests that send them signals or wait for their files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def result(folder: Path) -> dict:
 
 
 def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen:
-    """A training that can be sent signals: the leader of its own process group."""
+    """A training as the leader of its own process group, so that a test can send it signals."""
     return subprocess.Popen(
         [sys.executable, "-m", "src.train", *words],
         cwd=folder,
@@ -31,7 +31,7 @@ def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen:
 
 
 def wait_for_save(run: Path, after_epoch: int, process: subprocess.Popen) -> bool:
-    """Waits until the run has saved a position in the middle of an epoch; False if it ended before."""
+    """Waits until the run has saved a position in mid-epoch; False if it ended before."""
     rows, last, seen = run / "metrics.csv", run / "checkpoints" / "last.ckpt", None
     while process.poll() is None:
         if rows.exists() and len(rows.read_text().splitlines()) > after_epoch and last.exists():
@@ -47,7 +47,7 @@ def wait_for_save(run: Path, after_epoch: int, process: subprocess.Popen) -> boo
 
 
 def wait_for_rows(run: Path, rows: int, process: subprocess.Popen) -> bool:
-    """Waits until metrics.csv has the rows and their position is saved; False if the run ended before."""
+    """Waits until metrics.csv has this many rows; False if the run ended before."""
     while process.poll() is None:
         file = run / "metrics.csv"
         if file.exists() and len(file.read_text().splitlines()) > rows:

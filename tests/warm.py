@@ -1,16 +1,16 @@
-"""Commands without the seconds that the import of torch and Lightning takes: the tests run hundreds of them.
+"""Runs the real commands without importing torch and Lightning each time: the tests run hundreds of them.
 
-A helper, one for each process of pytest, imports the libraries once and forks itself for every command. The copy becomes
-`python -m src.NAME words...` in its own folder and environment, and prints and does what a fresh process would;
-tests/test_warm.py compares the two. Nothing of src/ is imported before the fork. What is not as in a fresh process:
+Each pytest process has a helper that imports the libraries once and forks itself for every command. The fork runs
+`python -m src.NAME words...` in its own folder and environment and behaves like a fresh process; tests/test_warm.py compares
+the two. Nothing of src/ is imported before the fork. Differences to a fresh process:
 
-- a library that src/ forgot to import may be there already;
-- what the libraries print while they are imported is not printed;
-- the commands of one helper hash texts alike, so sets of texts have one order in all of them;
-- a process that the command leaves behind is not waited for.
+- an import that src/ forgot may go unnoticed;
+- output of the libraries' imports is missing;
+- all commands of a helper share a hash seed, so sets of strings have the same order in all of them;
+- processes that the command leaves behind are not waited for.
 
-A test about any of these runs its command cold: `command("train", ..., cold=True)`, and so does tests/readme the first
-command of every page. Used by the fixture `command` (tests/conftest.py) and by tests/readme.
+A test about any of these runs its command cold: `command("train", ..., cold=True)`. tests/readme runs the first command of
+every page cold. Used by the fixture `command` (tests/conftest.py), tests/readme and scripts/faults.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("hydra", "lightning", "torch", "torchmetrics", "torchvision")
-# Variables that no library reads while it is imported. Where any other one is not as in the helper, a command is cold.
+# Variables that no library reads at import. If any other variable differs from the helper's, the command runs cold.
 READ_LATER = {"PYTEST_CURRENT_TEST", "TORCH_HOME", "FAULTS"}
-# Windows cannot fork, macOS's own libraries do not bear it, and where there is an NVIDIA driver nobody has tried.
+# Windows cannot fork, macOS's libraries break in a fork, and it is untested with an NVIDIA driver.
 POSSIBLE = sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
-LONGEST = 2**20  # bytes of a request
+LONGEST = 2**20  # largest request in bytes
 
 
 def command_environment() -> dict[str, str]:
-    """The environment of a user's shell: no leftovers of the test runner, messages unwrapped."""
+    """The environment of a user's shell, without the test runner's variables; wide enough for unwrapped messages."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "FULL_TRACE"))}
     return environment | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
@@ -52,9 +52,9 @@ def command_environment() -> dict[str, str]:
 def run(
     module: str, words: Sequence[str], cwd: Path, environment: Mapping[str, str], timeout: float, cold: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m module words...`, as subprocess.run with capture_output=True and text=True; cold: with nothing else.
+    """`python -m module words...`, like subprocess.run with capture_output=True and text=True. cold: in a fresh process.
 
-    environment: the whole of it. timeout: seconds, after which the command is killed; raises subprocess.TimeoutExpired.
+    environment: all variables. timeout: seconds after which the command is killed; raises subprocess.TimeoutExpired.
     """
     if not cold and POSSIBLE and (helper := _helper()).fits(environment):
         return helper.run(module, words, cwd, environment, timeout)
@@ -68,7 +68,7 @@ def _helper() -> _Helper:
 
 
 class _Helper:
-    """The helper as the tests see it. It ends when their end of the socket is closed."""
+    """The test process's side of the helper, which ends when this side closes the socket."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.environment = environment
@@ -102,10 +102,10 @@ class _Helper:
             try:
                 code = int(self.socket.recv(LONGEST))
             except TimeoutError as error:
-                with suppress(ProcessLookupError):  # it has ended meanwhile
+                with suppress(ProcessLookupError):  # ended meanwhile
                     os.kill(process, signal.SIGKILL)
                 self.socket.settimeout(None)
-                self.socket.recv(LONGEST)  # its code: else it would be taken for that of the next command
+                self.socket.recv(LONGEST)  # its exit code, which the next command would take for its own
                 raise subprocess.TimeoutExpired([module, *words], timeout) from error
             finally:
                 self.socket.settimeout(None)
@@ -115,10 +115,10 @@ class _Helper:
 
 
 def serve(handle: int) -> None:
-    """The helper's life: a copy of itself for every request, until the tests close their end of the socket."""
-    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then end
+    """Main loop of the helper: forks for every request until the tests close their end of the socket."""
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the tests, and with them the helper
     with socket.socket(fileno=handle) as connection:
-        connection.setblocking(True)  # not so where the tests' process had a default timeout when it made the socket
+        connection.setblocking(True)  # a default timeout of the tests' process would make it non-blocking
         set_by_libraries = _import_libraries()
         connection.send(b"ready")
         while True:
@@ -139,8 +139,8 @@ def serve(handle: int) -> None:
 
 
 def _become(module: str, words: list[str], cwd: str, environment: dict[str, str], out: int, err: int) -> None:
-    """This process is `python -m module words...` from now on, and ends as that does."""
-    import torch  # the helper has, but the tests' process need not
+    """Turns this process into `python -m module words...`, to its exit."""
+    import torch  # already imported in the helper
 
     for file, standard in ((out, 1), (err, 2)):
         os.dup2(file, standard)
@@ -150,7 +150,7 @@ def _become(module: str, words: list[str], cwd: str, environment: dict[str, str]
     os.environ.update(environment)
     sys.path[0] = str(Path.cwd())
     sys.argv = ["-m", *words]
-    np.random.seed()  # by chance, as in a fresh process; Python's own generator is by now, for a fork sees to it
+    np.random.seed()  # random, as in a fresh process; fork reseeds Python's own generator
     torch.default_generator.seed()
     code: object = 0
     try:
@@ -159,7 +159,7 @@ def _become(module: str, words: list[str], cwd: str, environment: dict[str, str]
         code = end.code or 0
         if not isinstance(code, int):
             raise
-    # The end of the interpreter, without the two seconds of taking down a copy of every module.
+    # The interpreter's exit without tearing down all modules, which takes two seconds.
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

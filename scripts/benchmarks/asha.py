@@ -2,9 +2,9 @@
 
     python scripts/benchmarks/asha.py [--trials 27] [--epochs 12] [--folder runs/asha] [KEY=VALUE ...]
 
-From the project's folder; KEY=VALUE are settings of src.train, the same for both. Two sweeps, one after the other, in
-FOLDER/none and FOLDER/asha, with one core per trial and two trials at once. The seconds are noted in FOLDER/times.json: an
-interrupted benchmark goes on where it was when the command is repeated, and its sweeps too.
+Run it in the project's folder; KEY=VALUE are settings of src.train for both sweeps. The sweeps run one after the other in
+FOLDER/none and FOLDER/asha, two trials at a time with one core each. FOLDER/times.json keeps the seconds, so that an
+interrupted benchmark continues when the command is repeated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SETTINGS = ("hydra.sweeper.ray.init.num_cpus=2", "hydra.sweeper.resources.cpu=1"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep came to. points: the swept values of each trial, as in sweep.csv."""
+    """Result of a sweep. points: the swept values of each trial, as in sweep.csv."""
 
     best_val: float
     test: float  # accuracy of the winner on the test split
@@ -43,14 +43,14 @@ class Outcome:
 
 
 def run_sweep(folder: Path, trials: int, *words: str) -> float:
-    """Seconds of `python -m src.train -m` with points drawn at random. Raises SystemExit where it does not come to its end."""
+    """Seconds of `python -m src.train -m` with random points. Raises SystemExit if the sweep fails."""
     command = [sys.executable, "-m", "src.train", "-m", "hydra/sweeper=ray_tune", "hydra.sweeper.search=random"]
     names = [f"runs_dir={folder.parent}", f"name={folder.name}", f"hydra.sweeper.num_samples={trials}"]
     start = time.perf_counter()
     with subprocess.Popen([*command, *names, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}) as sweep:
         try:
             code = sweep.wait()
-        except KeyboardInterrupt:  # the sweep received it too, and saves the positions of its trials
+        except KeyboardInterrupt:  # sent to the sweep too, which saves its trials' positions
             code = sweep.wait()
     if code:
         sys.exit(code)
@@ -58,7 +58,7 @@ def run_sweep(folder: Path, trials: int, *words: str) -> float:
 
 
 def read_outcome(folder: Path) -> Outcome:
-    """Of a sweep that has ended; from the project's folder, since best_folder is said from there."""
+    """Outcome of a finished sweep. best_folder is relative to the project's folder."""
     best = yaml.safe_load((folder / "optimization_results.yaml").read_text(encoding="utf-8"))
     winner = json.loads((Path(best["best_folder"]) / "result.json").read_text(encoding="utf-8"))
     with (folder / "sweep.csv").open(encoding="utf-8", newline="") as file:
@@ -72,23 +72,23 @@ def read_outcome(folder: Path) -> Outcome:
 
 
 def measure(folder: Path, scheduler: str, trials: int, words: list[str]) -> float:
-    """Seconds of a sweep, those of its interrupted beginnings included."""
+    """Seconds of a sweep, including interrupted attempts."""
     file = folder / "times.json"
     times = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    known = times.setdefault(scheduler, {"done": False, "seconds": 0.0, "trials": trials, "words": words})
-    if (known["trials"], known["words"]) != (trials, words):
-        sys.exit(f"{file} is of other settings: {known}; choose another --folder")
-    if not known["done"]:
+    entry = times.setdefault(scheduler, {"done": False, "seconds": 0.0, "trials": trials, "words": words})
+    if (entry["trials"], entry["words"]) != (trials, words):
+        sys.exit(f"{file} belongs to other settings: {entry}; choose another --folder")
+    if not entry["done"]:
         print(f"scheduler={scheduler}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         try:
             run_sweep(folder / scheduler, trials, f"hydra.sweeper.scheduler={scheduler}", *SETTINGS, *SPACE, *words)
-            known["done"] = True
+            entry["done"] = True
         finally:
-            known["seconds"] += time.perf_counter() - start
+            entry["seconds"] += time.perf_counter() - start
             write_json(file, times)
-    return known["seconds"]
+    return entry["seconds"]
 
 
 def main() -> None:

@@ -2,10 +2,9 @@
 
     python scripts/benchmarks/callback_overhead.py [rounds]         default: 7
 
-One process, one thread: the template's Classifier with a small network (three blocks, 8x8 pixels) and with a ResNet18
-(32x32 pixels), batches of 4. In every round each variant trains one epoch; a step is timed from start to start, and the
-median over the steps of an epoch counts. Printed are the medians over the rounds of the difference to the variant without
-callbacks of the same round.
+One process, one thread: the Classifier with a small network (three blocks, 8x8 pixels) and with a ResNet18 (32x32 pixels),
+batches of 4. In every round each variant trains one epoch; its result is the median time from the start of a step to the
+start of the next. Prints the median over the rounds of the difference to the variant without callbacks.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def small_backbone() -> tuple[nn.Module, int]:
 def step_time(
     build: Callable[[], tuple[nn.Module, int]], size: int, steps: int, callbacks: list[L.Callback], **options: Any
 ) -> float:
-    """Median microseconds per step of an epoch. options: of Lightning's Trainer."""
+    """Median microseconds per step of an epoch. options: further arguments of Lightning's Trainer."""
     preprocessing = Preprocessing(size, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
     backbone, features = build()
     model = Classifier(

@@ -1,4 +1,4 @@
-"""Time of a pass with model.channels_last=true over that with false: below 1, channels_last is faster.
+"""Ratio of the time of a pass with model.channels_last=true to false: below 1, channels_last is faster.
 
     python scripts/benchmarks/channels_last.py [backbone ...]       default: efficientnet_lite0 resnet18
 
@@ -21,7 +21,7 @@ ROUNDS = 7
 
 
 def seconds(network: TransferNetwork, images: torch.Tensor, precision: str, train: bool) -> float:
-    """Of one forward pass, or of a forward and a backward pass."""
+    """Time of a forward pass (eval) or of a forward and a backward pass (train)."""
     network.train(train)
     start = time.perf_counter()
     with torch.set_grad_enabled(train), autocast(precision, images.device):

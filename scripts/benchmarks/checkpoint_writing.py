@@ -1,11 +1,11 @@
-"""How long a checkpoint takes to write, how long the training step waits for it, and what kill -9 leaves of it.
+"""How long a checkpoint takes to write, how long the training step waits, and what kill -9 leaves of the file.
 
     python scripts/benchmarks/checkpoint_writing.py [kills]         default: 20; 0 measures the times only
 
-The checkpoint is a ResNet50 with the state of AdamW (293 MiB). Four ways, alternating, medians of 5 rounds, one thread:
-this project's writing in the background and without it, Lightning's TorchCheckpointIO and its AsyncCheckpointIO. Then a
-process that writes one checkpoint after another is killed at a random moment of a write, with the temp folder on another
-file system (/dev/shm), and the file is looked at.
+The checkpoint is a ResNet50 with the state of AdamW (293 MiB). Compares four writers in turns, medians of 5 rounds, one
+thread: this project's in the background and waiting, Lightning's TorchCheckpointIO and AsyncCheckpointIO. Then a process that
+writes checkpoints in a loop, with the temporary folder on another file system (/dev/shm), is killed at a random moment of a
+write, and the file is checked.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def one_step(layer: torch.nn.Module, images: torch.Tensor) -> float:
 
 
 def write_for_ever(way: str, path: str) -> None:
-    """What the process does that is killed. A dot says that a write begins."""
+    """Main loop of the process that is killed. Prints a dot before each write."""
     io, saved = WAYS[way](), checkpoint()
     while True:
         print(".", flush=True)
@@ -87,7 +87,7 @@ def write_for_ever(way: str, path: str) -> None:
 
 
 def count_damage(way: str, kills: int, folder: Path) -> tuple[int, int]:
-    """How often the checkpoint was damaged or gone after a kill, and the MiB of files that were left behind."""
+    """Number of kills after which the checkpoint was damaged or missing, and MiB of leftover files."""
     damaged, left = 0, 0
     temporary = Path(tempfile.mkdtemp(dir="/dev/shm"))
     for number in range(kills):
@@ -97,9 +97,9 @@ def count_damage(way: str, kills: int, folder: Path) -> tuple[int, int]:
             stdout=subprocess.PIPE,
             env=os.environ | {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"},
         )
-        process.stdout.readline()  # the first write
+        process.stdout.readline()  # the first write begins
         start = time.perf_counter()
-        process.stdout.readline()  # it is over, the second begins
+        process.stdout.readline()  # the second begins
         whole = time.perf_counter() - start
         process.stdout.readline()
         fraction = torch.rand((), generator=seeding.generator("kill", number)).item()
@@ -117,12 +117,12 @@ def count_damage(way: str, kills: int, folder: Path) -> tuple[int, int]:
 
 
 def can_be_read(path: Path, ours: bool) -> bool:
-    """Ours: by what a continued run reads with. Lightning's: by torch.load."""
+    """Reads ours as a continued run does, Lightning's by torch.load."""
     try:
         position = newest_position(path.parent) if ours else path
         torch.load(position, weights_only=True)
         return True
-    except Exception:  # torch has many names for a damaged file
+    except Exception:  # torch raises many types for a damaged file
         return False
 
 

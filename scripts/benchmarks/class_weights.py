@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/class_weights.py photos/ [runs_dir] [monitor]
 
-Trains with each form and three seeds, by the real command: 64 pixels, 10 epochs, the best epoch by val/balanced_acc or
-by `monitor`. Runs that are finished in runs_dir (default: runs/uneven) are not trained again.
+Trains each form with three seeds by the real command: 64 pixels, 10 epochs, best epoch by val/balanced_acc or `monitor`.
+Finished runs in runs_dir (default: runs/uneven) are not repeated.
 """
 
 from __future__ import annotations

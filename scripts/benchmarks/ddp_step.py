@@ -1,11 +1,11 @@
-"""What a training step of strategy=ddp costs beside the exchange of gradients, piece by piece, in microseconds.
+"""Overhead of a strategy=ddp step beside the all-reduce of gradients, part by part, in microseconds.
 
     python scripts/benchmarks/ddp_step.py [rounds]         default: 5
 
 Two processes of one thread each, gloo, the small network of callback_overhead.py (its step is all overhead). In every
-round each variant trains an epoch of 150 steps; printed are the medians over the rounds of the median step. The first
-variant is Lightning's DDPStrategy as it comes: in every step it sends a broadcast that asks whether a signal has arrived,
-and waits for it, and it sends BatchNorm's statistics before every forward pass. The last is what strategy=ddp does.
+round each variant trains an epoch of 150 steps; prints the median over the rounds of the median step. The first variant is
+Lightning's DDPStrategy, which in every step waits for a broadcast about signals and broadcasts BatchNorm's buffers. The last
+is strategy=ddp.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def variants(folder: Path) -> dict[str, tuple[Any, list[L.Callback]]]:
 
 
 def measure(rounds: int, folder: Path) -> None:
-    """In each of the two processes."""
+    """Runs in each of the two processes."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):

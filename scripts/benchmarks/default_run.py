@@ -1,8 +1,8 @@
-"""Times the default run and --help, and shows the accuracies: what the README's first command gives.
+"""Times the README's first command and --help, and prints the accuracies.
 
     python scripts/benchmarks/default_run.py [times]            default: 3
 
-Each is a new process with all cores, from the command to the prompt, nothing else running beside it.
+Each is a new process with all cores, timed from command to prompt; run nothing else meanwhile.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/head_sweep.py [--trials 20] [KEY=VALUE ...]       from the project's folder
 
-KEY=VALUE are settings of src.train. All cores, every trial to its end. Such trials compute the same features of the same
-images again in every epoch.
+KEY=VALUE are settings of src.train. Uses all cores and stops no trial early. Such trials compute the same features in every
+epoch.
 """
 
 from __future__ import annotations

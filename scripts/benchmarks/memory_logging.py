@@ -1,10 +1,10 @@
-"""What memory.log and memory.detect_growth cost: microseconds per training step, and the step's time over that without.
+"""Cost of memory.log and memory.detect_growth: microseconds per training step, and the ratio of step times.
 
     python scripts/benchmarks/memory_logging.py [accelerator] [steps] [threads]         default: cpu 60 1
 
-ResNet18, all of it trained, 32 images of 64 pixels. One Trainer; a callback is called in every second step, and the
-medians of the steps with and without it are compared. Other programs move that ratio more than the callback does, so the
-CPU time of its hooks is measured by itself too, and shown as a share of the step. memory.log promises less than 1 %.
+Trains all of a ResNet18 on 32 images of 64 pixels. One Trainer calls the callback in every second step; the medians of steps
+with and without it are compared. Other programs disturb that ratio more than the callback does, so the CPU time of its hooks
+is measured too, and shown as a share of the step. memory.log promises less than 1 %.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH, PIXELS, WARM_UP = 32, 64, 10
 
 
 class EverySecondStep(L.Callback):
-    """Calls another callback in odd steps only, and times the steps and the calls."""
+    """Calls another callback in odd steps only, and times steps and calls."""
 
     def __init__(self, measured: L.Callback) -> None:
         self.measured, self.on = measured, False

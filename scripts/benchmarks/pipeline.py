@@ -2,11 +2,10 @@
 
     python scripts/benchmarks/pipeline.py [cut [pixels]]   default: the quickest of CUTS for each memory layout, 128
 
-Two processes with one thread each train on random images on the CPU, so it wants two idle cores; with one stage in each
-against the whole network in the first while the second waits, in turns. A time is the median of ROUNDS steps (forward and
-backward, no optimizer). There is a table for each memory layout: channels_last, this project's default, makes the unsplit
-network quicker, and small micro-batches less so. The image is docs/images/pipeline_timeline.png, of one step with each
-schedule.
+Two processes with one thread each train on random images on the CPU, so it needs two idle cores. Steps with one stage per
+process alternate with steps of the whole network in the first process while the second waits. A time is the median of ROUNDS
+steps (forward and backward, no optimizer). Prints a table per memory layout: channels_last, the default, speeds up the unsplit
+network more than small micro-batches. Draws one step of each schedule in docs/images/pipeline_timeline.png.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ Event = tuple[str, int, float, float]  # "forward" or "backward", which micro-ba
 
 
 class TracedStage(PipelineStage):
-    """Notes when it computes; what it waits for between that is not in it. The clock is the same in all processes."""
+    """Records when it computes, without the waiting. time.monotonic is the same in all processes."""
 
     events: list[Event]
 
@@ -68,7 +67,7 @@ class TracedStage(PipelineStage):
 
 
 def build_network(cut: str, channels_last: bool) -> TransferNetwork:
-    """In training mode, with the same random weights at every call."""
+    """A network in training mode, with the same random weights at every call."""
     torch.manual_seed(0)
     backbone = ModelParallelResNet50(split_at=[cut])
     backbone.fc = nn.Identity()
@@ -77,12 +76,12 @@ def build_network(cut: str, channels_last: bool) -> TransferNetwork:
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The share of these labels in the mean over the batch."""
+    """Contribution of these labels to the mean over the batch."""
     return nn.functional.cross_entropy(logits, labels) * (len(labels) / BATCH)
 
 
 class Contest:
-    """A batch through the stages of all processes, and through the whole network in the first."""
+    """Times a batch through the stages of all processes, and through the whole network in the first."""
 
     def __init__(self, rank: int, cut: str, channels_last: bool) -> None:
         self.rank = rank
@@ -123,13 +122,13 @@ class Contest:
 
 
 def median(work: Callable[[], float], times: int) -> float:
-    """Of so many times, after one that is not counted."""
+    """Median over this many calls, after a warm-up call."""
     work()
     return statistics.median(work() for _ in range(times))
 
 
 def choose_cut(rank: int, channels_last: bool) -> str:
-    """The quickest with the most micro-batches, and how quick each is; the first process decides."""
+    """The fastest cut with the most micro-batches, as rank 0 measures it; prints all times."""
     seconds = {}
     for cut in CUTS:
         contest = Contest(rank, cut, channels_last)
@@ -163,7 +162,7 @@ def compare(contest: Contest) -> None:
 
 
 def traced(contest: Contest, schedule: str) -> list[list[Event]]:
-    """The quickest of some steps: the events of each stage, in seconds since the first."""
+    """Events of each stage in the fastest of several steps, in seconds since its first event."""
     pipeline.PipelineStage = TracedStage
     best: tuple[float, list[list[Event]]] = (float("inf"), [])
     for number in range(TRIES + 1):
@@ -178,7 +177,7 @@ def traced(contest: Contest, schedule: str) -> list[list[Event]]:
 
 
 def draw(traces: dict[str, list[list[Event]]], cut: str) -> None:
-    """A row per stage, a box per micro-batch; what is white is idle."""
+    """A row per stage and a box per micro-batch; white is idle time."""
     colours = {"forward": COLOURS[2], "backward": COLOURS[1]}  # as in scripts/figures/concepts.py
     texts = {"forward": "black", "backward": "white"}
     length = max(event[3] for stages in traces.values() for stage in stages for event in stage)

@@ -2,11 +2,10 @@
 
     python scripts/benchmarks/precision.py [threads]        default: 1
 
-On the CPU ResNet18 with 32 images of 64 pixels; on a GPU, where there is one, ResNet50 with 64 images of 224. All of the
-network is trained, with AdamW. Each measurement has a process of its own, so that memory which another one left behind
-does not count; the precisions take turns, and medians of the rounds are shown. Memory is the peak beyond what the process
-held before there was a network: weights, gradients, the optimizer's state, activations, and what kernels work in. torch
-lets convolutions in fp32 use TF32 on a GPU that has it, and so they do here.
+CPU: ResNet18, 32 images of 64 pixels. GPU, if present: ResNet50, 64 images of 224 pixels. The whole network is trained with
+AdamW. Each measurement runs in its own process, so that leftover memory does not count; the precisions alternate, and medians
+of the rounds are shown. Memory is the peak above the level before the network was built: weights, gradients, optimizer state,
+activations and workspaces. As by torch's default, fp32 convolutions may use TF32 on a GPU.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ ROUNDS, CLASSES = 3, 10
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, where, and for how many steps."""
+    """A network, its device and batch, and the number of steps."""
 
     device: str
     backbone: str
@@ -86,7 +85,7 @@ def alone(case: Case, precision: str, threads: int) -> tuple[float, float]:
 
 
 def usable(device: str) -> list[str]:
-    """The precisions that this device has."""
+    """The precisions that the device supports."""
     names = []
     for name in ("fp32", "fp16", "bf16"):
         try:

@@ -2,10 +2,9 @@
 
     python scripts/benchmarks/sweeps.py [--rounds 3] [--jobs 8 50] [--samples 50]       from the project's folder
 
-The jobs are those of sweep_app/: trivial ones, and trainings of a small Lightning model for ten epochs. Each time is that
-of a fresh process with CORES cores for its jobs and one thread in each; printed are medians over the rounds, in which
-everything is measured once. hydra-joblib-launcher and hydra-ray-launcher are measured where they are installed. The latter
-wants an older cloudpickle than others do, so give it an environment of its own.
+The jobs are those of sweep_app/: trivial ones, and trainings of a small Lightning model for ten epochs. Each time is of a
+fresh process with CORES cores and one thread per job; prints medians over the rounds. hydra-joblib-launcher and
+hydra-ray-launcher are measured if installed. The latter needs an older cloudpickle, so give it its own environment.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 CORES = 2
 APP = [sys.executable, "-m", "scripts.benchmarks.sweep_app.app", "-m"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # else anybody could use the cluster
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # without it any user could use the cluster
 OWN_RAY = f"hydra.launcher.ray.init.num_cpus={CORES}"
 NO_DASHBOARD = "+hydra.launcher.ray.init.include_dashboard=false"
 TUNE = "hydra/launcher=ray_tune"
@@ -36,12 +35,12 @@ TPE_AND_ASHA = ("hydra.sweeper.search=optuna", "hydra.sweeper.scheduler=asha")
 
 @dataclass(frozen=True)
 class Launcher:
-    """words: of the command line. package: of one that is not this project's."""
+    """words: on the command line. package: that brings the launcher, if it is not this project's."""
 
     name: str
     words: tuple[str, ...] = ()
     package: str = ""
-    on_cluster: bool = False  # its Ray is up before the command starts
+    on_cluster: bool = False  # Ray is started before the command
 
     @property
     def missing(self) -> bool:
@@ -63,7 +62,7 @@ LAUNCHERS = (
 
 
 def seconds(*words: str, **environment: str) -> float:
-    """Of one command of the app, in a folder of its own. Ends the benchmark if the command fails."""
+    """Time of a command of the app in a new folder. Ends the benchmark if the command fails."""
     with tempfile.TemporaryDirectory() as folder:
         command = [*APP, *words, f"hydra.sweep.dir={folder}/sweep"]
         start = time.perf_counter()
@@ -75,7 +74,7 @@ def seconds(*words: str, **environment: str) -> float:
 
 
 def launch(launcher: Launcher, work: str, count: int) -> float:
-    """Seconds of a sweep of so many jobs."""
+    """Seconds of a sweep of `count` jobs."""
     words = [f"work={work}", "lr=" + ",".join(f"{(job + 1) / 1000:g}" for job in range(count)), *launcher.words]
     if not launcher.on_cluster:
         return seconds(*words)
@@ -84,7 +83,7 @@ def launch(launcher: Launcher, work: str, count: int) -> float:
 
 
 def search(work: str, count: int, *words: str) -> float:
-    """Seconds of a sweep with hydra/sweeper=ray_tune of so many trials, at random points if nothing else is said."""
+    """Seconds of a hydra/sweeper=ray_tune sweep of `count` trials, by default at random points."""
     sweeper = (
         "hydra/sweeper=ray_tune",
         f"hydra.sweeper.num_samples={count}",
@@ -95,7 +94,7 @@ def search(work: str, count: int, *words: str) -> float:
 
 @contextmanager
 def cluster() -> Iterator[str]:
-    """A Ray cluster of this machine alone. Yields its address; 'auto' might find somebody else's."""
+    """A Ray cluster on this machine. Yields its address, since 'auto' might find another user's cluster."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
@@ -114,10 +113,10 @@ def cluster() -> Iterator[str]:
                 said.append(ray.stdout.readline())
                 if not said[-1]:
                     sys.exit(f"the Ray cluster did not start:\n{''.join(said)}")
-            time.sleep(5)  # until it is at rest
+            time.sleep(5)  # until it is idle
             yield address
         finally:
-            ray.terminate()  # and with it the processes that it started
+            ray.terminate()  # ends its child processes too
             ray.wait()
 
 
@@ -128,7 +127,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=50, help="trials of the search")
     options = parser.parse_args()
 
-    there = [launcher for launcher in LAUNCHERS if not launcher.missing]
+    installed = [launcher for launcher in LAUNCHERS if not launcher.missing]
     columns = [(work, count) for work in ("trivial", "training") for count in options.jobs]
     reuse = next(launcher for launcher in LAUNCHERS if launcher.name == "ray_tune")
     times: dict[str, list[float]] = {}
@@ -140,7 +139,7 @@ def main() -> None:
     for number in range(options.rounds):
         print(f"round {number + 1} of {options.rounds}", flush=True)
         for work, count in columns:
-            for launcher in there:
+            for launcher in installed:
                 note(f"{launcher.name}, {count} {work}", launch(launcher, work, count))
         note("search", search("training", options.samples, *TPE_AND_ASHA))
         note("a further job", (launch(reuse, "trivial", 60) - launch(reuse, "trivial", 10)) / 50)

@@ -21,7 +21,7 @@ NO_CHECKSUM = (Fault("src.checkpoints.checksum:damage", "answer", to=0),)
 
 @contextmanager
 def small_disk(folder: Path, mib: float) -> Iterator[None]:
-    """Inside, the folder is a file system of that size. Raises Impossible where nothing may be mounted."""
+    """Mounts a file system of this size on the folder. Raises Impossible without the right to mount."""
     folder.mkdir(parents=True, exist_ok=True)
     _mount("-t", "tmpfs", "-o", f"size={int(mib * 2**20)}", "tmpfs", str(folder))
     try:
@@ -58,7 +58,7 @@ def orphan_sweep(program: Project) -> str:
 
 
 def killed_with_two_positions(program: Program, run: str) -> Path:
-    """A run that was killed in step 12; returns its newest checkpoint."""
+    """Newest checkpoint of a run that was killed in step 12."""
     if not (program.folder / "killed").exists():
         program.check_killed(program.train(kill(STEP, 12), run="original", save_every=2))
         shutil.copytree(program.path("original"), program.folder / "killed")

@@ -1,4 +1,4 @@
-"""Files that run code, unpack to somewhere else or to too much; a server that hands them out."""
+"""Malicious files: pickles that run code, archives that escape or explode; and a server that serves them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scripts.faults.project import Project
 
 
 class Payload:
-    """Makes a file when it is unpickled."""
+    """Creates a file when unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -29,7 +29,7 @@ class Payload:
 
 
 def save_as_the_program_would(program: Program, content: object, file: Path) -> None:
-    """With the checksum that it expects, where it has one."""
+    """Saves with the checksum that the program expects, if it has one."""
     if isinstance(program, Project):
         from src.checkpoints.checksum import save_with_checksum
 
@@ -47,7 +47,7 @@ def torch_bytes(content: object) -> bytes:
 
 @contextmanager
 def serving(content: bytes) -> Iterator[tuple[str, list[str]]]:
-    """A server that answers every request with the content; the list fills with what was asked for."""
+    """A server that answers every request with the content; yields its URL and the list of requested paths."""
     requests: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,9 +1,8 @@
-"""Faults inside a process that knows nothing of them: something happens at the n-th call of a named function.
+"""Injects faults into a process: a signal, an exception or damage at the n-th call of a named function.
 
 The programs have no hooks for tests. `python -m scripts.faults.victim MODULE words...` reads the faults from an environment
-variable, puts them around the functions they name as soon as those are imported, and becomes `python -m MODULE words...`.
-Processes that it starts (the ranks of ddp, Ray's workers) get them too, through children/sitecustomize.py. No library is
-imported here before the program imports it.
+variable, wraps the functions they name as soon as the program imports them, and runs MODULE. Child processes (ranks of ddp,
+Ray's workers) get the same faults through children/sitecustomize.py. This module imports no library before the program does.
 """
 
 from __future__ import annotations
@@ -30,24 +29,26 @@ from typing import Any
 VARIABLE = "FAULTS"  # of the environment: what `armed` returns
 CHILDREN = Path(__file__).parent / "children"
 
-# Functions that this project's runs and a plain Lightning script both go through.
-STEP = "lightning.pytorch.strategies.strategy:Strategy.training_step"  # of a batch, or of a part of one
+# Functions that this project and a plain Lightning script both call.
+STEP = "lightning.pytorch.strategies.strategy:Strategy.training_step"
+LOSS = "torch.nn.functional:cross_entropy"
+CONVOLUTION = "torch.nn.modules.conv:Conv2d.forward"
 VALIDATION_STEP = "lightning.pytorch.strategies.strategy:Strategy.validation_step"
 SAVE = "lightning.pytorch.trainer.trainer:Trainer.save_checkpoint"  # the request; the writing may come later
 WRITE = "torch:save"
-COPY = "shutil:copyfile"  # how Lightning's checkpoint gets from another file system to its place
+COPY = "shutil:copyfile"  # moves Lightning's checkpoint from a temporary folder on another file system
 FETCH = "torch.utils.data._utils.fetch:_MapDatasetFetcher.fetch"  # the images of a batch
 OPEN_IMAGE = "PIL.Image:open"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at the n-th call of a function, in every process or in one.
+    """An action at the n-th call of a function, in every process or in one.
 
-    at: "package.module:Class.function". do: a name in ACTIONS, and its `value`. nth: counted from 1 in each process; to: the
-    last call that is hit; None: that one alone; 0: all from there on. after: the call is made first. rank: in this process
-    of several; loader: in loader processes only; inside: in calls that come from a function of that name; since: when that
-    file is there. once: a file that says that it has happened, so that a process that is started anew is spared.
+    at: "package.module:Class.function". do, value: an entry of ACTIONS and its argument. nth: first call that is hit, from 1
+    in each process; to: the last one; None: only nth; 0: all after nth. after: act after the call. Calls count only
+    in this rank, in loader processes, inside a function of this name, since this file exists, in training (while gradients
+    are recorded). once: marker file; while it exists, the fault does not happen again in a restarted process.
     """
 
     at: str
@@ -61,6 +62,7 @@ class Fault:
     inside: str | None = None
     since: str | None = None
     once: str | None = None
+    training: bool = False
 
 
 def kill(at: str, nth: int = 1, **options: Any) -> Fault:
@@ -68,8 +70,13 @@ def kill(at: str, nth: int = 1, **options: Any) -> Fault:
 
 
 def send(number: int, at: str, nth: int = 1, **options: Any) -> Fault:
-    """A signal that the process sends to itself: it arrives at that very call."""
+    """The process sends itself the signal, so that it arrives exactly at this call."""
     return Fault(at, "signal", int(number), nth, **options)
+
+
+def little_memory(fits: int, **options: Any) -> Fault:
+    """Training has memory for so many images at once."""
+    return Fault(CONVOLUTION, "little memory", fits, to=0, training=True, **options)
 
 
 def slow(at: str, seconds: float, nth: int = 1, to: int | None = 0, **options: Any) -> Fault:
@@ -82,8 +89,8 @@ def armed(
     file_limit: int | None = None,
     peak: str | None = None,
 ) -> dict[str, str]:
-    """The environment of a victim. environ: variables that the program sees. file_limit: bytes, RLIMIT_FSIZE. peak: a file
-    for the most memory that it had, in KiB."""
+    """Environment variables for a victim. environ: further variables for the program. file_limit: RLIMIT_FSIZE in bytes. peak:
+    file that receives the peak memory in KiB."""
     if not (faults or environ or file_limit or peak):
         return {}
     state = {"faults": [asdict(fault) for fault in faults], "environ": environ or {}, "limit": file_limit, "peak": peak}
@@ -91,12 +98,12 @@ def armed(
 
 
 def arm() -> None:
-    """Puts the faults of the environment into this process and those that it starts."""
+    """Injects the faults named in the environment into this process and its children."""
     state = json.loads(os.environ.get(VARIABLE, "{}"))
     if not state:
         return
     os.environ.update(state["environ"])
-    tempfile.tempdir = None  # it is remembered, and TMPDIR may be another now
+    tempfile.tempdir = None  # cached, and TMPDIR may have changed
     if state["limit"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (state["limit"], resource.RLIM_INFINITY))
     if state["peak"]:
@@ -175,6 +182,8 @@ def _is_here(fault: Fault) -> bool:
 
         if get_worker_info() is None:
             return False
+    if fault.training and not sys.modules["torch"].is_grad_enabled():
+        return False
     if fault.since is not None and not Path(fault.since).exists():
         return False
     if fault.inside is not None and fault.inside not in _callers():
@@ -184,7 +193,7 @@ def _is_here(fault: Fault) -> bool:
 
 
 def _callers() -> Iterator[str]:
-    """The names of the functions that are under way."""
+    """Names of the functions on the call stack."""
     frame = sys._getframe()
     while frame is not None:
         yield frame.f_code.co_name
@@ -208,37 +217,27 @@ def _raise(call: Call, message: str, arguments: Sequence[Any]) -> Any:
     raise ValueError(message)
 
 
-def _not_a_number(call: Call, factor: float, arguments: Sequence[Any]) -> Any:
+def _multiply(call: Call, factor: float, arguments: Sequence[Any]) -> Any:
     """The loss times the factor: nan, or inf."""
-    return _with_loss(call(), lambda loss: loss * factor)
+    return call() * factor
 
 
 def _infinite_gradient(call: Call, _: None, arguments: Sequence[Any]) -> Any:
     """The loss is right, and every gradient infinite."""
-
-    def worsened(loss: Any) -> Any:
-        loss.register_hook(lambda gradient: gradient * float("inf"))
-        return loss
-
-    return _with_loss(call(), worsened)
-
-
-def _with_loss(output: Any, change: Callable[[Any], Any]) -> Any:
-    return output | {"loss": change(output["loss"])} if isinstance(output, dict) else change(output)
+    loss = call()
+    loss.register_hook(lambda gradient: gradient * float("inf"))
+    return loss
 
 
 def _little_memory(call: Call, fits: int, arguments: Sequence[Any]) -> Any:
-    """A batch, or a part of one, of more than so many images does not fit."""
-    import torch
-
-    images = next(argument for argument in arguments if isinstance(argument, list | tuple))[0]
-    if len(images) > fits:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    """A layer that gets more images than fit runs out of memory."""
+    if len(arguments[1]) > fits:
+        raise sys.modules["torch"].OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     return call()
 
 
 def _half_written(call: Call, _: None, arguments: Sequence[Any]) -> Any:
-    """torch.save dies when half of the file is on the disk. What goes into memory only is not on the disk."""
+    """Killed when torch.save has written half of the file. Saves into memory are left alone."""
     target = arguments[1]
     if isinstance(target, io.BytesIO):
         return call()
@@ -251,7 +250,7 @@ def _half_written(call: Call, _: None, arguments: Sequence[Any]) -> Any:
 
 
 def _half_copied(call: Call, _: None, arguments: Sequence[Any]) -> Any:
-    """shutil.copyfile dies when half of the checkpoint is copied."""
+    """Killed when shutil.copyfile has copied half of the checkpoint."""
     source, target = Path(arguments[0]), Path(arguments[1])
     if not target.name.endswith(".ckpt"):
         return call()
@@ -275,7 +274,7 @@ def _fill_disk(call: Call, path: str, arguments: Sequence[Any]) -> Any:
 
 
 def _meet(call: Call, path: str, arguments: Sequence[Any]) -> Any:
-    """Says by a file that it has come here, and waits until that is gone: somebody else has something to do meanwhile."""
+    """Creates a file and waits until the test has removed it: in between the test acts on the process."""
     Path(path).touch()
     while Path(path).exists():
         time.sleep(0.02)
@@ -283,12 +282,12 @@ def _meet(call: Call, path: str, arguments: Sequence[Any]) -> Any:
 
 
 def _answer(call: Call, value: Any, arguments: Sequence[Any]) -> Any:
-    """Instead of the function: for guards that are switched off."""
+    """Replaces the function by a constant, which switches a guard off."""
     return value
 
 
 def _write_in_place(call: Call, _: None, arguments: Sequence[Any]) -> None:
-    """Instead of src.files.write_atomically(path, write)."""
+    """Replaces src.files.write_atomically(path, write) by a plain write."""
     path, write = arguments[:2]
     with path.open("wb") as file:
         write(file)
@@ -298,7 +297,7 @@ ACTIONS: dict[str, Callable[[Call, Any, Sequence[Any]], Any]] = {
     "signal": _signal,
     "sleep": _sleep,
     "raise": _raise,
-    "loss times": _not_a_number,
+    "multiply": _multiply,
     "infinite gradient": _infinite_gradient,
     "little memory": _little_memory,
     "half written": _half_written,

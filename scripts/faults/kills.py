@@ -1,4 +1,4 @@
-"""kill -9 at any moment: the same command, repeated, ends with the bits of a run that nobody killed."""
+"""kill -9 at any moment: the repeated command ends with the same bits as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ HALVES = {WRITE: "written", COPY: "copied"}
 
 
 def check_all_load(folder: Path) -> None:
-    """Every checkpoint there is, and there is one."""
+    """There is a checkpoint, and each one loads."""
     files = [*folder.glob("*.ckpt")]
     check(files, "there is no checkpoint")
     for file in files:

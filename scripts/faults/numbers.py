@@ -1,4 +1,4 @@
-"""Numbers that are none, and memory that does not suffice."""
+"""NaN, infinity, and too little memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from scripts.faults.injecting import STEP, Fault
+from scripts.faults.injecting import LOSS, Fault, little_memory
 from scripts.faults.processes import distance
 from scripts.faults.programs import Program, check
 from scripts.faults.project import Project
@@ -14,7 +14,7 @@ from scripts.faults.registry import Guard, row
 
 
 def check_finite(program: Program, run: str) -> None:
-    """No checkpoint and no model holds a number that is none."""
+    """Every checkpoint holds finite numbers only."""
     files = [*program.checkpoints(run).glob("*.ckpt")]
     check(files, "there is no checkpoint")
     for file in files:
@@ -23,7 +23,7 @@ def check_finite(program: Program, run: str) -> None:
 
 
 def check_policies(program: Program, fault: Fault) -> str:
-    """stop ends with an exit code of its own and names step and images; skip and restore train on."""
+    """stop ends with its own exit code and names step and images; skip and restore train on."""
     done = program.train(fault, run="stop")
     check_finite(program, "stop")
     check(done.code != 0, "nobody noticed, exit code 0")
@@ -50,7 +50,7 @@ def check_policies(program: Program, fault: Fault) -> str:
     quick=True,
 )
 def nan_loss(program: Program) -> str:
-    return check_policies(program, Fault(STEP, "loss times", math.nan, nth=8))
+    return check_policies(program, Fault(LOSS, "multiply", math.nan, nth=8, training=True))
 
 
 @row(
@@ -60,7 +60,7 @@ def nan_loss(program: Program) -> str:
     injection="the gradients of step 8 are infinite, the loss is not",
 )
 def inf_gradient(program: Program) -> str:
-    return check_policies(program, Fault(STEP, "infinite gradient", nth=8))
+    return check_policies(program, Fault(LOSS, "infinite gradient", nth=8, training=True))
 
 
 @row(
@@ -75,7 +75,7 @@ def oom_fallback(program: Program) -> str:
     largest = 0.0
     for fits in (3, 1):
         run = f"fits{fits}"
-        done = program.train(Fault(STEP, "little memory", fits, nth=1, to=0), run=run, keep_batchnorm=True)
+        done = program.train(little_memory(fits), run=run, keep_batchnorm=True)
         check(done.code == 0, f"with room for {fits} images: {done.end()}")
         largest = max(largest, distance(program, run, keep_batchnorm=True))
     check(largest <= 1e-5, f"weights differ by {largest:.0e}")
@@ -89,7 +89,7 @@ def oom_fallback(program: Program) -> str:
     injection="out-of-memory with a single image",
 )
 def oom_at_one(program: Program) -> str:
-    done = program.train(Fault(STEP, "little memory", 0, nth=1, to=0))
+    done = program.train(little_memory(0))
     if isinstance(program, Project):
         program.check_error(done, 71, "single")
     lines = len(done.err.strip().splitlines())

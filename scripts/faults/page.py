@@ -1,4 +1,4 @@
-"""docs/reliability.md: what was promised, what was done to break it, what came of it here and elsewhere."""
+"""Writes docs/reliability.md: each promise, the fault, and the results here and in the plain script."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ HEADINGS = {
     "files": "Files that are damaged, left over, or cannot be written",
     "signals": "Told to end",
     "processes": "Several processes",
-    "numbers": "Numbers that are none, and too little memory",
+    "numbers": "NaN, infinity, and too little memory",
     "images": "Images and folders",
     "sweeps": "Sweeps",
     "security": "Files and words from somebody else",
 }
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "ray", "pillow")
-LONGEST = 110  # characters of what a program said
+LONGEST = 110  # characters of a program's message
 
 PAGE = """# What holds when things break
 
@@ -43,30 +43,30 @@ python scripts/fault_matrix.py --quick --jobs 2    # about 3 minutes: one or two
 python scripts/fault_matrix.py --list
 ```
 
-It needs `pip install -e ".[dev]"`, and exits with 1 if a row fails here. Rows that need a small disk mount one, for which you
-must be root; elsewhere they are left out, which the page says.
+It needs `pip install -e ".[dev]"` and exits with 1 if a row fails here. Rows that need a small disk mount one, which takes
+root; without root they are skipped, and the page says so.
 
 ## How the faults are made
 
-Each row runs the real command in a process of its own, on three classes of 18 images (most are forked from a process that
-has imported torch, which saves seconds and changes nothing: `tests/warm.py`). The fault is real as well: a signal from
-outside or at the n-th call of a function, a file cut in half, a disk without room, a limit of the system. Out-of-memory is
-raised as torch does. The program has no hooks for it: [scripts/faults/](../scripts/faults/) puts the fault around a
-function of the library or of the system, in both programs at the same place.
+Each row runs the real command in its own process, on three classes of 18 images (most are forked from a process that has
+imported torch, which saves seconds and changes nothing: `tests/warm.py`). The fault is real as well: a signal from outside
+or at the n-th call of a function, a file cut in half, a full disk, a system limit. Out-of-memory is raised as torch raises
+it. The programs have no hooks for tests: [scripts/faults/](../scripts/faults/) wraps a function of a library or of the
+system, the same one in both programs.
 
-**Exact** means: every tensor and number of `last.ckpt` (weights, optimizer, schedule) and of `best.ckpt`, `model.safetensors`,
-`split.csv` and `confusion.csv` have the SHA-256 that they have in a run to which nothing happened, and `metrics.csv` has its
-numbers. Of the plain script only `last.ckpt` is compared.
+**Exact** means that every tensor and number of `last.ckpt` (weights, optimizer, schedule) and of `best.ckpt`,
+`model.safetensors`, `split.csv` and `confusion.csv` has the same SHA-256 as in an undisturbed run, and that `metrics.csv` has
+the same numbers. For the plain script only `last.ckpt` is compared.
 
-**Without its guard**: the row again, with the part of the program switched off that keeps the promise. It has to fail;
-else the row would show nothing. Every row of the plain script that fails is such a control, too.
+**Without its guard** means the row again with the mechanism that keeps the promise switched off. That must fail, or the row
+would prove nothing. A row that fails for the plain script is such a control too.
 
 ## The rows
 {tables}
 ## What is not shown
 
-A power failure: the system's cache survives a kill, so that fsync is not tried. GPUs and NCCL. Real clusters: SLURM is
-imitated by scripts with the names of its commands.
+A power failure: the system's cache survives a kill, so fsync is not tested. GPUs and NCCL. Real clusters: scripts with the
+names of SLURM's commands stand in for them.
 """
 
 
@@ -116,7 +116,7 @@ def _cell(result: Result) -> str:
 
 
 def _readable(said: str) -> str:
-    """One short line without paths of this machine and without what would end a cell."""
+    """One short line without this machine's paths or Markdown's special characters."""
     said = re.sub(r"(?:/[\w.+-]+){2,}/?", lambda match: Path(match[0]).name, said)
     said = re.sub(r"[|`*<>\[\]]", " ", said)
     said = " ".join(said.split())

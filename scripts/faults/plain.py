@@ -1,4 +1,4 @@
-"""The plain Lightning script, as a fault happens to it."""
+"""The plain Lightning script as the program under test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests import conftest
 
 class Plain(Program):
     module, photos_in = "scripts.baselines.plain_lightning", ("train", "val")
-    validation_of_epoch_2 = 6  # after two to see whether it works at all, and three of the first epoch
+    validation_of_epoch_2 = 6  # after two sanity-check steps and three of the first epoch
 
     def words_of(self, run: str, asked: Settings) -> list[str]:
         chosen = [f"--root={asked.root}", f"--out=runs/{run}", "--image-size=32", "--batch-size=8", f"--lr={asked.lr}"]

@@ -1,11 +1,11 @@
-"""Several processes: ranks that are told to end, die, raise or hang, or are fewer next time; loaders that die or hang."""
+"""Ranks that get a signal, die, raise, hang, or are fewer after a restart; loader processes that die or hang."""
 
 from __future__ import annotations
 
 import signal
 import time
 
-from scripts.faults.injecting import FETCH, OPEN_IMAGE, STEP, Fault, kill, send, slow
+from scripts.faults.injecting import FETCH, OPEN_IMAGE, STEP, Fault, kill, little_memory, send, slow
 from scripts.faults.programs import Done, Program, check, on_this_machine, weights_of
 from scripts.faults.project import Project
 from scripts.faults.registry import Impossible, row
@@ -14,7 +14,7 @@ RANKS = {"devices": 2, "save_every": 2}
 
 
 def ended_after(program: Program, *faults: Fault, seconds: float, **settings) -> Done:
-    """A run with a fault; fails unless all of its processes have ended so soon after it."""
+    """A run with a fault; fails unless all its processes end within so many seconds."""
     marker = program.folder / f"happened-{settings.get('run', 'run')}"
     first, *others = [Fault(**{**vars(fault), "once": str(marker)}) for fault in faults]
     done = program.train(first, *others, **settings)
@@ -143,7 +143,7 @@ def distance(program: Program, run: str, **settings) -> float:
 )
 def oom_one_rank(program: Program) -> str:
     settings = {"devices": 2, "keep_batchnorm": True}
-    done = program.train(Fault(STEP, "little memory", 2, nth=1, to=0, rank=1), seconds=60, **settings)
+    done = program.train(little_memory(2, rank=1), seconds=60, **settings)
     check(done.code == 0, f"not finished; {done.end()}")
     difference = distance(program, "run", **settings)
     check(difference <= 1e-5, f"weights differ by {difference:.0e}")

@@ -1,7 +1,7 @@
-"""A program that a fault happens to. Two have this interface, so that a row is written once: `Project`, this project's
-command line, and `Plain`, scripts/baselines/plain_lightning.py.
+"""The interface of the two programs under test, `Project` (this project's command line) and `Plain`
+(scripts/baselines/plain_lightning.py), so that each row is written once.
 
-Both train a small network on three classes of 18 images, three epochs of five steps.
+Both train a small network on three classes of 18 images for three epochs of five steps.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ PHOTOS = {"apple": 18, "pear": 18, "plum": 18}
 
 @dataclass
 class Done(conftest.Done):
-    """How a command ended. code: as of subprocess; None where it was still running after its time and was killed."""
+    """How a command ended. code: as subprocess reports it; None if the command timed out and was killed."""
 
     seconds: float
 
     def end(self) -> str:
         """For messages: the exit code and the last line printed."""
         lines = [line for line in self.text.strip().splitlines() if line.strip()] or [""]
-        how = "still running after its time" if self.code is None else f"exit code {self.code}"
+        how = "timed out" if self.code is None else f"exit code {self.code}"
         return f"{how}: {lines[-1][:160]}"
 
 
 def check(holds: object, message: str) -> None:
-    """Raises AssertionError: the promise is broken. Not an assert, since `python -O` would leave the rows without any."""
+    """Raises AssertionError if the promise is broken. An assert would vanish under `python -O`."""
     if not holds:
         raise AssertionError(message)
 
 
 def on_this_machine(seconds: float) -> float:
-    """A promise of seconds is one for a free core: where others compute, all takes longer."""
+    """Time limits are meant for an idle core: stretches them by the machine's load, at most fivefold."""
     return seconds * min(max(1.0, 1.5 * os.getloadavg()[0] / os.cpu_count()), 5.0)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a row may ask of a run."""
+    """Settings of a run that rows choose."""
 
     epochs: int = 3
     workers: int = 0
@@ -65,27 +65,23 @@ class Settings:
     save_every: int | None = None
     keep_batchnorm: bool = False
     root: str = "photos"
-    words: Sequence[str] = ()  # further ones of this project
-    flags: Sequence[str] = ()  # further ones of the plain script
+    words: Sequence[str] = ()  # further overrides, of Project
+    flags: Sequence[str] = ()  # further flags, of Plain
 
 
 class Program:
-    """A program in an empty folder with its images.
-
-    train() runs it to its end, and goes on where there is a run. Settings that both have are keywords: workers, devices,
-    epochs, lr, timeout_seconds, save_every, keep_batchnorm, root; `words` are Project's alone, `flags` Plain's.
-    """
+    """A program in its own folder with images. train() starts or continues a run; its settings are the fields of Settings."""
 
     module: str
-    photos_in: tuple[str, ...]  # below the folder of images
-    validation_of_epoch_2: int  # which validation step is its first
+    photos_in: tuple[str, ...]  # subfolders that hold the class folders
+    validation_of_epoch_2: int  # number of the first validation step of the second epoch
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder, self.cache = folder.resolve(), cache.resolve()
         if not self.folder.exists():
             self.write_photos(self.folder / "photos")
 
-    # What differs
+    # Each program's own
 
     def words(self, run: str, **settings: Any) -> list[str]:
         """The command line of a run."""
@@ -98,33 +94,33 @@ class Program:
         raise NotImplementedError
 
     def path(self, run: str = "run") -> Path:
-        """The folder that the run writes."""
+        """The run's folder."""
         raise NotImplementedError
 
     def checkpoints(self, run: str = "run") -> Path:
         raise NotImplementedError
 
     def digests(self, run: str) -> dict[str, str]:
-        """SHA-256 of everything that an exact repetition has the same."""
+        """SHA-256 of everything that must be equal in an exact repetition."""
         raise NotImplementedError
 
     def trained_to_the_end(self, done: Done) -> bool:
-        """Whether it made its third epoch, as it says."""
+        """Whether its output reports the third epoch."""
         raise NotImplementedError
 
     def classes(self, run: str) -> list[str]:
-        """That the trained model knows."""
+        """Classes of the trained model."""
         raise NotImplementedError
 
     @staticmethod
     def read(file: str | Path) -> np.ndarray | None:
-        """The pixels (H, W, 3) that the network gets of a file; None where it is refused."""
+        """Pixels (H, W, 3) as the network sees the file; None if the file is refused."""
         raise NotImplementedError
 
-    # What both do
+    # Shared
 
     def class_folder(self, name: str) -> Path:
-        """Where images of that class are, which train takes."""
+        """Folder of the class's training images."""
         return self.folder / "photos" / self.photos_in[0] / name
 
     def train(
@@ -137,7 +133,7 @@ class Program:
         peak: str | None = None,
         **settings: Any,
     ) -> Done:
-        """seconds: after which it is killed (Done.code is None then). The others: see `armed`."""
+        """seconds: time limit, after which the program is killed (Done.code is None). Other options: see `armed`."""
         state = armed(faults, environ, file_limit, peak)
         return self.command(self.module, *self.words(run, **settings), environment=state, seconds=seconds)
 
@@ -158,7 +154,7 @@ class Program:
     def start(
         self, *faults: Fault, run: str = "run", environ: dict[str, str] | None = None, **settings: Any
     ) -> subprocess.Popen[str]:
-        """The same in a fresh process that is not waited for. It leads a process group of its own."""
+        """The same in a fresh process, leader of its own process group, without waiting for its end."""
         return self.start_command(self.module, *self.words(run, **settings), environment=armed(faults, environ))
 
     def start_command(
@@ -176,7 +172,7 @@ class Program:
         )
 
     def finish(self, process: subprocess.Popen[str], seconds: float = 120) -> Done:
-        """Waits for the end of what `start` began."""
+        """Waits for a process that `start` returned."""
         began = time.monotonic()
         try:
             out, err = process.communicate(timeout=seconds)
@@ -187,7 +183,7 @@ class Program:
         return Done(process.returncode, out, err, time.monotonic() - began)
 
     def undisturbed(self, **settings: Any) -> dict[str, str]:
-        """The digests of a run that nothing happened to; made once for the same settings."""
+        """Digests of an undisturbed run with these settings; trained once and cached."""
         file = self.cache / f"{self._key(settings)}.json"
         self.cache.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
@@ -199,7 +195,7 @@ class Program:
         return json.loads(file.read_text())
 
     def undisturbed_folder(self, **settings: Any) -> Path:
-        """The checkpoints of that run."""
+        """Checkpoints of the undisturbed run."""
         return type(self)(self.cache / self._key(settings), self.cache).checkpoints("whole")
 
     def _key(self, settings: dict[str, Any]) -> str:
@@ -212,7 +208,7 @@ class Program:
     def check_continues_exactly(
         self, *faults: Fault, run: str = "run", like: dict | None = None, **settings: Any
     ) -> Done:
-        """The same command again ends well, with the bits of the undisturbed run. like: its settings, where they differ."""
+        """Repeats the command; it must succeed with the bits of the undisturbed run. like: that run's settings, if others."""
         done = self.train(*faults, run=run, **settings)
         check(done.code == 0, f"the repeated command failed; {done.end()}")
         self.check_exact(run, **(settings if like is None else like))
@@ -228,19 +224,19 @@ class Program:
         return torch.load(self.checkpoints(run) / "last.ckpt", map_location="cpu", weights_only=True)["global_step"]
 
     def processes(self, named: bytes = b"") -> list[int]:
-        """Those that run in the folder, with that in their command lines."""
+        """Processes whose working directory is the folder, and whose command line contains `named`."""
         found = []
         for entry in Path("/proc").iterdir():
             with suppress(OSError):
                 if not entry.name.isdigit() or (entry / "cwd").readlink() != self.folder:
                     continue
-                line = (entry / "cmdline").read_bytes()  # none: it has ended, and nobody has asked for its code yet
+                line = (entry / "cmdline").read_bytes()  # empty for a zombie
                 if line and named in line:
                     found.append(int(entry.name))
         return found
 
     def check_nobody_left(self, seconds: float = 10, named: bytes = b"") -> None:
-        """A loader process looks every 5 seconds whether its trainer is alive."""
+        """No process is left after so many seconds; a loader process checks every 5 s whether its trainer is alive."""
         until = time.monotonic() + on_this_machine(seconds)
         while left := self.processes(named):
             check(time.monotonic() < until, f"{len(left)} processes are left behind")
@@ -253,7 +249,7 @@ class Program:
 
 
 def tensors_of(file: Path) -> dict[str, str]:
-    """{name: SHA-256} of every tensor and number of the weights and the optimizer in a checkpoint."""
+    """{name: SHA-256} of every tensor and number in a checkpoint's weights, optimizer and schedules."""
     found: dict[str, str] = {}
 
     def walk(value: Any, name: str) -> None:
@@ -275,6 +271,6 @@ def tensors_of(file: Path) -> dict[str, str]:
 
 
 def weights_of(file: Path) -> torch.Tensor:
-    """All weights and statistics of a checkpoint in one vector, float64."""
+    """All weights and buffers of a checkpoint as one float64 vector."""
     state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
     return torch.cat([tensor.double().flatten() for tensor in state.values()])

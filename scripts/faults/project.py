@@ -1,4 +1,4 @@
-"""This project's command line, as a fault happens to it."""
+"""This project's command line as the program under test."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ class Project(Program):
         return json.loads((self.path(run) / "result.json").read_text())
 
     def check_error(self, done: Done, code: int, *named: str) -> None:
-        """A message of one screen with its exit code, which names what is wrong; its commands can be typed."""
+        """One screen of error message with this exit code, which names the culprits; its suggested commands parse."""
         with chdir(self.folder):
             conftest.check_error(done, code, *named)
 
 
 class Unguarded(Project):
-    """This project without what keeps one of its promises: for negative controls."""
+    """This project with a row's guard switched off: the negative control."""
 
     guard: Guard
 
@@ -93,7 +93,7 @@ class Unguarded(Project):
 
 
 def numbers_of(metrics: Path) -> dict[str, str]:
-    """The columns of metrics.csv that are no times and no memory. An epoch that was taken up has the numbers of a whole."""
+    """Columns of metrics.csv without times and memory. A resumed epoch has the numbers of an undisturbed one."""
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     columns = [name for name in rows[0] if name.startswith(("epoch", "step", "train/", "val/", "lr/"))]

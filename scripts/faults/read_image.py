@@ -1,4 +1,4 @@
-"""Reads an image file as Project or Plain does, and prints by how much the process grew: for row 36."""
+"""Row 36: reads an image file as Project or Plain does, and prints by how many MiB the process grew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a row of the matrix is, and the list of all."""
+"""The rows of the fault matrix."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ TOPICS = ("kills", "files", "signals", "processes", "numbers", "images", "sweeps
 
 
 class Impossible(Exception):
-    """The fault cannot be made on this machine: it needs to mount a file system, for example."""
+    """This machine cannot produce the fault, for example because mounting a file system needs root."""
 
 
 @dataclass(frozen=True)
 class Guard:
-    """What keeps a promise, and how it is switched off: by faults in every command of the row, or by words."""
+    """The mechanism that keeps a promise, and how a negative control disables it: by faults or by overrides."""
 
     name: str
     faults: tuple[Fault, ...] = ()
@@ -26,11 +26,10 @@ class Guard:
 
 @dataclass(frozen=True)
 class Row:
-    """One promise and what is done to break it.
+    """A promise and the fault that tries to break it.
 
-    test: called with a program of scripts/faults/programs.py; returns what was seen, in a few words, or raises
-    AssertionError. quick: among those that every change has to pass. plain: whether the fault has a meaning for a plain
-    Lightning script, to which it is done as well. guard: without which the row has to fail: its negative control.
+    test: called with a Program; returns a short observation or raises AssertionError. quick: CI runs the row. plain: the
+    fault also makes sense for the plain Lightning script. guard: with the guard disabled the row must fail.
     """
 
     number: int

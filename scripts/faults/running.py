@@ -1,4 +1,4 @@
-"""Runs a row: the fault to this project, and to the plain Lightning script."""
+"""Runs a row against this project, its negative control, and the plain Lightning script."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a row."""
+    """Results of a row."""
 
     number: int
     name: str
@@ -36,7 +36,7 @@ class Outcome:
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Outcome:
-        """From the fields that dataclasses.asdict gave."""
+        """The inverse of dataclasses.asdict."""
         results = {name: Result(**fields[name]) for name in ("here", "plain", "control")}
         return cls(fields["number"], fields["name"], **results)
 
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def run_row(number: int, folder: Path, with_plain: bool = True, with_control: bool = True) -> Outcome:
-    """Runs in a process of its own, so it is told the number alone. folder: where it may write."""
+    """Called in a worker process with the row's number. folder: scratch space."""
     row = next(row for row in all_rows() if row.number == number)
     control = Result(MEANINGLESS, "", 0.0)
     if row.guard is not None and with_control:
@@ -71,7 +71,7 @@ def run_row(number: int, folder: Path, with_plain: bool = True, with_control: bo
 
 
 def break_program(row: Row, kind: type[Program], folder: Path) -> Result:
-    """The row's fault happens to a program in a new folder."""
+    """Runs the row against one program in a new folder."""
     place = folder / f"{row.number:02}-{kind.__name__}"
     shutil.rmtree(place, ignore_errors=True)
     program = kind(place, folder / "undisturbed")

@@ -1,4 +1,4 @@
-"""Signals by which a run is told to end: the position is saved, the exit code says why, and the run goes on exactly."""
+"""SIGTERM, SIGINT and SIGUSR1: the position is saved, the exit code says why, and the run resumes exactly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIT = "lightning.pytorch.trainer.trainer:Trainer.fit"
 
 
 def check_stopped(program: Program, done: Done, code: int, step: int | None = None, run: str = "run") -> None:
-    """It ended with the code, and its position is that of the step."""
+    """The command ended with this code and saved the position after this step."""
     check(done.code == code, f"expected exit code {code}; {done.end()}")
     if step is not None:
         last = program.checkpoints(run) / "last.ckpt"
@@ -49,7 +49,7 @@ def sigterm_save(program: Program) -> str:
 
 
 def signal_from_outside(program: Program, run: str, number: int, code: int, **settings) -> float:
-    """Sends the signal to a training that is in step 8; returns the seconds until it has ended."""
+    """Sends the signal in step 8; returns the seconds until the training has ended."""
     there = program.folder / "there"
     process = program.start(Fault(STEP, "meet", str(there), nth=8), run=run, **settings)
     wait_for(there, process)
@@ -118,7 +118,7 @@ def sigusr1_requeue(program: Program) -> str:
 
 
 class Slurm:
-    """SLURM's commands, which note what they are asked. srun starts the task and, like the real one, kills it on SIGTERM."""
+    """Stand-ins for SLURM's commands that log their calls. Like the real one, srun kills its task on SIGTERM."""
 
     COMMANDS: ClassVar = {
         "srun": 'while [[ $1 == --* ]]; do shift; done\n"$@" & task=$!\ntrap "kill -KILL $task" TERM\n'

@@ -1,4 +1,4 @@
-"""Sweeps with Ray Tune, whose trials or whose driver are hit."""
+"""Faults in the trials or the driver of a Ray Tune sweep."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def sweep(project: Project, *faults: Fault, words: tuple[str, ...] = (), seconds
 
 
 def rows(project: Project, trial: int | None = None) -> int:
-    """How many epochs the trials have reported."""
+    """Number of epochs that the trials have reported."""
     file = project.path("sweep") / "trials.jsonl"
     events = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
     return sum(event["event"] == "row" and trial in (None, event["trial"]) for event in events)
 
 
 def check_trials(project: Project) -> None:
-    """Both trials have finished, with the weights of the same runs outside of a sweep."""
+    """Both trials finished with the same weights as these runs outside a sweep."""
     for number, rate in enumerate((0.001, 0.01)):
         run = project.path("sweep") / str(number)
         check(json.loads((run / "result.json").read_text())["state"] == "finished", f"trial {number} has not finished")

@@ -1,0 +1,35 @@
+"""Each feature once from the command line: the runs of scripts/reference_runs.py end well and leave a model and metrics."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from scripts.reference_runs import REFERENCES, run
+from src.strategies.precision import cpu_has_bf16
+from tests.warm import ROOT
+
+
+@cache
+def done(name: str) -> dict:
+    return run(REFERENCES[name], ROOT)
+
+
+@pytest.mark.parametrize("name", [name for name in REFERENCES if name not in ("pretrained", "continued")])
+def test_a_run_leaves_a_model_and_metrics(name):
+    """Left out: the first run of the README is tested there, and the continued run below."""
+    if name == "bf16" and not cpu_has_bf16():
+        assert done(name)["codes"] == [69]
+        return
+    assert done(name)["codes"] == [0]
+    assert done(name)["weights"]
+    losses = [values for column, values in done(name)["metrics"].items() if column.endswith("train/loss")]
+    assert len(losses) == len(REFERENCES[name].runs)
+    assert all(all(values) for values in losses)
+
+
+def test_a_killed_run_continues_to_the_same_bits():
+    assert done("continued")["codes"] == [-9, 0]
+    for kind in ("weights", "metrics"):
+        assert done("continued")[kind] == done("single")[kind]
