@@ -34,7 +34,7 @@ FREE_TO_CHANGE = (
     *("checkpoint.every_n_steps", "checkpoint.every_n_minutes", "checkpoint.background", "memory", "oom"),
     *("strategy", "trainer.devices", "trainer.num_nodes", "model.split_at"),
 )
-RENAMED = {"data.num_pictures": "num_images"}  # settings of older runs that have another name now
+RENAMED = {"data.num_pictures": "data.num_images"}  # settings of older runs that have another name now
 _warned_of: set[str] = set()  # a command reads the file more than once
 
 
@@ -77,7 +77,7 @@ def _known(stored: dict[str, Any], schema: type, prefix: str, unknown: list[str]
     sections = {knob.name: knob.default_factory for knob in fields(schema)}  # type: ignore[arg-type]
     known = {}
     for name, value in stored.items():
-        name = RENAMED.get(f"{prefix}{name}", name)
+        name = RENAMED.get(f"{prefix}{name}", name).removeprefix(prefix)
         if name not in sections and value is None:
             continue  # strategy.port, which said where processes meet: it was not used
         if name not in sections:
@@ -122,6 +122,7 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tupl
     A key that the old ones lack had its default. What is a mapping in one of the two is a key in the other, such as
     freeze.phases.
     """
+    old = {RENAMED.get(key, key): value for key, value in old.items()}
     changed: dict[str, tuple[Any, Any]] = {}
     for key in {**new, **old}:
         if any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE):

@@ -38,6 +38,13 @@ def test_the_same_sweep_goes_on_with_what_it_knows(tmp_path, resume):
     assert (tmp_path / ".tune" / "returned").is_dir()
 
 
+def test_a_setting_that_was_renamed_since_is_the_same(tmp_path):
+    begin(tmp_path, SAME | {"config": {"data.num_pictures": 60}})
+    with open_sweep(tmp_path, SAME | {"config": {"data.num_images": 60}}, "true") as journal:
+        assert journal.trials[0].params == {"lr": 1}
+    assert "data.num_images" in refused(tmp_path, SAME | {"config": {"data.num_images": 70}}).why
+
+
 def test_another_sweep_is_refused_with_what_differs(tmp_path):
     begin(tmp_path)
     error = refused(tmp_path, SAME | {"seed": 1, "search": "grid"})
