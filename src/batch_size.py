@@ -2,7 +2,7 @@
 
 run.py calls `find_batch_size` where a run has not chosen yet. The steps are done on copies, so that afterwards nothing
 is different: not the weights, not the BatchNorm statistics, not the random state. How one size follows from another is
-in src/batch_size_search.py, how memory is read in src/device_memory.py.
+in src/batch_size_search.py, how memory is read in src/memory.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from src.batch_size_search import Measured, largest_fitting, remember, search, s
 from src.callbacks.freezing import Phases
 from src.callbacks.freezing import apply as freeze
 from src.config import Config
-from src.device_memory import MIB, DeviceMemory, memory_of
 from src.errors import ExitCode, UserError
+from src.memory import MIB, DeviceMemory, memory_of
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.models.optimizers import build_optimizer

@@ -1,7 +1,4 @@
-"""What is said where GPUs are missing, and how many there can be: known before torch is imported and processes start.
-
-src/machine.py, which imports torch, knows the devices themselves.
-"""
+"""The number of GPUs as far as it can be told before torch is imported, and the errors for missing GPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ OF_SEVERAL = tuple(f"strategy.{name}" for name in ("timeout_seconds", "port", "s
 
 
 def check_enough(accelerator: str, devices: int | list[int]) -> None:
-    """Raises UserError for several devices that this machine cannot have; otherwise torch is asked later."""
+    """Raises UserError for several devices if this machine cannot have them; src/machine.py asks torch later."""
     numbers = devices if isinstance(devices, list) else range(devices)
     most = most_gpus()
     if most is None or accelerator not in ("auto", "gpu") or len(numbers) < 2:
@@ -31,14 +28,16 @@ def check_enough(accelerator: str, devices: int | list[int]) -> None:
 
 
 def most_gpus() -> int | None:
-    """No more GPUs than this can be there, by their files in /dev; None where these do not tell."""
+    """An upper bound for the number of GPUs by their files in /dev; None if these do not tell."""
     if sys.platform != "linux" or any(Path("/dev", name).exists() for name in ("kfd", "dxg")):  # AMD, WSL
         return None
-    there = sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in Path("/dev").glob("nvidia*"))
+    existing = len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and "MIG" in visible:
         return None
-    return there if visible is None else min(there, len([one for one in visible.split(",") if one.strip()]))
+    if visible is None:
+        return existing
+    return min(existing, len([number for number in visible.split(",") if number.strip()]))
 
 
 def unavailable(accelerator: str, why: str) -> UserError:
@@ -61,13 +60,13 @@ def no_gpu(devices: int | list[int] | str) -> UserError:
     )
 
 
-def too_few(devices: int | list[int] | str, there: int, names: str = "") -> UserError:
-    """names: of the GPUs that are there."""
-    fewer = [corrected(f"trainer.devices={there}")] if there > 1 else [corrected(*ALONE, remove=OF_SEVERAL)]
+def too_few(devices: int | list[int] | str, existing: int, names: str = "") -> UserError:
+    """existing: number of GPUs, with these names."""
+    several = existing > 1
     return UserError(
-        f"trainer.devices={as_typed(devices)}, but this machine has {there} GPU{'s' if there > 1 else ''}",
+        f"trainer.devices={as_typed(devices)}, but this machine has {existing} {'GPUs' if several else 'GPU'}",
         where=names,
         why="devices are counted from 0; CUDA_VISIBLE_DEVICES, where it is set, hides the others",
-        fix=fewer,
+        fix=corrected(f"trainer.devices={existing}") if several else corrected(*ALONE, remove=OF_SEVERAL),
         code=ExitCode.UNAVAILABLE,
     )

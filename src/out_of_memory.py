@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from src.device_memory import MIB, available_memory
 from src.errors import ExitCode, UserError
+from src.memory import MIB
+from src.ram import available_ram
 from src.user_command import corrected, typed_words
 
 log = logging.getLogger(__name__)
@@ -178,7 +179,7 @@ def memory_state(device: torch.device) -> str:
         allocated, most = torch.mps.current_allocated_memory(), torch.mps.recommended_max_memory()
         return f"{device}: {allocated // MIB} MiB allocated, {most // MIB} MiB recommended at most"
     with suppress(OSError):  # not Linux
-        return f"{device}: {available_memory() // MIB} MiB of memory available"
+        return f"{device}: {available_ram() // MIB} MiB of memory available"
     return f"{device}"
 
 

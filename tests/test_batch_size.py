@@ -16,8 +16,8 @@ from src import batch_size
 from src.batch_size import find_batch_size
 from src.batch_size_search import Measured, chosen_batch_size
 from src.config import Config, Optimizer, Precision, Trainer
-from src.device_memory import MIB, memory_of
 from src.errors import ExitCode, UserError
+from src.memory import MIB, memory_of
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing

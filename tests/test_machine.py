@@ -66,8 +66,8 @@ def test_the_peak_of_a_run_is_not_that_of_the_one_before():
 
 
 def test_a_peak_that_is_not_the_own_is_not_told(monkeypatch):
-    def refuse(self):
+    def refuse():
         raise PermissionError
 
-    monkeypatch.setattr("src.device_memory.CpuMemory.reset_peak", refuse)
+    monkeypatch.setattr("src.ram.reset_resident_peak", refuse)
     assert not begin_peak(torch.device("cpu"))

@@ -20,8 +20,8 @@ from multiprocessing import get_context
 import torch
 from torch.nn.functional import cross_entropy
 
-from src.device_memory import MIB, memory_of
 from src.errors import UserError
+from src.memory import MIB, memory_of
 from src.models.network import Architecture, build_network
 from src.preprocessing import Preprocessing
 from src.strategies.precision import autocast, check_precision

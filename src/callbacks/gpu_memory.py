@@ -1,7 +1,7 @@
-"""memory.csv: how much memory every training step used, and in which phase; per epoch the largest values in metrics.csv.
+"""memory.csv: the memory of every training step by phase; and the largest values of each epoch in metrics.csv.
 
-On an NVIDIA GPU the peaks of the forward pass, the backward pass and the optimizer; elsewhere what was alive at their
-ends. docs/memory.md says how to read it. src/callbacks/memory_growth.py looks for memory that is never given back.
+On an NVIDIA GPU these are the peaks of the forward pass, the backward pass and the optimizer; on other devices the live
+memory at their ends. docs/memory.md says how to read it.
 """
 
 from __future__ import annotations
@@ -19,29 +19,35 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.data.module import shared_out
-from src.device_memory import MIB
 from src.files import rows_to_continue, write_csv
-from src.memory import Allocator, Driver, live_bytes, read_allocator, resident_bytes
+from src.gpu_driver import Driver
+from src.memory import MIB, Allocator, live_bytes, read_allocator
+from src.ram import resident_bytes
 
 log = logging.getLogger(__name__)
 
-ROWS_AT_ONCE = 200  # rows that wait in memory, at most until a position is saved
-ENOUGH, TARGET = 0.60, 0.85  # of a GPU's memory: from where on no larger batch is suggested, and what it may fill
-FEWEST_STEPS = 10  # that an epoch must keep for a larger batch to be worth it
+ROWS_AT_ONCE = 200  # rows kept in memory between two writes
+SUGGEST_BELOW = 0.60  # suggest a larger batch only if a step peaks below this share of the GPU
+FILL_TO = 0.85  # the share that the suggested batch may use
+FEWEST_STEPS = 10  # of an epoch with the suggested batch
 
 
 class _CudaMeter:
-    """Measures a step on an NVIDIA GPU. Its peaks need the allocator's peak reset at every phase."""
+    """Measures a step on an NVIDIA GPU; resets the allocator's peak at every phase."""
 
     columns = (
-        *("allocated_mib", "live_allocations", "reserved_mib", "peak_mib"),
-        *("forward_peak_mib", "backward_peak_mib", "optimizer_peak_mib"),
-        *("device_used_mib", "device_utilisation_percent", "other_processes_mib"),
-    )
-    logged = (
-        *("allocated_mib", "reserved_mib", "peak_mib", "forward_peak_mib", "backward_peak_mib", "optimizer_peak_mib"),
+        "allocated_mib",
+        "live_allocations",
+        "reserved_mib",
+        "peak_mib",
+        "forward_peak_mib",
+        "backward_peak_mib",
+        "optimizer_peak_mib",
+        "device_used_mib",
         "device_utilisation_percent",
+        "other_processes_mib",
     )
+    logged = tuple(name for name in columns if name.endswith(("allocated_mib", "reserved_mib", "peak_mib", "percent")))
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.driver, self.highest = device, Driver(device), 0
@@ -73,13 +79,10 @@ class _CudaMeter:
 
 
 class _LiveMeter:
-    """Measures a step on a CPU or an Apple GPU, where nobody keeps peaks: what is alive at the end of each phase."""
+    """Measures a step on a CPU or an Apple GPU, which keep no peaks: the live memory at the end of each phase."""
 
-    columns = (
-        *("live_mib", "rss_mib"),
-        *("live_after_forward_mib", "live_after_backward_mib", "live_after_optimizer_mib"),
-    )
-    logged = ("live_mib", "rss_mib", "live_after_forward_mib")
+    columns = ("live_mib", "rss_mib", "live_after_forward_mib", "live_after_backward_mib", "live_after_optimizer_mib")
+    logged = columns[:3]
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -97,8 +100,8 @@ class _LiveMeter:
 class MemoryLog(L.Callback):
     """Writes memory.csv while a run trains, and logs memory/... once per epoch, the largest value of each kind.
 
-    everything_trains_from: the epoch from which on nothing is frozen that will be trained later. A batch size is suggested
-    at its end and not before, since frozen blocks need little memory.
+    everything_trains_from: the first epoch of the last freezing phase. A batch size is suggested at its end, and not
+    earlier, because frozen blocks need little memory.
     """
 
     def __init__(self, path: Path, everything_trains_from: int = 0) -> None:
@@ -106,12 +109,12 @@ class MemoryLog(L.Callback):
         self._meter: _CudaMeter | _LiveMeter | None = None
         self._columns: list[str] = []
         self._step: dict[str, float] = {}
-        self._rows = np.empty((0, 0))  # made before the epoch, or the log itself would look like growth
+        self._rows = np.empty((0, 0))  # allocated before the epoch, or the log itself would look like growing memory
         self._filled = self._written = self._batch_size = 0
 
     @property
     def peak_mib(self) -> int | None:
-        """The most that the run allocated on its GPU; None elsewhere. torch no longer knows it: see _CudaMeter."""
+        """The most that the run allocated on its GPU; None on other devices. torch's own peak was reset by _CudaMeter."""
         if not isinstance(self._meter, _CudaMeter):
             return None
         return max(self._meter.highest, read_allocator(self._meter.device).peak) // MIB
@@ -122,7 +125,7 @@ class MemoryLog(L.Callback):
         self._columns = ["step", "epoch", *self._meter.columns]
         if trainer.is_global_zero:
             self._columns = continue_csv(self.path, self._columns, trainer.global_step)
-        self._begin_epoch(trainer)  # a run that continues in the middle of an epoch has no start of the epoch
+        self._begin_epoch(trainer)  # a run continued in mid-epoch has no on_train_epoch_start
         if trainer.is_global_zero:
             rows = [row for row in rows_to_continue(self.path) if int(row["epoch"]) == trainer.current_epoch + 1]
             for row in rows[: len(self._rows)]:
@@ -133,7 +136,7 @@ class MemoryLog(L.Callback):
         self._begin_epoch(trainer)
 
     def _begin_epoch(self, trainer: L.Trainer) -> None:
-        self._rows = np.empty((trainer.num_training_batches, len(self._columns)))
+        self._rows = np.empty((int(trainer.num_training_batches), len(self._columns)))
         self._filled = self._written = self._batch_size = 0
 
     def on_train_batch_start(
@@ -159,7 +162,7 @@ class MemoryLog(L.Callback):
             self._write()
 
     def _note(self, values: dict[str, float]) -> None:
-        """About this step. A batch that runs in parts has each phase several times: the largest value stays."""
+        """Adds values of this step, the largest of each kind: a batch in parts has each phase several times."""
         for name, value in values.items():
             self._step[name] = max(value, self._step.get(name, value))
 
@@ -175,8 +178,8 @@ class MemoryLog(L.Callback):
         try:
             with self.path.open("ab") as file:
                 file.write("".join(lines).encode())
-        except OSError as error:  # a full disk; what was written of these rows is taken away, and they are left out
-            with suppress(OSError):  # of a disk that may only be read by now
+        except OSError as error:  # a full disk: no part of these rows stays in the file
+            with suppress(OSError):  # the disk may have become read-only
                 os.truncate(self.path, whole)
             log.warning(f"{self.path} could not be written: {error.strerror}. Training goes on without these rows.")
         self._written = self._filled
@@ -184,33 +187,29 @@ class MemoryLog(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write()
         epoch = self._rows[: self._filled]
-        values = {name: epoch[:, self._columns.index(name)] for name in self._meter.logged}
-        values = {name: column[~np.isnan(column)] for name, column in values.items()}
-        pl_module.log_dict(
-            {
-                f"memory/{name}": column.mean() if name.endswith("_percent") else column.max()
-                for name, column in values.items()
-                if column.size
-            },
-            rank_zero_only=True,
-        )
+        values: dict[str, float] = {}
+        for name in self._meter.logged:
+            column = epoch[:, self._columns.index(name)]
+            if not np.isnan(column).all():
+                values[name] = float(np.nanmean(column) if name.endswith("_percent") else np.nanmax(column))
+        pl_module.log_dict({f"memory/{name}": value for name, value in values.items()}, rank_zero_only=True)
         if isinstance(self._meter, _CudaMeter) and trainer.current_epoch == self.everything_trains_from:
-            self._suggest(values["allocated_mib"].max(), values["peak_mib"].max(), trainer.num_training_batches)
+            self._suggest(values["allocated_mib"], values["peak_mib"], int(trainer.num_training_batches))
 
     @rank_zero_only
     def _suggest(self, fixed_mib: float, peak_mib: float, steps: int) -> None:
-        """A larger batch, if most of the GPU lies idle. What other processes use is not ours to take."""
+        """Suggests a larger batch if most of the GPU is idle. The memory of other processes is not counted as idle."""
         free_mib = torch.cuda.mem_get_info(self._meter.device)[0] / MIB
         total_mib = free_mib + read_allocator(self._meter.device).reserved / MIB
         larger = batch_size_to_try(self._batch_size, fixed_mib, peak_mib, total_mib)
         if larger is not None and steps * self._batch_size >= FEWEST_STEPS * larger:
             log.info(
                 f"memory    a step needs {peak_mib:.0f} of the {total_mib:.0f} MiB it could have; "
-                f"data.batch_size={larger} would need about {TARGET:.0%} of them or less"
+                f"data.batch_size={larger} would need about {FILL_TO:.0%} of them or less"
             )
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The rows up to a position are in the file before the position is."""
+        """Rows reach the file before the position that follows them."""
         self._write()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -218,10 +217,9 @@ class MemoryLog(L.Callback):
 
 
 def continue_csv(path: Path, columns: list[str], steps_done: int) -> list[str]:
-    """Makes the file ready for the rows that follow step `steps_done`: later ones are dropped, they come again.
+    """Prepares the file for the rows after step `steps_done` and returns its columns; later rows are dropped.
 
-    Returns the file's columns. A run continued on another kind of device has columns that the first part lacks, and cells
-    that stay empty.
+    A run continued on another kind of device adds columns, whose cells are empty in the earlier rows.
     """
     rows = [row for row in rows_to_continue(path) if int(row["step"]) <= steps_done]
     header = list(dict.fromkeys([*(rows[0] if rows else ()), *columns]))
@@ -230,16 +228,16 @@ def continue_csv(path: Path, columns: list[str], steps_done: int) -> list[str]:
 
 
 def batch_size_to_try(batch: int, fixed_mib: float, peak_mib: float, total_mib: float) -> int | None:
-    """The power of two up to which the batch can grow before a step fills 85 % of the memory; None if it is large enough.
+    """The largest power of two with which a step fills at most 85 % of the memory; None if it is no larger than the batch,
+    or if 60 % are in use already.
 
-    fixed_mib: allocated before the step (weights, their gradients, the optimizer's state); what comes on top of it in the
-    step grows with the batch. None where 60 % or more are in use already, and where the next power of two does not fit.
+    fixed_mib: allocated before the step (weights, gradients, optimizer state); the rest of the peak grows with the batch.
     """
-    if peak_mib >= ENOUGH * total_mib:
+    if peak_mib >= SUGGEST_BELOW * total_mib:
         return None
     per_image = (peak_mib - fixed_mib) / batch
-    fits = 2 ** math.floor(math.log2((TARGET * total_mib - fixed_mib) / per_image))
-    return fits if fits > batch else None
+    fitting = 2 ** math.floor(math.log2((FILL_TO * total_mib - fixed_mib) / per_image))
+    return fitting if fitting > batch else None
 
 
 def _mib(used: int | None) -> float:

@@ -1,9 +1,9 @@
-"""Says once when every step keeps some memory: how much, how long that can last, and which attribute holds it.
+"""Warns once if every step keeps some memory: how much, how long that can last, and which attribute holds it.
 
-The usual cause is one line in a training loop, `self.total_loss += loss`, which keeps the graphs of all steps. The memory
-that is alive at one fixed point of a step is the same in every step of a healthy loop. So it is read there: on a GPU by
-its allocator, and always in RAM, where graphs are made. When it keeps rising, the attributes of the model, the callbacks
-and the data are looked at twice, and those that hold more than before are named. docs/memory.md, "Growing memory".
+The usual cause is one line in a training loop, `self.total_loss += loss`, which keeps the graphs of all steps. A healthy
+loop has the same live memory at the same point of every step. It is read there: on the GPU, and always in RAM, where
+graphs are. If it keeps rising, the attributes of the model, the callbacks and the data are searched twice, and those that
+hold more than before are named. docs/memory.md, "Growing memory".
 """
 
 from __future__ import annotations
@@ -23,66 +23,67 @@ from src.memory import available_bytes, live_bytes, read_allocator
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 15  # first steps of an epoch, which say nothing: optimizer state and caches come into being
-WINDOW = 40  # rises that make a verdict
-FALLS = 2  # how many of the window's steps may bring no rise: 5 %
-EVERY_STEP, THEN_EVERY = 1000, 10  # a reading takes about 0.2 ms; after so many steps only every tenth has one
-SHOWN = 6  # holders that are named
+WARM_UP = 15  # first steps of an epoch, not compared: optimizer state and caches are being allocated
+WINDOW = 40  # readings for a verdict
+MOST_FALLS = 2  # readings of the window that may not rise: 5 %
+EVERY_STEP, THEN_EVERY = 1000, 10  # a reading takes about 0.2 ms: after 1000 steps only every tenth step has one
+MOST_NAMED = 6  # holders in the warning
 
-Reading = tuple[int, int]  # what is compared (on a GPU pieces of memory, since sizes of batches differ), bytes
+# (level, bytes). `level` must not keep rising: live allocations on a GPU, whose bytes vary with the batch; bytes in RAM.
+Reading = tuple[int, int]
 
 
 class Rises:
     """Whether the readings of one kind of memory keep rising."""
 
     def __init__(self) -> None:
-        self.gains: list[tuple[int, int, bool]] = []  # steps since the last reading, bytes since then, whether it rose
-        self.first_look: dict[str, Holder] = {}  # what was held in the middle of the window
+        self.gains: list[tuple[int, int, bool]] = []  # since the last reading: steps, bytes, whether the level rose
+        self.first_look: dict[str, Holder] = {}  # the holders in the middle of the window
         self._last: tuple[int, Reading] | None = None
 
     def break_off(self) -> None:
-        """Between this reading and the next a level may change: an epoch ends, other blocks are trained."""
+        """Ends a series of readings: the level may change between two epochs, when other blocks are trained."""
         self._last = None
 
     def add(self, step: int, reading: Reading) -> None:
         if self._last is not None:
             last_step, last = self._last
             self.gains.append((step - last_step, reading[1] - last[1], reading > last))
-            if sum(not rose for _, _, rose in self.gains) > FALLS:
+            if sum(not rose for _, _, rose in self.gains) > MOST_FALLS:
                 self.gains.clear()
         self._last = (step, reading)
 
     def bytes_per_step(self) -> float | None:
         """The Theil-Sen slope: the median over all pairs of readings, which a single jump does not move.
 
-        None if the later reading is the higher one in fewer than 80 % of the pairs: something is emptied now and then.
+        None if the later reading is higher in fewer than 80 % of the pairs, as with a buffer that is emptied now and then.
         """
         gaps, gains, _ = zip(*self.gains, strict=True)
         steps, level = np.cumsum((0, *gaps)), np.cumsum((0, *gains))
-        one, other = np.triu_indices(len(steps), 1)
-        slopes = (level[other] - level[one]) / (steps[other] - steps[one])
+        earlier, later = np.triu_indices(len(steps), 1)
+        slopes = (level[later] - level[earlier]) / (steps[later] - steps[earlier])
         return float(np.median(slopes)) if np.quantile(slopes, 0.2) > 0 else None
 
 
 @dataclass
 class Loop:
-    """What is known about one loop: training, or validation."""
+    """The state of the watch over training or validation."""
 
-    unit: str  # what it repeats
-    rises: dict[torch.device, Rises] = field(default_factory=dict)  # of each kind of memory; none: not watched any more
+    unit: str  # what the loop repeats, for the warning
+    rises: dict[torch.device, Rises] = field(default_factory=dict)  # by kind of memory; empty: no longer watched
     steps: int = 0
-    warm_up: int = 0  # how many of the next steps say nothing
-    suspects: dict[str, Holder] = field(default_factory=dict)  # may be emptied when the epoch is over
-    warning: str = ""  # to be given if they are not
-    acquitted: set[str] = field(default_factory=set)  # they were
+    warm_up: int = 0  # steps that are still not compared
+    suspects: dict[str, Holder] = field(default_factory=dict)  # growing holders that may be emptied at the epoch's end
+    warning: str = ""  # given if they are not
+    acquitted: set[str] = field(default_factory=set)  # former suspects that were emptied
 
 
 class MemoryGrowth(L.Callback):
     """Watches training and validation, and warns at most once of each.
 
-    Values that are collected in an epoch and dropped at its end grow as well, and are meant. They are reported only if they
-    keep graphs, if memory would not last until the end of the epoch, or if they are still there when the next one begins
-    or training ends.
+    Values that are collected in an epoch and dropped at its end grow as well, on purpose. They are reported only if they
+    keep graphs, if memory would not last until the end of the epoch, or if they remain when the next epoch begins or
+    training ends.
     """
 
     def __init__(self) -> None:
@@ -102,9 +103,9 @@ class MemoryGrowth(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin(self._validation, sum(trainer.num_val_batches))
 
-    def _begin(self, loop: Loop, steps: int) -> None:
-        """A new epoch. Short epochs are strung together: their rises count, what lies between them does not."""
-        loop.warm_up = min(WARM_UP, steps // 2)
+    def _begin(self, loop: Loop, steps: float) -> None:
+        """Begins an epoch. Rises within short epochs add up; a change between two epochs does not count."""
+        loop.warm_up = int(min(WARM_UP, steps // 2))
         for rises in loop.rises.values():
             rises.break_off()
 
@@ -122,7 +123,7 @@ class MemoryGrowth(L.Callback):
         for loop in (self._training, self._validation):
             _try_suspects(loop, trainer)
 
-    def _look(self, loop: Loop, trainer: L.Trainer, batch_idx: int, batches: int) -> None:
+    def _look(self, loop: Loop, trainer: L.Trainer, batch_idx: int, batches: float) -> None:
         if batch_idx == 0:
             _try_suspects(loop, trainer)
         loop.steps += 1
@@ -140,13 +141,13 @@ class MemoryGrowth(L.Callback):
                 break
 
 
-def _judge(loop: Loop, kind: torch.device, trainer: L.Trainer, steps_left: int) -> None:
-    """Memory rose in the whole window: says so, or leaves it in doubt until the epoch is over."""
+def _judge(loop: Loop, kind: torch.device, trainer: L.Trainer, steps_left: float) -> None:
+    """Called when memory rose in the whole window: warns, or makes the holders suspects until the epoch is over."""
     rises = loop.rises[kind]
     speed, before = rises.bytes_per_step(), rises.first_look
     rises.gains.clear()
-    found = find_holders(_roots(trainer))
-    grown = {name: holder for name, holder in found.items() if holder.grew_since(before.get(name))}
+    holders = find_holders(_roots(trainer))
+    grown = {name: holder for name, holder in holders.items() if holder.grew_since(before.get(name))}
     if speed is None or (grown and grown.keys() <= loop.acquitted):
         return
     available = available_bytes(kind)
@@ -160,7 +161,7 @@ def _judge(loop: Loop, kind: torch.device, trainer: L.Trainer, steps_left: int) 
 
 
 def _try_suspects(loop: Loop, trainer: L.Trainer) -> None:
-    """The epoch is over: warns if what was collected in it is still there."""
+    """Called when the epoch is over: warns if the suspects still hold what was collected."""
     if not loop.suspects:
         return
     now = find_holders(_roots(trainer))
@@ -180,11 +181,8 @@ def _roots(trainer: L.Trainer) -> list[Any]:
 
 
 def _drop_garbage() -> None:
-    """Frees what would be freed by and by, and looks like growth until then.
-
-    Lightning's steps make reference cycles, which Python collects every few dozen steps; of batches from loader processes
-    torch keeps a handle for up to 64 batches.
-    """
+    """Frees what looks like growth but will be freed: reference cycles of Lightning's steps, which Python collects every few
+    dozen steps, and torch's handles of up to 64 batches from loader processes."""
     gc.collect(1)
     with shared_cache.lock:
         shared_cache.free_dead_references()
@@ -206,13 +204,13 @@ def describe(
     grown: dict[str, Holder],
     before: dict[str, Holder],
 ) -> str:
-    """The warning: what happens, how long it can last (steps), what probably holds the memory, what to do."""
+    """The warning: the growth, how many steps it can last, which holders grew, what to do."""
     place = "RAM" if kind.type == "cpu" else "the GPU"
     lines = [f"Memory grows: every {unit} keeps {size(bytes_per_step)} more in {place}."]
     if lasts is not None:
         lines.append(f"What is free lasts for about {lasts:,} more of them.")
     ranked = sorted(grown.items(), key=lambda item: (item[1].operations, item[1].bytes), reverse=True)
-    for name, holder in ranked[:SHOWN]:
+    for name, holder in ranked[:MOST_NAMED]:
         earlier = f" (earlier: {_content(before[name])})" if name in before else ""
         lines.append(f"  - {name}: {_content(holder)}{earlier}")
     if not grown:
@@ -228,8 +226,9 @@ def describe(
 
 def _content(holder: Holder) -> str:
     """57 tensors, 1.2 MiB, a graph of 9,361 operations"""
-    tensors = f"{holder.tensors} tensor{'s' * (holder.tensors != 1)}, {size(holder.bytes)}"
-    return tensors + (f", a graph of {holder.operations:,} operations" if holder.operations else "")
+    text = "1 tensor" if holder.tensors == 1 else f"{holder.tensors} tensors"
+    text += f", {size(holder.bytes)}"
+    return f"{text}, a graph of {holder.operations:,} operations" if holder.operations else text
 
 
 def size(count: float) -> str:

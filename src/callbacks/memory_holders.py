@@ -1,8 +1,7 @@
-"""Which attributes of a model, its callbacks and its data hold tensors, and how long the graphs are that hang on them.
+"""The attributes of a model, its callbacks and its data that hold tensors, with the size of the tensors' graphs.
 
-For src/callbacks/memory_growth.py, which compares two such lists. Looking at attributes is quick, and gives the name under
-which a user knows the thing; a search of all objects (gc.get_objects) takes 0.1 s, and finds neither the name nor the
-graph, which is not made of Python objects.
+src/callbacks/memory_growth.py compares two such lists. Walking attributes is quick and yields names that a user knows; a
+search of all objects (gc.get_objects) takes 0.1 s, and finds neither names nor graphs, which are no Python objects.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ import lightning as L
 import torch
 from torch import nn
 
-GRAPH_LIMIT = 100_000  # operations that are counted
+GRAPH_LIMIT = 100_000  # operations; counting ends there
 
-# Not looked into: what holds no tensors, and what leads to everything.
+# Not searched: types that hold no tensors, and the trainer, which leads to everything.
 _LEAVES = (str, bytes, int, float, type(None), type, types.ModuleType, L.Trainer)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The tensors of one attribute: itself, or what is in its lists, dicts and tuples."""
+    """The tensors of one attribute: the attribute itself, or those in its lists, dicts and tuples."""
 
     tensors: int
     bytes: int
@@ -42,27 +41,25 @@ class Holder:
 
 
 def find_holders(roots: Iterable[Any]) -> dict[str, Holder]:
-    """{"Classifier.total_loss": Holder(...)}: every attribute that holds tensors, of the roots or of what they hold.
+    """{"Classifier.total_loss": Holder(...)}: every attribute that holds tensors, of the roots and the objects below them.
 
-    Names begin with the class of the root. No tensor is kept alive by the result.
+    Names begin with the class of the root. The result keeps no tensor alive.
     """
     held: dict[str, list[torch.Tensor]] = {}
     for name, tensor in _tensors(roots):
         held.setdefault(name, []).append(tensor)
-    return {
-        name: Holder(
-            len(tensors),
-            sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-            graph_size(tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None),
-        )
-        for name, tensors in held.items()
-    }
+    holders = {}
+    for name, tensors in held.items():
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        operations = graph_size(tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None)
+        holders[name] = Holder(len(tensors), num_bytes, operations)
+    return holders
 
 
 def graph_size(ends: Iterable[torch.autograd.graph.Node], limit: int = GRAPH_LIMIT) -> int:
-    """How many operations lead to these grad_fns, themselves included, counted up to the limit.
+    """Number of operations that lead to these grad_fns, including them, counted up to the limit.
 
-    With a list of its own instead of recursion: a loss that was summed up for an epoch is tens of thousands deep.
+    Not recursive: a loss that was summed up for an epoch is tens of thousands of operations deep.
     """
     seen = set(ends)  # the nodes, not their ids: Python's objects for them come and go
     waiting = list(seen)
@@ -75,7 +72,7 @@ def graph_size(ends: Iterable[torch.autograd.graph.Node], limit: int = GRAPH_LIM
 
 
 def _tensors(roots: Iterable[Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """(attribute, tensor) pairs, nearest to the roots first: what can be reached in two ways gets the shorter name."""
+    """(attribute, tensor) pairs, breadth first, so that an object with two paths gets the shorter name."""
     queue = deque((type(root).__name__, root) for root in roots)
     seen = {id(root) for _, root in queue}
     while queue:
@@ -88,11 +85,9 @@ def _tensors(roots: Iterable[Any]) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _contents(name: str, owner: Any) -> Iterator[tuple[str, Any]]:
-    """What an object holds. Attributes add to the name, the places in a container do not."""
-    if isinstance(owner, dict):
-        yield from ((name, value) for value in owner.values())
-    elif isinstance(owner, list | tuple | set | frozenset | deque):
-        yield from ((name, value) for value in owner)
+    """(name, value) of the parts of an object. Attributes extend the name, places in a container do not."""
+    if isinstance(owner, dict | list | tuple | set | frozenset | deque):
+        yield from ((name, value) for value in (owner.values() if isinstance(owner, dict) else owner))
     elif hasattr(owner, "__dict__"):
         attributes = dict(vars(owner))
         if isinstance(owner, nn.Module):

@@ -291,7 +291,7 @@ def free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is None:
         return
-    from src.device_memory import give_back_freed_memory  # which imports torch
+    from src.ram import give_back_freed_memory
 
     gc.collect()
     if torch.cuda.is_initialized():
