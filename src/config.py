@@ -7,31 +7,16 @@ it runs before torch is imported.
 
 from __future__ import annotations
 
-from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from src.knobs import choice, knobs_of, number, value
+
 METRICS = {"val/acc": "max", "val/balanced_acc": "max", "val/macro_f1": "max", "val/loss": "min"}  # metric -> better
 ANY = 10**9  # no upper limit that a user meets
-
-
-def choice(*options: str, default: str | None = MISSING) -> Any:
-    """A text field that takes one of the options."""
-    return field(default=default, metadata={"options": options})
-
-
-def number(default: Any, low: float, high: float, example: Any = None) -> Any:
-    """A number from low to high. example: a value for suggested commands; None: the default is one."""
-    return field(default=default, metadata={"range": (low, high), "example": example})
-
-
-def value(default: Any, example: Any) -> Any:
-    """A text that must not be empty, or a value that src/rules.py checks. example: of it, for suggested commands."""
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata={"example": example})
-    return field(default=default, metadata={"example": example})
 
 
 @dataclass(kw_only=True)
@@ -184,21 +169,7 @@ class Config:
     logger: Logger = field(default_factory=Logger)
 
 
-def _knobs(schema: Any, prefix: str = "") -> dict[str, Field[Any]]:
-    knobs = {}
-    for knob in fields(schema):
-        knobs[prefix + knob.name] = knob
-        if is_dataclass(knob.default_factory):
-            knobs |= _knobs(knob.default_factory, f"{prefix}{knob.name}.")
-    return knobs
-
-
-KNOBS = _knobs(Config)  # the field of every setting, such as data.batch_size, and of every section
-
-
-def example(knob: Field[Any]) -> Any:
-    """A value that the knob takes, for suggested commands."""
-    return knob.default if knob.metadata.get("example") is None else knob.metadata["example"]
+KNOBS = knobs_of(Config)  # the field of every setting, such as data.batch_size, and of every section
 
 
 def register() -> None:

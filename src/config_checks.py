@@ -13,9 +13,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import ANY, KNOBS, Config, Data, example
+from src.config import ANY, KNOBS, Config, Data
 from src.errors import ExitCode, UserError
 from src.files import existing_parent
+from src.knobs import example_of
 from src.rules import OF_STRATEGIES, RULES, STAGES, value_of
 from src.run_names import check_name
 from src.suggestions import did_you_mean, option_like
@@ -68,7 +69,7 @@ def check_knob(key: str, knob: Field[Any], value: Any) -> None:
         raise UserError(
             f"{key}= has no value",
             why="a shell variable that is not set leaves nothing after the =; the current folder is .",
-            fix=corrected(f"{key}={example(knob)}"),
+            fix=corrected(f"{key}={example_of(knob)}"),
         )
     if options and value not in (*options, knob.default):
         close = option_like(key, str(value), options)
@@ -80,7 +81,7 @@ def check_knob(key: str, knob: Field[Any], value: Any) -> None:
     if low is not None and value is not None and not low <= value <= high:
         allowed = f"at least {low}" if high == ANY and value < low else f"from {low} to {high}"
         raise UserError(
-            f"{key}={value} is out of range", why=f"{key} is {allowed}", fix=corrected(f"{key}={example(knob)}")
+            f"{key}={value} is out of range", why=f"{key} is {allowed}", fix=corrected(f"{key}={example_of(knob)}")
         )
 
 

@@ -21,8 +21,8 @@ import sys
 from dataclasses import dataclass
 
 from src import config_checks
-from src.config import choice
 from src.errors import UserError, run_and_report
+from src.knobs import choice
 from src.run_dir import refuse_links
 from src.run_lookup import find_run
 from src.run_settings import merged, stored_settings

@@ -20,8 +20,8 @@ if __name__ == "__main__":
 import sys
 from dataclasses import dataclass
 
-from src.config import choice, number
 from src.errors import UserError, run_and_report
+from src.knobs import choice, number
 from src.run_lookup import find_model, find_run
 from src.text import path_in
 from src.user_command import corrected

@@ -14,7 +14,8 @@ from dataclasses import dataclass, is_dataclass
 from operator import attrgetter
 from typing import Any
 
-from src.config import ANY, KNOBS, Config, device_count, example
+from src.config import ANY, KNOBS, Config, device_count
+from src.knobs import example_of
 from src.user_command import is_typed
 
 Condition = Callable[[Config], bool]
@@ -40,9 +41,7 @@ NEEDED = {"image_folder": "data.root", "table": "data.table", "torchvision": "da
 
 @dataclass(frozen=True)
 class Rule:
-    """A row. broken: whether the config has the mistake."""
-
-    broken: Condition
+    broken: Condition  # whether the config has the mistake
     found: str
     why: str
     fix: str = ""
@@ -51,7 +50,7 @@ class Rule:
 
 def wrong(key: str, is_right: Callable[[Any], bool], what: str, found: str = "is out of range") -> Rule:
     """A value that no range can describe."""
-    fix = f"{key}={example(KNOBS[key])}"
+    fix = f"{key}={example_of(KNOBS[key])}"
     return Rule(lambda c: not is_right(value_of(c, key)), f"<{key}> {found}", f"{key} is {what}", fix)
 
 
@@ -117,16 +116,13 @@ def value_of(config: Config, key: str) -> Any:
     return getattr(value, "source", None) or attrgetter("name")(value) if is_dataclass(value) else value
 
 
+PHASES = "a schedule of blocks to train from an epoch on: {0: [block, ...], epoch: [block, ...], ...}, from epoch 0"
+# fmt: off
 COMPUTED: dict[str, Callable[[Config], Any]] = {
-    "devices": devices,
-    "stages": stages,
-    "enough": lambda c: max(2, stages(c)),
-    "parts": parts,
+    "devices": devices, "stages": stages, "parts": parts, "enough": lambda c: max(2, stages(c)),
     "parts.kind": lambda c: "micro-batches" if c.strategy.name in STAGES else "devices",
     "parts.key": lambda c: "strategy.micro_batches" if c.strategy.name in STAGES else "trainer.devices",
 }
-PHASES = "a schedule of blocks to train from an epoch on: {0: [block, ...], epoch: [block, ...], ...}, from epoch 0"
-# fmt: off
 RULES = [
     wrong("data.batch_size", lambda size: size == "auto" or (type(size) is int and 1 <= size <= 10**6),
           "a whole number from 1, or auto, and at most 1000000"),
@@ -141,7 +137,7 @@ RULES = [
     *(read_by(key, users) for key, users in OF_SOURCES.items()),
     *(read_by(key, users, is_error=False) for key, users in HARMLESS.items()),
     *(Rule(lambda c, key=key, source=source: c.data.source == source and value_of(c, key) is None, f"{key} is missing",
-           "<data> needs to know where the images are", f"{key}={example(KNOBS[key])}") for source, key in NEEDED.items()),
+           "<data> needs to know where the images are", f"{key}={example_of(KNOBS[key])}") for source, key in NEEDED.items()),
     *(unread(f"data.{part}_fraction", "<data.split_file>", lambda c: c.data.split_file is None,
              "the file says what is in each split") for part in ("val", "test")),
     Rule(lambda c: c.data.val_fraction + c.data.test_fraction > 0.9,

@@ -8,16 +8,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import OmegaConf
 
-from src import config
 from src.config import KNOBS
 from src.errors import UserError
+from src.knobs import example_of, knobs_of
 from src.text import as_typed, path_in
 from src.user_command import is_typed, key_of, replaced, typed_words
 
@@ -79,10 +79,9 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def knobs_of(section: str) -> Sequence[Field[Any]]:
-    """The fields of a section's schema; none for a key that is no section."""
-    schema: Any = KNOBS[section].default_factory if section in KNOBS else None
-    return fields(schema) if is_dataclass(schema) else ()
+def section_of(key: str) -> dict[str, Field[Any]]:
+    """The fields of a section by their names; none for a key that is no section."""
+    return knobs_of(KNOBS[key].default_factory) if key in KNOBS else {}
 
 
 def default_of(key: str) -> str:
@@ -90,7 +89,7 @@ def default_of(key: str) -> str:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         value = OmegaConf.select(hydra.compose("train"), key)
     if value is None and key in KNOBS:
-        value = config.example(KNOBS[key])
+        value = example_of(KNOBS[key])
     return as_typed(value)
 
 
@@ -113,7 +112,7 @@ def closest(key: str, known: Sequence[str], names: dict[str, str] = NAMES) -> li
 def setting_like(key: str) -> list[str]:
     """The settings and groups nearest to a key. A section that is no group cannot be given a value."""
     close = closest(key, list(dict.fromkeys([*KNOBS, *groups()])))
-    return [name for name in close if not knobs_of(name) or name in groups()]
+    return [name for name in close if not section_of(name) or name in groups()]
 
 
 def value_here(key: str, value: str) -> str:
@@ -131,7 +130,7 @@ def option_like(key: str, value: str, options: Sequence[str]) -> str | None:
 
 def meant_by(setting: str, value: str) -> list[str]:
     """The words that give the value to a setting, or to a group or section: [] if nothing is near."""
-    if knobs_of(setting):
+    if section_of(setting):
         return [f"{setting}={value}"] if value in choices(setting) else of_section(setting, value)
     if setting == "resume" and path_in(value).exists():
         path = path_in(value)
@@ -147,10 +146,10 @@ def of_section(section: str, value: str) -> list[str]:
         return [f"{section}={here}"]
     if section == "memory" and text in ("true", "false"):
         return [f"memory.log={text}"]
-    for knob in knobs_of(section):
-        here = VALUES.get(knob.name, {}).get(text, text)
-        if here in knob.metadata.get("options", ()) and knob.name not in ("name", "source"):
-            return [f"{section}.{knob.name}={here}"]
+    for name, knob in section_of(section).items():
+        here = VALUES.get(name, {}).get(text, text)
+        if here in knob.metadata.get("options", ()) and name not in ("name", "source"):
+            return [f"{section}.{name}={here}"]
     if section == "data" and text and path_in(text).exists():
         return of_path(text) or ["data=table", f"data.table={text}"]
     if words := of_word(text, but=section):
@@ -211,10 +210,9 @@ def not_a_choice(word: str, section: str, values: Sequence[str]) -> UserError:
         keys = {key_of(words[0]) for words in each if len(words) == 1}
         alike = len(keys) == 1 and all(len(words) == 1 for words in each)
         meant = [f"{keys.pop()}={','.join(words[0].partition('=')[2] for words in each)}"] if alike else []
-    keys_of_section = ", ".join(knob.name for knob in knobs_of(section))
     return UserError(
         (f"{section}={wrong} is not a choice" if options else f"{section} is a section") + did_you_mean(*meant),
         where=str(CONF / section) if options else "src/config.py",
-        why=f"{section} is one of: {', '.join(options)}" if options else f"its keys: {keys_of_section}",
+        why=f"{section} is one of: {', '.join(options)}" if options else f"its keys: {', '.join(section_of(section))}",
         fix=replaced(word, *meant) if meant else HELP,
     )

@@ -75,7 +75,7 @@ def _check_word(word: str) -> None:
         )
     if name in TEXTS:
         return
-    if suggestions.knobs_of(name) or name in suggestions.groups():
+    if suggestions.section_of(name) or name in suggestions.groups():
         _check_section(word, name, value)
     elif parsed(word) is None:
         raise _unreadable(word, name, value)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import Field, fields
+from dataclasses import Field
 from typing import Any, TypeVar
 
 import yaml
 
-from src.config import Data, example
+from src.config import Data
 from src.config_checks import check_knob
 from src.errors import ExitCode, UserError
+from src.knobs import example_of, knobs_of
 from src.suggestions import KINDS, OF_PROGRAMS, closest, did_you_mean
 from src.text import path_in, printable
 from src.user_command import corrected
@@ -43,9 +44,7 @@ def read_words(
     if not words or any(word in ("-h", "--help") for word in words):
         print(usage.strip())
         sys.exit(ExitCode.OK if words else ExitCode.CONFIG)
-    knobs = {knob.name: knob for knob in fields(schema)}  # type: ignore[arg-type]
-    if data:
-        knobs |= {f"data.{knob.name}": knob for knob in fields(Data)}
+    knobs = knobs_of(schema) | (knobs_of(Data, "data.") if data else {})
     values: dict[str, Any] = {}
     for place, word in enumerate(words):
         key, sign, text = word.partition("=")
@@ -88,13 +87,13 @@ def _value(key: str, knob: Field[Any], text: str) -> Any:
                 raise ValueError
         except (ValueError, yaml.YAMLError) as error:
             low, high = knob.metadata.get("range", (None, None))
-            allowed = KINDS.get(kind, f"such as {example(knob)}") + (
+            allowed = KINDS.get(kind, f"such as {example_of(knob)}") + (
                 f" from {low} to {high}" if low is not None else ""
             )
             raise UserError(
                 f"{key}={printable(text)} is out of range",
                 why=f"{key} is {allowed}",
-                fix=corrected(f"{key}={example(knob)}"),
+                fix=corrected(f"{key}={example_of(knob)}"),
             ) from error
     check_knob(key, knob, value)
     return value

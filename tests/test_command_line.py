@@ -211,7 +211,7 @@ def test_a_warning_where_a_phase_is_never_reached(caplog):
 def test_imports_go_down_only():
     """The rooms and their order: design of the house in README.md."""
     order = [  # rooms of one line may import each other
-        "errors user_command seeding preprocessing plain_values signals machine logs memory ram gpu_driver "
+        "errors knobs user_command seeding preprocessing plain_values signals machine logs memory ram gpu_driver "
         "out_of_memory cores gpus trial text files",
         "config config_checks rules hydra_words suggestions run_settings run_dir run_names",
         "checkpoints",
