@@ -90,7 +90,7 @@ def _check_section(word: str, section: str, value: str) -> None:
     if section == "experiment" and value in ("", "null"):
         fix = corrected(remove=["experiment"])
         raise UserError(f"{word} is not a choice", why="without experiment= there is no recipe", fix=fix)
-    values = [one.strip() for one in values]
+    values = [choice.strip() for choice in values]
     if not {*values} <= {*suggestions.choices(section)}:
         raise suggestions.not_a_choice(word, section, values)
 
@@ -154,13 +154,15 @@ def _check_values(word: str, sweep: bool) -> None:
             fix=[replaced(word, f"{key}={value.partition(',')[0]}"), *quoted],
         )
     if name == "experiment":
-        recipes = [one.strip() for one in (value.split(",") if "(" not in value else suggestions.choices("experiment"))]
-        if searches := [one for one in recipes if _brings_sweep(one)]:
+        recipes = [
+            recipe.strip() for recipe in (value.split(",") if "(" not in value else suggestions.choices("experiment"))
+        ]
+        if searches := [recipe for recipe in recipes if _brings_sweep(recipe)]:
             raise UserError(
                 f"experiment={value} would run {' and '.join(searches)} without the search",
                 where=str(suggestions.CONF / "experiment"),
                 why="a recipe that brings hydra/sweeper or hydra/launcher is a sweep itself, and no job of one",
-                fix=[replaced(word, f"experiment={one}") for one in searches],
+                fix=[replaced(word, f"experiment={recipe}") for recipe in searches],
             )
 
 
@@ -171,4 +173,4 @@ def _recipe(name: str) -> Any:
 
 def _brings_sweep(name: str) -> bool:
     defaults = OmegaConf.select(_recipe(name), "defaults", default=[])
-    return any("hydra/sweeper" in str(one) or "hydra/launcher" in str(one) for one in defaults)
+    return any("hydra/sweeper" in str(entry) or "hydra/launcher" in str(entry) for entry in defaults)
