@@ -1,9 +1,9 @@
-"""An ordinary Lightning script: what a competent user writes in an afternoon. docs/reliability.md compares with it.
+"""An ordinary Lightning script, as a competent user writes it in an afternoon: the comparison of docs/reliability.md.
 
     python scripts/baselines/plain_lightning.py --root photos --out plain
 
-Images in photos/train/CLASS/ and photos/val/CLASS/, a small residual network, Adam, a checkpoint of the best epoch and of
-the last. Repeat the command and it goes on from there.
+Images in photos/train/CLASS/ and photos/val/CLASS/, a small residual network, Adam, checkpoints of the best and of the last
+epoch. The repeated command continues from the last.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torchvision.datasets import ImageFolder
 
 
 class Block(nn.Module):
-    """A residual block, at half the resolution."""
+    """A residual block that halves the resolution."""
 
     def __init__(self, channels: int, wider: int) -> None:
         super().__init__()

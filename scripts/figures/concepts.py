@@ -1,9 +1,9 @@
-"""Draws the images of docs/multi_gpu.md and docs/model_parallel.md that explain something, into docs/images/.
+"""Draws the explanatory images of docs/multi_gpu.md and docs/model_parallel.md into docs/images/.
 
     python scripts/figures/concepts.py
 
-A colour means the same in all of them: blue is weights, yellow is images and what layers make of them, red is gradients.
-Sizes are asked of the ResNet50 (split.png), the order of work of the strategies' own code (schedules.png).
+Colours mean the same in all of them: blue is weights, yellow is images and activations, red is gradients. Sizes come from the
+ResNet50 itself (split.png), the order of operations from the strategies' own code (schedules.png).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from src.reporting.plots import COLOURS, INK, STYLE
 from src.strategies.stage_threads import Operation, operations, warmup
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images"
-WIDTH, DPI = 7.0, 150  # inches: 1050 pixels, which a page shows as about 700
-UNITS = 14.0  # the width of a drawing: a unit is half an inch
+WIDTH, DPI = 7.0, 150  # inches and dots per inch: 1050 pixels, shown as about 700
+UNITS = 14.0  # width of a drawing; a unit is half an inch
 
 WEIGHTS, GRADIENTS, IMAGES = COLOURS
-COPY = "#7F9FC4"  # weights that are copied in every step
+COPY = "#7F9FC4"  # weights copied in every step
 PAPER, SHADE, EDGE = "white", "#F3F3F3", "#999999"
 
 LAYERS = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
-BAR, PITCH, SQUARE = 0.5, 0.6, 0.5  # the width of a layer, from one to the next, the side of an image
+BAR, PITCH, SQUARE = 0.5, 0.6, 0.5  # width of a layer, distance between layers, side of an image
 
-# Of a pass of the whole batch through a stage: how long it takes, its colour, and that of its number.
+# A pass of the whole batch through a stage: its duration, its colour, the colour of its number.
 PASSES = {"forward": (1, IMAGES, INK), "backward": (2, GRADIENTS, PAPER)}
 
 Point = tuple[float, float]
@@ -51,7 +51,7 @@ def drawing(height: float) -> Axes:
 
 
 def gpu(axes: Axes, at: Point, size: Point, name: str, *, mirrored: bool = False) -> None:
-    """With its name in the upper left corner, or mirrored, in the lower one. at: lower left."""
+    """A GPU with its name in the upper (mirrored: lower) left corner. at: lower left."""
     _frame(axes, at, size, PAPER, "solid")
     height = at[1] + (0.13 if mirrored else size[1] - 0.13)
     axes.text(at[0] + 0.15, height, name, va="bottom" if mirrored else "top", weight="bold")
@@ -76,7 +76,7 @@ def box(axes: Axes, at: Point, size: Point, text: str) -> None:
 def network(
     axes: Axes, at: Point, layers: Sequence[str] = LAYERS, *, replica: bool = False, mirrored: bool = False
 ) -> None:
-    """Optimizer, layers and gradients, or mirrored; a replica has no optimizer. at: the lower left corner; 2.2 high."""
+    """Optimizer, layers and gradients, or mirrored; a replica has no optimizer. at: lower left; 2.2 high."""
     x, y = at
     state, weights, gradients = (y, y + 0.5, y + 1.95) if mirrored else (y + 1.8, y + 0.4, y)
     if not replica:
@@ -89,7 +89,7 @@ def network(
 
 
 def images(axes: Axes, at: Point, numbers: Iterable[int], gap: float = 0) -> None:
-    """Numbered squares in rows of two. at: the upper left corner. gap: between rows."""
+    """Numbered squares in rows of two. at: upper left. gap: between rows."""
     for place, number in enumerate(numbers):
         row, column = divmod(place, 2)
         left, bottom = at[0] + column * SQUARE, at[1] - (row + 1) * SQUARE - row * gap
@@ -98,19 +98,19 @@ def images(axes: Axes, at: Point, numbers: Iterable[int], gap: float = 0) -> Non
 
 
 def arrow(axes: Axes, colour: str, *points: Point, tip: str = "-|>") -> None:
-    """Through the points, with the tip at the last one."""
+    """An arrow through the points to the last one."""
     axes.add_patch(FancyArrowPatch(path=Line(points), arrowstyle=tip, mutation_scale=14, linewidth=2, color=colour))
 
 
 def loss(axes: Axes, at: Point, last: float, forward: float, backward: float) -> None:
-    """With arrows from the last layer and back to it, at these heights. at: lower left. last: where that layer ends."""
+    """The loss with arrows from and to the last layer at these heights. at: lower left. last: right end of that layer."""
     box(axes, at, (1.2, 1.8), "loss")
     arrow(axes, IMAGES, (last + 0.1, forward), (at[0] - 0.1, forward))
     arrow(axes, GRADIENTS, (at[0] - 0.1, backward), (last + 0.1, backward))
 
 
 def single() -> Axes:
-    """One device has everything."""
+    """strategy=single: one device has everything."""
     axes = drawing(3.5)
     around(axes, (2.4, 0.1), (11.5, 3.3), "process")
     gpu(axes, (4.2, 0.3), (9.5, 2.9), "GPU 0")
@@ -125,7 +125,7 @@ def single() -> Axes:
 
 
 def dp() -> Axes:
-    """One process; the first device has more than the other."""
+    """strategy=dp: one process; the first device holds more than the others."""
     axes = drawing(7.4)
     around(axes, (1.8, 0.1), (12.1, 7.2), "process")
     gpu(axes, (3.2, 4.3), (10.5, 2.8), "GPU 0")
@@ -150,7 +150,7 @@ def dp() -> Axes:
 
 
 def ddp() -> Axes:
-    """Two processes that are alike."""
+    """strategy=ddp: two equal processes."""
     axes = drawing(7.2)
     for rank, bottom in enumerate((3.8, 0.1)):
         mirrored = rank == 1
@@ -168,7 +168,7 @@ def ddp() -> Axes:
 
 
 def model_parallel() -> Axes:
-    """One process; each device has a part of the network."""
+    """strategy=model_parallel: one process; each device has a part of the network."""
     axes = drawing(3.6)
     around(axes, (1.8, 0.1), (12.1, 3.4), "process")
     _two_stages(axes)
@@ -180,7 +180,7 @@ def model_parallel() -> Axes:
 
 
 def pipeline() -> Axes:
-    """A process for each part of the network, and several parts of the batch under way."""
+    """strategy=pipeline: a process per stage, and several micro-batches in flight."""
     axes = drawing(3.6)
     around(axes, (1.8, 0.1), (4.6, 3.4), "process 0")
     around(axes, (8.1, 0.1), (5.8, 3.4), "process 1")
@@ -206,7 +206,7 @@ def _two_stages(axes: Axes) -> None:
 
 
 def machines() -> Axes:
-    """One or two machines, with one or four GPUs, and how processes are counted."""
+    """Ranks on one or two machines with one or four GPUs."""
     axes, typed = drawing(7.1), {"family": "monospace"}
     for x, devices in ((0.3, 1), (5.5, 4)):
         for y, machine in ((5.3, 0), (2.8, 0), (0.6, 1)):
@@ -223,7 +223,7 @@ def machines() -> Axes:
 
 
 def split() -> Axes:
-    """How the weights and the activations of a ResNet50 are shared out by a cut after layer2."""
+    """How a cut after layer2 divides the weights and activations of a ResNet50."""
     figure = Figure(figsize=(WIDTH, 2.6), facecolor=PAPER, layout="constrained")
     sizes = _resnet50_sizes()
     for kind, axes in enumerate(figure.subplots(1, 2)):
@@ -240,16 +240,16 @@ def split() -> Axes:
 
 
 def _resnet50_sizes() -> dict[str, tuple[float, float]]:
-    """{layers: MiB of their weights, MiB that they keep of 32 images of 224 pixels for the backward pass}."""
-    with torch.device("meta"):  # sizes without numbers
+    """{layer: (MiB of weights, MiB of activations kept for the backward pass of 32 images of 224 pixels)}."""
+    with torch.device("meta"):  # shapes without data
         model = ModelParallelResNet50(num_classes=10, split_at=("maxpool", "layer1", "layer2", "layer3"))
         x = torch.empty(32, 3, 224, 224)
     sizes = {}
     for name, stage in zip(("stem", "layer1", "layer2", "layer3", "layer4\nhead"), model.stages(), strict=True):
-        kept: dict[int, Tensor] = {}  # by where their numbers are, which is the same for views
+        kept: dict[int, Tensor] = {}  # by storage, which views share
         with saved_tensors_hooks(lambda t, kept=kept: kept.setdefault(t.untyped_storage()._cdata, t), lambda t: t):
             y = stage(x)
-        for other in (x, *stage.parameters()):  # whoever made the input keeps it
+        for other in (x, *stage.parameters()):  # the producer of the input keeps it
             kept.pop(other.untyped_storage()._cdata, None)
         weights = sum(parameter.nbytes for parameter in stage.parameters())
         sizes[name] = weights / 2**20, sum(tensor.nbytes for tensor in kept.values()) / 2**20
@@ -258,7 +258,7 @@ def _resnet50_sizes() -> dict[str, tuple[float, float]]:
 
 
 def schedules() -> Axes:
-    """Who works when, of two stages."""
+    """When each of two stages works."""
     figure = Figure(figsize=(WIDTH, 4.4), facecolor=PAPER, layout="constrained")
     rows = figure.subplots(3, sharex=True)
     for axes, (schedule, count) in zip(rows, (("1f1b", 1), ("gpipe", 4), ("1f1b", 4)), strict=True):
@@ -280,7 +280,7 @@ def schedules() -> Axes:
 
 
 def _ends(orders: Sequence[Sequence[Operation]]) -> dict[tuple[int, Operation], float]:
-    """When each operation of a stage ends. It begins when its stage is free and the stage that it waits for is done."""
+    """End of each operation, which begins when its stage is free and its input is there."""
 
     @cache
     def end(stage: int, operation: Operation) -> float:

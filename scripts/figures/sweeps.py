@@ -1,4 +1,4 @@
-"""Draws the images of docs/sweeps.md into docs/images/, two of them from a sweep of yours:
+"""Draws the images of docs/sweeps.md into docs/images/, two of them from a sweep:
 
 python -m src.train experiment=tune_finetune name=finetune
 python scripts/figures/sweeps.py runs/finetune
@@ -25,7 +25,7 @@ from src.reporting.sweep_journal import FINISHED, PRUNED, Journal, TrialRecord, 
 from src.reporting.sweep_scale import scales_of
 
 GOAL = Goal("val/acc", "max")
-GRACE, FACTOR = 3, 3  # epochs before the first rung, and how many times more before the next
+GRACE, FACTOR = 3, 3  # epochs before the first rung, and the factor between rungs
 
 
 def sweep_parts() -> Axes:
@@ -58,7 +58,7 @@ def sweep_parts() -> Axes:
 
 
 def sweep_asha(trials: Sequence[TrialRecord]) -> Axes:
-    """How many epochs each trial got."""
+    """Epochs of each trial."""
     figure = Figure(figsize=(WIDTH, 3.6), facecolor=PAPER, layout="constrained")
     axes = figure.subplots()
     best = ranking({trial.number: trial for trial in trials}, GOAL)[0]

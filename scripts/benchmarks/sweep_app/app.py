@@ -1,4 +1,4 @@
-"""The small Hydra app that sweeps.py measures launchers with: its jobs are so short that the launcher is most of the time.
+"""A small Hydra app for sweeps.py: its jobs are so short that the launcher takes most of the time.
 
     python -m scripts.benchmarks.sweep_app.app work=training                        from the project's folder
     python -m scripts.benchmarks.sweep_app.app -m hydra/launcher=ray_tune lr=0.01,0.1
@@ -17,7 +17,7 @@ from src.tuning import settings
 
 
 def job(config: DictConfig) -> float:
-    """Returns what a sweep judges the job by: more is better."""
+    """Returns the sweep's objective: more is better."""
     if config.work == "trivial":
         return float(config.lr)
 
