@@ -1,4 +1,4 @@
-"""The names of runs and sweeps: a name is one or more plain parts, and the folder is that below runs_dir."""
+"""The names of runs and sweeps. A name is one or more plain parts, and the run's folder is runs_dir/name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,28 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 
 from src.errors import UserError
+from src.files import cannot_write
 from src.text import printable
 from src.user_command import corrected, typed_name
 
 LONGEST = 200  # bytes of a part; most file systems take 255, and the files beside it need a few more
+
+
+def claim(runs_dir: Path, name: str | None) -> Path:
+    """The path of the run's folder. Without a name the folder is made here, so that no other run can get it."""
+    if name is not None:
+        path = runs_dir / check_name(name, str(runs_dir))
+        _refuse_inside_another(path, runs_dir)
+        return path
+    while True:
+        path = runs_dir / new_name()
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise cannot_write(path, error, corrected("runs_dir=~/runs")) from error
 
 
 def new_name() -> str:
@@ -21,13 +39,13 @@ def new_name() -> str:
 
 
 def free_name(path: Path) -> str:
-    """The run's name with the first number from 2 that no other run has, in the sub-folders that the user typed."""
-    name = next(name for number in count(2) if not (path.parent / (name := f"{path.name}-{number}")).exists())
-    return str(PurePosixPath(typed_name() or "").parent / name)
+    """The run's name with the first number from 2 that no other run has, below the parts that the user typed."""
+    number = next(number for number in count(2) if not path.with_name(f"{path.name}-{number}").exists())
+    return str(PurePosixPath(typed_name() or "").parent / f"{path.name}-{number}")
 
 
 def check_name(name: str, runs_dir: str) -> str:
-    """The name, if it is one or more plain parts. Raises UserError: a folder elsewhere is not the run's to write in."""
+    """The name. Raises UserError unless its parts are plain: a run must not write outside of runs_dir."""
     parts = name.split("/")
     if all(map(_is_plain, parts)):
         return name
@@ -49,7 +67,7 @@ def _is_plain(part: str) -> bool:
     return part == Path(part).name and len(os.fsencode(part)) <= LONGEST
 
 
-def refuse_inside_another(path: Path, runs_dir: Path) -> None:
+def _refuse_inside_another(path: Path, runs_dir: Path) -> None:
     """Raises UserError for a run's folder that lies in that of another run, whose files it would mix with."""
     for parent in path.parents:
         if parent == runs_dir or parent == parent.parent:

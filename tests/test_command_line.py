@@ -213,7 +213,7 @@ def test_imports_go_down_only():
     order = [  # rooms of one line may import each other
         "errors knobs user_command seeding preprocessing plain_values signals machine logs memory ram gpu_driver "
         "out_of_memory cores gpus trial text files",
-        "config config_checks rules hydra_words suggestions run_settings run_dir run_names",
+        "config config_checks rules hydra_words suggestions run_settings run_dir run_names provenance",
         "checkpoints",
         "data",
         "models strategies",

@@ -75,7 +75,7 @@ def test_a_run_leaves_everything_about_it(command, tmp_path):
 
 
 def test_runs_without_a_name_never_share_a_folder(command, tmp_path):
-    from src.run_dir import claim
+    from src.run_names import claim
 
     paths = {claim(tmp_path, None) for _ in range(40)}
     assert len(paths) == 40

@@ -21,6 +21,7 @@ from src.config import Config, Data, plain
 from src.errors import ExitCode, Terminated, UserError
 from src.files import locked, write_csv, write_json, write_text
 from src.run_dir import RunFolder, made_a_step
+from src.run_names import claim
 
 
 @pytest.fixture
@@ -277,23 +278,23 @@ def test_only_the_runs_own_leftovers_of_dead_processes_are_removed(tmp_path, set
 def test_a_name_is_one_or_more_plain_parts(tmp_path, name):
     """Also that of a launch of torchrun, and the name in the command that is suggested."""
     with pytest.raises(UserError) as caught:
-        run_dir.claim(tmp_path, name)
+        claim(tmp_path, name)
     assert caught.value.code == ExitCode.CONFIG
     words = shlex.split(caught.value.fix[0])
     fixed = next(word.partition("=")[2] for word in words if word.startswith("name="))
-    run_dir.claim(tmp_path, fixed)
+    claim(tmp_path, fixed)
     with pytest.raises(UserError):
-        run_dir.claim(tmp_path, "x" * 300)
+        claim(tmp_path, "x" * 300)
     assert not any(tmp_path.iterdir())
 
 
 def test_plain_names_and_folders_of_them(tmp_path):
     for name in ("x", "a/b", "2026-11-28", "Bücher (1)", "-x", "a.b~"):
-        assert run_dir.claim(tmp_path, name) == tmp_path / name
+        assert claim(tmp_path, name) == tmp_path / name
     (tmp_path / "a").mkdir()
     (tmp_path / "a/config.yaml").write_text("of a run")
     with pytest.raises(UserError, match="lies in the folder of the run a"):
-        run_dir.claim(tmp_path, "a/model")
+        claim(tmp_path, "a/model")
 
 
 def test_a_disk_that_may_only_be_read_by_now_ends_with_73(tmp_path, settings):

@@ -35,7 +35,8 @@ from src import signals
 from src import trial as trials
 from src.config import Config, device_count, plain
 from src.errors import ErrorOfProcess, ExitCode, UserError
-from src.run_dir import RunFolder, claim
+from src.run_dir import RunFolder
+from src.run_names import claim
 from src.user_command import corrected, named, shell_command
 
 log = logging.getLogger(__name__)
