@@ -69,9 +69,9 @@ def choose_weights(
         values, _ = measure_split(config, network, data.images, "val", data.preprocessing, device)
         metrics = {f"val/{key}": value for key, value in values.items()}
         scores.append(Score.of(metrics, config.checkpoint.monitor))
-    shown = [f"{config.checkpoint.monitor} {abs(score.metric):.4f}, val/loss {-score.loss:.4f}" for score in scores]
+    shown = [f"{config.checkpoint.monitor} {abs(score.metric):.4f}, val/loss {score.loss:.4f}" for score in scores]
     log.info(f"select    {name}: {shown[0]}; {best_name}: {shown[1]}")
-    if scores[0] > scores[1]:
+    if scores[0].goodness > scores[1].goodness:
         network.load_state_dict(average)
         return epoch, name
     return epoch, best_name

@@ -1,11 +1,12 @@
-"""Which epochs are the best, and their files: best.ckpt, and epoch-0007.ckpt for each of the best k where k is more than 1."""
+"""The best epochs and their files: best.ckpt, and epoch-0007.ckpt for each of the best k where k is more than 1."""
 
 from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
@@ -18,37 +19,35 @@ log = logging.getLogger(__name__)
 BEST = "best.ckpt"
 
 
-class Score(NamedTuple):
-    """How good a validation was: scores compare as tuples, the greater the better."""
+@dataclass(frozen=True)
+class Score:
+    """How good a validation was."""
 
-    metric: float  # the monitored metric, its sign turned where less is better
-    loss: float  # minus val/loss
-    earliness: int  # minus the epoch
+    metric: float  # the monitored metric, negated where less is better
+    loss: float  # val/loss
+    epoch: int  # counted from 0
 
     @classmethod
     def of(cls, metrics: dict[str, Any], monitor: str, epoch: int = 0) -> Score:
-        """metrics: what a validation reported. Where the loss is not finite, no metric is worth anything: with logits of nan,
+        """metrics: as the validation reported them. The worst score where val/loss is not finite: with logits of nan,
         accuracy is that of the first class."""
-        if not math.isfinite(metrics["val/loss"]):
-            return cls(-math.inf, -math.inf, -epoch)
-        sign = 1 if METRICS[monitor] == "max" else -1
-        return cls(_comparable(sign * metrics[monitor]), _comparable(-metrics["val/loss"]), -epoch)
+        loss = float(metrics["val/loss"])
+        if not math.isfinite(loss):
+            return cls(-math.inf, math.inf, epoch)
+        metric = float(metrics[monitor]) if METRICS[monitor] == "max" else -float(metrics[monitor])
+        return cls(-math.inf if math.isnan(metric) else metric, loss, epoch)
 
     @property
-    def epoch(self) -> int:
-        return -self.earliness
-
-
-def _comparable(value: Any) -> float:
-    return -math.inf if math.isnan(value) else float(value)
+    def goodness(self) -> tuple[float, float, int]:
+        """Sort key, the greater the better: the metric, then the lower val/loss, then the earlier epoch."""
+        return self.metric, -self.loss, -self.epoch
 
 
 class BestCheckpoint(CheckpointCallback):
     """Keeps the weights of the best top_k epochs.
 
-    Among epochs that are equally good the one with the lower val/loss wins, then the earlier one: on small validation
-    sets many epochs reach the same accuracy, and the first of them is rarely the best. Lightning's ModelCheckpoint has no
-    second criterion.
+    Equal metrics are decided by the lower val/loss, then by the earlier epoch: on small validation sets many epochs reach
+    the same accuracy, and the first of them is rarely the best. Lightning's ModelCheckpoint has no second criterion.
     """
 
     def __init__(self, folder: Path, monitor: str, top_k: int = 1) -> None:
@@ -56,17 +55,15 @@ class BestCheckpoint(CheckpointCallback):
         self.kept: list[Score] = []  # the best first
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        if not math.isfinite(trainer.callback_metrics["val/loss"]):
+        loss = float(trainer.callback_metrics["val/loss"])
+        if not math.isfinite(loss):
             if trainer.is_global_zero:
-                loss = float(trainer.callback_metrics["val/loss"])
                 log.warning(
                     f"val/loss of epoch {trainer.current_epoch + 1} is {loss}: it cannot become the best epoch."
                 )
             return
         score = Score.of(trainer.callback_metrics, self.monitor, trainer.current_epoch)
-        ranking = sorted([*self.kept, score], reverse=True)
+        ranking = sorted([*self.kept, score], key=lambda score: score.goodness, reverse=True)
         self.kept, dropped = ranking[: self.top_k], ranking[self.top_k :]
         if score is self.kept[0]:
             trainer.save_checkpoint(self.folder / BEST, weights_only=True)
@@ -76,33 +73,32 @@ class BestCheckpoint(CheckpointCallback):
             trainer.strategy.remove_checkpoint(epoch_file(self.folder, dropped[0].epoch))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A continued run has its ranking from the last position. An epoch whose weights are lost can be chosen no more."""
-        lost = trainer.strategy.broadcast([why_lost(self.folder, score.epoch, self.top_k) for score in self.kept])
-        if any(lost):
-            log.warning(
-                f"The weights of some of the best epochs are lost ({'; '.join(filter(None, lost))}): others are chosen."
-            )
-            self.kept = [score for score, why in zip(self.kept, lost, strict=True) if not why]
+        """A continued run has its ranking from the last position, but cannot choose an epoch whose weights are lost."""
+        reasons = trainer.strategy.broadcast([why_lost(self.folder, score.epoch, self.top_k) for score in self.kept])
+        lost = [why for why in reasons if why]
+        if lost:
+            log.warning(f"The weights of some of the best epochs are lost ({'; '.join(lost)}): others are chosen.")
+            self.kept = [score for score, why in zip(self.kept, reasons, strict=True) if not why]
         kept = {epoch_file(self.folder, score.epoch) for score in self.kept}
         newest = epoch_file(self.folder, trainer.current_epoch)
-        for path in self.folder.glob("epoch-*.ckpt"):  # a run that was killed may have left more than it needs
+        for path in self.folder.glob("epoch-*.ckpt"):  # left behind by a run that was killed
             if path not in kept and path < newest:
                 trainer.strategy.remove_checkpoint(path)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kept": [list(score) for score in self.kept]}
+        return {"kept": [list(score.goodness) for score in self.kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.kept = [Score(*score) for score in state_dict["kept"]]
+        self.kept = [Score(metric, -loss, -epoch) for metric, loss, epoch in state_dict["kept"]]
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:
-    """Where the weights of an epoch are kept; epochs are counted from 1 for people, so also in the name."""
+    """The file with the weights of an epoch (counted from 0). In its name epochs are counted from 1, as on the screen."""
     return folder / f"epoch-{epoch + 1:04d}.ckpt"
 
 
 def file_of(folder: Path, epoch: int) -> Path | None:
-    """The whole file with the weights of one of the best epochs, counted from 0."""
+    """The intact file with the weights of one of the best epochs (counted from 0); None if there is none."""
     for path in (epoch_file(folder, epoch), folder / BEST):
         if flaw(path) is None and read_checkpoint(path)["epoch"] == epoch:
             return path
@@ -110,11 +106,11 @@ def file_of(folder: Path, epoch: int) -> Path | None:
 
 
 def why_lost(folder: Path, epoch: int, top_k: int) -> str:
-    """What became of the file of a best epoch; "" where it can be read."""
+    """Why the weights of a best epoch cannot be read; "" if they can."""
     if file_of(folder, epoch) is not None:
         return ""
     path = folder / BEST if top_k == 1 else epoch_file(folder, epoch)
     what = flaw(path)
     if what is None and top_k == 1 and read_checkpoint(path)["epoch"] > epoch:
-        return ""  # written before the position that refers to it, and that one was not written any more
+        return ""  # of a later epoch, whose position was not written any more: that epoch is trained again
     return f"epoch {epoch + 1}: {path.name} {what or 'holds another epoch'}"

@@ -24,9 +24,7 @@ class FakeTrainer(SimpleNamespace):
 
     def __init__(self, monitor, epoch, metric, loss):
         super().__init__(
-            sanity_checking=False,
             is_global_zero=True,
-            state=SimpleNamespace(fn="fit"),
             current_epoch=epoch,
             callback_metrics={"val/loss": torch.tensor(loss), monitor: torch.tensor(metric)},
             strategy=SimpleNamespace(
