@@ -56,6 +56,7 @@ def build_trainer(config: Config, folder: RunFolder, devices: Sequence[torch.dev
         NonFinite(settings.on_nan, folder.path),
         *_memory_watchers(config.memory, folder.path / "memory.csv", phases),
         EpochRow(metrics),
+        EpochLines(),
         *_checkpoints(config.checkpoint, folder.checkpoints),
         *[_own_callback(entry) for entry in config.callbacks.extra],
     ]
@@ -74,11 +75,7 @@ def build_trainer(config: Config, folder: RunFolder, devices: Sequence[torch.dev
         limit_val_batches=settings.limit_batches,
         gradient_clip_val=settings.gradient_clip,
         callbacks=callbacks,
-        logger=[
-            metrics,
-            EpochLines(settings.max_epochs),
-            *_loggers(config.logger, folder.path),
-        ],
+        logger=[metrics, *_loggers(config.logger, folder.path)],
         plugins=[
             DurableCheckpointIO(config.checkpoint.background),
             build_precision(config, devices[0]),  # not by name: Lightning would turn fp16 on a CPU into bf16

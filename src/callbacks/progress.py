@@ -1,4 +1,4 @@
-"""One line per epoch, everywhere; on a terminal a progress bar of the epoch at hand below them."""
+"""One line per epoch, everywhere; on a terminal also a progress bar of the current epoch."""
 
 from __future__ import annotations
 
@@ -7,50 +7,35 @@ import time
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from src.data.module import shared_out
 
 log = logging.getLogger(__name__)
 
 
-class EpochLines(Logger):
-    """Prints the numbers of an epoch in one line. A Logger, since that is what sees them all, when the epoch ends."""
+class EpochLines(Checkpoint):
+    """Prints the metrics of an epoch in one line. A Checkpoint callback, because those come last in a hook: other callbacks
+    log their metrics in the same one."""
 
-    def __init__(self, max_epochs: int) -> None:
-        super().__init__()
-        self.max_epochs = max_epochs
-        self.validation: dict[str, float] = {}
-
-    name = "console"
-    version = ""
-
-    @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """config.yaml has them."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if "val/loss" in metrics:
-            self.validation = metrics
-        if "train/loss" not in metrics:
-            return
-        epoch = f"epoch {int(metrics['epoch']) + 1:>{len(str(self.max_epochs))}}/{self.max_epochs}"
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = trainer.callback_metrics
+        epoch = f"epoch {trainer.current_epoch + 1:>{len(str(trainer.max_epochs))}}/{trainer.max_epochs}"
         speed = f"{metrics['images_per_second']:6.0f} img/s" if "images_per_second" in metrics else ""
-        log.info(f"{epoch}  {_numbers('train', metrics)}  {_numbers('val', self.validation)}  {speed}")
-        self.validation = {}
+        if trainer.is_global_zero:
+            log.info(f"{epoch}  {_numbers('train', metrics)}  {_numbers('val', metrics)}  {speed}")
 
 
-def _numbers(split: str, metrics: dict[str, float]) -> str:
+def _numbers(split: str, metrics: dict[str, Tensor]) -> str:
     if f"{split}/loss" not in metrics:
         return ""
     return f"{split} loss {metrics[f'{split}/loss']:.4f} acc {metrics[f'{split}/acc']:.4f}"
 
 
 class EpochBar(L.Callback):
-    """A bar of the epoch's batches, gone when the epoch ends: its line stays. Lightning's own bars leave theirs behind."""
+    """A bar of the epoch's batches that disappears when the epoch ends. Lightning's bars leave the last one behind."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -86,10 +71,10 @@ class EpochBar(L.Callback):
 
 
 class Throughput(L.Callback):
-    """Images per second of training, validation not counted: of the epoch (logged) and of the whole run.
+    """Images per second of training without validation: of the epoch (logged) and of the whole run.
 
-    Images and seconds are part of the position, so that a run in several starts has the numbers of all of them; the steps
-    that a kill cost count in neither.
+    Images and seconds are part of the position, so that a run in several starts counts all of them, and steps that were
+    lost in a kill in neither.
     """
 
     def __init__(self) -> None:
@@ -98,7 +83,7 @@ class Throughput(L.Callback):
         self._epoch_images, self._epoch_seconds = 0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begin = time.perf_counter()  # a run that goes on in the middle of an epoch has no start of the epoch
+        self._begin = time.perf_counter()  # a run continued in mid-epoch has no on_train_epoch_start
 
     def state_dict(self) -> dict[str, float]:
         running = 0.0 if self._begin is None else time.perf_counter() - self._begin

@@ -313,8 +313,9 @@ def test_no_alarm_in_500_healthy_steps(caplog, tmp_path, monkeypatch, workers):
         ModelCheckpoint(tmp_path, every_n_train_steps=30),
         SavesInTheBackground(),
         MemoryLog(tmp_path / "memory.csv"),
+        EpochLines(),
     ]
-    loggers = [MetricsCsv(tmp_path / "metrics.csv"), EpochLines(4)]
+    loggers = [MetricsCsv(tmp_path / "metrics.csv")]
     trainer = fit(classifier(), image_data(125, 30, workers), *callbacks, epochs=4, logger=loggers)
     assert trainer.global_step == 500
     assert len(looked) == 4 * (125 - WARM_UP) + 4 * (30 - WARM_UP)
