@@ -1,4 +1,4 @@
-"""Files written so that a crash leaves the old one whole; UTF-8, and names that are no UTF-8 keep their bytes."""
+"""Files written so that a crash leaves the old one whole: text, JSON, CSV; and locks on files."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
-# Of a run, its checkpoints/ and model/, and a sweep.
+# The files of a run, of its checkpoints/ and model/, and of a sweep.
 OWN_FILES = (
     r"(?:(?:environment|result|batch_size|model|evaluation\S*|sweep|trial|\d+)\.json|(?:config|optimization_results)\.yaml"
     r"|(?:split|metrics|memory|confusion|evaluation\S*|sweep)\.csv|model_summary\.txt|report\.html|trials\.jsonl"
     r"|(?:last|best|epoch-\d+)\.ckpt|model\.safetensors|README\.md)"
 )
-# What some network and FUSE file systems say to what they do not know.
+# How some network and FUSE file systems answer calls that they do not support.
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # with the ' that it may have already: one more is taken away again
-# A file's name is bytes. Python reads those that are no UTF-8 as lone surrogates, and this writes them back as they were.
-NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # with the ' that a cell may begin with already
+# A file's name is bytes. Python reads bytes that are not UTF-8 as lone surrogates; this encoding writes the same bytes.
+NAMES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep_old_as: Path | None = None) -> None:
     """Writes beside the target, syncs, then renames: a reader or a crash finds the old file or the new one, whole.
 
-    The temporary file is in the target's folder, since a rename is atomic on one file system only. keep_old_as: the name
-    that the old file gets; a crash between the two renames leaves the old file under that name and the new one not yet.
-    A link stays a link to the file; a device or a pipe (/dev/null, /dev/stdout) is written to, and never replaced.
+    The temporary file is in the target's folder, because a rename is atomic within one file system only.
+    keep_old_as: the old file's new name; a crash between the two renames leaves it there, and no new file yet.
+    A link stays a link to the file; a device or a pipe (/dev/null, /dev/stdout) is written to and never replaced.
     """
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
@@ -65,12 +65,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep_old_a
         temporary.unlink(missing_ok=True)
         raise
     if hasattr(os, "O_DIRECTORY"):  # makes the rename itself durable; Windows has no such call
-        with suppress(OSError):  # nor have some network file systems, and a folder may be written but not read
-            handle = os.open(path.parent, os.O_DIRECTORY)
+        with suppress(OSError):  # nor have some network file systems; and a folder may be writable and not readable
+            folder = os.open(path.parent, os.O_DIRECTORY)
             try:
-                os.fsync(handle)
+                os.fsync(folder)
             finally:
-                os.close(handle)
+                os.close(folder)
 
 
 def _sync(handle: int) -> None:
@@ -82,7 +82,7 @@ def _sync(handle: int) -> None:
 
 
 def _rename(source: Path, target: Path) -> None:
-    """Some file systems do not rename over a file, or over one that somebody has open: there the target goes first."""
+    """Removes the target first on file systems that do not rename over a file, or over an open one."""
     try:
         source.replace(target)
     except OSError as error:
@@ -93,17 +93,17 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what write_atomically left in a folder when it was killed: NAME.PID.tmp, of a process that is no more and
-    a NAME that this program writes. Other people's *.tmp are theirs."""
+    """Removes the temporary files of write_atomically, NAME.PID.tmp, whose process was killed. Only names that this program
+    writes: other people's *.tmp are theirs."""
     for path in folder.glob("*.tmp"):
-        found = re.fullmatch(rf"{OWN_FILES}\.(\d+)\.tmp", path.name)
-        if found and path.is_file() and not _is_alive(int(found[1])):
+        match = re.fullmatch(rf"{OWN_FILES}\.(\d+)\.tmp", path.name)
+        if match and path.is_file() and not _is_alive(int(match[1])):
             with suppress(OSError):
                 path.unlink()
 
 
 def _is_alive(pid: int) -> bool:
-    if sys.platform == "win32":  # where the question would end the process
+    if sys.platform == "win32":  # os.kill would end the process there
         return True
     try:
         os.kill(pid, 0)
@@ -116,7 +116,7 @@ def _is_alive(pid: int) -> bool:
 
 @contextmanager
 def locked(path: Path, busy: UserError) -> Iterator[None]:
-    """Inside, this process has the file, and another one gets `busy`. The system gives it back when the process ends.
+    """Inside, this process holds the lock, and another one raises `busy`. The system releases it when the process ends.
 
     Raises OSError where the file cannot be made.
     """
@@ -129,10 +129,10 @@ def locked(path: Path, busy: UserError) -> Iterator[None]:
         with lock:
             yield
         return
-    import fcntl  # not FileLock, whose way around missing locks outlives a process that is killed
+    import fcntl  # not FileLock: where the file system has no locks, its lock file outlives a killed process
 
     with path.open("a") as file:
-        os.register_at_fork(after_in_child=file.close)  # else the loader processes of a run that was killed keep it
+        os.register_at_fork(after_in_child=file.close)  # else the loader processes of a killed run keep the lock
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -152,9 +152,9 @@ def _say_no_locks(why: str) -> None:
 
 
 def make_folder(path: Path, key: str, file: str = "") -> None:
-    """Makes the folder that results go to and tries whether a file can be written in it, before the work is done.
+    """Makes the folder of the results and tries to write a file in it, before the work is done. Raises UserError.
 
-    key: the setting that names it, or the file in it. Raises UserError.
+    key: the setting that names the folder, or the file in it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def cannot_write(path: Path, error: OSError, fix: str) -> UserError:
 
 
 def existing_parent(path: Path) -> Path:
-    """The nearest folder above a path that does not exist: where to look for what was meant."""
+    """The nearest existing folder above a path: the place to look for the intended file."""
     return next(parent for parent in [*path.parents, Path()] if parent.is_dir())
 
 
@@ -188,20 +188,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """JSON has no nan and no inf: they become null."""
-    return json.dumps(_with_null(value), allow_nan=False, **options)
+    """JSON, in which nan and inf become null."""
+    return json.dumps(_with_nulls(value), allow_nan=False, **options)
 
 
-def _with_null(value: Any) -> Any:
+def _with_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _with_null(inner) for key, inner in value.items()}
+        return {key: _with_nulls(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_with_null(inner) for inner in value]
+        return [_with_nulls(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A CSV file with one header line; UTF-8, comma, RFC 4180 quoting; what a spreadsheet would compute is `harmless`."""
+    """A CSV file with one header line: UTF-8, commas, RFC 4180 quoting, no cell that a spreadsheet would compute."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([harmless(cell) for cell in row] for row in [header, *rows])
@@ -209,7 +209,7 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) 
 
 
 def harmless(cell: Any) -> Any:
-    """A cell of a CSV file: a ' makes text of a formula such as =1+1, in every spreadsheet. Numbers stay numbers."""
+    """A cell of a CSV file: a ' in front makes text of a formula such as =1+1 in every spreadsheet. Numbers stay numbers."""
     if not isinstance(cell, str) or not _FORMULA.match(cell):
         return cell
     with suppress(ValueError):
@@ -219,20 +219,20 @@ def harmless(cell: Any) -> Any:
 
 
 def original(cell: str) -> str:
-    """The text that `harmless` was given."""
+    """The inverse of `harmless`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv as numbers; cells without a value are left out."""
+    """The rows of a run's metrics.csv as numbers, without empty cells."""
     with path.open(newline="", **NAMES) as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def rows_to_continue(path: Path) -> list[dict[str, str]]:
-    """The whole rows of metrics.csv or memory.csv, which a run goes on with; [] where there is no file yet.
+    """The whole rows of metrics.csv or memory.csv, to which a continued run adds its own; [] where there is no file.
 
-    A spreadsheet may have saved the file with other separators or decimal commas: it is then kept under another name.
+    A file that a spreadsheet saved with other separators or decimal commas is kept under another name.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

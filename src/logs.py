@@ -1,4 +1,4 @@
-"""What goes to the screen and what to train.log: messages of this project to both, everything else to the file."""
+"""Logging: messages of this project go to the screen and to train.log, all others to the file only."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from typing import TextIO
 
 from src.text import printable_lines
 
-# Warnings of libraries that are about our own choices and that a user can do nothing about.
+# Warnings of libraries about this project's own choices, on which a user cannot act.
 NOISE = (
     ".*does not have many workers which may be a bottleneck.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*Found .* module.* in eval mode at the start of training.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*Detected call of .lr_scheduler.step.. before .optimizer.step...*",  # fp16's first steps may overflow and be skipped
-    ".*It is recommended to use .*sync_dist=True.*",  # what is logged is the same in all processes already
-    ".*`broadcast_buffers` is deprecated.*",  # what replaces it is not in torch 2.10
+    ".*It is recommended to use .*sync_dist=True.*",  # all ranks log the same values already
+    ".*`broadcast_buffers` is deprecated.*",  # its replacement is not in torch 2.10
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
 
-IN_FILES = ("py.warnings", "ray")  # what a sweep has to say of its trials it says itself
+IN_FILES = ("py.warnings", "ray")  # kept out of the screen: a sweep prints its own messages about trials
 
 
 def to_screen() -> None:
-    """Prints log messages, once for the whole command: of several processes only the first prints more than errors.
+    """Prints log messages from here on; ranks other than 0 print errors only.
 
-    What a console cannot show in its encoding is written with escapes.
+    Characters that the console's encoding lacks are printed as escapes.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed: `>&-`, or a program without a console
@@ -49,14 +49,14 @@ def to_screen() -> None:
 
 
 def say(text: str) -> None:
-    """Prints to stderr, if anybody is there to read it."""
+    """Prints to stderr, if it can be written."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
 
 def flush_screen() -> OSError | None:
-    """Writes out what was printed, at the end of a command. Returns why it cannot be written; a reader that went away
-    (`| head`) is no reason to complain."""
+    """Flushes stdout and stderr at the end of a command. Returns the error if they cannot be written; a reader that went
+    away (`| head`) is no error."""
     unwritten = None
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -70,7 +70,7 @@ def flush_screen() -> OSError | None:
 
 
 def is_screen_gone() -> bool:
-    """Whether stdout takes nothing more, as in `> /dev/full` or after `| head`. Asked after an error; tries an empty line."""
+    """Whether stdout can no longer be written, as in `> /dev/full` or after `| head`. Prints an empty line to find out."""
     try:
         os.write(sys.stdout.fileno(), b"\n")
     except ValueError:  # closed, or a notebook's, which has no file
@@ -82,7 +82,7 @@ def is_screen_gone() -> bool:
 
 
 def _silence(stream: TextIO) -> None:
-    """Nobody reads the stream any more: what is printed from now on, and what waits in its buffer, goes nowhere."""
+    """Redirects the stream, with the contents of its buffer, to nowhere."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -91,11 +91,11 @@ def _silence(stream: TextIO) -> None:
 
 @contextmanager
 def to_file(path: Path) -> Iterator[None]:
-    """Inside, log messages and Python warnings are kept in the file too; a sweep writes many, one after another."""
+    """Inside, log messages and Python warnings also go to the file."""
     handler = _File(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(_InFile("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
-    for name in ("lightning.pytorch", "lightning.fabric"):  # they print by themselves what they also hand on
+    for name in ("lightning.pytorch", "lightning.fabric"):  # they have handlers of their own
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
@@ -116,7 +116,7 @@ class _File(logging.FileHandler):
 
 
 class _Screen(logging.StreamHandler):
-    """Our own messages as they are, other libraries' warnings with their name; Python warnings only go to the file."""
+    """Prints this project's messages as they are, other libraries' warnings with their name, and no Python warnings."""
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
@@ -124,8 +124,7 @@ class _Screen(logging.StreamHandler):
         self.setFormatter(_Plain())
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """The reader of the screen went away (`| head`), or what it is written to is full: the work goes on, and the run's
-        own log has all messages."""
+        """Lets the work go on if the reader went away (`| head`) or the disk is full; the run's log has all messages."""
         if isinstance(sys.exc_info()[1], OSError):
             _silence(self.stream)
         else:

@@ -1,7 +1,7 @@
 """The settings of an older run, read by a program whose schema may have changed since.
 
-A key that the run does not know has its default there; one that the program no longer has is left out with a warning. So
-a new knob leaves every run continuable, and evaluate, predict and export read runs of any age.
+A key that the run lacks has its default; a key that the schema no longer has is left out with a warning. So a run can be
+continued after new settings were added, and evaluate, predict and export read runs of any age.
 """
 
 from __future__ import annotations
@@ -29,17 +29,31 @@ log = logging.getLogger(__name__)
 CONF = Path(__file__).resolve().parent.parent / "conf"
 # Settings that may change when a run is continued: they say where and how, not what is computed.
 FREE_TO_CHANGE = (
-    *("name", "runs_dir", "resume", "data.num_workers", "data.timeout_seconds", "logger"),
-    *("trainer.threads", "trainer.accelerator", "trainer.on_nan"),  # on_nan: of steps that the run has not made yet
-    *("checkpoint.every_n_steps", "checkpoint.every_n_minutes", "checkpoint.background", "memory", "oom"),
-    *("strategy", "trainer.devices", "trainer.num_nodes", "model.split_at"),
+    "name",
+    "runs_dir",
+    "resume",
+    "data.num_workers",
+    "data.timeout_seconds",
+    "logger",
+    "trainer.threads",
+    "trainer.accelerator",
+    "trainer.on_nan",  # concerns steps that the run has not made yet
+    "checkpoint.every_n_steps",
+    "checkpoint.every_n_minutes",
+    "checkpoint.background",
+    "memory",
+    "oom",
+    "strategy",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "model.split_at",
 )
-RENAMED = {"data.num_pictures": "data.num_images"}  # settings of older runs that have another name now
-_warned_of: set[str] = set()  # a command reads the file more than once
+RENAMED = {"data.num_pictures": "data.num_images"}  # settings of older runs -> their name today
+_warned: set[str] = set()  # files: a command reads a file more than once
 
 
 def stored_settings(path: Path) -> dict[str, Any]:
-    """config.yaml of a run's folder as nested plain values, of keys that the schema has. Raises UserError."""
+    """config.yaml of a run's folder as nested plain values, without keys that the schema lacks. Raises UserError."""
     file = path / "config.yaml"
     try:
         stored = read_yaml(file)
@@ -56,76 +70,77 @@ def stored_settings(path: Path) -> dict[str, Any]:
             code=ExitCode.DATA,
         ) from error
     unknown: list[str] = []
-    known = _known(stored, Config, "", unknown)
-    if unknown and str(file) not in _warned_of:
-        _warned_of.add(str(file))
+    settings = _of_schema(stored, Config, "", unknown)
+    if unknown and str(file) not in _warned:
+        _warned.add(str(file))
         log.warning(
-            f"{printable(file)} has {printable(', '.join(unknown))}, which this version of the program does not know; "
-            f"{'it is' if len(unknown) == 1 else 'they are'} left out."
+            f"{printable(file)} has {printable(', '.join(unknown))}, which this version of the program does not know, "
+            "and leaves out."
         )
-    if _weighs_without_limit(known) and known["data"].get("class_weights") == "balanced":
-        known["data"]["class_weights"] = "inverse"
-    return known
+    if _balanced_means_inverse(settings) and settings["data"].get("class_weights") == "balanced":
+        settings["data"]["class_weights"] = "inverse"
+    return settings
 
 
-def _weighs_without_limit(stored: dict[str, Any]) -> bool:
-    """Whether a run is from before data.layout was a setting: class_weights=balanced was then what is now called inverse."""
-    return "layout" not in stored["data"]
+def _balanced_means_inverse(settings: dict[str, Any]) -> bool:
+    """Whether a run is older than data.layout: its class_weights=balanced had no limit, as inverse has none today."""
+    return "layout" not in settings["data"]
 
 
-def _known(stored: dict[str, Any], schema: type, prefix: str, unknown: list[str]) -> dict[str, Any]:
+def _of_schema(stored: dict[str, Any], schema: type, prefix: str, unknown: list[str]) -> dict[str, Any]:
+    """The stored values whose keys the schema has; the other keys are added to `unknown`."""
     sections = {knob.name: knob.default_factory for knob in fields(schema)}  # type: ignore[arg-type]
-    known = {}
+    settings = {}
     for name, value in stored.items():
         name = RENAMED.get(f"{prefix}{name}", name).removeprefix(prefix)
         if name not in sections and value is None:
-            continue  # strategy.port, which said where processes meet: it was not used
+            continue  # strategy.port, an older setting without use
         if name not in sections:
             unknown.append(f"{prefix}{name}")
         elif is_dataclass(section := sections[name]) and isinstance(value, dict):
-            known[name] = _known(value, section, f"{prefix}{name}.", unknown)  # type: ignore[arg-type]
+            settings[name] = _of_schema(value, section, f"{prefix}{name}.", unknown)  # type: ignore[arg-type]
         else:
-            known[name] = value
-    return known
+            settings[name] = value
+    return settings
 
 
 def refuse_other_settings(path: Path, new: dict[str, Any]) -> None:
-    """Raises UserError where the run in the folder was made with settings that compute something else than `new`."""
+    """Raises UserError if the run in the folder has settings that compute something else than `new`."""
     old = stored_settings(path)
     old_flat, new_flat = flat(old), flat(new)
     changed = changed_settings(old_flat, new_flat)
-    if changed.get("data.class_weights") == ("inverse", "balanced") and _weighs_without_limit(old):
-        log.warning(
-            "The run began when data.class_weights=balanced had no limit. What it still trains has (docs/uneven.md)."
-        )
+    if changed.get("data.class_weights") == ("inverse", "balanced") and _balanced_means_inverse(old):
+        log.warning("The run began when data.class_weights=balanced had no limit; the rest of it has (docs/uneven.md).")
         del changed["data.class_weights"]
-    shown = [f"{key}: {printable(was)} there, {printable(now)} now" for key, (was, now) in changed.items()]
-    if shown:
-        same_network = old_flat.get("model.backbone") == new_flat.get("model.backbone")
-        name = f"name={free_name(path)}"
-        weights = [name, f"model.weights={path / 'model'}"]  # a schedule cannot grow: a new run goes on
-        goes_on = same_network and (path / "model" / "model.json").is_file()
-        raise UserError(
-            f"the run {printable(path.name)} was made with other settings",
-            where=str(path / "config.yaml"),
-            why="\n".join([*shown[:5], f"and {len(shown) - 5} more"] if len(shown) > 5 else shown),
-            fix=[
-                corrected(name),
-                *([f"{corrected(*weights)} # begins with its weights, and a new head"] if goes_on else []),
-            ],
-        )
+    if not changed:
+        return
+    lines = [f"{key}: {printable(was)} there, {printable(now)} now" for key, (was, now) in changed.items()]
+    if len(lines) > 5:
+        lines[5:] = [f"and {len(lines) - 5} more"]
+    name = f"name={free_name(path)}"
+    fixes = [corrected(name)]
+    if old_flat.get("model.backbone") == new_flat.get("model.backbone") and (path / "model/model.json").is_file():
+        # A schedule cannot grow, but a new run can begin with the weights of this one.
+        new_run = corrected(name, f"model.weights={path / 'model'}")
+        fixes.append(f"{new_run} # begins with its weights, and a new head")
+    raise UserError(
+        f"the run {printable(path.name)} was made with other settings",
+        where=str(path / "config.yaml"),
+        why="\n".join(lines),
+        fix=fixes,
+    )
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings, as `flat` has them, that differ and change what is computed: key -> (there, now).
+    """The flat settings that differ and change the result: key -> (old value, new value).
 
-    A key that the old ones lack had its default. What is a mapping in one of the two is a key in the other, such as
+    A key that the old settings lack had its default. A mapping on one side may be a plain key on the other, such as
     freeze.phases.
     """
     old = {RENAMED.get(key, key): value for key, value in old.items()}
     changed: dict[str, tuple[Any, Any]] = {}
     for key in {**new, **old}:
-        if any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE):
+        if f"{key}.".startswith(tuple(f"{free}." for free in FREE_TO_CHANGE)):
             continue
         if key not in new:
             changed[key] = old[key], "nothing"
@@ -139,7 +154,7 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tupl
 
 
 def _defaults(key: str) -> Iterator[Any]:
-    """What a key may be where nothing is said of it: the schema's default first, then those of conf/ by choice."""
+    """The defaults that a key can have: the schema's first, then those of the choices in conf/."""
     schema = OmegaConf.to_container(OmegaConf.structured(Config))
     yield flat(schema).get(key)  # type: ignore[arg-type]
     for file in sorted(CONF.glob("*.yaml")) + sorted(CONF.glob("*/*.yaml")):
@@ -153,9 +168,9 @@ def _defaults(key: str) -> Iterator[Any]:
 
 
 def merged(stored: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run with some of them changed ({'data.batch_size': 16}), and those that it lacks at their default.
+    """The settings of a run with some changes ({'data.batch_size': 16}), and with defaults for those that it lacks.
 
-    Its values are what they are: a ${...} in them is text. Raises UserError for what the command line would refuse too.
+    A ${...} in a value is text. Raises UserError for values that the command line would refuse too.
     """
     try:
         whole = OmegaConf.merge(OmegaConf.structured(Config), config_checks.as_text(stored))
@@ -182,7 +197,7 @@ def merged(stored: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'data.batch_size': 64, ...} of nested dicts with text keys; other values, dicts with number keys too, stay whole."""
+    """{'data.batch_size': 64, ...} of nested dicts with text keys; all other values stay whole."""
     result: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict) and value and all(isinstance(inner, str) for inner in value):

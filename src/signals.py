@@ -1,10 +1,11 @@
-"""What Ctrl-C and SIGTERM do to a command, from its first line to its last.
+"""The effect of Ctrl-C and SIGTERM on a command, from its first line to its last.
 
-Before there is anything to tidy up, and after everything is, they end the process at once. In between the first one is
-raised in the main thread, as KeyboardInterrupt or Terminated, and those that follow are ignored while the command tidies
-up; a command that has not ended END_SECONDS later is ended. While a run trains, src/callbacks/position.py answers instead,
-and in a command that only watches over others, src/strategies/launching.py. SIGUSR1, with which SLURM is often told to
-announce the end of a job (sbatch --signal=USR1@120), is taken as SIGTERM.
+Before there is anything to tidy up, and after the command has tidied up, they end the process at once. In between the
+first signal is raised in the main thread, as KeyboardInterrupt or Terminated, and further ones are ignored while the
+command tidies up; if that takes longer than END_SECONDS, the process is ended. While a run trains,
+src/callbacks/position.py handles signals instead, and in a command that starts other processes,
+src/strategies/launching.py does. SIGUSR1 is taken as SIGTERM: SLURM often announces the end of a job with it
+(sbatch --signal=USR1@120).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 + the signal's number, as a shell has them
+INTERRUPTED, TERMINATED = 130, 143  # exit codes, as in a shell: 128 + the signal's number
 NUMBERS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 END_SECONDS = 8.0
 
@@ -24,27 +25,27 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception: nothing but the front door answers it."""
+    """SIGTERM arrived. Like KeyboardInterrupt not an Exception, so that only the front door handles it."""
 
 
 class _State:
-    is_front_door = False  # this process does nothing but this command
+    is_front_door = False  # this process runs nothing but this command
     received = 0  # the signal that ends this command
     tidied_up = threading.Event()
 
 
 def code_of(number: int) -> int:
-    """The exit code of a command that the signal ended."""
+    """The exit code of a command ended by the signal."""
     return INTERRUPTED if number == signal.SIGINT else TERMINATED
 
 
 def error_of(number: int) -> BaseException:
-    """What is raised where the signal ends a command."""
+    """The exception by which the signal ends a command."""
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
 
 
 def end_at_once() -> None:
-    """From here on signals end this process, without a traceback: there is nothing to tidy up."""
+    """From here on signals end this process without a traceback, because there is nothing to tidy up."""
     _State.is_front_door = True
     for number in NUMBERS:
         signal.signal(number, lambda number, _: os._exit(code_of(number)))
@@ -56,7 +57,7 @@ def received() -> int:
 
 
 def end_begins(number: int) -> None:
-    """The command ends because of this signal: those that follow are ignored, so that what is being saved gets saved."""
+    """The command ends because of this signal: further ones are ignored, so that saving can finish."""
     _State.received = _State.received or number
 
 
@@ -84,14 +85,14 @@ def raised() -> Iterator[None]:
             yield
     finally:
         _State.tidied_up.set()
-        if _State.is_front_door and _State.received:  # the interpreter's end takes a while, and has its exit code
+        if _State.is_front_door and _State.received:  # the interpreter takes a while to end, with its own exit code
             for number in NUMBERS:
                 signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def handled_by(handler: Handler) -> Iterator[None]:
-    """Inside, signals are the handler's; nothing changes outside of the main thread, where Python allows no handlers."""
+    """Inside, the handler gets the signals. Does nothing outside of the main thread, where Python allows no handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -107,7 +108,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
     if _State.received:
         return
     _State.received = number
-    # Code that takes any exception for its own (a finalizer, an import in C) may swallow this one.
+    # The exception may be swallowed by code that catches everything (a finalizer, an import in C): hence the thread.
     threading.Thread(target=_end_in_time, args=[code_of(number)], daemon=True).start()
     raise error_of(number)
 

@@ -1,8 +1,8 @@
-"""A checkpoint file that knows whether it is whole: the CRC-32 of all its bytes, in the comment of the zip archive.
+"""Checkpoint files that carry the CRC-32 of all their bytes, in the comment at the end of the zip archive.
 
-torch.save writes a zip archive with a CRC of every tensor, which torch.load does not look at, and which does not cover the
-archive's index: a wrong byte there can load as other numbers without an error. A comment at the end of a zip file is
-part of the format, so every reader of torch checkpoints takes the file.
+torch.save writes a zip archive with a CRC of every tensor, but torch.load ignores it, and it does not cover the archive's
+index, where a wrong byte can load as other numbers without an error. The comment is part of the zip format, so every
+reader of torch checkpoints accepts the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BLOCK = 2**20
 
 
 def save_with_checksum(value: Any, file: BinaryIO) -> None:
-    """torch.save into a file that is open for writing at its start."""
+    """torch.save into an empty file, followed by the checksum."""
     counting = _Counting(file)
     torch.save(value, counting)
     file.seek(-len(NO_COMMENT), 2)
@@ -29,7 +29,7 @@ def save_with_checksum(value: Any, file: BinaryIO) -> None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a file that save_with_checksum wrote, or None."""
+    """Why a file of save_with_checksum cannot be trusted, or None."""
     try:
         left, crc = path.stat().st_size - LENGTH - len(NO_COMMENT), 0
         with path.open("rb") as file:
@@ -38,13 +38,13 @@ def damage(path: Path) -> str | None:
                 crc, left = zlib.crc32(block, crc), left - len(block)
             end = file.read()
     except OSError as error:
-        return f"{error.strerror}"
+        return error.strerror or "it cannot be read"
     whole = struct.pack("<H", LENGTH) + COMMENT % zlib.crc32(NO_COMMENT, crc)
     return None if end == whole else "its CRC-32 is not the one it was written with"
 
 
 class _Counting:
-    """What torch.save needs of a file, with the CRC of what went through."""
+    """The methods of a file that torch.save needs; computes the CRC of the bytes written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.crc = file, 0

@@ -1,4 +1,4 @@
-"""Reading checkpoints: checked before they are used, and without running code. The one reader of last.ckpt, best.ckpt, ..."""
+"""Reading last.ckpt, best.ckpt and the like: checked before they are used, and without running code."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def flaw(path: Path, max_epochs: int | None = None) -> str | None:
-    """Why a checkpoint cannot be used ('is damaged (...)'); None where it can.
+    """Why a checkpoint cannot be used ('is damaged (...)'); None if it can.
 
-    max_epochs: of the run that is to go on from it; None where only its weights are wanted.
+    max_epochs: of the run that would continue from it; None if only its weights are needed.
     """
     if not path.exists():
         return "is missing"
-    if (what := damage(path)) is not None:
-        return f"is damaged ({what})"
+    if (why := damage(path)) is not None:
+        return f"is damaged ({why})"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # the tensors stay on the disk
         return _foreign(content) or (None if max_epochs is None else _no_position(content, max_epochs))
-    except Exception:  # torch has a dozen kinds, and advises to load the code too; a key may be missing anywhere
+    except Exception:  # torch raises a dozen kinds, with the advice to load the code too; any key may be missing
         return FOREIGN
 
 
@@ -65,7 +65,7 @@ def _foreign(content: Any) -> str | None:
 
 
 def _no_position(content: dict[str, Any], max_epochs: int) -> str | None:
-    """Lightning believes every counter: one that is too high would end the run as if it were finished."""
+    """Why Lightning cannot continue from the counters. It believes them: one too high would end the run as if finished."""
     loop = content["loops"]["fit_loop"]
     epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["total"]
     steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
@@ -82,32 +82,32 @@ def _counts(value: Any, depth: int) -> bool:
 
 
 def newest_position(folder: Path, max_epochs: int = MOST) -> Path | None:
-    """The checkpoint to continue from, or None where none was written yet. max_epochs: of the run.
+    """The checkpoint to continue from, or None if none was written yet. max_epochs: of the run.
 
-    Where last.ckpt cannot be used that is said, and the one before it is taken: the steps since then are repeated, with
-    the same result. Raises UserError where none can be (DAMAGED, or DATA where they are whole and foreign): to start again
-    from nothing would look like success.
+    Warns if last.ckpt cannot be used and takes the one before it: the steps since then are repeated, with the same result.
+    Raises UserError if both cannot be used (DAMAGED; DATA if they are whole and foreign): a silent new start would look
+    like success.
     """
-    there = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    existing = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
     broken: list[str] = []
-    for path in there:
-        what = flaw(path, max_epochs)
-        if what is None:
+    for path in existing:
+        why = flaw(path, max_epochs)
+        if why is None:
             for sentence in broken:
                 log.warning(f"{folder / sentence}; {path.name} is taken, and the steps since then are repeated.")
             return path
-        broken.append(f"{path.name} {what}")
+        broken.append(f"{path.name} {why}")
     if not broken:
         _refuse_to_lose(folder)
         return None
-    raise unusable("no checkpoint of this run can be read any more", folder, there, broken)
+    raise unusable("no checkpoint of this run can be read any more", folder, existing, broken)
 
 
 def _refuse_to_lose(folder: Path) -> None:
-    """Where a run has no position any more, a new start must not write over the weights that it has, nor go unsaid."""
+    """For a run without a position: a new start must not overwrite its weights, and must not go unnoticed."""
     best = [path for path in sorted(folder.glob("*.ckpt")) if flaw(path) is None]
     epochs = max((read_checkpoint(path)["epoch"] + 1 for path in best), default=0)
-    if epochs > 1:  # those of the first epoch are written before the first position
+    if epochs > 1:  # weights of the first epoch are written before the first position
         why = f"{best[0].name} has the weights of epoch {epochs}, and a start from nothing would write over them"
         raise unusable(f"the position of this run is gone: there is no {LAST} and no {PREVIOUS}", folder, [], [why])
     rows = folder.parent / "metrics.csv"
@@ -117,11 +117,11 @@ def _refuse_to_lose(folder: Path) -> None:
         )
 
 
-def unusable(found: str, folder: Path, paths: list[Path], why: list[str]) -> UserError:
-    """For a folder of whose checkpoints none can be used; why: a line for each."""
+def unusable(message: str, folder: Path, paths: list[Path], why: list[str]) -> UserError:
+    """The error for a folder in which no checkpoint can be used. why: a line for each."""
     files = [path for path in paths if path.exists()]
     return UserError(
-        found,
+        message,
         where=str(folder),
         why="\n".join(why),
         fix=[

@@ -1,4 +1,4 @@
-"""How Lightning's checkpoints reach the disk: whole or not at all, and while training goes on."""
+"""Writing Lightning's checkpoints: whole or not at all, and while training goes on."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the newest position, and the on
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, syncs, renames; keeps the last.ckpt that stood there as previous.ckpt.
-
-    Lightning's own writing goes through the temp folder, and a kill on another file system destroys the old file.
+    """Writes beside the target, syncs, renames; keeps the old last.ckpt as previous.ckpt. (Lightning writes through the temp
+    folder: if that is another file system, a kill destroys the old file.)
 
     background: save_checkpoint only copies the tensors to the CPU, and one thread writes them.
 
-    A position (last.ckpt) refers to other files: the weights of the best epochs. It reaches the disk after all files that
-    were saved before it, and what is removed goes when neither last.ckpt nor previous.ckpt refers to it any more. The
-    thread takes all that waits at once and writes the position at its end; what is saved meanwhile waits for the next
-    round, where a newer copy of a file replaces the older one. So a slow disk never holds more than two copies of a file
-    in memory, and it never keeps a position waiting for longer than two rounds.
+    A position (last.ckpt) refers to other files, the weights of the best epochs. It reaches the disk after all files that
+    were saved before it; a file is removed when neither last.ckpt nor previous.ckpt refers to it. The thread writes all
+    waiting files in one round, the position last. Files saved meanwhile wait for the next round, where a newer copy
+    replaces an older one: a slow disk keeps at most two copies of a file in memory, and a position waits for at most two
+    rounds.
 
-    A file that cannot be written (a full disk, a quota) stays as it was: training goes on with a warning, and the file is
+    A file that cannot be written (a full disk, a quota) stays as it was. Training goes on with a warning, and the file is
     tried again with the next position, which is not written without it.
     """
 
@@ -44,16 +43,16 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self.background = background
         self._thread: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
-        self._waiting: dict[Path, dict[str, Any]] = {}  # to be written
-        self._removed: set[Path] = set()  # asked for since the last position
-        self._unneeded: set[Path] = set()  # by the position that waits
+        self._waiting: dict[Path, dict[str, Any]] = {}  # files to be written
+        self._removed: set[Path] = set()  # files to be removed since the last position
+        self._unneeded: set[Path] = set()  # files to which the waiting position no longer refers
         self._needed_by_previous: set[Path] = set()
-        self._is_new = False  # whether something was saved that the thread was not told of
+        self._has_new = False  # whether files were saved for which no round has been started
         self._jobs: list[Future[None]] = []
 
     @property
     def unwritten(self) -> set[Path]:
-        """The files of which the disk did not take the newest copy. Asked after wait()."""
+        """The files whose newest copy could not be written. Valid after wait()."""
         return set(self._waiting)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -66,17 +65,17 @@ class DurableCheckpointIO(TorchCheckpointIO):
             if is_position:
                 self._unneeded |= self._removed
                 self._removed = set()
-        self._is_new = True
+        self._has_new = True
         if is_position or not self.background:
             self._submit()
 
     def remove_checkpoint(self, path: Any) -> None:
-        """A file that is not there is no error: an epoch that is trained again removes again."""
+        """Also accepts a file that does not exist: an epoch that is trained again removes it again."""
         self._removed.add(Path(path))
 
     def wait(self) -> None:
-        """Returns when everything is written, or was tried."""
-        if self._is_new:
+        """Returns when every file has been written, or has failed."""
+        if self._has_new:
             self._submit()
         for job in self._jobs:
             job.result()
@@ -92,7 +91,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             self._needed_by_previous, self._removed = set(), set()
 
     def _submit(self) -> None:
-        self._is_new = False
+        self._has_new = False
         if not self.background:
             self._write_waiting()
             return
@@ -100,7 +99,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         for job in self._jobs:
             if job.done():
-                job.result()  # what went wrong in the thread, apart from a disk that does not take a file
+                job.result()  # raises the thread's error, unless the disk refused a file
         self._jobs = [*(job for job in self._jobs if not job.done()), self._thread.submit(self._write_waiting)]
 
     def _write_waiting(self) -> None:
@@ -121,27 +120,27 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
 
 def _write(path: Path, checkpoint: dict[str, Any]) -> bool:
-    """Whether the disk took the file."""
+    """Whether the file could be written."""
     previous = path.with_name(PREVIOUS) if path.name == LAST else None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: save_with_checksum(checkpoint, file), keep_old_as=previous)
         return True
     except (OSError, RuntimeError) as error:
-        # torch hides the system's error behind one of its own.
+        # torch raises an error of its own in place of the system's.
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
         log.warning(
-            f"{path} could not be written: {reason.strerror}. What stood there before is kept, training goes on, and the "
-            f"file is tried again with the next position; make room on the disk: df -h {shell_word(path.parent)}"
+            f"{path} could not be written: {reason.strerror}. The old file is kept, training goes on, and the new one "
+            f"is tried again with the next position; make room on the disk: df -h {shell_word(path.parent)}"
         )
         return False
 
 
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
-        with suppress(OSError):  # a disk that may only be read by now
+        with suppress(OSError):  # the disk may have become read-only
             path.unlink()
 
 

@@ -1,4 +1,4 @@
-"""metrics.csv: one row per epoch, always there, also after the run was continued."""
+"""metrics.csv: one row per epoch, in every run, also after it was continued."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FIRST_COLUMNS = ("epoch", "step", "train/loss", "train/acc", "val/loss", "val/ac
 
 
 class EpochRow(Checkpoint):
-    """Writes an epoch's row before its position is saved: Lightning logs after that, and a run that was killed in between
-    would go on without the row. To be put before PositionCheckpoint: both are callbacks that come after all others."""
+    """Writes an epoch's row before its position is saved: Lightning logs later, and a run killed in between would continue
+    without the row. Must come before PositionCheckpoint in the list; Checkpoint callbacks come after all others."""
 
     def __init__(self, file: MetricsCsv) -> None:
         self.file = file
@@ -32,9 +32,9 @@ class EpochRow(Checkpoint):
 
 
 class MetricsCsv(Logger):
-    """Lightning's CSVLogger deletes the rows of the interrupted run when it is continued; this one goes on with them.
+    """Keeps the rows of an interrupted run, which Lightning's CSVLogger deletes.
 
-    Values logged at one optimizer step are one row: Lightning reports validation and training of an epoch separately.
+    Values logged at the same optimizer step are one row: Lightning reports validation and training of an epoch separately.
     Epochs and steps are counted from 1, as on the screen; Lightning counts from 0.
     """
 
@@ -74,5 +74,5 @@ class MetricsCsv(Logger):
         rows = [self.rows[step] for step in sorted(self.rows)]
         try:
             write_csv(self.path, columns, [[row.get(name, "") for name in columns] for row in rows])
-        except OSError as error:  # nothing is lost: the next write has all rows
+        except OSError as error:  # the next write has all rows
             log.warning(f"{self.path} could not be written: {error.strerror}. Training goes on.")

@@ -1,7 +1,6 @@
-"""The plots of the reports: lines over epochs or steps, a heat map, and either of them as an <svg> element.
+"""Plots for the reports: lines over epochs or steps, a heat map, and figures as <svg> elements.
 
-Used by report.py, and by sweep_plots.py for plots of its own. Matplotlib's objects without pyplot, which keeps every
-figure and chooses a window system; imported when the first plot is made.
+Without pyplot, which keeps every figure and chooses a window system. Matplotlib is imported with the first plot.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from src.text import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Paul Tol's "high-contrast" scheme (https://sronpersonalpages.nl/~pault/): told apart by colour-blind people and on a grey
+# Paul Tol's "high-contrast" scheme (https://sronpersonalpages.nl/~pault/): distinct for colour-blind people and in a grey
 # print. The fourth line has the first colour again, dashed.
 COLOURS = ("#004488", "#BB5566", "#DDAA33")
 DASHES = ("solid", "dashed", "dotted", "dashdot")
 INK = "#444444"
 
 WIDTH = 4.6  # inches; two plots stand side by side on a screen, one fills a phone
-LEGEND_LETTERS = 62  # what fits beside each other into that width
-LONGEST_NAME = 24  # letters of a class's name in a plot
-FEW_POINTS = 30  # each is drawn as a dot too; without dots a run of one epoch would show nothing
-NUMBERED_CLASSES = 30  # a larger matrix is drawn without names and numbers, which nobody could read
+LEGEND_LETTERS = 62  # of a legend's line, within that width
+LONGEST_NAME = 24  # letters of a class name in a plot
+FEW_POINTS = 30  # up to here each is a dot too: a run of one epoch would show nothing
+NUMBERED_CLASSES = 30  # a larger matrix has no names and numbers, which would be too small
 
 Line = tuple[Sequence[float], Sequence[float]]  # x, y; nan is a gap
 
 STYLE = {
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, for measuring; the page shows its own font
+    "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib, used to measure text; the page has its own font
     "font.size": 9,
     "text.parse_math": False,  # a class may be called $a_b$
     "text.color": INK,
@@ -57,11 +56,11 @@ STYLE = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib's own settings and STYLE inside, whatever the user's matplotlibrc says; what was set before afterwards."""
+    """Inside, matplotlib has its defaults and STYLE, whatever the user's matplotlibrc says."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has fonts for all writing
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # browsers have fonts for all scripts
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         yield
@@ -78,7 +77,7 @@ def line_plot(
 ) -> Figure:
     """Named lines over a common x axis of whole numbers.
 
-    changes: where something changes, as x of thin vertical lines. best: x and y of a point to draw a circle around.
+    changes: x of thin vertical lines. best: x and y of a circle.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -103,16 +102,16 @@ def line_plot(
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(lines) > 1:
-        columns = LEGEND_LETTERS // (max(map(len, lines)) + 8)  # 8: the piece of line and the gaps
+        columns = LEGEND_LETTERS // (max(map(len, lines)) + 8)  # 8: a line's sample and the gaps
         figure.legend(loc="outside upper left", ncols=max(columns, 1))
     return figure
 
 
 @style()
 def heat_map(matrix: np.ndarray, names: Sequence[str], x_label: str, y_label: str) -> Figure:
-    """A confusion matrix (C, C) of counts, rows are true classes. The darker, the larger the share of its row.
+    """A confusion matrix (C, C) of counts; rows are true classes. A cell is darker, the larger its share of the row.
 
-    Up to NUMBERED_CLASSES classes are drawn with their names and the counts.
+    Up to NUMBERED_CLASSES classes have names and counts.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -120,11 +119,10 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], x_label: str, y_label: st
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     numbered = len(names) <= NUMBERED_CLASSES
     shown = [shortened(name) for name in names]
-    room = 0.7 + 0.07 * max(map(len, shown)) if numbered else 0.5
-    side = room + (max(0.24 * len(names), 1) if numbered else 4)
+    side = 0.7 + 0.07 * max(map(len, shown)) + max(0.24 * len(names), 1) if numbered else 4.5
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    # The root makes a mistake of a few per cent visible; "none" keeps one pixel per cell, which browsers enlarge sharply.
+    # The square root makes a few per cent visible; "none" keeps one pixel per cell, which browsers enlarge without blur.
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="none")
     axes.grid(visible=False)
     axes.set_xlabel(x_label)
@@ -143,13 +141,13 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], x_label: str, y_label: st
 
 
 def shortened(name: str, letters: int = LONGEST_NAME) -> str:
-    """The name in one line of at most so many letters."""
+    """The name on one line, cut to the number of letters."""
     name = printable(" ".join(name.split()))  # a folder's name may hold anything, a line break too
     return name if len(name) <= letters else name[: letters - 1] + "…"
 
 
 def thinned(x: Sequence[float], y: Sequence[float], most: int = 1000) -> Line:
-    """At most so many points of a line: the highest of each stretch, so that every peak stays."""
+    """At most `most` points of a line: the highest of each stretch, so that every peak remains."""
     heights = np.nan_to_num(np.asarray(y, dtype=float), nan=-np.inf)
     stretches = np.array_split(np.arange(len(heights)), min(most, len(heights)))
     kept = [stretch[heights[stretch].argmax()] for stretch in stretches]

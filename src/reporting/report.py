@@ -144,7 +144,7 @@ class _Confusion:
 
     summary: str
     svg: Markup | None
-    worst: list[tuple[str, str, int, int]]
+    worst: list[tuple[Cell, ...]]
 
 
 def _confusion(file: Path, result: dict[str, Any]) -> _Confusion | None:

@@ -1,4 +1,4 @@
-"""The table at the end of a run or an evaluation, and the next command to try."""
+"""The end of a run or an evaluation on the screen: the table of metrics and the next command; and confusion.csv."""
 
 from __future__ import annotations
 
@@ -13,19 +13,14 @@ from src.text import printable, shell_word
 log = logging.getLogger(__name__)
 
 COLUMNS = {"acc": "accuracy", "balanced_acc": "balanced", "macro_f1": "macro F1", "loss": "loss"}
-
-
-MATRIX_CLASSES = 1000  # confusion.csv is a matrix up to here
-PAIRS = ("true", "predicted", "count")  # its columns where it is none
-# What a run leaves that is worth a look, in this order; memory.csv and others are not there in every run.
+MATRIX_CLASSES = 1000  # up to here confusion.csv is a matrix
+PAIRS = ("true", "predicted", "count")  # its columns for more classes
+# The files of a run to look at, in this order; not every run has all of them.
 FILES = ("result.json", "metrics.csv", "confusion.csv", "memory.csv", "train.log", "checkpoints", "model")
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:
-    """{"test/acc": 0.98, ...} as a table: one line per split, one column per metric.
-
-    An older run may lack a metric of today: its place stays empty.
-    """
+    """{"test/acc": 0.98, ...} as a table: one line per split, one column per metric; empty where an older run lacks one."""
     splits = list(dict.fromkeys(name.partition("/")[0] for name in metrics))
     lines = [f"{'':8}" + "".join(f"{title:>10}" for title in COLUMNS.values())]
     for split in splits:
@@ -35,7 +30,7 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
 
 
 def print_result(path: Path, result: Mapping[str, Any]) -> None:
-    """The end of a run: its numbers, where the files are, what to do next."""
+    """Prints a run's numbers, its files and the next commands."""
     log.info("")
     log.info(metrics_table(result["metrics"]))
     best = f"epoch {result['best_epoch']}"
@@ -52,8 +47,8 @@ def print_result(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def write_confusion(path: Path, classes: Sequence[str], pairs: Iterable[tuple[int, int, int]]) -> None:
-    """A CSV with one row per true class and one column per predicted class; of more than MATRIX_CLASSES classes, where that
-    would be millions of zeros, one row per pair that occurred. pairs: true class, predicted class, number of images."""
+    """A CSV with one row per true class and one column per predicted class. With more than MATRIX_CLASSES classes, one row
+    per pair that occurred, instead of millions of zeros. pairs: true class, predicted class, number of images."""
     if len(classes) > MATRIX_CLASSES:
         write_csv(path, PAIRS, [[classes[true], classes[predicted], count] for true, predicted, count in pairs])
         return
