@@ -12,9 +12,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache, partial
-from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -22,32 +21,34 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
+from src.data import loader_faults
+from src.data.loader_watch import NO_IMAGE, NotStarted, Watch
 from src.data.reading import ImageError
-from src.data.time_limit import NoAnswer, hangs, one_by_one
-from src.errors import ExitCode, LoaderFault, Terminated, shared_memory_ran_out
+from src.data.time_limit import one_by_one
 from src.text import printable
-from src.user_command import corrected, of_data, shell_command
 
 log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")  # where loader processes hand over their batches (Linux)
 MOST_PROCESSES = 257  # 256, and the one that loads without them
-Instead = Callable[[Any], Iterator[Any]]
+START_SECONDS = 60.0  # a loader process that has not started by then is blocked
+Replacements = Callable[[Any], Iterator[Any]]
 
 
-class Watched(Dataset):
+class GuardedDataset(Dataset):
     """The images of a dataset, each read within timeout_seconds (0: no limit). A key is a number, or ends with one;
     images.name(number) says where the file is.
 
     skip: an image that broke since it was checked is left out, or replaced by the first that can be read of the keys that
-    `instead` gives for its key; else it is an error.
+    replacements(key) gives; else it is an error.
     """
 
-    def __init__(self, images: Dataset, timeout_seconds: float, skip: bool, instead: Instead | None) -> None:
-        self.images, self.timeout_seconds, self.skip, self.instead = images, timeout_seconds, skip, instead
-        self.said: set[str] = set()  # images that broke, over all epochs; in the process that trains
-        # (pid, number of the image at hand) of each loader process: what is left of one that was killed.
-        self.at_hand = multiprocessing.RawArray("q", 2 * MOST_PROCESSES)
+    def __init__(self, images: Dataset, timeout_seconds: float, skip: bool, replacements: Replacements | None) -> None:
+        self.images, self.timeout_seconds, self.skip, self.replacements = images, timeout_seconds, skip, replacements
+        self.broken_names: set[str] = set()  # images that broke, over all epochs; in the process that trains
+        # A slot of three numbers per loader process, which outlives a killed one: its pid since it has started, the number
+        # of the image it reads (NO_IMAGE: none), and how many it has begun to read.
+        self.slots = multiprocessing.RawArray("q", 3 * MOST_PROCESSES)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,6 +57,7 @@ class Watched(Dataset):
         """The items of a batch, and the images that broke: name -> 'path: cause'. Called by torch's loaders."""
         broken: dict[str, str] = {}
         items = one_by_one(partial(self._read, broken), keys, self.timeout_seconds, self._name)
+        self.record(NO_IMAGE)
         return [item for item in items if item is not None], broken
 
     def _read(self, broken: dict[str, str], key: Any) -> Any:
@@ -65,66 +67,114 @@ class Watched(Dataset):
             if not self.skip:
                 raise
             broken[self._name(key)] = str(error)
-        if self.instead is None:
+        if self.replacements is None:
             return None
-        for other in self.instead(key):
+        for other in self.replacements(key):
             with suppress(ImageError):
                 return self._item(other)
         raise ImageError(f"{broken[self._name(key)]}; nor can any other image of its class be read")
 
     def _item(self, key: Any) -> Any:
-        worker = get_worker_info()
-        place = 2 * (worker.id + 1 if worker else 0)
-        self.at_hand[place : place + 2] = [os.getpid(), _number(key)]
+        self.record(_number(key))
         return self.images[key]
 
     def _name(self, key: Any) -> str:
         return printable(self.images.name(_number(key)))
 
+    def record(self, number: int) -> None:
+        """Writes into the slot of this loader process that it reads this image now."""
+        worker = get_worker_info()
+        slot = 3 * (worker.id + 1 if worker else 0)
+        self.slots[slot : slot + 3] = [os.getpid(), number, self.slots[slot + 2] + 1]
+
+    def records(self, pids: set[int]) -> dict[int, tuple[int, int]]:
+        """pid -> (number of the image it reads, reads begun), of those of the processes that have started."""
+        rows = zip(self.slots[::3], self.slots[1::3], self.slots[2::3], strict=True)
+        return {pid: (number, reads) for pid, number, reads in rows if pid in pids}
+
     def names_at_hand(self, pids: set[int]) -> list[str]:
-        """The images that processes were reading."""
-        pairs = zip(self.at_hand[::2], self.at_hand[1::2], strict=True)
-        return [printable(self.images.name(number)) for pid, number in pairs if pid in pids]
+        """The images that these processes were reading."""
+        return [self._name(number) for number, _ in self.records(pids).values() if number != NO_IMAGE]
 
 
 class ImageLoader(DataLoader):
-    """A DataLoader of a Watched dataset, whose iterator raises LoaderFault, and Terminated where SIGTERM ended a process."""
+    """A DataLoader of a GuardedDataset, whose iterator raises LoaderFault, and Terminated where SIGTERM ended a process."""
 
-    dataset: Watched
+    dataset: GuardedDataset
 
     def __iter__(self) -> Iterator[Any]:
         # Not where there is a GPU that the command leaves alone (trainer.accelerator=cpu): each process would set it up.
         self.pin_memory = torch.cuda.is_initialized()
+        return _Batches(self, super().__iter__)
+
+
+class _Batches(Iterator[Any]):
+    """The batches of one pass, from loader processes that may die, be stopped, or never start."""
+
+    def __init__(self, loader: ImageLoader, start: Callable[[], Iterator[Any]]) -> None:
+        self.loader, self.dataset, self.start, self.pid = loader, loader.dataset, start, os.getpid()
+        self.received = self.skipped = 0  # batches of this pass; those of them that a second start has yet to skip
+        self.processes: set[BaseProcess] = set()
+        self.watch: Watch | None = None
+        self._start(START_SECONDS)
+
+    def _start(self, start_seconds: float) -> None:
         before = set(multiprocessing.active_children())
-        processes: set[BaseProcess] = set()
         try:
-            batches = super().__iter__()
+            self.batches = self.start()
         except RuntimeError as error:  # a process ended before the handler below was taken off
-            raise _explained(error, self.dataset, set()) from error
-        if self.num_workers:
-            processes = set(multiprocessing.active_children()) - before
+            raise loader_faults.explained(error, self.dataset, set()) from error
+        if self.loader.num_workers:
+            self.processes = set(multiprocessing.active_children()) - before
+            self.watch = Watch(self.processes, self.dataset, start_seconds)
             if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
                 # torch's handler raises wherever the program is when a loader process dies, in the middle of a step or
                 # of a save, too. Without it the process is missed when its next batch is waited for.
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        return iter(partial(self._next, batches, processes), None)
 
-    def _next(self, batches: Iterator[Any], processes: set[BaseProcess]) -> Any:
-        """The next batch that has an image; None: there is none left."""
+    def __next__(self) -> Any:
+        """The next batch that has an image."""
         while True:
-            try:
-                batch, broken = next(batches)
-            except StopIteration:
-                return None
-            except Exception as error:
-                raise _explained(error, self.dataset, processes) from error
-            said = self.dataset.said
-            for name in broken.keys() - said:
-                said.add(name)
-                how = "replaced by another of its class" if self.dataset.instead else "left out"
-                log.warning(f"{broken[name]}: it broke since it was checked and is {how} ({len(said)} by now)")
+            batch, broken = self._receive()
+            if self.skipped:
+                self.skipped -= 1
+                continue
+            self.received += 1
+            reported = self.dataset.broken_names
+            for name in broken.keys() - reported:
+                reported.add(name)
+                how = "replaced by another of its class" if self.dataset.replacements else "left out"
+                log.warning(f"{broken[name]}: it broke since it was checked and is {how} ({len(reported)} by now)")
             if batch is not None:
                 return batch
+
+    def _receive(self) -> Any:
+        try:
+            with self.watch or nullcontext():
+                return next(self.batches)
+        except StopIteration:
+            raise
+        except Exception as error:
+            fault = self.watch and self.watch.fault
+            if fault is None:
+                raise loader_faults.explained(error, self.dataset, self.processes) from error
+            if not isinstance(fault, NotStarted) or self.watch.start_seconds > START_SECONDS:
+                raise fault from error
+            log.warning(f"{fault}: all of them are started again")
+        self._end()
+        # More time: where processes are not forked, each of them imports torch, perhaps from a slow disk.
+        self._start(5 * START_SECONDS)
+        self.skipped = self.received
+        return self._receive()
+
+    def _end(self) -> None:
+        self.__dict__.pop("batches", None)  # torch ends its processes with SIGTERM, which a blocked one does not answer
+        if self.watch:
+            self.watch.end()
+
+    def __del__(self) -> None:
+        if self.__dict__.get("pid") == os.getpid():  # not in a fork
+            self._end()
 
 
 def image_loader(
@@ -134,24 +184,27 @@ def image_loader(
     *,
     timeout_seconds: float,
     skip: bool = False,
-    instead: Instead | None = None,
+    replacements: Replacements | None = None,
     batch_bytes: int = 0,
     collate: Callable[[list[Any]], Any] = default_collate,
 ) -> ImageLoader:
     """sampler: of batches of keys. batch_bytes: of a batch, to see whether the shared memory has room for the workers'."""
+    workers = _with_room(workers, batch_bytes)
+    dataset = GuardedDataset(images, timeout_seconds, skip, replacements)
     return ImageLoader(
-        Watched(images, timeout_seconds, skip, instead),
+        dataset,
         batch_sampler=sampler,
-        num_workers=_with_room(workers, batch_bytes),
+        num_workers=workers,
         collate_fn=partial(_collate, collate),
-        worker_init_fn=leave_signals_to_the_trainer,
+        worker_init_fn=partial(_begin_worker, dataset),
         generator=torch.Generator(),  # starting an iterator draws a number: not from the global generator
     )
 
 
-def leave_signals_to_the_trainer(worker: int) -> None:
+def _begin_worker(dataset: GuardedDataset, worker: int) -> None:
     """In a loader process: a group of its own, so that Ctrl-C in a terminal, or a kill of the trainer's group, does not
     reach it. The trainer answers those: it finishes its step, for which it may need the next batch, and ends its workers."""
+    dataset.record(NO_IMAGE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):  # which SLURM sends to every process
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -190,51 +243,3 @@ def _with_room(workers: int, batch_bytes: int) -> int:
 @cache
 def _say_once(warning: str) -> None:
     log.warning(warning)
-
-
-def _explained(error: Exception, dataset: Watched, processes: set[BaseProcess]) -> BaseException:
-    """What a loader's error means. One from a loader process begins with its traceback: its last line is the cause."""
-    last = (str(error).strip().splitlines() or [""])[-1]
-    if isinstance(error, ImageError):
-        return _broken(last.rpartition("ImageError: ")[2])
-    if isinstance(error, NoAnswer):
-        return hangs(last.rpartition("NoAnswer: ")[2])
-    if str(error).startswith("Caught "):
-        return error
-    if isinstance(error, EOFError | OSError):  # a pipe to a process that is about to be gone, perhaps with a core dump
-        gone = connection.wait([process.sentinel for process in processes], timeout=10)
-        for process in processes:
-            if process.sentinel in gone:
-                process.join()  # a process closes its pipes before it has an exit code
-    ended = {process.pid: process.exitcode for process in processes if process.exitcode}
-    if not ended and "DataLoader worker" not in str(error):
-        return error
-    return _lost(ended, dataset.names_at_hand(set(ended)))
-
-
-def _broken(cause: str) -> LoaderFault:
-    return LoaderFault(
-        f"an image broke while the run was under way: {cause}",
-        why="all images could be read before the first step; the file was changed since, or the disk fails",
-        fix=["mend or delete the file, then repeat the command:", shell_command()],
-        code=ExitCode.DATA,
-    )
-
-
-def _lost(ended: dict[int | None, int], names: list[str]) -> BaseException:
-    pid, code = next(iter(ended.items()), ("unknown", 0))
-    if code == -signal.SIGTERM:
-        return Terminated()  # a scheduler such as SLURM signals every process, and a loader ended first
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}" if code else "ended"
-    if code == -getattr(signal, "SIGBUS", 7):
-        return shared_memory_ran_out(f"a loader process {how}")
-    why = "a library crashed, most likely over an image: without loader processes (num_workers=0) it shows where"
-    if code == -getattr(signal, "SIGKILL", 9):
-        why = "most likely the memory was full: then the kernel ends a process (`dmesg` says so); kill -9 does the same"
-    return LoaderFault(
-        f"a loader process (pid {pid}) {how}",
-        where=f"it was reading {names[0]}" if names else "",
-        why=why,
-        fix=[f"{corrected(of_data('num_workers=1'))}   # fewer loader processes", shell_command()],
-        code=ExitCode.PROCESS_LOST,
-    )

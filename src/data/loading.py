@@ -34,7 +34,7 @@ class TrainDataset(Dataset[Item]):
     def name(self, index: int) -> str:
         return self.images.where(index)
 
-    def instead(self, key: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    def replacements(self, key: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """The images of the same class that follow in the split: whatever breaks, a batch keeps its size and labels."""
         epoch, index = key
         members, labels = self.images.splits["train"], self.images.labels
@@ -72,7 +72,7 @@ def train_loader(
         workers,
         timeout_seconds=data.timeout_seconds,
         skip=data.on_bad_image == "skip",
-        instead=dataset.instead,
+        replacements=dataset.replacements,
         batch_bytes=data.batch_size * 3 * image_size**2,
     )
 

@@ -22,7 +22,7 @@ from src.callbacks.position import PositionCheckpoint, StopOnSignal
 from src.checkpoints.reading import read_checkpoint
 from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Data
-from src.data import image_loader
+from src.data import image_loader, loader_faults, loader_watch
 from src.data.labelled_images import LabelledImages
 from src.data.loading import eval_loader, train_loader
 from src.data.reading import ImageError
@@ -101,7 +101,7 @@ def test_an_error_of_the_work_keeps_its_type_and_what_was_done_before_is_not_los
 
 
 def test_a_loader_process_that_is_killed_is_named_with_its_cause_and_its_image():
-    """torch notices the end of a process five seconds later, so all of them wait at once."""
+    """torch notices the end of a process a second later, so all of them wait at once."""
     expected = {
         signal.SIGKILL: (LoaderFault, ExitCode.PROCESS_LOST, "SIGKILL", "memory was full"),
         signal.SIGSEGV: (LoaderFault, ExitCode.PROCESS_LOST, "SIGSEGV", "a library crashed"),
@@ -175,9 +175,95 @@ def test_a_process_that_has_closed_its_pipes_is_waited_for():
     process.join()
     dying = SimpleNamespace(pid=7, exitcode=None, sentinel=process.sentinel)
     dying.join = lambda: setattr(dying, "exitcode", -signal.SIGKILL)
-    explained = image_loader._explained(ConnectionResetError(), val(_make_images(), 0).dataset, [dying])
+    explained = loader_faults.explained(ConnectionResetError(), val(_make_images(), 0).dataset, [dying])
     assert isinstance(explained, LoaderFault)
     assert "SIGKILL" in explained.found
+
+
+class BlockedForks:
+    """The forks of this process with these numbers never return in the child, which SIGTERM does not end."""
+
+    def __init__(self) -> None:
+        self.forks: set[int] = set()
+        self.count = 0
+        os.register_at_fork(before=self.count_one, after_in_child=self.block)
+
+    def count_one(self) -> None:
+        self.count += 1
+
+    def block(self) -> None:
+        if self.count in self.forks:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(600)
+
+
+@pytest.fixture(scope="module")
+def _blocked_forks():
+    return BlockedForks()  # Python cannot take it off again
+
+
+@pytest.fixture
+def blocked_forks(_blocked_forks, monkeypatch):
+    """The limit of a start is two seconds here; no process is left."""
+    monkeypatch.setattr(image_loader, "START_SECONDS", 2.0)
+    monkeypatch.setattr(loader_watch, "WAIT_SECONDS", 0.25)
+    _blocked_forks.count, before = 0, set(multiprocessing.active_children())
+    yield _blocked_forks
+    _blocked_forks.forks = set()
+    assert set(multiprocessing.active_children()) == before
+
+
+def shown(batches) -> list[list[int]]:
+    return [images[:, 0, 0, 0].tolist() for images, _ in batches]
+
+
+@pytest.mark.parametrize("blocked", [{1}, {2}, {1, 2}])
+def test_a_loader_process_that_blocks_in_fork_is_replaced(blocked_forks, blocked, caplog):
+    expected = shown(training(_make_images(), 0))
+    blocked_forks.forks = blocked
+    assert shown(training(_make_images(), 2)) == expected
+    assert caplog.text.count("did not start within 2 s: all of them are started again") == 1
+    assert blocked_forks.count == 4
+
+
+def test_loader_processes_that_block_twice_end_the_run_with_their_cause(blocked_forks):
+    blocked_forks.forks = {1, 3}
+    with pytest.raises(LoaderFault, match="did not start within 10 s") as caught:
+        list(val(_make_images(), 2))
+    assert caught.value.code == ExitCode.PROCESS_LOST
+
+
+def test_loader_processes_that_are_slow_but_started_are_left_alone(blocked_forks, caplog):
+    slow = _make_images({5: lambda: time.sleep(3)})
+    assert len(list(val(slow, 2, timeout_seconds=60))) == 3
+    assert not caplog.records
+    assert blocked_forks.count == 2
+
+
+def test_a_blocked_process_is_no_orphan_where_nobody_waits_for_it(blocked_forks):
+    blocked_forks.forks = {1}
+    batches = iter(val(_make_images(), 1))
+    (process,) = batches.processes
+    del batches
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("reading", [True, False])
+def test_a_loader_process_that_is_stopped_is_named(monkeypatch, reading):
+    """By a signal to it alone, amid an image or between two batches: its own time limit stands still, too."""
+    monkeypatch.setattr(loader_watch, "WAIT_SECONDS", 0.25)
+    monkeypatch.setattr(loader_watch, "GRACE_SECONDS", 1.0)
+    faults = {9: lambda: os.kill(os.getpid(), signal.SIGSTOP)} if reading else {}
+    batches = iter(val(_make_images(faults), 1))
+    (process,) = batches.processes
+    if not reading:
+        time.sleep(1)  # two batches are done, and it waits until one of them was received
+        os.kill(process.pid, signal.SIGSTOP)
+    with pytest.raises(LoaderFault, match=rf"no answer from a loader process \(pid {process.pid}\)") as caught:
+        list(batches)
+    assert "stopped by a signal" in caught.value.render()
+    assert ("reading photos/9.png" in caught.value.render()) == reading
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("workers", [0, 1])
