@@ -168,7 +168,9 @@ class _Batches(Iterator[Any]):
         return self._receive()
 
     def _end(self) -> None:
-        self.__dict__.pop("batches", None)  # torch ends its processes with SIGTERM, which a blocked one does not answer
+        if self.watch:
+            self.watch.kill_blocked()  # SIGTERM, with which torch ends its processes, would not end them
+        self.__dict__.pop("batches", None)
         if self.watch:
             self.watch.end()
 

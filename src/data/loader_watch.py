@@ -63,7 +63,12 @@ class Watch:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.waits += 1
 
+    def kill_blocked(self) -> None:
+        started = self.dataset.records({process.pid for process in self.processes})
+        _kill({process for process in self.processes if process.pid not in started})
+
     def end(self) -> None:
+        """Ends the thread, and the processes that torch could not end."""
         self.ended.set()
         _kill(self.processes)
         for process in self.processes:

@@ -253,7 +253,7 @@ def test_a_loader_process_that_is_stopped_is_named(monkeypatch, reading):
     """By a signal to it alone, amid an image or between two batches: its own time limit stands still, too."""
     monkeypatch.setattr(loader_watch, "WAIT_SECONDS", 0.25)
     monkeypatch.setattr(loader_watch, "GRACE_SECONDS", 1.0)
-    faults = {9: lambda: os.kill(os.getpid(), signal.SIGSTOP)} if reading else {}
+    faults = {9: lambda: (os.kill(os.getpid(), signal.SIGSTOP), time.sleep(60))} if reading else {}
     batches = iter(val(_make_images(faults), 1))
     (process,) = batches.processes
     if not reading:
