@@ -20,11 +20,10 @@ from rich.progress import track
 from src.batch_size_search import chosen_batch_size
 from src.checkpoints.model_folder import load_model
 from src.config import Config
-from src.cores import cpu_cores
 from src.data.labelled_images import LabelledImages
 from src.data.loading import eval_loader, num_workers
 from src.data.seen_in_training import seen_in_training
-from src.data.sources import load_images, load_unsplit
+from src.data.sources import lists_files, load_images, load_unsplit
 from src.data.table import read_csv
 from src.errors import ExitCode, UserError
 from src.files import make_folder, write_json
@@ -199,15 +198,13 @@ def _which(changed: list[str]) -> list[str]:
 
 def _images_to_measure(settings: Config, run: Path, changes: Mapping[str, Any]) -> LabelledImages:
     """The run's own images in its own split, or the other ones that a change names."""
-    memory = Path(settings.runs_dir) / ".checked"
-    data, begun = settings.data, False
-    if data.source in ("image_folder", "table"):
-        if ("data.root" in changes or "data.table" in changes) and "data.split_file" not in changes:
-            return load_unsplit(data, memory=memory, workers=cpu_cores())
-        begun = "data.split_file" not in changes
-        data.split_file = str(run / "split.csv") if begun else data.split_file
+    cache_dir, data = Path(settings.runs_dir) / ".checked", settings.data
+    own_split = "data.split_file" not in changes
+    if lists_files(data):
+        if own_split and ("data.root" in changes or "data.table" in changes):
+            return load_unsplit(data, cache_dir=cache_dir)
         data.on_bad_image = "skip"  # what the run left out is not in its split; what broke since then is said
-    return load_images(data, settings.seed, memory=memory, bad_list=None, workers=cpu_cores(), begun=begun)
+    return load_images(data, settings.seed, cache_dir=cache_dir, run_split=run / "split.csv" if own_split else None)
 
 
 def _training_counts(run: Path, classes: Sequence[str]) -> list[int]:

@@ -33,7 +33,6 @@ from src.checkpoints.reading import newest_position
 from src.checkpoints.writing import LAST, PREVIOUS
 from src.config import Config, device_count
 from src.config_checks import without_effect
-from src.cores import cpu_cores
 from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
 from src.data.sources import load_images
@@ -157,16 +156,12 @@ def set_up_machine(config: Config, ranks: Ranks) -> list[torch.device]:
 def find_images(config: Config, folder: RunFolder, start: Path | None, ranks: Ranks) -> LabelledImages:
     """The images, checked and split; the split is kept in split.csv. A run that is continued keeps its split."""
     split = folder.path / "split.csv"
-    data = config.data
-    if data.source in ("image_folder", "table") and start is not None:
-        data = replace(data, split_file=str(split))
     images = load_images(
-        data,
+        config.data,
         config.seed,
-        memory=Path(config.runs_dir) / ".checked",
+        cache_dir=Path(config.runs_dir) / ".checked",
         bad_list=folder.path / "bad_images.txt" if ranks.is_first else None,
-        workers=cpu_cores(),
-        begun=start is not None,
+        run_split=None if start is None else split,
     )
     if ranks.is_first and start is None:  # what a run has trained on stays written, whatever becomes of the files
         write_csv(split, *images.table())

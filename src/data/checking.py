@@ -1,7 +1,7 @@
 """Decodes every image in full before the first training step, in parallel, and remembers the result between runs.
 
-The data module calls `check_images` and decides by its own policy what becomes of the bad ones: it raises what
-`refuse_bad_images` returns, or leaves them out. A header check would be cheaper but misses truncated files.
+src/data/image_files.py calls `check_images`, then raises what `refuse_bad_images` returns, or leaves the bad images out.
+A check of the headers would be cheaper but misses truncated files.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,11 +29,11 @@ from src.preprocessing import ReadOptions
 from src.text import printable
 from src.user_command import corrected
 
-MEMORY_VERSION = 2
+CACHE_VERSION = 2
 FLAT = 8  # of 255: an image whose channels vary by no more shows nothing
 SHOWN = 8  # bad files on the screen; with them a UserError still fits its 15 lines
 
-_KINDS = (int, int, str, int, int, str | None, int, list)  # of an entry of the memory
+_KINDS = (int, int, str, int, int, str | None, int, list)  # of an entry of the cache
 
 log = logging.getLogger(__name__)
 
@@ -55,23 +56,22 @@ class Checked:
 
 def check_images(
     root: Path,
-    ids: Sequence[str],
+    names: Sequence[str],
     options: ReadOptions,
-    memory: Path | None,
+    cache: Path | None,
     workers: int,
-    show_progress: bool,
     timeout_seconds: float = SECONDS,
 ) -> dict[str, Checked]:
     """Decodes the images that have changed since they were last checked. Never raises for a bad or missing image;
     raises LoaderFault for one that takes longer than timeout_seconds (0: no limit).
 
-    ids: paths relative to root, or absolute. memory: a JSON file that keeps the results by id, size, modification time;
-    use one memory for one root. workers: threads (Pillow decodes outside of Python's lock).
-    Returns the results in the order of ids.
+    names: paths relative to root, or absolute. cache: a JSON file that keeps the results by name, size and modification
+    time; one file for one root. workers: threads (Pillow decodes outside of Python's lock).
+    Returns the results in the order of the names.
     """
-    stamps = dict(zip(ids, in_time(_stamp, [root / name for name in ids], timeout_seconds), strict=True))
-    entries = _load(memory, options) if memory else {}
-    known = {
+    stamps = dict(zip(names, in_time(_stamp, [root / name for name in names], timeout_seconds), strict=True))
+    entries = _load(cache, options) if cache else {}
+    checked = {
         name: Checked(*entries[name][2:7], notes=tuple(entries[name][7]))
         for name, stamp in stamps.items()
         if stamp is not None and name in entries and tuple(entries[name][:2]) == stamp
@@ -80,28 +80,28 @@ def check_images(
     def check(name: str) -> tuple[Checked, bool]:
         return in_time(lambda path: _check(path, name, options), [root / name], timeout_seconds)[0]
 
-    missing = [name for name in stamps if name not in known]
+    missing = [name for name in stamps if name not in checked]
     if missing:
-        with _progress(show_progress) as progress, ThreadPoolExecutor(max(1, workers)) as pool:
+        with _progress() as progress, ThreadPoolExecutor(max(1, workers)) as pool:
             results = _in_order(pool, check, missing, 4 * max(1, workers))
             try:
                 for name, (result, lasting) in zip(missing, progress.track(results, total=len(missing)), strict=True):
-                    known[name] = result
+                    checked[name] = result
                     stamp = stamps[name]
                     if stamp is not None and lasting:
                         entries[name] = [*stamp, *vars(result).values()]
             finally:  # Ctrl-C too: what was checked until then need not be checked again
                 pool.shutdown(wait=False, cancel_futures=True)
-                if memory:
+                if cache:
                     text = json.dumps({**_head(options), "files": entries}, separators=(",", ":"))
-                    _written(memory, text, "the checked images cannot be remembered, the next run checks them again")
-    return {name: known[name] for name in stamps}
+                    _written(cache, text, "the checked images cannot be remembered, the next run checks them again")
+    return {name: checked[name] for name in stamps}
 
 
 def refuse_bad_images(bad: Mapping[str, str], total: int, root: Path, list_file: Path | None) -> UserError:
     """The error to raise when bad images are not to be skipped; names up to 8 of them, and all in list_file.
 
-    bad: id -> reason. total: how many images were checked. list_file: gets one 'id TAB reason' per line.
+    bad: name -> reason. total: how many images were checked. list_file: gets one 'name TAB reason' per line.
     """
     rows = [f"{_tail(printable(name), 70)}: {printable(reason)}"[:110] for name, reason in bad.items()]
     shown = rows if len(rows) <= SHOWN else [*rows[:SHOWN], f"and {len(rows) - SHOWN} more"]
@@ -118,10 +118,10 @@ def refuse_bad_images(bad: Mapping[str, str], total: int, root: Path, list_file:
     )
 
 
-def remembered_digests(memory: Path) -> dict[str, str]:
-    """id -> digest of all files that a memory knows, which may be gone by now; empty if it cannot be read."""
+def cached_digests(cache: Path) -> dict[str, str]:
+    """name -> digest of all files that were checked, which may be gone by now; empty if the cache cannot be read."""
     try:
-        return {name: row[2] for name, row in json.loads(memory.read_bytes())["files"].items() if row[2]}
+        return {name: row[2] for name, row in json.loads(cache.read_bytes())["files"].items() if row[2]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return {}
 
@@ -159,9 +159,9 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable, items: Sequence[str], in
         yield waiting.popleft().result()
 
 
-def _progress(show: bool) -> Progress:
+def _progress() -> Progress:
     columns = TextColumn("checking images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not show)
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -174,16 +174,16 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _head(options: ReadOptions) -> dict[str, object]:
-    """What a memory must have been made with to count; another Pillow may read more or fewer files."""
+    """What a cache must have been made with to count; another Pillow may read more or fewer files."""
     made_with = {"max_megapixels": options.max_megapixels, "background": list(options.background)}
     made_with["pillow"] = PIL.__version__
-    return {"version": MEMORY_VERSION, "options": made_with}
+    return {"version": CACHE_VERSION, "options": made_with}
 
 
-def _load(memory: Path, options: ReadOptions) -> dict[str, list]:
-    """id -> [size, mtime_ns, digest, width, height, error, bits, notes]; empty if the memory is absent, damaged or foreign."""
+def _load(cache: Path, options: ReadOptions) -> dict[str, list]:
+    """name -> [size, mtime_ns, digest, width, height, error, bits, notes]; empty for a cache that is absent or damaged."""
     try:
-        stored = json.loads(memory.read_bytes())
+        stored = json.loads(cache.read_bytes())
         entries = stored.pop("files")
         usable = stored == _head(options) and all(map(_is_entry, entries.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

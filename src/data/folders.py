@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from src.data.layout import choose_layout
+from src.data.listing import Listing
 from src.data.reading import EXTENSIONS
 from src.data.scanning import LeftOut, holds_images, how_to_convert, images_below, images_in, scan, sub_folders
 from src.data.spelling import refuse_alike
@@ -20,21 +20,6 @@ from src.text import printable, shell_word
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Listing:
-    """What was found: one entry per image, in a fixed order."""
-
-    root: Path
-    names: list[str] = field(default_factory=list)  # paths relative to root, with forward slashes
-    labels: list[str] = field(default_factory=list)  # class names
-    splits: list[str] | None = None  # train, val or test of each image, where the data says so
-
-    def only(self, indices: list[int]) -> Listing:
-        """The listing of these images alone."""
-        splits = None if self.splits is None else [self.splits[index] for index in indices]
-        return Listing(self.root, [self.names[i] for i in indices], [self.labels[i] for i in indices], splits)
 
 
 def list_image_folder(root: Path, layout: str = "auto") -> Listing:

@@ -10,9 +10,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from src.data.checking import remembered_digests
+from src.data.checking import cached_digests
+from src.data.image_files import cache_file
 from src.data.labelled_images import LabelledImages
-from src.data.sources import memory_file
 from src.data.table import read_csv
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ def _used_by(run: Path, config: dict[str, Any], by_name: bool) -> dict[str, str]
         return {row["path" if by_name else "digest"]: row["split"] for row in rows}
     data = config["data"]
     root = Path(data.get("root") or Path(data.get("table") or "").parent)
-    remembered = remembered_digests(memory_file(Path(config["runs_dir"]) / ".checked", root))
-    digests = {row["path"]: _digest(root / row["path"]) or remembered.get(row["path"]) for row in rows}
+    cached = cached_digests(cache_file(Path(config["runs_dir"]) / ".checked", root))
+    digests = {row["path"]: _digest(root / row["path"]) or cached.get(row["path"]) for row in rows}
     unknown = sum(digest is None for digest in digests.values())
     if unknown:
         log.warning(

@@ -10,10 +10,10 @@ import logging
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from src import seeding
-from src.config import Data
 from src.data.labelled_images import SPLITS
 from src.data.spelling import alike, escaped
 from src.data.table import known_split, read_csv, relative, spellings
@@ -24,36 +24,47 @@ from src.user_command import corrected
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class SplitSettings:
+    """val_fraction, test_fraction: shares of each class. file: a split.csv to follow; root: where its paths start."""
+
+    seed: int
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
+    file: Path | None = None
+    root: Path = Path()
+
+
 def choose_split(
     names: list[str],
     labels: list[str],
-    given: Sequence[str] | None,
-    data: Data,
-    seed: int,
+    stated: Sequence[str] | None,
+    settings: SplitSettings,
     digests: Sequence[str] | None = None,
 ) -> dict[str, list[int]]:
-    """The split the data states, the one of data.split_file, or a stratified one; what is missing of the first is dealt.
+    """split -> indices: by the settings' file, as the data states it with a val split made of train, or stratified.
 
     digests: of the files' bytes, so that copies are dealt to one split together.
     """
-    if data.split_file is not None:
-        return _by_file(names, labels, Path(data.split_file), data)
-    if given is None:
-        return stratified_split(labels, seed, data.val_fraction, data.test_fraction, digests)
-    found = {split: [index for index, own in enumerate(given) if own == split] for split in SPLITS}
-    if not found["val"] and found["train"]:
-        train = found["train"]
-        of_train = digests and [digests[index] for index in train]
-        dealt = stratified_split([labels[index] for index in train], seed, data.val_fraction, 0.0, of_train)
-        found["train"], found["val"] = ([train[i] for i in dealt[part]] for part in ("train", "val"))
-        log.info(f"There is no val split: {len(found['val'])} training images are held out for it.")
-    return found
+    seed, val_fraction = settings.seed, settings.val_fraction
+    if settings.file is not None:
+        return _by_file(names, labels, settings.file, settings.root)
+    if stated is None:
+        return stratified_split(labels, seed, val_fraction, settings.test_fraction, digests)
+    members = {split: [index for index, own in enumerate(stated) if own == split] for split in SPLITS}
+    if not members["val"] and members["train"]:
+        train = members["train"]
+        train_digests = digests and [digests[index] for index in train]
+        dealt = stratified_split([labels[index] for index in train], seed, val_fraction, 0.0, train_digests)
+        members["train"], members["val"] = ([train[i] for i in dealt[part]] for part in ("train", "val"))
+        log.info(f"There is no val split: {len(members['val'])} training images are held out for it.")
+    return members
 
 
-def _by_file(names: list[str], labels: list[str], path: Path, data: Data) -> dict[str, list[int]]:
+def _by_file(names: list[str], labels: list[str], path: Path, root: Path) -> dict[str, list[int]]:
     rows = read_split_file(path)
-    stated, absent = _as_in_the_data(rows, names, data)
-    found: dict[str, list[int]] = {split: [] for split in SPLITS}
+    stated, absent = _as_in_the_data(rows, names, path, root)
+    members: dict[str, list[int]] = {split: [] for split in SPLITS}
     unlisted = []
     for index, (name, label) in enumerate(zip(names, labels, strict=True)):
         split, stated_label = stated.get(name, (None, None))
@@ -70,7 +81,7 @@ def _by_file(names: list[str], labels: list[str], path: Path, data: Data) -> dic
                 fix=f"grep -n {shlex.quote(name)} {shlex.quote(str(path))}",
                 code=ExitCode.DATA,
             )
-        found[split].append(index)
+        members[split].append(index)
     _refuse_other_spelling(absent, unlisted, path)
     if not stated:
         raise UserError(
@@ -87,7 +98,7 @@ def _by_file(names: list[str], labels: list[str], path: Path, data: Data) -> dic
             f"no image of {_some(sorted(lost))} is left, of {len(gone)} that the split file lists",
             where=printable(str(path)),
             why=f"without them the network would have other classes; gone: {_first(gone)}",
-            fix=f"ls {shlex.quote(str(data.root or Path(data.table or '').parent))}",
+            fix=f"ls {shlex.quote(str(root))}",
             code=ExitCode.DATA,
         )
     if absent:
@@ -96,22 +107,22 @@ def _by_file(names: list[str], labels: list[str], path: Path, data: Data) -> dic
         log.warning(
             f"{len(unlisted)} of {len(names)} images are left out, since {path} does not list them: {_first(unlisted)}"
         )
-    return found
+    return members
 
 
 Stated = dict[str, tuple[str, str | None]]
 
 
-def _as_in_the_data(rows: Stated, names: list[str], data: Data) -> tuple[Stated, list[str]]:
+def _as_in_the_data(rows: Stated, names: list[str], file: Path, root: Path) -> tuple[Stated, list[str]]:
     """The rows by the name that the data has for the image, and the paths for which it has none."""
-    existing, root = set(names), Path(data.root or Path(data.table or "").parent)
+    existing = set(names)
     stated, absent = {}, []
     for path, row in rows.items():
         name = next((form for form in (relative(form, root) for form in spellings(path)) if form in existing), None)
         if name is None:
             absent.append(path)
         elif stated.setdefault(name, row) != row:
-            raise _twice(path, printable(data.split_file))
+            raise _twice(path, printable(str(file)))
     return stated, sorted(absent)
 
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from src.data.folders import Listing
 from src.data.layout import split_of
+from src.data.listing import Listing
 from src.data.spelling import alike, escaped, refuse_alike
 from src.errors import ExitCode, UserError
 from src.files import original
@@ -34,7 +34,7 @@ def list_table(table: Path, root: Path | None) -> Listing:
     """The images of a CSV file with the columns path,label and optionally split. Paths start from root, or from the table."""
     rows = read_csv(table, ("path", "label"))
     root = root or table.parent
-    listing = Listing(root, splits=[] if "split" in rows[0][1] else None)
+    listing = Listing(root, splits=[] if "split" in rows[0][1] else None, source=str(table))
     missing: list[tuple[int, str]] = []
     lines: defaultdict[str, list[int]] = defaultdict(list)
     for line, row in rows:

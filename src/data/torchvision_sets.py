@@ -7,7 +7,6 @@ import logging
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ import torch
 from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from src.config import Data
-from src.data import splits
-from src.data.labelled_images import LabelledImages
+from src.data.image_set import ImageSet
 from src.data.reading import ImageError, to_rgb
 from src.errors import ExitCode, UserError
 from src.text import printable
@@ -27,17 +24,10 @@ from src.user_command import corrected
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Known:
-    """How torchvision names a set's parts: {'train': keywords of the constructor, ...}."""
-
-    parts: dict[str, dict[str, Any]]
-
-
-_BY_TRAIN = Known({"train": {"train": True}, "test": {"train": False}})
-_BY_SPLIT = Known({"train": {"split": "train"}, "test": {"split": "test"}})
-_THREE = Known({"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}})
-SETS = {
+_BY_TRAIN = {"train": {"train": True}, "test": {"train": False}}
+_BY_SPLIT = {"train": {"split": "train"}, "test": {"split": "test"}}
+_THREE = {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
+SETS: dict[str, dict[str, dict[str, Any]]] = {  # split -> keywords of the set's constructor
     "CIFAR10": _BY_TRAIN,
     "CIFAR100": _BY_TRAIN,
     "MNIST": _BY_TRAIN,
@@ -46,44 +36,40 @@ SETS = {
     "FGVCAircraft": _THREE,
     "DTD": _THREE,
     "PCAM": _THREE,
-    "OxfordIIITPet": Known({"train": {"split": "trainval"}, "test": {"split": "test"}}),
+    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
     "Food101": _BY_SPLIT,
     "STL10": _BY_SPLIT,
     "SVHN": _BY_SPLIT,
     "GTSRB": _BY_SPLIT,
     "StanfordCars": _BY_SPLIT,
-    "EuroSAT": Known({"train": {}}),
+    "EuroSAT": {"train": {}},
 }
 
 
-def load_torchvision(data: Data, seed: int) -> LabelledImages:
-    """Downloads the set if it is not there, joins its parts, and splits what it does not split itself. Raises UserError."""
-    known = SETS.get(data.name or "")
-    if known is None:
-        close = difflib.get_close_matches((data.name or "").lower(), [name.lower() for name in SETS], n=1, cutoff=0.4)
-        guess = next((name for name in SETS if close and name.lower() == close[0]), "CIFAR10")
+def open_torchvision_set(name: str, root: Path, background: tuple[int, int, int]) -> ImageSet:
+    """The set's parts in a row, downloaded to root if they are not there. Raises UserError."""
+    if name not in SETS:
+        close = difflib.get_close_matches(name.lower(), [known.lower() for known in SETS], n=1, cutoff=0.4)
+        guess = next((known for known in SETS if close and known.lower() == close[0]), "CIFAR10")
         raise UserError(
-            f"data.name={data.name} is not a set that is known here; did you mean {guess}?",
+            f"data.name={name} is not a set that is known here; did you mean {guess}?",
             where="src/data/torchvision_sets.py",
             why=f"known are {', '.join(SETS)}",
             fix=corrected("data=torchvision", f"data.name={guess}"),
         )
-    parts = {split: _open(data.name, Path(data.root or "data"), keywords) for split, keywords in known.parts.items()}
-    labels: list[int] = []
-    where_from: list[tuple[Any, int]] = []
-    given: list[str] = []
-    for split, part in parts.items():
-        labels += _labels(part)
-        where_from += [(part, index) for index in range(len(part))]
-        given += [split] * len(part)
-    classes = _classes(parts["train"], labels)
-    names = [f"{data.name}/{split}/{index:06d}" for split, part in parts.items() for index in range(len(part))]
-    found = splits.choose_split(
-        names, [classes[label] for label in labels], given if len(parts) > 1 else None, data, seed
+    parts = {split: _open(name, root, keywords) for split, keywords in SETS[name].items()}
+    labels = [label for part in parts.values() for label in _labels(part)]
+    places = [(part, index) for part in parts.values() for index in range(len(part))]
+    return ImageSet(
+        name,
+        _classes(parts["train"], labels),
+        labels,
+        partial(_read, places, background),
+        splits=[split for split, part in parts.items() for _ in range(len(part))] if len(parts) > 1 else None,
+        in_memory=False,
+        names=[f"{name}/{split}/{index:06d}" for split, part in parts.items() for index in range(len(part))],
+        where=f"data.name={name}",
     )
-    splits.check_splits(classes, labels, found, f"data.name={data.name}")
-    background = tuple(data.background)
-    return LabelledImages(classes, names, labels, found, partial(_read, where_from, background))
 
 
 def _open(name: str, root: Path, keywords: dict[str, Any]) -> Any:
@@ -151,8 +137,8 @@ def _classes(part: Any, labels: list[int]) -> tuple[str, ...]:
     return tuple(f"class {label:0{width}d}" for label in range(max(labels) + 1))
 
 
-def _read(where_from: list[tuple[Any, int]], background: tuple[int, int, int], index: int) -> torch.Tensor:
-    part, place = where_from[index]
+def _read(places: list[tuple[Any, int]], background: tuple[int, int, int], index: int) -> torch.Tensor:
+    part, place = places[index]
     try:
         image, _ = part[place]
         return pil_to_tensor(to_rgb(image, background))

@@ -12,10 +12,9 @@ from torch import Tensor
 from src import config_checks
 from src.checkpoints.model_folder import ModelCard
 from src.config import Config
-from src.cores import cpu_cores
 from src.data.folders import list_images
 from src.data.reading import ImageError, read_image
-from src.data.sources import load_images
+from src.data.sources import image_root, lists_files, load_images
 from src.data.splits import read_split_file
 from src.data.time_limit import in_time
 from src.data.transforms import eval_transform
@@ -63,12 +62,10 @@ def images_below(images: Path, card: ModelCard) -> Tensor:
 def _reader(config: Config, card: ModelCard) -> Callable[[str], Tensor]:
     """A name of split.csv -> uint8 (3, H, W). Only the images that are asked for are opened."""
     data = config.data
-    if data.source in ("image_folder", "table"):
-        root, options = Path(data.root) if data.root else Path(data.table or "").parent, card.read_options
+    if lists_files(data):
+        root, options = image_root(data), card.read_options
         return lambda name: read_image(root / name, options)
-    images = load_images(
-        data, config.seed, memory=Path(config.runs_dir) / ".checked", bad_list=None, workers=cpu_cores()
-    )
+    images = load_images(data, config.seed, cache_dir=Path(config.runs_dir) / ".checked")
     index = {name: index for index, name in enumerate(images.names)}
     return lambda name: images.read(index[name])
 

@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ def write_images(folder: Path, count: int) -> list[str]:
 
 
 def check(folder: Path, names: list[str], memory: Path | None = None, options: ReadOptions = OPTIONS, workers: int = 2):
-    return check_images(folder, names, options, memory, workers, show_progress=False)
+    return check_images(folder, names, options, memory, workers)
 
 
 @pytest.fixture
@@ -234,17 +235,18 @@ def test_few_files_are_in_flight():
         assert list(results) == [item * 2 for item in range(1, 1000)]
 
 
-def test_progress_goes_to_stderr_and_only_if_asked(tmp_path, capfd, monkeypatch):
+def test_progress_goes_to_stderr_and_only_to_a_terminal(tmp_path, capfd, monkeypatch):
     names = write_images(tmp_path, 3)
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes the captured stderr for a terminal
     check(tmp_path, names)
     assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes the captured stderr for a terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     memory = tmp_path / "memory.json"
-    check_images(tmp_path, names, OPTIONS, memory, 2, show_progress=True)
+    check_images(tmp_path, names, OPTIONS, memory, 2)
     printed = capfd.readouterr()
     assert printed.out == ""
     assert "checking images" in printed.err
-    check_images(tmp_path, names, OPTIONS, memory, 2, show_progress=True)
+    check_images(tmp_path, names, OPTIONS, memory, 2)
     assert capfd.readouterr() == ("", "")
 
 
@@ -308,7 +310,7 @@ def test_a_file_that_hangs_ends_the_check_with_its_name(tmp_path, monkeypatch):
     )
     began = time.monotonic()
     with pytest.raises(LoaderFault, match=r"3\.png: no answer within 0\.2 s") as caught:
-        check_images(tmp_path, names, OPTIONS, None, 2, show_progress=False, timeout_seconds=0.2)
+        check_images(tmp_path, names, OPTIONS, None, 2, timeout_seconds=0.2)
     assert caught.value.code == ExitCode.DATA
     assert time.monotonic() - began < 10
 

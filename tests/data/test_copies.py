@@ -15,10 +15,10 @@ from src.errors import UserError
 from tests.conftest import write_images
 
 
-def load(root: Path, seed: int = 0, begun: bool = False, **settings) -> LabelledImages:
+def load(root: Path, seed: int = 0, run_split: Path | None = None, **settings) -> LabelledImages:
     data = Data(**({"source": "image_folder", "root": str(root)} | settings))
-    places = {"memory": root.parent / "memory", "bad_list": root.parent / "run" / "bad_images.txt"}
-    return load_images(data, seed, **places, workers=1, begun=begun)
+    places = {"cache_dir": root.parent / "memory", "bad_list": root.parent / "run" / "bad_images.txt"}
+    return load_images(data, seed, **places, workers=1, run_split=run_split)
 
 
 def copy(root: Path, source: str, *targets: str) -> None:
@@ -92,7 +92,7 @@ def test_a_run_that_began_before_these_rules_goes_on(tmp_path, caplog):
     ]
     split = tmp_path / "split.csv"
     split.write_text("\n".join(["path,label,split", *lines]) + "\n")
-    images = load(root, begun=True, split_file=str(split))
+    images = load(root, run_split=split)
     assert images.classes == ("cats", "dogs", "test")
     assert len(images.names) == 19
     assert "split.csv says which images it has" in caplog.text

@@ -97,7 +97,7 @@ def test_a_set_that_cannot_be_downloaded(command):
 
 
 def load(tmp_path: Path, **settings):
-    return load_images(Data(**settings), 0, memory=tmp_path / "memory", bad_list=None, workers=1)
+    return load_images(Data(**settings), 0, cache_dir=tmp_path / "memory", workers=1)
 
 
 def test_sub_folders_train_val_and_test_are_used(tmp_path):

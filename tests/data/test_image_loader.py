@@ -378,11 +378,11 @@ def test_a_run_that_goes_on_keeps_the_images_that_broke_so_that_its_epochs_stay_
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(path)
     data = Data(source="image_folder", root=str(root), on_bad_image="skip")
-    places = {"memory": tmp_path / "memory", "bad_list": None, "workers": 1}
+    places = {"cache_dir": tmp_path / "memory", "workers": 1}
     whole = load_images(data, 0, **places)
     write_csv(split, *whole.table())
     for name in (whole.names[whole.splits["train"][0]], whole.names[whole.splits["test"][0]]):
         (root / name).write_bytes(b"")
-    again = load_images(replace(data, split_file=str(split)), 0, **places, begun=True)
+    again = load_images(data, 0, **places, run_split=split)
     assert again.rows() == whole.rows()
     assert len(load_images(data, 0, **places).names) == 10  # a run that begins leaves them out

@@ -50,7 +50,7 @@ def write_odd_set(folder: Path) -> list[str]:
 def said(folder: Path, names: list[str], memory: Path | None, caplog: pytest.LogCaptureFixture) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        checked = check_images(folder, names, ReadOptions(), memory, 1, show_progress=False)
+        checked = check_images(folder, names, ReadOptions(), memory, 1)
         report(checked, bits_used(checked))
     return [record.getMessage() for record in caplog.records]
 
@@ -96,7 +96,7 @@ def test_all_images_of_a_set_are_read_with_the_bits_of_the_set(tmp_path):
 
     def load(bits: int | None):
         data.bits = bits
-        return load_images(data, 0, memory=tmp_path / "memory", bad_list=None, workers=1)
+        return load_images(data, 0, cache_dir=tmp_path / "memory", workers=1)
 
     images = load(None)
     assert images.bits == 12
@@ -114,19 +114,19 @@ def test_a_run_that_goes_on_reads_with_the_bits_it_began_with(tmp_path, caplog):
                 tmp_path / "set" / label / f"{index}.png"
             )
     data = Data(source="image_folder", root=str(tmp_path / "set"))
-    places = {"memory": tmp_path / "memory", "bad_list": None, "workers": 1}
-    begun = load_images(data, 0, **places)
-    write_csv(tmp_path / "split.csv", *begun.table())
+    places = {"cache_dir": tmp_path / "memory", "workers": 1}
+    write_csv(tmp_path / "split.csv", *load_images(data, 0, **places).table())
     Image.fromarray(TWELVE * 16).save(tmp_path / "set/a/new.png")  # not of the run
     Image.fromarray(TWELVE // 64).save(tmp_path / "set/a/dark.png")
-    data.split_file = str(tmp_path / "split.csv")
+    split = tmp_path / "split.csv"
     caplog.clear()
-    assert load_images(data, 0, **places, begun=True).bits == 12
+    assert load_images(data, 0, **places, run_split=split).bits == 12
     assert "almost black" not in caplog.text
     older = [row.rsplit(",", 2)[0] for row in (tmp_path / "split.csv").read_text().splitlines()]
     (tmp_path / "split.csv").write_text("\n".join(older))
-    assert load_images(data, 0, **places, begun=True).bits == 16  # of a version that divided all images by 257
-    assert load_images(data, 0, **places).bits == 12  # another run with its split
+    assert load_images(data, 0, **places, run_split=split).bits == 16  # of a version that divided all images by 257
+    other = replace(data, split_file=str(split))
+    assert load_images(other, 0, **places).bits == 12  # another run with its split
 
 
 @pytest.mark.parametrize(("read_with", "word"), [(8, "what is above is white"), (16, "almost black"), (12, "")])

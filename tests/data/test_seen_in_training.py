@@ -21,7 +21,7 @@ def run(tmp_path) -> Path:
     """A run's folder with nothing but its split.csv, of the images in photos/."""
     write_images(tmp_path / "photos", {"cats": 12, "dogs": 12}, size=8)
     data = Data(source="image_folder", root=str(tmp_path / "photos"))
-    images = load_images(data, 0, memory=tmp_path / "runs/.checked", bad_list=None, workers=1)
+    images = load_images(data, 0, cache_dir=tmp_path / "runs/.checked", workers=1)
     (tmp_path / "runs/x").mkdir()
     write_csv(tmp_path / "runs/x/split.csv", *images.table())
     return tmp_path / "runs/x"
@@ -30,7 +30,7 @@ def run(tmp_path) -> Path:
 def counts(run: Path, root: Path, split: str = "test") -> dict[str, int]:
     photos, runs = run.parent.parent / "photos", run.parent
     config = {"data": {"source": "image_folder", "root": str(photos)}, "runs_dir": str(runs)}
-    images = load_unsplit(Data(source="image_folder", root=str(root)), memory=runs / "other", workers=1)
+    images = load_unsplit(Data(source="image_folder", root=str(root)), cache_dir=runs / "other", workers=1)
     return {part: len(members) for part, members in seen_in_training(run, config, images, split).items()}
 
 

@@ -6,8 +6,7 @@ import csv
 
 import pytest
 
-from src.config import Data
-from src.data.splits import choose_split
+from src.data.splits import SplitSettings, choose_split
 from src.data.table import read_csv
 from src.files import harmless, original, write_csv
 from src.reporting.tables import write_confusion
@@ -34,8 +33,8 @@ def test_a_split_with_such_names_is_read_back(tmp_path):
     write_csv(tmp_path / "split.csv", ["path", "label", "split"], [[name, name, "train"] for name in names])
     rows = [row for _, row in read_csv(tmp_path / "split.csv", ("path", "split"), ours=True)]
     assert [row["path"] for row in rows] == [row["label"] for row in rows] == names
-    data = Data(source="table", split_file=str(tmp_path / "split.csv"), table="x.csv")
-    assert choose_split(names, names, None, data, 0)["train"] == list(range(len(names)))
+    settings = SplitSettings(0, file=tmp_path / "split.csv")
+    assert choose_split(names, names, None, settings)["train"] == list(range(len(names)))
 
 
 def test_a_table_of_confusions_holds_no_formula(tmp_path):
