@@ -21,9 +21,9 @@ from src.batch_size_search import chosen_batch_size
 from src.checkpoints.model_folder import load_model
 from src.config import Config
 from src.data.labelled_images import LabelledImages
-from src.data.loading import eval_loader, num_workers
+from src.data.loading import eval_loader
 from src.data.seen_in_training import seen_in_training
-from src.data.sources import lists_files, load_images, load_unsplit
+from src.data.sources import lists_files, load_images, load_unsplit, loader_settings
 from src.data.table import read_csv
 from src.errors import ExitCode, UserError
 from src.files import make_folder, write_json
@@ -94,7 +94,7 @@ def measure_split(
     device: torch.device,
 ) -> tuple[dict[str, float], torch.Tensor]:
     """What `evaluate` returns, for a split of a run's images."""
-    loader = eval_loader(images, split, preprocessing, config.data, num_workers(config.data, images))
+    loader = eval_loader(images, split, preprocessing, loader_settings(config.data, images))
     loss = build_loss(config, images.counts("train"))
     return evaluate(network, loader, loss, len(images.classes), device, config.precision.name)
 
@@ -119,7 +119,7 @@ def evaluate_run(
     loss = build_loss(settings, _training_counts(run, card.classes) if weighted else ())
 
     def measure(chosen: LabelledImages) -> tuple[dict[str, float], torch.Tensor]:
-        loader = eval_loader(chosen, split, card.preprocessing, settings.data, num_workers(settings.data, chosen))
+        loader = eval_loader(chosen, split, card.preprocessing, loader_settings(settings.data, chosen))
         values, confusion = evaluate(network, loader, loss, len(card.classes), device, precision)
         return {f"{split}/{name}": value for name, value in values.items()}, confusion
 

@@ -16,7 +16,7 @@ from src.checkpoints.model_folder import ModelCard, load_model
 from src.cores import cpu_cores
 from src.data import time_limit
 from src.data.folders import list_images
-from src.data.image_loader import image_loader
+from src.data.image_loader import LoaderSettings, image_loader
 from src.data.oddities import other_bits
 from src.data.reading import ImageError, read_and_look
 from src.data.sampler import PartSampler
@@ -60,9 +60,8 @@ def predict(
     loader = image_loader(
         _Files(paths, card),
         PartSampler(len(paths), batch_size),
-        workers,
-        timeout_seconds=timeout_seconds,
-        batch_bytes=batch_size * 3 * card.preprocessing.image_size**2,
+        LoaderSettings(batch_size, workers, timeout_seconds),
+        card.preprocessing.image_size,
         collate=_collate,
     )
     rows: list[list[str]] = []

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from functools import cache, partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from src.data import loader_faults
+from src.data import loader_faults, time_limit
 from src.data.loader_watch import NO_IMAGE, NotStarted, Watch
 from src.data.reading import ImageError
 from src.data.time_limit import one_by_one
@@ -179,20 +180,28 @@ class _Batches(Iterator[Any]):
             self._end()
 
 
+@dataclass(frozen=True)
+class LoaderSettings:
+    """workers: loader processes. timeout_seconds: for an image, 0: no limit. skip_bad: images that broke are left out."""
+
+    batch_size: int
+    workers: int = 0
+    timeout_seconds: float = time_limit.SECONDS
+    skip_bad: bool = False
+
+
 def image_loader(
     images: Dataset,
     sampler: Any,
-    workers: int,
+    settings: LoaderSettings,
+    image_size: int,
     *,
-    timeout_seconds: float,
-    skip: bool = False,
     replacements: Replacements | None = None,
-    batch_bytes: int = 0,
     collate: Callable[[list[Any]], Any] = default_collate,
 ) -> ImageLoader:
-    """sampler: of batches of keys. batch_bytes: of a batch, to see whether the shared memory has room for the workers'."""
-    workers = _with_room(workers, batch_bytes)
-    dataset = GuardedDataset(images, timeout_seconds, skip, replacements)
+    """sampler: of batches of keys. image_size: tells whether the shared memory has room for the workers' batches."""
+    workers = _with_room(settings.workers, settings.batch_size * 3 * image_size**2)
+    dataset = GuardedDataset(images, settings.timeout_seconds, settings.skip_bad, replacements)
     return ImageLoader(
         dataset,
         batch_sampler=sampler,
@@ -229,7 +238,7 @@ def _number(key: Any) -> int:
 
 def _with_room(workers: int, batch_bytes: int) -> int:
     """As many of the loader processes as the shared memory has room for: each holds two batches, the trainer two more."""
-    if not workers or not batch_bytes or not SHARED_MEMORY.is_dir():
+    if not workers or not SHARED_MEMORY.is_dir():
         return workers
     room = os.statvfs(SHARED_MEMORY)
     free = room.f_bavail * room.f_frsize

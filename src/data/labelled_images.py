@@ -25,7 +25,7 @@ class LabelledImages:
     splits: which image belongs to which split, as indices; a split may be empty.
     read: index -> uint8 (3, H, W).
     in_memory: reading is only a lookup, so loader processes would cost more than they give.
-    blind: all images are black, since nobody looks at them.
+    no_pixels: all images are black: this process needs the labels alone.
     bits: how many bits of 16-bit channels are read, see ReadOptions.
     root: the folder that names start from; None for images in memory.
     digests: of the bytes of each image's file; None for images in memory.
@@ -37,12 +37,12 @@ class LabelledImages:
     splits: dict[str, list[int]]
     read: Callable[[int], torch.Tensor] = field(repr=False)
     in_memory: bool = False
-    blind: bool = False
+    no_pixels: bool = False
     bits: int = 16
     root: Path | None = None
     digests: list[str] | None = field(default=None, repr=False)
 
-    def where(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """The file of an image, or its name."""
         return str(self.root / self.names[index]) if self.root else self.names[index]
 
@@ -78,7 +78,7 @@ class LabelledImages:
     def without_pixels(self) -> LabelledImages:
         """The same list with black images: for a process that needs the labels alone, which then reads nothing."""
         black = torch.zeros(3, 8, 8, dtype=torch.uint8)
-        return replace(self, read=lambda index: black, in_memory=True, blind=True)
+        return replace(self, read=lambda index: black, in_memory=True, no_pixels=True)
 
     def in_order_of(self, classes: tuple[str, ...]) -> LabelledImages:
         """The same images with the labels of a model's stored class list. KeyError for a class that is not in it."""

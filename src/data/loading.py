@@ -9,11 +9,10 @@ import torch
 from torch.utils.data import Dataset
 
 from src import seeding
-from src.config import Data
 from src.cores import cpu_cores
-from src.data.image_loader import ImageLoader, image_loader
+from src.data.image_loader import ImageLoader, LoaderSettings, image_loader
 from src.data.labelled_images import LabelledImages
-from src.data.sampler import NOBODYS, EpochSampler, PartSampler
+from src.data.sampler import PADDING, WHOLE, EpochSampler, PartSampler, Share
 from src.data.transforms import Transform, eval_transform
 from src.preprocessing import Preprocessing
 
@@ -32,7 +31,7 @@ class TrainDataset(Dataset[Item]):
             return self.transform(self.images.read(index)), self.images.labels[index]
 
     def name(self, index: int) -> str:
-        return self.images.where(index)
+        return self.images.location(index)
 
     def replacements(self, key: tuple[int, int]) -> Iterator[tuple[int, int]]:
         """The images of the same class that follow in the split: whatever breaks, a batch keeps its size and labels."""
@@ -54,60 +53,37 @@ class EvalDataset(Dataset[Item]):
 
     def __getitem__(self, place: int) -> Item:
         index = self.indices[place]
-        label = NOBODYS if place == NOBODYS else self.images.labels[index]
+        label = PADDING if place == PADDING else self.images.labels[index]
         return self.transform(self.images.read(index)), label
 
     def name(self, place: int) -> str:
-        return self.images.where(self.indices[place])
+        return self.images.location(self.indices[place])
 
 
 def train_loader(
-    images: LabelledImages, transform: Transform, sampler: EpochSampler, data: Data, workers: int, image_size: int
+    images: LabelledImages, transform: Transform, sampler: EpochSampler, settings: LoaderSettings, image_size: int
 ) -> ImageLoader:
     """Batches (uint8 (B, 3, S, S), int64 (B,)) in the sampler's order. Its seed is that of the augmentation, too."""
     dataset = TrainDataset(images, transform, sampler.seed)
-    return image_loader(
-        dataset,
-        sampler,
-        workers,
-        timeout_seconds=data.timeout_seconds,
-        skip=data.on_bad_image == "skip",
-        replacements=dataset.replacements,
-        batch_bytes=data.batch_size * 3 * image_size**2,
-    )
+    return image_loader(dataset, sampler, settings, image_size, replacements=dataset.replacements)
 
 
 def eval_loader(
-    images: LabelledImages,
-    split: str,
-    preprocessing: Preprocessing,
-    data: Data,
-    workers: int,
-    *,
-    rank: int = 0,
-    world: int = 1,
+    images: LabelledImages, split: str, preprocessing: Preprocessing, settings: LoaderSettings, share: Share = WHOLE
 ) -> ImageLoader:
     """Batches (uint8 (B, 3, S, S), int64 (B,)) of a split in the order of the list; used by training and by evaluate.
 
-    rank, world: which part of every batch, where several processes measure together.
+    share: the part of every batch that this process measures.
     """
     dataset = EvalDataset(images, split, eval_transform(preprocessing))
-    return image_loader(
-        dataset,
-        PartSampler(len(dataset), data.batch_size, rank=rank, world=world),
-        workers,
-        timeout_seconds=data.timeout_seconds,
-        skip=data.on_bad_image == "skip",
-        batch_bytes=data.batch_size * 3 * preprocessing.image_size**2,
-    )
+    sampler = PartSampler(len(dataset), settings.batch_size, share)
+    return image_loader(dataset, sampler, settings, preprocessing.image_size)
 
 
-def num_workers(data: Data, images: LabelledImages, processes: int = 1) -> int:
-    """Loader processes of one of the processes that train on this machine: its share of data.num_workers, or of the cores."""
-    if images.blind:
+def num_workers(total: int | None, images: LabelledImages, processes: int = 1) -> int:
+    """Loader processes of one of the training processes on this machine: its share of the total; None: a core each."""
+    if images.no_pixels:
         total = 0
-    elif data.num_workers is None:
+    elif total is None:
         total = 0 if images.in_memory else min(cpu_cores(), 16)
-    else:
-        total = data.num_workers
     return -(-total // processes)

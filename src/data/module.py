@@ -6,10 +6,11 @@ import lightning as L
 import torch
 
 from src.config import Data
-from src.data.image_loader import ImageLoader
+from src.data.image_loader import ImageLoader, LoaderSettings
 from src.data.labelled_images import LabelledImages
-from src.data.loading import eval_loader, num_workers, train_loader
-from src.data.sampler import EpochSampler, batches_per_epoch
+from src.data.loading import eval_loader, train_loader
+from src.data.sampler import WHOLE, EpochSampler, Share, batches_per_epoch
+from src.data.sources import loader_settings
 from src.data.transforms import Transform, eval_transform, train_transform
 from src.preprocessing import Preprocessing
 
@@ -35,24 +36,15 @@ class ImageData(L.LightningDataModule):
         done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
         # Not trainer.current_epoch: after a save at the end of an epoch it is still that epoch, and loader processes
         # fetch the first batches before Lightning calls set_epoch.
-        epoch, start = divmod(done, self.steps_per_epoch)
-        rank, world = shared_out(self.trainer)
-        sampler = EpochSampler(
-            self.images.splits["train"],
-            self.config.batch_size,
-            self.seed,
-            rank=rank,
-            world=world,
-            start_epoch=epoch,
-            start=start,
-        )
-        self._sampler = sampler
-        return self._train_loader(train_transform(self.preprocessing, self.config.augment), sampler)
+        start = divmod(done, self.steps_per_epoch)
+        indices, share = self.images.splits["train"], share_of(self.trainer)
+        self._sampler = EpochSampler(indices, self.config.batch_size, self.seed, share, start)
+        return self._train_loader(train_transform(self.preprocessing, self.config.augment), self._sampler)
 
     def labels_of_batch(self, epoch: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The labels of a training batch: those of this process's part, which may be none, and those of the whole."""
         whole = self._sampler.whole_batch(epoch, batch)
-        own = self._sampler.own_part(whole)
+        own = self._sampler.share.of(whole)
         of_own, of_whole = ([self.images.labels[index] for index in part] for part in (own, whole))
         return torch.tensor(of_own, dtype=torch.int64), torch.tensor(of_whole)
 
@@ -61,8 +53,7 @@ class ImageData(L.LightningDataModule):
         return [self.images.names[index] for index in self._sampler.whole_batch(epoch, batch)]
 
     def _train_loader(self, transform: Transform, sampler: EpochSampler) -> ImageLoader:
-        size = self.preprocessing.image_size
-        return train_loader(self.images, transform, sampler, self.config, self._workers(), size)
+        return train_loader(self.images, transform, sampler, self._settings(), self.preprocessing.image_size)
 
     def statistics_loader(self) -> ImageLoader:
         """The training images once, shuffled and not augmented, for BatchNorm statistics."""
@@ -70,18 +61,21 @@ class ImageData(L.LightningDataModule):
         return self._train_loader(eval_transform(self.preprocessing), sampler)
 
     def val_dataloader(self) -> ImageLoader:
-        rank, world = shared_out(self.trainer)
-        return eval_loader(self.images, "val", self.preprocessing, self.config, self._workers(), rank=rank, world=world)
+        return eval_loader(self.images, "val", self.preprocessing, self._settings(), share_of(self.trainer))
 
-    def _workers(self) -> int:
-        processes = shared_out(self.trainer)[1] // self.trainer.num_nodes if self.trainer else 1
-        return num_workers(self.config, self.images, max(1, processes))
+    def _settings(self) -> LoaderSettings:
+        processes = share_of(self.trainer).world // self.trainer.num_nodes if self.trainer else 1
+        return loader_settings(self.config, self.images, max(1, processes))
+
+
+def share_of(trainer: L.Trainer | None) -> Share:
+    """The part of every batch that this process trains on: all of it where several work on the same batch (pipeline)."""
+    if trainer is None or not getattr(trainer.strategy, "shares_batches", True):
+        return WHOLE
+    return Share(trainer.global_rank, trainer.world_size)
 
 
 def shared_out(trainer: L.Trainer | None) -> tuple[int, int]:
-    """(rank, world): which part of every batch this process trains on, and in how many parts batches are shared out.
-
-    (0, 1) where there is one process, and where several work on the same batch, as in strategy=pipeline.
-    """
-    share = trainer.distributed_sampler_kwargs if trainer else None
-    return (share["rank"], share["num_replicas"]) if share else (0, 1)
+    """(rank, world) of share_of."""
+    share = share_of(trainer)
+    return share.rank, share.world

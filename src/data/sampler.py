@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch.utils.data import Sampler
 
 from src import seeding
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of every batch that one process works on: every world-th image, from its rank on."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, batch: Sequence[int]) -> list[int]:
+        return list(batch[self.rank :: self.world])
+
+
+WHOLE = Share()
+
+
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) keys for one process out of `world`.
+    """Batches of (epoch, index) keys: the share of one process.
 
-    The order of an epoch is cut into global batches of `batch_size`, and each process takes every world-th image of
-    a batch: one process and two see the same images. A last batch of one image joins the batch before it, since
-    BatchNorm cannot normalise a single one.
+    The order of an epoch is cut into global batches of `batch_size`, so that one process and two see the same images. A
+    last batch of one image joins the batch before it, since BatchNorm cannot normalise a single image.
 
-    start: batches of `start_epoch` that were trained before the run was interrupted and are passed over.
+    start: (epoch, batch) at which training goes on.
     """
 
     def __init__(
@@ -24,15 +38,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         indices: Sequence[int],
         batch_size: int,
         seed: int,
-        *,
-        rank: int = 0,
-        world: int = 1,
-        start_epoch: int = 0,
-        start: int = 0,
+        share: Share = WHOLE,
+        start: tuple[int, int] = (0, 0),
     ) -> None:
-        self.indices, self.batch_size, self.seed = indices, batch_size, seed
-        self.rank, self.world = rank, world
-        self.epoch, self.start_epoch, self.start = start_epoch, start_epoch, start
+        self.indices, self.batch_size, self.seed, self.share = indices, batch_size, seed, share
+        self.start, self.epoch = start, start[0]
         self._ordered: tuple[int, list[int]] | None = None  # the order of the epoch that was asked for last
 
     @property
@@ -48,13 +58,13 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return batches_per_epoch(len(self.indices), self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        first = self.start if self.epoch == self.start_epoch else 0
-        for batch in range(first, len(self)):
+        start_epoch, start_batch = self.start
+        for batch in range(start_batch if self.epoch == start_epoch else 0, len(self)):
             whole = self.whole_batch(self.epoch, batch)
-            # A process for which none is left computes one that does not count: the others wait for its gradients. A single
-            # one is there twice, since BatchNorm cannot normalise it; the mean over both is the same.
-            members = self.own_part(whole) or whole[:1]
-            if len(members) == 1 < self.world:
+            # A rank without an image computes one that does not count, because the others wait for its gradients. A single
+            # image is duplicated: BatchNorm needs two, and the mean is unchanged.
+            members = self.share.of(whole) or whole[:1]
+            if len(members) == 1 < self.share.world:
                 members = 2 * members
             yield [(self.epoch, index) for index in members]
 
@@ -64,31 +74,27 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         end = (batch + 1) * self.batch_size if batch < len(self) - 1 else len(order)
         return [self.indices[member] for member in order[batch * self.batch_size : end]]
 
-    def own_part(self, whole: list[int]) -> list[int]:
-        """Those of them that this process trains on; none, where there are fewer than processes."""
-        return whole[self.rank :: self.world]
-
     def _order(self, epoch: int) -> list[int]:
         if self._ordered is None or self._ordered[0] != epoch:
             self._ordered = epoch, seeding.epoch_order(self.seed, epoch, len(self.indices))
         return self._ordered[1]
 
 
-NOBODYS = -1  # the place of an image that does not count: the split's last one, with NOBODYS as its label
+PADDING = -1  # the place of an image that does not count: the split's last one, with PADDING as its label
 
 
 class PartSampler(Sampler[list[int]]):
-    """Batches of places in a split, in its order: of each batch the part of one process out of `world`.
+    """Batches of places in a split, in its order: the share of one process.
 
-    Nothing is added where a batch does not divide, so that no image counts twice in a metric. A process that would have
-    none at all gets NOBODYS: without a batch Lightning skips the validation, in which the others wait for it.
+    Nothing is added where a batch does not divide, so that no image counts twice in a metric. A process without any image
+    gets PADDING: without a batch Lightning skips the validation, in which the others wait for it.
     """
 
-    def __init__(self, length: int, batch_size: int, *, rank: int = 0, world: int = 1) -> None:
-        parts = [range(start, min(start + batch_size, length))[rank::world] for start in range(0, length, batch_size)]
-        self.parts = [list(part) for part in parts if part]
+    def __init__(self, length: int, batch_size: int, share: Share = WHOLE) -> None:
+        batches = (range(start, min(start + batch_size, length)) for start in range(0, length, batch_size))
+        self.parts = [part for batch in batches if (part := share.of(batch))]
         if length and not self.parts:
-            self.parts = [[NOBODYS]]
+            self.parts = [[PADDING]]
 
     def __len__(self) -> int:
         return len(self.parts)

@@ -17,9 +17,11 @@ from src.config import Data
 from src.cores import cpu_cores
 from src.data import folders, image_files, table
 from src.data.image_files import FileSettings
+from src.data.image_loader import LoaderSettings
 from src.data.image_set import ImageSet, split_image_set
 from src.data.labelled_images import LabelledImages
 from src.data.listing import Listing
+from src.data.loading import num_workers
 from src.data.splits import SplitSettings
 from src.errors import ExitCode, UserError
 from src.preprocessing import ReadOptions
@@ -75,6 +77,12 @@ def _file_settings(data: Data, cache_dir: Path, bad_list: Path | None, workers: 
         bad_list=bad_list,
         workers=workers or cpu_cores(),
     )
+
+
+def loader_settings(data: Data, images: LabelledImages, processes: int = 1) -> LoaderSettings:
+    """For one of the processes that train on this machine."""
+    workers = num_workers(data.num_workers, images, processes)
+    return LoaderSettings(data.batch_size, workers, data.timeout_seconds, data.on_bad_image == "skip")
 
 
 def _path(text: str | None) -> Path | None:

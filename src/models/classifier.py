@@ -13,7 +13,7 @@ from src import seeding
 from src.config import Config, Optimizer
 from src.data.labelled_images import LabelledImages
 from src.data.module import shared_out
-from src.data.sampler import NOBODYS
+from src.data.sampler import PADDING
 from src.models.building import build_loss
 from src.models.losses import ClassificationLoss, predicted_classes, with_telling_gradient
 from src.models.metrics import SplitMetrics
@@ -114,7 +114,7 @@ class Classifier(L.LightningModule):
             self.train_metrics.update(outputs["loss"], predicted, labels, self.loss.weight(labels))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        if len(batch[1]) == 1 and batch[1][0] == NOBODYS:
+        if len(batch[1]) == 1 and batch[1][0] == PADDING:
             return
         loss, predicted = self._step(batch, self._in_parts)
         self.val_metrics.update(loss, predicted, batch[1], self.loss.weight(batch[1]))

@@ -50,6 +50,8 @@ class Pipeline(OwnBackward, DDPStrategy):
     the others, where the process group is not there already.
     """
 
+    shares_batches = False  # all processes work on the same batch: src/data/module.py asks
+
     def __init__(self, micro_batches: int, schedule: str, timeout_seconds: float) -> None:
         self.timeout = timedelta(seconds=timeout_seconds)
         super().__init__(cluster_environment=TorchElasticEnvironment(), timeout=self.timeout)
@@ -57,11 +59,6 @@ class Pipeline(OwnBackward, DDPStrategy):
         self._own: OwnStage
         self._shares: list[Any] = []  # of each micro-batch in the loss of the batch
         self._compared: list[tuple[Tensor, Tensor]] = []  # its part of that loss, and its predicted classes
-
-    @property
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Batches are not shared out."""
-        return {"num_replicas": 1, "rank": 0}
 
     @property
     def _last(self) -> int:

@@ -201,7 +201,8 @@ class Run:
             global_step=0,
             current_epoch=0,
             num_training_batches=steps,
-            distributed_sampler_kwargs={"rank": 0, "num_replicas": world_size},
+            global_rank=0,
+            world_size=world_size,
         )
         self.module = SimpleNamespace(log_dict=lambda values, **_: self.logged.update(values))
         log.on_train_start(self.trainer, self.module)

@@ -23,6 +23,7 @@ from src.checkpoints.reading import read_checkpoint
 from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Data
 from src.data import image_loader, loader_faults, loader_watch
+from src.data.image_loader import LoaderSettings
 from src.data.labelled_images import LabelledImages
 from src.data.loading import eval_loader, train_loader
 from src.data.reading import ImageError
@@ -52,17 +53,17 @@ def _make_images(faults=None, root="photos") -> LabelledImages:
     return LabelledImages(("a", "b"), [f"{index}.png" for index in members], LABELS, splits, read, root=Path(root))
 
 
-def settings(**changes) -> Data:
-    return replace(Data(source="image_folder", batch_size=4, timeout_seconds=0.5), **changes)
+def settings(workers: int, **changes) -> LoaderSettings:
+    return replace(LoaderSettings(4, workers, timeout_seconds=0.5), **changes)
 
 
 def val(images: LabelledImages, workers: int, **changes):
-    return eval_loader(images, "val", SQUARE, settings(**changes), workers)
+    return eval_loader(images, "val", SQUARE, settings(workers, **changes))
 
 
 def training(images: LabelledImages, workers: int, **changes):
     sampler = EpochSampler(images.splits["train"], 4, 0)
-    return train_loader(images, eval_transform(SQUARE), sampler, settings(**changes), workers, 8)
+    return train_loader(images, eval_transform(SQUARE), sampler, settings(workers, **changes), 8)
 
 
 def broken() -> None:
@@ -272,26 +273,26 @@ def test_an_image_that_breaks_is_named_or_skipped_as_the_policy_says(workers, ca
     with pytest.raises(LoaderFault, match=r"broke while the run was under way: photos/5\.png: the file ends too early"):
         list(val(images, workers))
 
-    measured = [labels.tolist() for _, labels in val(images, workers, on_bad_image="skip")]
+    measured = [labels.tolist() for _, labels in val(images, workers, skip_bad=True)]
     assert measured == [LABELS[:4], [0, 0], LABELS[8:]]  # left out: nothing counts twice in a metric
     assert caplog.text.count("it broke since it was checked and is left out") == 2
 
-    batches = list(training(images, workers, on_bad_image="skip"))
+    batches = list(training(images, workers, skip_bad=True))
     assert [len(labels) for _, labels in batches] == [4, 4, 4]
     shown = torch.cat([pixels[:, 0, 0, 0] for pixels, _ in batches]).tolist()
     labels = torch.cat([labels for _, labels in batches]).tolist()
     assert sorted(shown) == [0, 1, 2, 3, 4, 6, 8, 9, 9, 9, 10, 11]  # 9 is the next of the class that can be read
     assert labels == [LABELS[index] for index in shown]
-    again = torch.cat([pixels[:, 0, 0, 0] for pixels, _ in training(images, 1 - workers, on_bad_image="skip")])
+    again = torch.cat([pixels[:, 0, 0, 0] for pixels, _ in training(images, 1 - workers, skip_bad=True)])
     assert again.tolist() == shown
 
 
 def test_a_batch_or_a_class_of_which_nothing_is_left(caplog):
     nothing_of_a_batch = _make_images(dict.fromkeys(range(4), broken))
-    assert [len(labels) for _, labels in val(nothing_of_a_batch, 0, on_bad_image="skip")] == [4, 4]
+    assert [len(labels) for _, labels in val(nothing_of_a_batch, 0, skip_bad=True)] == [4, 4]
     no_class = _make_images(dict.fromkeys(range(1, 12, 2), broken))
     with pytest.raises(LoaderFault, match="nor can any other image of its class"):
-        list(training(no_class, 0, on_bad_image="skip"))
+        list(training(no_class, 0, skip_bad=True))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from src.config import Data
+from src.data.image_loader import LoaderSettings
 from src.data.loading import eval_loader, num_workers, train_loader
-from src.data.sampler import NOBODYS, EpochSampler, PartSampler, batches_per_epoch
+from src.data.sampler import PADDING, EpochSampler, PartSampler, Share, batches_per_epoch
 from src.data.sources import load_images
 from src.data.transforms import eval_transform, train_transform
 from src.preprocessing import Preprocessing
@@ -23,10 +24,10 @@ def images(tmp_path):
     return load_images(Data(source="synthetic", num_images=45), 0, cache_dir=tmp_path, workers=1)
 
 
-def hashes(labelled, augment, workers, epochs=(0, 1), **sampler):
+def hashes(labelled, augment, workers, epochs=(0, 1), start=(0, 0)):
     """SHA-256 of every batch of the epochs."""
-    batches = EpochSampler(labelled.splits["train"], 8, seed=5, **sampler)
-    loader = train_loader(labelled, train_transform(SQUARE, augment), batches, Data(batch_size=8), workers, 24)
+    batches = EpochSampler(labelled.splits["train"], 8, seed=5, start=start)
+    loader = train_loader(labelled, train_transform(SQUARE, augment), batches, LoaderSettings(8, workers), 24)
     found = []
     for epoch in epochs:
         batches.set_epoch(epoch)
@@ -48,14 +49,14 @@ def test_batches_do_not_depend_on_the_number_of_workers(images, augment):
 def test_an_epoch_goes_on_where_it_was_interrupted(images):
     whole = hashes(images, "standard", 0, epochs=(0, 1, 2))
     per_epoch = len(whole) // 3
-    rest = hashes(images, "standard", 0, epochs=(1, 2), start_epoch=1, start=2)
+    rest = hashes(images, "standard", 0, epochs=(1, 2), start=(1, 2))
     assert rest == whole[per_epoch + 2 :]
 
 
 def test_two_processes_see_the_images_of_one():
     indices = list(range(100, 137))
-    one = list(EpochSampler(indices, 8, seed=1))
-    ranks = [list(EpochSampler(indices, 8, seed=1, rank=rank, world=2)) for rank in range(2)]
+    one = list(EpochSampler(indices, 8, 1))
+    ranks = [list(EpochSampler(indices, 8, 1, Share(rank, 2))) for rank in range(2)]
     for batch, parts in zip(one, zip(*ranks, strict=True), strict=True):
         assert sorted(batch) == sorted(parts[0] + parts[1])
     assert sorted(index for batch in one for _, index in batch) == indices
@@ -73,26 +74,26 @@ def test_no_batch_of_a_single_image(images_, batch, sizes):
 
 def test_a_process_always_has_two_images_to_compute():
     """Of 7 images in batches of 5 the last has 2: four processes have one, one, none and none of their own in it."""
-    samplers = [EpochSampler(range(7), 5, 0, rank=rank, world=4) for rank in range(4)]
+    samplers = [EpochSampler(range(7), 5, 0, Share(rank, 4)) for rank in range(4)]
     last = [list(sampler)[-1] for sampler in samplers]
     assert [len(batch) for batch in last] == [2, 2, 2, 2]
     whole = samplers[0].whole_batch(0, 1)
-    assert [sampler.own_part(whole) for sampler in samplers] == [[whole[0]], [whole[1]], [], []]
+    assert [sampler.share.of(whole) for sampler in samplers] == [[whole[0]], [whole[1]], [], []]
     assert [{index for _, index in batch} for batch in last] == [{whole[0]}, {whole[1]}, {whole[0]}, {whole[0]}]
 
 
 def test_a_process_without_a_image_to_measure_has_one_that_does_not_count(images):
-    samplers = [PartSampler(2, 6, rank=rank, world=4) for rank in range(4)]
-    assert [list(sampler) for sampler in samplers] == [[[0]], [[1]], [[NOBODYS]], [[NOBODYS]]]
-    assert list(PartSampler(0, 6, rank=1, world=2)) == []
+    samplers = [PartSampler(2, 6, Share(rank, 4)) for rank in range(4)]
+    assert [list(sampler) for sampler in samplers] == [[[0]], [[1]], [[PADDING]], [[PADDING]]]
+    assert list(PartSampler(0, 6, Share(1, 2))) == []
     few = replace(images, splits=images.splits | {"val": images.splits["val"][:2]})
-    loader = eval_loader(few, "val", SQUARE, Data(source="synthetic", batch_size=6), workers=0, rank=3, world=4)
-    assert [labels.tolist() for _, labels in loader] == [[NOBODYS]]
+    loader = eval_loader(few, "val", SQUARE, LoaderSettings(6), Share(3, 4))
+    assert [labels.tolist() for _, labels in loader] == [[PADDING]]
 
 
 def test_a_gpu_that_the_run_leaves_alone_is_not_set_up_to_pin_memory(images, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    loader = eval_loader(images, "val", SQUARE, Data(source="synthetic"), workers=0)
+    loader = eval_loader(images, "val", SQUARE, LoaderSettings(32))
     iter(loader)
     assert not loader.pin_memory
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -104,7 +105,7 @@ def test_a_gpu_that_the_run_leaves_alone_is_not_set_up_to_pin_memory(images, mon
 @pytest.mark.parametrize(("world", "length", "batch"), [(1, 10, 4), (2, 10, 4), (3, 7, 4), (4, 9, 8)])
 def test_several_processes_measure_every_image_once(world, length, batch):
     """DistributedSampler would give some of them twice, and they would count twice."""
-    samplers = [PartSampler(length, batch, rank=rank, world=world) for rank in range(world)]
+    samplers = [PartSampler(length, batch, Share(rank, world)) for rank in range(world)]
     places = [place for sampler in samplers for part in sampler for place in part]
     assert sorted(places) == list(range(length))
     assert [len(list(sampler)) for sampler in samplers] == [len(sampler) for sampler in samplers]
@@ -115,22 +116,22 @@ def test_images_for_a_process_that_needs_the_labels_alone(images):
     def fail(index: int) -> torch.Tensor:
         raise AssertionError(f"image {index} was read")
 
-    blind = replace(images, read=fail, in_memory=False).without_pixels()
-    assert num_workers(Data(), blind) == num_workers(Data(num_workers=8), blind) == 0
-    for batch, labels in eval_loader(blind, "val", SQUARE, Data(source="synthetic", batch_size=4), workers=0):
+    black = replace(images, read=fail, in_memory=False).without_pixels()
+    assert num_workers(None, black) == num_workers(8, black) == 0
+    for batch, labels in eval_loader(black, "val", SQUARE, LoaderSettings(4)):
         assert batch.shape[1:] == (3, SQUARE.image_size, SQUARE.image_size)
         assert not batch.any()
         assert len(labels) == len(batch)
-    assert blind.digest() == images.digest()
+    assert black.digest() == images.digest()
 
 
 @pytest.mark.parametrize(("total", "processes", "each"), [(8, 1, 8), (8, 4, 2), (3, 2, 2), (0, 4, 0)])
 def test_loader_processes_are_divided_among_the_processes_of_a_machine(images, total, processes, each):
-    assert num_workers(Data(num_workers=total), images, processes) == each
+    assert num_workers(total, images, processes) == each
 
 
 def test_eval_batches_come_in_the_order_of_the_list(images):
-    loader = eval_loader(images, "val", SQUARE, Data(source="synthetic", batch_size=4), workers=0)
+    loader = eval_loader(images, "val", SQUARE, LoaderSettings(4))
     labels = torch.cat([labels for _, labels in loader])
     assert labels.tolist() == [images.labels[index] for index in images.splits["val"]]
 
@@ -139,7 +140,7 @@ def test_making_an_iterator_leaves_the_global_generator_alone(images):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    for _ in eval_loader(images, "val", SQUARE, Data(source="synthetic"), workers=0):
+    for _ in eval_loader(images, "val", SQUARE, LoaderSettings(32)):
         pass
     assert torch.equal(torch.rand(1), expected)
 

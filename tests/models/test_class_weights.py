@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from src.config import Data, Optimizer
 from src.data.module import ImageData
-from src.data.sampler import EpochSampler
+from src.data.sampler import EpochSampler, Share
 from src.evaluation import evaluate
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss, class_weights
@@ -137,10 +137,10 @@ def test_an_image_that_a_process_computes_twice_counts_once():
     found = []
     for rank in range(2):
         model = Classifier(network(), loss, config, num_classes=3, total_steps=9, seed=0, hparams={})
-        sampler = EpochSampler(range(7), 3, seed=0, rank=rank, world=2)
+        sampler = EpochSampler(range(7), 3, seed=0, share=Share(rank, 2))
         for number, keys in enumerate(sampler):
             members = [index for _, index in keys]
-            model._counted = len(sampler.own_part(sampler.whole_batch(0, number)))
+            model._counted = len(sampler.share.of(sampler.whole_batch(0, number)))
             value, predicted = model.compare(logits[members], labels[members])
             model.count({"loss": value, "predicted": predicted}, (logits, labels[members]))
         found.append(model.train_metrics.loss)
@@ -158,13 +158,15 @@ def test_the_gradients_of_processes_with_other_labels_are_those_of_the_whole_bat
     def gradient(rank: int, world: int, number: int) -> torch.Tensor:
         loss, config = ClassificationLoss("multiclass", WEIGHTS), Optimizer(name="sgd", lr=0.1, momentum=0.0)
         model = Classifier(network(), loss, config, num_classes=3, total_steps=9, seed=0, hparams={}).double().eval()
-        sampler = EpochSampler(range(7), 2, seed=0, rank=rank, world=world)
+        sampler = EpochSampler(range(7), 2, seed=0, share=Share(rank, world))
         whole = sampler.whole_batch(0, number)
         trainer = SimpleNamespace(
-            distributed_sampler_kwargs={"rank": rank, "num_replicas": world} if world > 1 else None,
+            strategy=None,
+            global_rank=rank,
+            world_size=world,
             fit_loop=SimpleNamespace(total_batch_idx=number),
             current_epoch=0,
-            datamodule=SimpleNamespace(labels_of_batch=lambda *_: (labels[sampler.own_part(whole)], labels[whole])),
+            datamodule=SimpleNamespace(labels_of_batch=lambda *_: (labels[sampler.share.of(whole)], labels[whole])),
         )
         model.trainer = trainer
         members = [index for _, index in list(sampler)[number]]
