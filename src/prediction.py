@@ -18,7 +18,7 @@ from src.data import time_limit
 from src.data.folders import list_images
 from src.data.image_loader import LoaderSettings, image_loader
 from src.data.oddities import other_bits
-from src.data.reading import ImageError, read_and_look
+from src.data.reading import ImageError, read_with_findings
 from src.data.sampler import PartSampler
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
@@ -134,10 +134,10 @@ class _Files(Dataset[tuple[int, torch.Tensor | str]]):
 
     def __getitem__(self, place: int) -> tuple[int, torch.Tensor | str]:
         try:
-            image, found = read_and_look(self.paths[place], self.options)
+            image, findings = read_with_findings(self.paths[place], self.options)
         except ImageError as error:
             return place, str(error)
-        if not self.said and (odd := other_bits(found.bits, self.options.bits)):
+        if not self.said and (odd := other_bits(findings.bits, self.options.bits)):
             self.said = True  # once a loader process
             log.warning(f"{printable(self.paths[place])}: {odd}")
         return place, self.transform(image)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#&~])")
@@ -19,6 +20,12 @@ def printable(text: object) -> str:
 def printable_lines(text: str) -> str:
     """The same for our own text of several lines: line breaks and tabs stay."""
     return "".join(letter if letter.isprintable() or letter in "\n\t" else _escape(letter) for letter in text)
+
+
+def few(names: Collection[object], limit: int = 6) -> str:
+    """The first names, and how many more there are, on one line: a, b and 7 more."""
+    shown = ", ".join(printable(name) for name in list(names)[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 def for_markdown(value: object) -> str:

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """One image: digest of the file's bytes (blake2b, 32 hex digits), upright size in pixels, error or None.
 
     The digest is empty if the bytes could not be read. The size is 0 x 0 if there is an error. bits: how many its 16-bit
@@ -61,7 +61,7 @@ def check_images(
     cache: Path | None,
     workers: int,
     timeout_seconds: float = SECONDS,
-) -> dict[str, Checked]:
+) -> dict[str, CheckResult]:
     """Decodes the images that have changed since they were last checked. Never raises for a bad or missing image;
     raises LoaderFault for one that takes longer than timeout_seconds (0: no limit).
 
@@ -72,12 +72,12 @@ def check_images(
     stamps = dict(zip(names, in_time(_stamp, [root / name for name in names], timeout_seconds), strict=True))
     entries = _load(cache, options) if cache else {}
     checked = {
-        name: Checked(*entries[name][2:7], notes=tuple(entries[name][7]))
+        name: CheckResult(*entries[name][2:7], notes=tuple(entries[name][7]))
         for name, stamp in stamps.items()
         if stamp is not None and name in entries and tuple(entries[name][:2]) == stamp
     }
 
-    def check(name: str) -> tuple[Checked, bool]:
+    def check(name: str) -> tuple[CheckResult, bool]:
         return in_time(lambda path: _check(path, name, options), [root / name], timeout_seconds)[0]
 
     missing = [name for name in stamps if name not in checked]
@@ -126,7 +126,7 @@ def cached_digests(cache: Path) -> dict[str, str]:
         return {}
 
 
-def _check(path: Path, name: str, options: ReadOptions) -> tuple[Checked, bool]:
+def _check(path: Path, name: str, options: ReadOptions) -> tuple[CheckResult, bool]:
     """Reads the file once, for digest and decode. The second value: whether the result lasts until the file changes.
 
     A file that may not be read, or a lack of memory, may be mended without a change of the file.
@@ -134,18 +134,18 @@ def _check(path: Path, name: str, options: ReadOptions) -> tuple[Checked, bool]:
     try:
         data = read_bytes(path, name)
     except ImageError as error:
-        return Checked("", 0, 0, str(error).removeprefix(f"{printable(name)}: ")), False
+        return CheckResult("", 0, 0, str(error).removeprefix(f"{printable(name)}: ")), False
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     try:
         decoded = decode_image(data, name, replace(options, bits=0))
     except ImageError as error:
         lasting = not isinstance(error.__cause__, MemoryError)
-        return Checked(digest, 0, 0, str(error).removeprefix(f"{printable(name)}: ")), lasting
-    image, found = decoded.image, decoded.found
+        return CheckResult(digest, 0, 0, str(error).removeprefix(f"{printable(name)}: ")), lasting
+    image, findings = decoded.image, decoded.findings
     extrema = (image.getchannel(channel).getextrema() for channel in range(3))  # usually the first one is enough
     if all(high - low <= FLAT for low, high in extrema):
-        found.notes.add(ONE_COLOUR)
-    return Checked(digest, image.width, image.height, None, found.bits, tuple(sorted(found.notes))), True
+        findings.notes.add(ONE_COLOUR)
+    return CheckResult(digest, image.width, image.height, None, findings.bits, tuple(sorted(findings.notes))), True
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable, items: Sequence[str], in_flight: int) -> Iterator:

@@ -6,7 +6,6 @@ A split that is made here deals copies together (src/data/splits.py), whatever t
 from __future__ import annotations
 
 import logging
-import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from src.data.labelled_images import LabelledImages
 from src.errors import ExitCode, UserError
 from src.files import write_text
-from src.text import printable
+from src.text import printable, shell_word
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +63,11 @@ def _refusal(
     if len(groups) > len(shown):
         shown.append(f"and {len(groups) - len(shown)} more")
     first, last = root / groups[0][0], root / groups[0][-1]
-    fix = [f"rm {shlex.quote(str(last))}   # if it is not {printable(mark[groups[0][-1]])}, and likewise for the rest"]
+    fix = [f"rm {shell_word(last)}   # if it is not {printable(mark[groups[0][-1]])}, and likewise for the rest"]
     if first.samefile(last):  # removing it would remove both
-        fix = [f"ls -ld {shlex.quote(str(first.parent))} {shlex.quote(str(last.parent))}   # a link: remove the link"]
+        fix = [f"ls -ld {shell_word(first.parent)} {shell_word(last.parent)}   # a link: remove the link"]
     if list_file and _write(list_file, groups, mark):
-        fix.append(f"less {shlex.quote(str(list_file))}   # lists all of them")
+        fix.append(f"less {shell_word(list_file)}   # lists all of them")
     return UserError(found, where=printable(root), why="\n".join([why, *shown]), fix=fix, code=ExitCode.DATA)
 
 

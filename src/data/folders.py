@@ -12,11 +12,11 @@ from pathlib import Path
 from src.data.layout import choose_layout
 from src.data.listing import Listing
 from src.data.reading import EXTENSIONS
-from src.data.scanning import LeftOut, holds_images, how_to_convert, images_below, images_in, scan, sub_folders
+from src.data.scanning import Omissions, holds_images, how_to_convert, images_below, images_in, scan, sub_folders
 from src.data.spelling import refuse_alike
 from src.errors import ExitCode, UserError
 from src.files import existing_parent
-from src.text import printable, shell_word
+from src.text import few, printable, shell_word
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)
@@ -36,19 +36,19 @@ def list_image_folder(root: Path, layout: str = "auto") -> Listing:
             fix=f"ls {shell_word(existing_parent(root))}",
             code=ExitCode.NO_INPUT,
         )
-    found = choose_layout(root, layout)
-    listing = Listing(root, splits=[] if found.parts[0][1] else None)
-    left_out = LeftOut()
+    plan = choose_layout(root, layout)
+    listing = Listing(root, splits=[] if plan.parts[0][1] else None)
+    left_out = Omissions()
     scan(root, left_out)
     empty: dict[Path, Counter[str]] = {}
     loose: dict[Path, int] = {}
-    for part, split in found.parts:
+    for part, split in plan.parts:
         folder = root / part
         if part:
             scan(folder, left_out)
         loose[folder] = len(images_in(folder))
         for label in sub_folders(folder):
-            inside = LeftOut()
+            inside = Omissions()
             paths = list(images_below(folder / label, inside, above=(root, folder)))
             left_out.endings += inside.endings
             left_out.system += inside.system
@@ -69,11 +69,11 @@ def list_image_folder(root: Path, layout: str = "auto") -> Listing:
     for folder, count in loose.items():
         if count:
             log.warning(f"Images directly in {printable(str(folder))}, in no class folder, left out: {count}")
-    if listing.splits is not None or found.parts[0][0]:
-        used = [name for name, _ in found.parts] + list(found.left_out)
-        if without := [printable(name) for name in sub_folders(root) if name not in used]:
-            log.warning(f"Beside the splits these folders hold no image: {', '.join(without[:6])}")
-    for name, reason in found.left_out.items():
+    if listing.splits is not None or plan.parts[0][0]:
+        used = [name for name, _ in plan.parts] + list(plan.left_out)
+        if without := [name for name in sub_folders(root) if name not in used]:
+            log.warning(f"Beside the splits these folders hold no image: {few(without)}")
+    for name, reason in plan.left_out.items():
         log.warning(
             f"{printable(str(root / name))} is left out: {reason}. After training, predict takes its images: "
             f"python -m src.predict run=RUN images={shell_word(root / name)}"
@@ -85,7 +85,7 @@ def list_images(path: Path) -> list[Path]:
     """Every image below a folder, or the one file: what images= names. Raises UserError where there is none."""
     if path.is_file():
         return [path]
-    left_out, where = LeftOut(), str(path.absolute())
+    left_out, where = Omissions(), str(path.absolute())
     if not path.exists():
         parent = existing_parent(path)
         raise UserError(
@@ -132,7 +132,7 @@ def _is_folder(path: Path) -> bool:
         ) from error
 
 
-def _nothing_found(root: Path, left_out: LeftOut) -> UserError:
+def _nothing_found(root: Path, left_out: Omissions) -> UserError:
     """No class folder has an image: they lie a level too high, or are of formats that are not read."""
     loose, where = images_in(root), printable(str(root.absolute()))
     if loose:
@@ -166,10 +166,10 @@ def _nothing_found(root: Path, left_out: LeftOut) -> UserError:
 
 def _empty_classes(root: Path, empty: dict[Path, Counter[str]]) -> UserError:
     """Class folders without an image. A folder is only ever removed if it is empty: it may be full of photos."""
-    names = ", ".join(printable(path.relative_to(root).as_posix()) for path in list(empty)[:5])
+    names = few([path.relative_to(root).as_posix() for path in empty], 5)
     held = [
         f"{printable(path.relative_to(root).as_posix())} holds "
-        + ", ".join(f"{count} {printable(end)}" for end, count in kinds.most_common(4))
+        + few([f"{count} {ending}" for ending, count in kinds.most_common()], 4)
         + how_to_convert(kinds)
         for path, kinds in list(empty.items())[:4]
         if kinds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -13,14 +12,14 @@ from pathlib import Path
 import torch
 
 from src.data import copies, oddities, splits
-from src.data.checking import Checked, check_images, refuse_bad_images
+from src.data.checking import CheckResult, check_images, refuse_bad_images
 from src.data.labelled_images import SPLITS, LabelledImages
 from src.data.listing import Listing
 from src.data.reading import read_image
 from src.data.splits import SplitSettings
 from src.errors import ExitCode, UserError
 from src.preprocessing import ReadOptions
-from src.text import printable
+from src.text import few, printable, shell_word
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +83,9 @@ def cache_file(cache_dir: Path, root: Path) -> Path:
     return cache_dir / f"{blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()}.json"
 
 
-def _checked(listing: Listing, settings: FileSettings, keep_bad: bool = False) -> tuple[Listing, dict[str, Checked]]:
+def _checked(
+    listing: Listing, settings: FileSettings, keep_bad: bool = False
+) -> tuple[Listing, dict[str, CheckResult]]:
     """The check of all files, and the listing without the bad ones.
 
     keep_bad: a run that has begun keeps those that broke since, so that its epochs stay as long: the loaders deal with
@@ -105,11 +106,10 @@ def _checked(listing: Listing, settings: FileSettings, keep_bad: bool = False) -
     error = refuse_bad_images(bad, total, root, settings.bad_list)
     if not settings.skip_bad:
         raise error
-    some = ", ".join(printable(name) for name in list(bad)[:3]) + (", ..." if len(bad) > 3 else "")
     if keep_bad:
-        log.warning(f"{len(bad)} of {total} images cannot be read any more: {some}")
+        log.warning(f"{len(bad)} of {total} images cannot be read any more: {few(bad, 3)}")
         return listing, checked
-    log.warning(f"{len(bad)} of {total} images cannot be read and were left out: {some}")
+    log.warning(f"{len(bad)} of {total} images cannot be read and were left out: {few(bad, 3)}")
     good = listing.only([index for index, name in enumerate(listing.names) if name not in bad])
     lost = sorted(set(listing.labels) - set(good.labels))
     if lost:
@@ -117,14 +117,14 @@ def _checked(listing: Listing, settings: FileSettings, keep_bad: bool = False) -
             f"class {printable(lost[0])} has no image left that can be read",
             where=printable(str(root)),
             why="all its files are damaged or of a format that is not read",
-            fix=f"ls -l {shlex.quote(str(root / lost[0]))}",
+            fix=f"ls -l {shell_word(root / lost[0])}",
             code=ExitCode.DATA,
         )
     return good, checked
 
 
 def _labelled(
-    listing: Listing, members: dict[str, list[int]], settings: FileSettings, checked: dict[str, Checked]
+    listing: Listing, members: dict[str, list[int]], settings: FileSettings, checked: dict[str, CheckResult]
 ) -> LabelledImages:
     checked = {name: checked[name] for name in listing.names}
     bits = settings.bits or oddities.bits_used(checked)

@@ -244,7 +244,7 @@ def _with_room(workers: int, batch_bytes: int) -> int:
     free = room.f_bavail * room.f_frsize
     fitting = max(0, min(workers, (free // batch_bytes - 2) // 2))
     if fitting < workers:
-        _say_once(
+        _warn_once(
             f"{SHARED_MEMORY} has too little room for the batches of {workers} loader processes "
             f"({batch_bytes / 2**20:.1f} MiB each): {fitting or 'none'} of them are used. In Docker: --shm-size=8g"
         )
@@ -252,5 +252,5 @@ def _with_room(workers: int, batch_bytes: int) -> int:
 
 
 @cache
-def _say_once(warning: str) -> None:
+def _warn_once(warning: str) -> None:
     log.warning(warning)

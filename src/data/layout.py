@@ -26,14 +26,14 @@ top folder as a class, `data.layout=splits` the splits alone, and `data.root=` a
 from __future__ import annotations
 
 import re
-import shlex
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from src.data.scanning import holds_images, images_in, sub_folders
 from src.data.spelling import alike
 from src.errors import ExitCode, UserError
-from src.text import printable
+from src.text import few, printable, shell_word
 from src.user_command import corrected
 
 SPLIT_WORDS = {
@@ -108,7 +108,7 @@ def _only_splits(root: Path, labelled: list[str], splits: dict[str, str], left_o
     for split in ("train", "val", "test"):
         same = [name for name in labelled if splits[name] == split]
         if len(same) > 1:
-            aside = [f"mv {_quoted(root / name)} {_quoted(_beside(root, name))}" for name in same[::-1]]
+            aside = [f"mv {shell_word(root / name)} {shell_word(_beside(root, name))}" for name in same[::-1]]
             raise _unclear(
                 root,
                 f"{_shown(same)} are all {split} folders",
@@ -168,7 +168,9 @@ def _refuse_unlabelled(root: Path, splits: dict[str, str], others: list[str]) ->
             f"{_shown(held_out)} may be a class, or images without labels, beside the folders {_shown(others)}",
             "its name is that of a split, and it holds images but no class folders",
             [corrected("data.layout=classes") + "   # it is a class"]
-            + [f"mv {_quoted(root / name)} {_quoted(_beside(root, name))}   # it is not" for name in held_out[:2]],
+            + [
+                f"mv {shell_word(root / name)} {shell_word(_beside(root, name))}   # it is not" for name in held_out[:2]
+            ],
         )
 
 
@@ -192,7 +194,7 @@ def _refuse_deeper(root: Path, top: list[str]) -> None:
             f"{_shown(inside)} lie inside the class folder {_shown([name])}",
             "splits are read above the classes, as train/CLASS; below them they would be mixed",
             [
-                f"(cd {_quoted(root)} && T={_quoted(sorted_root)} && {move})",
+                f"(cd {shell_word(root)} && T={shell_word(sorted_root)} && {move})",
                 corrected(f"data.root={sorted_root}") + "   # after that",
                 corrected("data.layout=classes") + "   # the split is made anew",
             ],
@@ -226,7 +228,7 @@ def _refuse_doubled(root: Path, labelled: list[str]) -> None:
             deeper[name] = inside[0]
     if deeper:
         move = [
-            f"mv {_quoted(root / name / inner)}/* {_quoted(root / name)}/ && rmdir {_quoted(root / name / inner)}"
+            f"mv {shell_word(root / name / inner)}/* {shell_word(root / name)}/ && rmdir {shell_word(root / name / inner)}"
             for name, inner in deeper.items()
         ]
         raise _unclear(
@@ -252,7 +254,7 @@ def _refuse_same_inside(root: Path, top: list[str]) -> None:
             f"{_shown(top)} hold the same folders: they may be splits, or classes",
             "as it stands each would be a class; splits are named train, val and test",
             [
-                f"ls {_quoted(root)}   # rename the folders that are splits to train, val and test",
+                f"ls {shell_word(root)}   # rename the folders that are splits to train, val and test",
                 corrected("data.layout=classes"),
             ],
         )
@@ -269,7 +271,7 @@ def _mixed(root: Path, labelled: list[str], splits: dict[str, str], others: list
         readings.append(corrected("data.layout=splits") + f"   # without {_shown(others)}")
     readings += [corrected(f"data.root={root / name}") for name in labelled if splits[name] == "train"]
     if len(others) == 1 and "train" not in {splits[name] for name in labelled}:
-        readings.append(f"mv {_quoted(root / others[0])} {_quoted(root / 'train')}   # it is what to train on")
+        readings.append(f"mv {shell_word(root / others[0])} {shell_word(root / 'train')}   # it is what to train on")
     return _unclear(
         root,
         f"splits and other folders lie side by side: {_shown(labelled)} and {_shown(others)}",
@@ -282,14 +284,9 @@ def _unclear(root: Path, found: str, why: str, readings: list[str]) -> UserError
     return UserError(found, where=printable(str(root.absolute())), why=why, fix=readings, code=ExitCode.DATA)
 
 
-def _shown(names: list[str] | dict[str, str]) -> str:
-    shown = [f"{printable(name)}/" for name in list(names)[:6]]
-    return ", ".join(shown) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+def _shown(names: Collection[str]) -> str:
+    return few([f"{name}/" for name in names])
 
 
 def _beside(root: Path, name: str) -> Path:
     return root.absolute().with_name(f"{root.absolute().name}-{name}")
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))

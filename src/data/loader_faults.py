@@ -8,7 +8,7 @@ from multiprocessing.process import BaseProcess
 
 from src.data.loader_watch import Records
 from src.data.reading import ImageError
-from src.data.time_limit import NoAnswer, hangs
+from src.data.time_limit import NoAnswer, hang_error
 from src.errors import ExitCode, LoaderFault, Terminated, shared_memory_ran_out
 from src.user_command import corrected, of_data, shell_command
 
@@ -19,7 +19,7 @@ def explained(error: Exception, dataset: Records, processes: set[BaseProcess]) -
     if isinstance(error, ImageError):
         return _broken(last.rpartition("ImageError: ")[2])
     if isinstance(error, NoAnswer):
-        return hangs(last.rpartition("NoAnswer: ")[2])
+        return hang_error(last.rpartition("NoAnswer: ")[2])
     if str(error).startswith("Caught "):
         return error
     if isinstance(error, EOFError | OSError):  # a pipe to a process that is about to be gone, perhaps with a core dump

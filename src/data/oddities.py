@@ -15,7 +15,7 @@ from src.data.wide_pixels import NO_DATA, OWN_RANGE, PLANES, WHITE_IS_ZERO
 from src.text import printable
 
 if TYPE_CHECKING:
-    from src.data.checking import Checked
+    from src.data.checking import CheckResult
 
 ONE_COLOUR = "one colour"
 ICON_PIXELS = 64  # the longer side of an icon is at most this, and at most a quarter of the set's median
@@ -32,12 +32,12 @@ _MEANINGS = {
 log = logging.getLogger(__name__)
 
 
-def bits_used(checked: Mapping[str, Checked]) -> int:
+def bits_used(checked: Mapping[str, CheckResult]) -> int:
     """How many bits the 16-bit channels of the set use, 1 to 16; 16 where no image has such channels."""
     return max((entry.bits for entry in checked.values() if entry.error is None), default=0) or 16
 
 
-def report(checked: Mapping[str, Checked], bits: int) -> None:
+def report(checked: Mapping[str, CheckResult], bits: int) -> None:
     """One warning for each kind of oddity: how many images, and one of them. bits: what they are read with."""
     good = {name: entry for name, entry in checked.items() if entry.error is None}
     for note, meaning in _MEANINGS.items():

@@ -36,14 +36,14 @@ def pixels_only(data: bytes, keep_metadata: bool = True) -> bytes:
         critical = not kind[0] & 0x20
         if critical and not whole:
             raise ValueError(f"broken PNG: wrong checksum in chunk {kind.decode('latin-1')!r}")
-        if critical or (whole and _changes_what_is_seen(kind, content, colour_type, keep_metadata)):
+        if critical or (whole and _affects_pixels(kind, content, colour_type, keep_metadata)):
             kept.append(view[place:end])
         place = end
         if kind == b"IEND":
             return b"".join(kept)
 
 
-def _changes_what_is_seen(kind: bytes, content: memoryview, colour_type: int, keep_metadata: bool) -> bool:
+def _affects_pixels(kind: bytes, content: memoryview, colour_type: int, keep_metadata: bool) -> bool:
     if kind == b"tRNS":
         return len(content) == _TRANSPARENCY_BYTES.get(colour_type, len(content))
     if not keep_metadata or len(content) > _LONGEST_METADATA:

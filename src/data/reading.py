@@ -20,8 +20,8 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from src.data import foreign_formats, png_chunks, tiff_fields, wide_pixels
-from src.data.strips import room, strips
-from src.data.wide_pixels import Found
+from src.data.strips import budget, strips
+from src.data.wide_pixels import Findings
 from src.preprocessing import ReadOptions
 from src.text import printable
 
@@ -56,10 +56,10 @@ _UPRIGHT = {  # EXIF orientation -> what makes the image upright (TIFF 6.0, tag 
 
 @dataclass(frozen=True)
 class Decoded:
-    """image: upright, mode RGB. found: what is odd about the image."""
+    """image: upright, mode RGB. findings: what is odd about the image."""
 
     image: Image.Image
-    found: Found
+    findings: Findings
 
 
 EMPTY_ALPHA = "empty alpha"
@@ -74,16 +74,16 @@ class ImageError(Exception):
 
 def read_image(path: str | Path, options: ReadOptions) -> torch.Tensor:
     """Reads the file into a tensor (3, H, W) uint8. Raises ImageError."""
-    return read_and_look(path, options)[0]
+    return read_with_findings(path, options)[0]
 
 
-def read_and_look(path: str | Path, options: ReadOptions) -> tuple[torch.Tensor, Found]:
+def read_with_findings(path: str | Path, options: ReadOptions) -> tuple[torch.Tensor, Findings]:
     """As read_image, with what was noticed in the file. Raises ImageError."""
     decoded = decode_image(read_bytes(path, str(path)), str(path), options)
     pixels = torch.empty(3, decoded.image.height, decoded.image.width, dtype=torch.uint8)
     for (_, top, _, bottom), strip in strips(decoded.image):
         pixels[:, top:bottom] = torch.from_numpy(np.array(strip)).permute(2, 0, 1)
-    return pixels, decoded.found
+    return pixels, decoded.findings
 
 
 def read_bytes(path: str | Path, name: str) -> bytes:
@@ -124,16 +124,16 @@ def decode_image(data: bytes, name: str, options: ReadOptions) -> Decoded:
 def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """Any Pillow image as mode RGB, 8 bits a channel; transparency is laid on the background colour."""
     if image.mode in wide_pixels.GREY_MODES:
-        image = wide_pixels.grey_to_eight_bits(image, ReadOptions().bits, False, Found())
-    return _to_rgb(image, background, Found())
+        image = wide_pixels.grey_to_eight_bits(image, ReadOptions().bits, False, Findings())
+    return _to_rgb(image, background, Findings())
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int], found: Found) -> Image.Image:
+def _to_rgb(image: Image.Image, background: tuple[int, int, int], findings: Findings) -> Image.Image:
     see_through = image.has_transparency_data
     if image.mode == "RGB" and not see_through:
         return image
     if see_through and not any(_with_alpha(strip).getchannel("A").getextrema()[1] for _, strip in strips(image)):
-        found.notes.add(EMPTY_ALPHA)  # a channel that was never filled: nothing would be left of the image
+        findings.notes.add(EMPTY_ALPHA)  # a channel that was never filled: nothing would be left of the image
         see_through = False
     canvas = Image.new("RGB", image.size, background)
     for box, strip in strips(image):
@@ -164,7 +164,7 @@ def _refuse_huge_strip(image: ImageFile.ImageFile) -> None:
         )
 
 
-def _large_webp(image: ImageFile.ImageFile, data: bytes, options: ReadOptions, found: Found) -> Image.Image:
+def _large_webp(image: ImageFile.ImageFile, data: bytes, options: ReadOptions, findings: Findings) -> Image.Image:
     """Pillow takes 16 bytes a pixel; torchvision has the same decoder, takes 7, and reads no animation."""
     from torchvision.io import decode_webp  # takes a second to import
 
@@ -173,7 +173,7 @@ def _large_webp(image: ImageFile.ImageFile, data: bytes, options: ReadOptions, f
     turn = _turn(image)
     file = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     pixels = Image.fromarray(decode_webp(file).permute(1, 2, 0).numpy())
-    rgb = _to_rgb(pixels, options.background, found)
+    rgb = _to_rgb(pixels, options.background, findings)
     return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -182,7 +182,7 @@ class _Refused(Exception):
 
 
 def _decode(data: bytes, options: ReadOptions) -> Decoded:
-    found = Found()
+    findings = Findings()
     white_is_zero = False
     if data.startswith(png_chunks.SIGNATURE):
         data = png_chunks.pixels_only(data)
@@ -195,23 +195,23 @@ def _decode(data: bytes, options: ReadOptions) -> Decoded:
     if megapixels > options.max_megapixels:
         limit = f"the limit is {options.max_megapixels:g} (data.max_megapixels)"
         raise _Refused(f"{megapixels:.1f} megapixels, {limit}")
-    with room.taken(megapixels):
-        return Decoded(_rgb(image, data, options, white_is_zero, found), found)
+    with budget.reserved(megapixels):
+        return Decoded(_rgb(image, data, options, white_is_zero, findings), findings)
 
 
 def _rgb(
-    image: ImageFile.ImageFile, data: bytes, options: ReadOptions, white_is_zero: bool, found: Found
+    image: ImageFile.ImageFile, data: bytes, options: ReadOptions, white_is_zero: bool, findings: Findings
 ) -> Image.Image:
     """Decodes and converts. At no time there are more than two images of 4 bytes a pixel."""
     _refuse_huge_strip(image)
     _scale_transparent_colour(image)
     premultiplied = wide_pixels.is_premultiplied(image)
     if wide_pixels.has_sixteen_bit_colour(image):
-        image = wide_pixels.colour_to_eight_bits(image, lambda: _open(data), options.bits, found)
+        image = wide_pixels.colour_to_eight_bits(image, lambda: _open(data), options.bits, findings)
     elif premultiplied:
         image = wide_pixels.decoded_as(image, lambda _: "RGBA")
     elif image.format == "WEBP" and image.width * image.height > _LARGE:
-        return _large_webp(image, data, options, found)
+        return _large_webp(image, data, options, findings)
     else:
         image.load()
     turn = _turn(image)
@@ -221,10 +221,10 @@ def _rgb(
         for box, strip in strips(image):
             pixels.paste(Image.frombytes("RGBa", strip.size, strip.tobytes()), box)
     elif image.mode in wide_pixels.GREY_MODES:
-        pixels = wide_pixels.grey_to_eight_bits(image, options.bits, white_is_zero, found)
+        pixels = wide_pixels.grey_to_eight_bits(image, options.bits, white_is_zero, findings)
         image.close()
     del image
-    rgb = _to_rgb(pixels, options.background, found)
+    rgb = _to_rgb(pixels, options.background, findings)
     del pixels
     return rgb if turn is None else rgb.transpose(turn)
 

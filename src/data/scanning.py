@@ -6,7 +6,6 @@ src/data/layout.py decides with it what a folder is, src/data/folders.py lists t
 from __future__ import annotations
 
 import os
-import shlex
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +16,7 @@ from pathlib import Path
 from src.data.reading import EXTENSIONS
 from src.data.time_limit import in_time
 from src.errors import ExitCode, UserError
-from src.text import printable
+from src.text import few, printable, shell_word
 
 # Folders and files that NAS, desktop and notebook programs make beside one's own, in lower case. Names that begin with
 # a dot (.git, .dvc, .ipynb_checkpoints, .thumbnails, .Trash-1000, .DS_Store, ._name of AppleDouble) need no line here, and
@@ -38,7 +37,7 @@ SYSTEM_NAMES = frozenset(
 
 
 @dataclass
-class LeftOut:
+class Omissions:
     """What was passed over: files of other formats by their ending, and hidden and system entries by their name."""
 
     endings: Counter[str] = field(default_factory=Counter)
@@ -62,7 +61,7 @@ def foreign(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
-def scan(folder: Path, left_out: LeftOut | None = None) -> list[os.DirEntry]:
+def scan(folder: Path, left_out: Omissions | None = None) -> list[os.DirEntry]:
     """The entries of a folder that count, sorted by name. Raises UserError for a folder that cannot be looked into."""
     try:
         [found] = in_time(_entries, [folder])
@@ -79,7 +78,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         return list(entries)
 
 
-def sub_folders(folder: Path, left_out: LeftOut | None = None) -> list[str]:
+def sub_folders(folder: Path, left_out: Omissions | None = None) -> list[str]:
     return [entry.name for entry in scan(folder, left_out) if is_folder(entry)]
 
 
@@ -88,7 +87,7 @@ def images_in(folder: Path) -> list[str]:
     return [entry.name for entry in scan(folder) if not is_folder(entry) and is_image(entry.name)]
 
 
-def images_below(folder: Path, left_out: LeftOut, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+def images_below(folder: Path, left_out: Omissions, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """The images of a folder and its sub-folders, sorted. Links are followed, but never in a circle.
 
     above: folders that hold this one: a link to one of them is a circle too.
@@ -115,7 +114,7 @@ def holds_images(folder: Path) -> bool:
     with suppress(OSError):
         if in_time(_begins_with_images, [folder])[0]:
             return True
-    return next(images_below(folder, LeftOut()), None) is not None
+    return next(images_below(folder, Omissions()), None) is not None
 
 
 def _begins_with_images(folder: Path) -> bool:
@@ -149,8 +148,7 @@ def how_to_convert(endings: Counter[str]) -> str:
 
 
 def _counts(counter: Counter[str]) -> str:
-    shown = ", ".join(f"{count} {printable(name)}" for name, count in counter.most_common(6))
-    return shown + (f" and {len(counter) - 6} more kinds" if len(counter) > 6 else "")
+    return few([f"{count} {name}" for name, count in counter.most_common()])
 
 
 def _group(name: str) -> str:
@@ -166,7 +164,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _unreadable(folder: Path, error: OSError) -> UserError:
-    quoted = shlex.quote(str(folder))
+    quoted = shell_word(folder)
     return UserError(
         f"the folder {printable(str(folder))} cannot be read: {error.strerror}",
         where=printable(str(folder.absolute())),

@@ -7,7 +7,6 @@ split of the others as it was.
 from __future__ import annotations
 
 import logging
-import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from src.data.labelled_images import SPLITS
 from src.data.spelling import alike, escaped
 from src.data.table import known_split, read_csv, relative, spellings
 from src.errors import ExitCode, UserError
-from src.text import printable
+from src.text import few, printable, shell_word
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def _by_file(names: list[str], labels: list[str], path: Path, root: Path) -> dic
                 f"{printable(name)} is of class {shown[0]} here and of class {shown[1]} in the split file",
                 where=printable(str(path)),
                 why="the split file was made for other labels",
-                fix=f"grep -n {shlex.quote(name)} {shlex.quote(str(path))}",
+                fix=f"grep -n {shell_word(name)} {shell_word(path)}",
                 code=ExitCode.DATA,
             )
         members[split].append(index)
@@ -88,32 +87,32 @@ def _by_file(names: list[str], labels: list[str], path: Path, root: Path) -> dic
             f"none of the {len(absent)} images of the split file is in the data",
             where=printable(str(path)),
             why=f"it lists {printable(absent[0])}, the data has {printable(names[0])}",
-            fix=f"head -3 {shlex.quote(str(path))}",
+            fix=f"head -3 {shell_word(path)}",
             code=ExitCode.DATA,
         )
     lost = {rows[name][1] for name in absent} - {label for _, label in stated.values()} - {None}
     if lost:
         gone = [name for name in absent if rows[name][1] in lost]
         raise UserError(
-            f"no image of {_some(sorted(lost))} is left, of {len(gone)} that the split file lists",
+            f"no image of {_classes(sorted(lost))} is left, of {len(gone)} that the split file lists",
             where=printable(str(path)),
-            why=f"without them the network would have other classes; gone: {_first(gone)}",
-            fix=f"ls {shlex.quote(str(root))}",
+            why=f"without them the network would have other classes; gone: {few(gone, 3)}",
+            fix=f"ls {shell_word(root)}",
             code=ExitCode.DATA,
         )
     if absent:
-        log.warning(f"{len(absent)} of {len(absent) + len(stated)} images that {path} lists are gone: {_first(absent)}")
+        log.warning(f"{len(absent)} of {len(absent) + len(stated)} images that {path} lists are gone: {few(absent, 3)}")
     if unlisted:
         log.warning(
-            f"{len(unlisted)} of {len(names)} images are left out, since {path} does not list them: {_first(unlisted)}"
+            f"{len(unlisted)} of {len(names)} images are left out, since {path} does not list them: {few(unlisted, 3)}"
         )
     return members
 
 
-Stated = dict[str, tuple[str, str | None]]
+SplitRows = dict[str, tuple[str, str | None]]
 
 
-def _as_in_the_data(rows: Stated, names: list[str], file: Path, root: Path) -> tuple[Stated, list[str]]:
+def _as_in_the_data(rows: SplitRows, names: list[str], file: Path, root: Path) -> tuple[SplitRows, list[str]]:
     """The rows by the name that the data has for the image, and the paths for which it has none."""
     existing = set(names)
     stated, absent = {}, []
@@ -135,13 +134,9 @@ def _refuse_other_spelling(absent: list[str], unlisted: list[str], path: Path) -
             f"{len(confused)} paths differ from the data's only in case, blanks or Unicode form",
             where=printable(str(path)),
             why="\n".join(shown[:5]),
-            fix=f"write them in {shlex.quote(str(path))} as the files are named",
+            fix=f"write them in {shell_word(path)} as the files are named",
             code=ExitCode.DATA,
         )
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(printable(name) for name in names[:3]) + (" ..." if len(names) > 3 else "")
 
 
 def stratified_split(
@@ -175,9 +170,9 @@ def _share(fraction: float, available: int, spare: int, of: int | None = None) -
     return min(max(1, round(fraction * (of or available))), available - spare)
 
 
-def read_split_file(path: Path) -> Stated:
+def read_split_file(path: Path) -> SplitRows:
     """{image: (split, label or None)} of a CSV with the columns path, split and optionally label. Raises UserError."""
-    found: Stated = {}
+    found: SplitRows = {}
     for line, row in read_csv(path, ("path", "split"), ours=True):
         stated = known_split(row["split"], path, line), row.get("label") or None
         if found.setdefault(row["path"], stated) != stated:
@@ -219,20 +214,15 @@ def check_splits(classes: Sequence[str], labels: Sequence[int], splits: dict[str
         missing = [name for index, name in enumerate(classes) if index not in present]
         if missing:
             raise UserError(
-                f"{_some(missing)} {'has' if len(missing) == 1 else 'have'} no image in the {split} split",
+                f"{_classes(missing)} {'has' if len(missing) == 1 else 'have'} no image in the {split} split",
                 where=printable(where),
                 why=f"{'it could not be learned' if split == 'train' else 'its accuracy could not be measured'}; "
                 "a class needs at least 3 images (copies of a file count as one), or one in each of train/ and val/ "
                 "where these folders exist",
-                fix=[f"add images of {printable(missing[0])}, or remove the class", f"ls {shlex.quote(where)}"],
+                fix=[f"add images of {printable(missing[0])}, or remove the class", f"ls {shell_word(where)}"],
                 code=ExitCode.DATA,
             )
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(printable(name) for name in names[:6])
-    return (
-        f"class {shown}"
-        if len(names) == 1
-        else f"classes {shown}{f' and {len(names) - 6} more' if len(names) > 6 else ''}"
-    )
+def _classes(names: Sequence[str]) -> str:
+    return f"{'class' if len(names) == 1 else 'classes'} {few(names)}"

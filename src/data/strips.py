@@ -35,17 +35,17 @@ def converted(image: Image.Image, mode: str, convert: Callable[[np.ndarray], np.
     return result
 
 
-class Room:
+class MegapixelBudget:
     """So many megapixels may be decoded at the same time."""
 
     def __init__(self, megapixels: float) -> None:
-        self.whole = self.free = megapixels
+        self.total = self.free = megapixels
         self.changed = threading.Condition()
 
     @contextmanager
-    def taken(self, megapixels: float) -> Iterator[None]:
+    def reserved(self, megapixels: float) -> Iterator[None]:
         """Waits until so many megapixels are free; an image larger than all of them is decoded alone."""
-        share = min(megapixels, self.whole)
+        share = min(megapixels, self.total)
         with self.changed:
             self.changed.wait_for(lambda: self.free >= share)
             self.free -= share
@@ -57,4 +57,4 @@ class Room:
                 self.changed.notify_all()
 
 
-room = Room(_AT_ONCE)
+budget = MegapixelBudget(_AT_ONCE)

@@ -12,7 +12,6 @@ import io
 import os
 import posixpath
 import re
-import shlex
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from src.data.listing import Listing
 from src.data.spelling import alike, escaped, refuse_alike
 from src.errors import ExitCode, UserError
 from src.files import original
-from src.text import printable
+from src.text import printable, shell_word
 from src.user_command import corrected
 
 SEPARATORS = (",", ";", "\t", "|")
@@ -61,7 +60,7 @@ def list_table(table: Path, root: Path | None) -> Listing:
             f"{len(twice)} images stand twice in {printable(str(table))}",
             where="\n".join([printable(str(table.absolute())), *shown]),
             why="with two labels or in two splits an image would spoil the result",
-            fix=f"sed -n '{first[0]}p;{first[1]}p' {shlex.quote(str(table))}   # keep one of the lines",
+            fix=f"sed -n '{first[0]}p;{first[1]}p' {shell_word(table)}   # keep one of the lines",
             code=ExitCode.DATA,
         )
     refuse_alike(listing.labels, printable(str(table.absolute())), "write the label in one way in every row")
@@ -82,7 +81,7 @@ def read_csv(path: Path, columns: Sequence[str], *, ours: bool = False) -> list[
             f"{printable(str(path))} cannot be read: {getattr(error, 'strerror', None) or error}",
             where=printable(str(path.absolute())),
             why="it must be a CSV file: text in UTF-8, UTF-16 or Windows-1252",
-            fix=f"ls -l {shlex.quote(str(path))}",
+            fix=f"ls -l {shell_word(path)}",
             code=ExitCode.NO_INPUT,
         ) from error
     skipped = len(text) - len(text.lstrip("\r\n"))  # empty lines; of \r\n each counts, and is made up for here
@@ -125,7 +124,7 @@ def _not_the_table(path: Path, wrong: str, columns: Sequence[str], header: Seque
         f"{printable(str(path))} {wrong}",
         where=printable(str(path.absolute())),
         why=f"its first line must name the columns {', '.join(columns)}, each once; it names {named}",
-        fix=f"head -3 {shlex.quote(str(path))}",
+        fix=f"head -3 {shell_word(path)}",
         code=ExitCode.DATA,
     )
 
@@ -212,7 +211,7 @@ def _missing(table: Path, root: Path, missing: list[tuple[int, str]], total: int
     line, first = missing[0]
     fix = corrected("data=table", f"data.table={table}", "data.root=photos/") + "   # the folder the paths start from"
     if "the disk has" in shown[0] or re.match(r"/|[A-Za-z]:[\\/]", first):  # another root would not help
-        fix = f"sed -n {line}p {shlex.quote(str(table))}   # write the paths as the files are named, from the table's folder"
+        fix = f"sed -n {line}p {shell_word(table)}   # write the paths as the files are named, from the table's folder"
     return UserError(
         f"{len(missing)} of {total} images in {printable(str(table))} do not exist",
         where=f"below {printable(str(root.absolute()))}",
@@ -254,6 +253,6 @@ def _row_error(found: str, table: Path, line: int, why: str) -> UserError:
         found,
         where=f"{printable(str(table))}, line {line}",
         why=why,
-        fix=f"sed -n {line}p {shlex.quote(str(table))}",
+        fix=f"sed -n {line}p {shell_word(table)}",
         code=ExitCode.DATA,
     )

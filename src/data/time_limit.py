@@ -94,10 +94,10 @@ def in_time(work: Callable[[Item], Result], items: Sequence[Item], seconds: floa
         limit = SECONDS if seconds is None else seconds
         return one_by_one(work, items, limit, name=lambda item: printable(str(item)))
     except NoAnswer as error:
-        raise hangs(str(error), may_set=seconds is not None) from error
+        raise hang_error(str(error), may_set=seconds is not None) from error
 
 
-def hangs(cause: str, may_set: bool = True) -> LoaderFault:
+def hang_error(cause: str, may_set: bool = True) -> LoaderFault:
     """What the user reads. cause: the text of a NoAnswer. may_set: whether the limit is data.timeout_seconds."""
     path, _, limit = cause.rpartition(": no answer within ")
     fix = [f"ls -l {shell_word(path)}", f"{shell_command()}   # once it can be read"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from src.data.image_set import ImageSet
 from src.data.reading import ImageError, to_rgb
 from src.errors import ExitCode, UserError
-from src.text import printable
+from src.text import printable, shell_word
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ def _open(name: str, root: Path, keywords: dict[str, Any]) -> Any:
         raise _missing_package(name, error) from error
     except (OSError, RuntimeError, ValueError) as error:
         _refuse_missing_package(name, error)
-        folder = shlex.quote(str(root))
+        folder = shell_word(root)
         code = f"from torchvision.datasets import {name}; {name}({str(root)!r}, download=True)"
         lines = str(error).strip().splitlines() or [""]
         raise UserError(
@@ -93,7 +92,7 @@ def _open(name: str, root: Path, keywords: dict[str, Any]) -> Any:
             where=str(root.absolute()),
             why=f"{type(error).__name__}: {lines[0]}\nwithout the network the set must be put there by hand",
             fix=[
-                f"where there is network: python -c {shlex.quote(code)}",
+                f"where there is network: python -c {shell_word(code)}",
                 f"then copy its folder {folder} here and repeat the command",
                 "python -m src.train data=digits   # needs no network",
             ],
@@ -113,7 +112,7 @@ def _missing_package(name: str, error: ImportError) -> UserError:
         f"torchvision reads {name} with the package {package}, which is not installed",
         where=f"data.name={name}",
         why=str(error),
-        fix=f"pip install {shlex.quote(package)}",
+        fix=f"pip install {shell_word(package)}",
         code=ExitCode.UNAVAILABLE,
     )
 

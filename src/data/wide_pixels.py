@@ -29,14 +29,14 @@ _SENTINELS = (-32768, -32767, -(2**31), *(1 - 10**digits for digits in range(3, 
 
 
 @dataclass
-class Found:
+class Findings:
     """What was noticed in an image. bits: how many its 16-bit channels use; 0 for an image without such channels."""
 
     bits: int = 0
     notes: set[str] = field(default_factory=set)
 
 
-def grey_to_eight_bits(image: Image.Image, bits: int, white_is_zero: bool, found: Found) -> Image.Image:
+def grey_to_eight_bits(image: Image.Image, bits: int, white_is_zero: bool, findings: Findings) -> Image.Image:
     """Grey of a mode in GREY_MODES as mode L, or LA if one grey is transparent.
 
     Whole numbers from 0 to 65535: 0..2**bits-1 maps to 0..255; bits=0 takes the image's own. Other whole numbers, and
@@ -45,15 +45,15 @@ def grey_to_eight_bits(image: Image.Image, bits: int, white_is_zero: bool, found
     """
     counting, low, high, all_count = _measured(image)
     if not all_count:
-        found.notes.add(NO_DATA)
+        findings.notes.add(NO_DATA)
     is_float, stretched = image.mode == "F", image.mode == "F" or low < 0 or high > 65535
     if is_float and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
     elif stretched:
-        found.notes.add(OWN_RANGE)
+        findings.notes.add(OWN_RANGE)
     else:
-        found.bits = max(1, int(high).bit_length())
-    table = None if stretched else _table(bits or found.bits)
+        findings.bits = max(1, int(high).bit_length())
+    table = None if stretched else _table(bits or findings.bits)
 
     def convert(values: np.ndarray) -> np.ndarray:
         valid = counting(values)
@@ -71,7 +71,7 @@ def grey_to_eight_bits(image: Image.Image, bits: int, white_is_zero: bool, found
         return grey
 
     if white_is_zero:
-        found.notes.add(WHITE_IS_ZERO)
+        findings.notes.add(WHITE_IS_ZERO)
     grey = converted(image, "L", convert)
     if "transparency" not in image.info:
         return grey
@@ -105,7 +105,7 @@ def has_sixteen_bit_colour(image: ImageFile.ImageFile) -> bool:
 
 
 def colour_to_eight_bits(
-    image: ImageFile.ImageFile, open_again: Callable[[], ImageFile.ImageFile], bits: int, found: Found
+    image: ImageFile.ImageFile, open_again: Callable[[], ImageFile.ImageFile], bits: int, findings: Findings
 ) -> Image.Image:
     """Colour of 16 bits a channel as RGB or RGBA: 0..2**bits-1 maps to 0..255; bits=0 takes the image's own.
 
@@ -115,18 +115,18 @@ def colour_to_eight_bits(
     layout = _layout(image)
     if layout != "RGBa" and ";16" in rawmode_of(image.tile[0]):
         image.load()
-        found.bits = 8 + max(high for _, high in image.getextrema()[:3]).bit_length()
-        if (bits or found.bits) == 16:
+        findings.bits = 8 + max(high for _, high in image.getextrema()[:3]).bit_length()
+        if (bits or findings.bits) == 16:
             return image
         if getattr(image, "tag_v2", {}).get(_PLANAR_CONFIGURATION) == 2:
-            found.notes.add(PLANES)  # libtiff gives Pillow the upper bytes alone
+            findings.notes.add(PLANES)  # libtiff gives Pillow the upper bytes alone
     image.close()  # its pixels: 4 bytes each
     pixels, values = _sixteen_bit_values(open_again, layout)
     colours = 1 if layout == "LA" else 3
-    found.bits = max(1, *(int(values(box)[..., :colours].max()).bit_length() for box, _ in strips(pixels)))
+    findings.bits = max(1, *(int(values(box)[..., :colours].max()).bit_length() for box, _ in strips(pixels)))
     clear = pixels.info.pop("transparency", None)
     alpha = Image.new("L", pixels.size, 255) if layout == "RGB" and clear is not None else None
-    table = _table(bits or found.bits)
+    table = _table(bits or findings.bits)
     for box, _ in strips(pixels):
         sixteen = values(box)
         if layout == "LA":

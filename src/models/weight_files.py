@@ -21,7 +21,7 @@ from src.checkpoints.checksum import damage
 from src.checkpoints.reading import read_safetensors
 from src.errors import ExitCode, UserError
 from src.models.stand_ins import Inert, stand_ins
-from src.text import printable
+from src.text import printable, shell_word
 from src.user_command import corrected
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
@@ -60,7 +60,7 @@ def local_file(weights: str) -> Path:
             f"cannot read the weights {path}: it {kind}",
             where="model.weights",
             why="model.weights is default, none, a weights file, or a folder with model.safetensors (a run's model/)",
-            fix=[corrected("model.weights=default"), f"ls -l {shlex.quote(str(folder))}"],
+            fix=[corrected("model.weights=default"), f"ls -l {shell_word(folder)}"],
             code=ExitCode.NO_INPUT,
         )
     return path
@@ -71,7 +71,7 @@ def cannot_read(path: Path, error: OSError) -> UserError:
         f"cannot read the weights {shown(path)}: {error.strerror}",
         where="model.weights",
         why="this account may not read the file, its name is too long, or the disk fails",
-        fix=[f"ls -l {shlex.quote(str(path))}", corrected("model.weights=default")],
+        fix=[f"ls -l {shell_word(path)}", corrected("model.weights=default")],
         code=ExitCode.NO_INPUT,
     )
 
@@ -90,7 +90,7 @@ def _file_of_folder(folder: Path) -> Path:
         f"the folder {folder} has no model.safetensors",
         where="model.weights",
         why=why,
-        fix=fix or [f"ls -lR {shlex.quote(str(folder))}", corrected("model.weights=default")],
+        fix=fix or [f"ls -lR {shell_word(folder)}", corrected("model.weights=default")],
         code=ExitCode.NO_INPUT,
     )
 
@@ -205,8 +205,8 @@ def _check_kind(path: Path, start: bytes) -> None:
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n")
     for magic, (kind, fix) in _MAGIC.items():
         if start.startswith(magic):
-            folder = shlex.quote(str(path.absolute().parent))
-            raise _other_kind(path, kind, fix.format(path=shlex.quote(str(path)), folder=folder))
+            folder = shell_word(path.absolute().parent)
+            raise _other_kind(path, kind, fix.format(path=shell_word(path), folder=folder))
     if not start:
         raise _other_kind(path, "empty: it has 0 bytes", "copy or download it again")
     if text.startswith(b"<"):
@@ -221,11 +221,11 @@ def _check_kind(path: Path, start: bytes) -> None:
         if not any(name.endswith("data.pkl") for name in names):
             members = ", ".join(map(shown, names[:3]))
             kind = "an archive of NumPy arrays" if names and names[0].endswith(".npy") else "a zip archive"
-            raise _other_kind(path, f"{kind} with {members or 'nothing in it'}", f"unzip -l {shlex.quote(str(path))}")
+            raise _other_kind(path, f"{kind} with {members or 'nothing in it'}", f"unzip -l {shell_word(path)}")
     elif start[:1] == b"\x80" and len(start) > 20 and start[2:15] != _TORCHS_PICKLE + b".":
         raise _other_kind(path, "a pickle that torch.save did not write, which is never opened", SAVE_TENSORS)
     elif start[257:262] == b"ustar":
-        raise _other_kind(path, "a tar archive", f"tar -tf {shlex.quote(str(path))}")
+        raise _other_kind(path, "a tar archive", f"tar -tf {shell_word(path)}")
 
 
 def _other_kind(path: Path, kind: str, fix: str) -> UserError:

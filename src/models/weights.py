@@ -27,6 +27,7 @@ from src.models.hub import default_file
 from src.models.weight_files import SAVE_TENSORS, cannot_read, local_file, read_tensors, shown, unreadable
 from src.models.weight_matching import Match, match
 from src.plain_values import read_json
+from src.text import few
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)
@@ -43,14 +44,16 @@ _KNOWN = (
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadResult:
     """What was loaded: in a line for the screen, and the backbone's tensors that still have their first, random values."""
 
     line: str
     random: list[str] = field(default_factory=list)
 
 
-def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classifier: bool, min_match: float) -> Loaded:
+def load_pretrained(
+    backbone: nn.Module, name: str, weights: str, *, keep_classifier: bool, min_match: float
+) -> LoadResult:
     """Loads weights into the backbone, in place; a warning names the tensors that stay random.
 
     name: the backbone's, as given to build_backbone.
@@ -64,7 +67,7 @@ def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classi
     """
     check_backbone_name(name)
     if weights == "none":
-        return Loaded("random weights (model.weights=none)")
+        return LoadResult("random weights (model.weights=none)")
     path, expected = default_file(name) if weights == "default" else _local(weights)
     sha256 = _check_sha256(path, expected, name)
     tensors = _through_timm(name, path) if weights == "default" and is_timm(name) else read_tensors(path)
@@ -86,7 +89,7 @@ def load_pretrained(backbone: nn.Module, name: str, weights: str, *, keep_classi
             f"{path.name} lacks {len(random)} of the {found.counted} tensors of {name}. They begin with random values: "
             f"{_few([text for key, text in zip(found.missing, found.missing_names(), strict=True) if key in random], 8)}"
         )
-    return Loaded(_line(found, path, sha256), random)
+    return LoadResult(_line(found, path, sha256), random)
 
 
 def _local(weights: str) -> tuple[Path, str]:
@@ -125,7 +128,7 @@ def _line(found: Match, path: Path, sha256: str) -> str:
 # --- after the first phase of freezing is known ------------------------------------------------------------------------
 
 
-def refuse_frozen_random(network: nn.Module, loaded: Loaded, weights: str) -> None:
+def refuse_frozen_random(network: nn.Module, loaded: LoadResult, weights: str) -> None:
     """Raises UserError if a tensor of the backbone that stayed random does not learn in the network's present state.
 
     network: a TransferNetwork as callbacks/freezing.py left it for epoch 0. What is random and frozen turns every image
@@ -244,7 +247,7 @@ def _fitting_backbone(tensors: dict[str, Tensor]) -> str:
 
 
 def _few(names: Sequence[str], limit: int = 4) -> str:
-    return ", ".join(map(shown, names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return few([shown(name) for name in names], limit)
 
 
 def _through_timm(name: str, path: Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from src.data import checking, scanning, time_limit
-from src.data.checking import Checked, check_images, refuse_bad_images
+from src.data.checking import CheckResult, check_images, refuse_bad_images
 from src.data.reading import ReadOptions
 from src.errors import MAX_LINES, ExitCode, LoaderFault
 from tests.data.odd_images import colour_ramp, orientation_exif, write_corrupt_images
@@ -62,7 +62,7 @@ def test_results_are_complete_and_in_the_order_of_ids(tmp_path):
     assert checked["empty.jpg"].error == "empty file"
     assert checked["truncated.jpg"].error == "the file ends too early (truncated)"
     assert "not an image" in checked["text.jpg"].error
-    assert checked["gone.jpg"] == Checked("", 0, 0, "no such file")
+    assert checked["gone.jpg"] == CheckResult("", 0, 0, "no such file")
     assert checked[good[0]] == checked[str(tmp_path / good[0])]
     assert (checked[good[0]].width, checked[good[0]].height) == (32, 24)
     assert (checked["turned.jpg"].width, checked["turned.jpg"].height) == (24, 32)

@@ -62,10 +62,10 @@ def test_a_strip_at_a_time_gives_the_same_pixels(monkeypatch):
 
 
 def test_no_more_megapixels_are_decoded_at_once_than_there_is_room_for():
-    room, now, most = strips.Room(100), [], []
+    budget, now, most = strips.MegapixelBudget(100), [], []
 
     def decode(megapixels: float) -> None:
-        with room.taken(megapixels):
+        with budget.reserved(megapixels):
             now.append(megapixels)
             most.append(sum(now))
             time.sleep(0.02)
@@ -77,7 +77,7 @@ def test_no_more_megapixels_are_decoded_at_once_than_there_is_room_for():
     for thread in threads:
         thread.join(10)
     assert len(most) == 6
-    assert sorted(most)[-1] == 120, "one that is larger than the room is decoded alone"
+    assert sorted(most)[-1] == 120, "one that is larger than the budget is decoded alone"
     assert all(total <= 100 or total == 120 for total in most)
 
 

@@ -27,7 +27,7 @@ from src.callbacks.freezing import apply as freeze
 from src.errors import ExitCode, UserError
 from src.models.backbones import build_backbone
 from src.models.network import Architecture, TransferNetwork, build_network
-from src.models.weights import Loaded, load_pretrained, refuse_frozen_random
+from src.models.weights import LoadResult, load_pretrained, refuse_frozen_random
 from src.preprocessing import Preprocessing
 
 torch.set_num_threads(1)
@@ -36,7 +36,7 @@ NAME = "squeezenet1_1"  # 52 tensors in 5 MB
 STEM = "features.0.weight"
 
 
-def load(path: object, name: str = NAME) -> tuple[Loaded, dict[str, Tensor]]:
+def load(path: object, name: str = NAME) -> tuple[LoadResult, dict[str, Tensor]]:
     backbone = build_backbone(name, keep_classifier=False, image_size=64)[0]
     return load_pretrained(backbone, name, str(path), keep_classifier=False, min_match=0.9), backbone.state_dict()
 
