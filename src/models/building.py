@@ -20,7 +20,7 @@ from src.models.heads import explain_shape_mismatch
 from src.models.losses import ClassificationLoss, class_weights
 from src.models.network import Architecture, TransferNetwork, build_network
 from src.models.weight_files import unreadable
-from src.models.weights import Loaded, load_pretrained
+from src.models.weights import LoadResult, load_pretrained
 from src.plain_values import check
 from src.preprocessing import Preprocessing
 from src.user_command import corrected
@@ -57,7 +57,7 @@ def architecture_of(model: Model, classes: tuple[str, ...]) -> Architecture:
 
 def build_pretrained(
     model: Model, classes: tuple[str, ...], preprocessing: Preprocessing, seed: int
-) -> tuple[TransferNetwork, Loaded]:
+) -> tuple[TransferNetwork, LoadResult]:
     """The network with its pretrained backbone and a new head, and what was loaded. Raises UserError."""
     seeding.seed_everything(seed, "new layers")
     architecture = architecture_of(model, classes)

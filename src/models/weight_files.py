@@ -10,7 +10,7 @@ import pickle
 import re
 import shlex
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -117,13 +117,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise unreadable(path, error) from (None if "weights_only" in str(error) else error)
     tensors = dict(_named(content, "", _MAX_DEPTH, set()))
     if not tensors:
-        raise UserError(
-            f"the weights file {path.name} holds no tensors by name but {_described(content)}",
-            where=str(path),
-            why="weights are found by their names, such as conv1.weight",
-            fix=[SAVE_TENSORS, corrected("model.weights=default")],
-            code=ExitCode.DATA,
-        )
+        why = "weights are found by their names, such as conv1.weight"
+        raise content_error(path, f"holds no tensors by name but {_described(content)}", why)
     return tensors
 
 
@@ -229,11 +224,16 @@ def _check_kind(path: Path, start: bytes) -> None:
 
 
 def _other_kind(path: Path, kind: str, fix: str) -> UserError:
+    return content_error(path, f"is {kind}", "weights are read from files of torch.save and from .safetensors", [fix])
+
+
+def content_error(path: Path, what: str, why: str, fix: Sequence[str] = (SAVE_TENSORS,)) -> UserError:
+    """what: is or holds something that cannot be used. The backbone's default weights are suggested after the fix."""
     return UserError(
-        f"the weights file {path.name} is {kind}",
+        f"the weights file {path.name} {what}",
         where=str(path),
-        why="weights are read from files of torch.save and from .safetensors",
-        fix=[fix, corrected("model.weights=default")],
+        why=why,
+        fix=[*fix, corrected("model.weights=default")],
         code=ExitCode.DATA,
     )
 
@@ -244,13 +244,9 @@ def unreadable(path: Path, error: Exception) -> UserError:
     if "must be imported to load DTensors" in str(error):
         return _other_kind(path, "one of several pieces: it holds sharded tensors (DTensor)", SAVE_TENSORS)
     if code and isinstance(error, pickle.UnpicklingError | RuntimeError):
-        return UserError(
-            f"the weights file {path.name} holds code and not only tensors: refused",
-            where=str(path),
-            why=f"it wants {shown(next(filter(None, code.groups())))}; reading it could run anything on this machine",
-            fix=[SAVE_TENSORS, corrected("model.weights=default")],
-            code=ExitCode.DATA,
-        )
+        wanted = shown(next(filter(None, code.groups())))
+        why = f"it wants {wanted}; reading it could run anything on this machine"
+        return content_error(path, "holds code and not only tensors: refused", why)
     reason = (str(error).strip() or "the file ends early").splitlines()[-1]
     if "weights_only" in str(error):
         reason = "torch does not know it as a file of tensors"

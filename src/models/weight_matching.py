@@ -32,7 +32,7 @@ class Match:
     """
 
     key: str  # where in the file the tensors are: "" (at its top), "state_dict", "module.encoder_q", ...
-    alike: list[str]  # other such places that fit about as well
+    alternatives: list[str]  # other such places that fit about as well
     counted: int = 0  # tensors of the backbone
     values: dict[str, Tensor] = field(default_factory=dict)  # what will be copied: same name and shape
     adapted: dict[str, int] = field(default_factory=dict)  # of those: for so many input channels in the file

@@ -24,7 +24,7 @@ from src.errors import ExitCode, UserError
 from src.models import efficientnet_lite
 from src.models.backbones import TIMM_PREFIX, check_backbone_name, is_timm
 from src.models.hub import default_file
-from src.models.weight_files import SAVE_TENSORS, cannot_read, local_file, read_tensors, shown, unreadable
+from src.models.weight_files import cannot_read, content_error, local_file, read_tensors, shown, unreadable
 from src.models.weight_matching import Match, match
 from src.plain_values import read_json
 from src.text import few
@@ -73,23 +73,25 @@ def load_pretrained(
     tensors = _through_timm(name, path) if weights == "default" and is_timm(name) else read_tensors(path)
     removed = [f"{path}." for path, layer in backbone.named_modules() if path and isinstance(layer, nn.Identity)]
     own = backbone.state_dict()
-    found = match(own, tensors, ignored=(*_AUXILIARY, *([] if keep_classifier else removed)))
-    if found.unusable:
-        raise _unusable(found.unusable, path)
-    if found.share < min_match:
-        raise _mismatch(found, tensors, name, path, min_match)
-    values = {key: value.to(own[key].dtype) for key, value in found.values.items()}
+    fit = match(own, tensors, ignored=(*_AUXILIARY, *([] if keep_classifier else removed)))
+    if fit.unusable:
+        names = [f"{name} ({why})" for name, why in fit.unusable.items()]
+        why = "tensors of real numbers are copied; first layers are adapted for images with 1 or 4 channels only"
+        raise content_error(path, f"holds tensors that cannot be used: {_few(names)}", why)
+    if fit.share < min_match:
+        raise _mismatch(fit, tensors, name, path, min_match)
+    values = {key: value.to(own[key].dtype) for key, value in fit.values.items()}
     _check_values(values, path)
     with torch.no_grad():  # not load_state_dict: what is copied is what was counted
         for key, value in values.items():
             own[key].copy_(value)
-    random = [key for key in found.missing if _learned(backbone, key)]
+    random = [key for key in fit.missing if _learned(backbone, key)]
     if random:
         log.warning(
-            f"{path.name} lacks {len(random)} of the {found.counted} tensors of {name}. They begin with random values: "
-            f"{_few([text for key, text in zip(found.missing, found.missing_names(), strict=True) if key in random], 8)}"
+            f"{path.name} lacks {len(random)} of the {fit.counted} tensors of {name}. They begin with random values: "
+            f"{_few([text for key, text in zip(fit.missing, fit.missing_names(), strict=True) if key in random], 8)}"
         )
-    return LoadResult(_line(found, path, sha256), random)
+    return LoadResult(_line(fit, path, sha256), random)
 
 
 def _local(weights: str) -> tuple[Path, str]:
@@ -111,17 +113,17 @@ def _learned(backbone: nn.Module, key: str) -> bool:
     )
 
 
-def _line(found: Match, path: Path, sha256: str) -> str:
-    text = f"{path.name}, key {shown(found.key)}: " if found.key else f"{path.name}: "
-    text += f"{found.matched} of {found.counted} tensors matched"
-    text += f"; not matched: {_few(found.missing_names())}" if found.missing else ""
-    text += f"; not used: {_few(found.unused)}" if found.unused else ""
-    for key, channels in found.adapted.items():
+def _line(fit: Match, path: Path, sha256: str) -> str:
+    text = f"{path.name}, key {shown(fit.key)}: " if fit.key else f"{path.name}: "
+    text += f"{fit.matched} of {fit.counted} tensors matched"
+    text += f"; not matched: {_few(fit.missing_names())}" if fit.missing else ""
+    text += f"; not used: {_few(fit.unused)}" if fit.unused else ""
+    for key, channels in fit.adapted.items():
         how = "1 input channel (a third of it for each colour)"
         if channels == 4:
             how = "4 input channels (the first three as red, green and blue, times 4/3)"
         text += f"; {key} adapted from {how}"
-    text += f"; not taken, but fits as well: {_few(found.alike)}" if found.alike else ""
+    text += f"; not taken, but fits as well: {_few(fit.alternatives)}" if fit.alternatives else ""
     return f"{text}, sha256 {sha256[:12]}"
 
 
@@ -191,45 +193,27 @@ def _check_values(values: dict[str, Tensor], path: Path) -> None:
             others += bool(low != high)
             flat += [key] if low == high else []
     if broken or (flat and not others):
-        what = (
-            f"nan, inf or numbers above {LARGEST:g}"
-            if broken
-            else "weights that are the same number throughout, such as 0"
-        )
-        raise UserError(
-            f"the weights file {path.name} holds {what}: {_few(broken or flat)}",
-            where=str(path),
-            why="the training that wrote it diverged, or the file was never filled or is damaged",
-            fix=[corrected("model.weights=default")],
-            code=ExitCode.DATA,
-        )
+        what = f"nan, inf or numbers above {LARGEST:g}"
+        if not broken:
+            what = "weights that are the same number throughout, such as 0"
+        why = "the training that wrote it diverged, or the file was never filled or is damaged"
+        raise content_error(path, f"holds {what}: {_few(broken or flat)}", why, fix=())
     if flat:
         log.warning(f"{path.name}: every number is the same in {_few(flat, 8)}.")
 
 
-def _unusable(unusable: dict[str, str], path: Path) -> UserError:
-    names = [f"{name} ({why})" for name, why in unusable.items()]
-    return UserError(
-        f"the weights file {path.name} holds tensors that cannot be used: {_few(names)}",
-        where=str(path),
-        why="tensors of real numbers are copied; first layers are adapted for images with 1 or 4 channels only",
-        fix=[SAVE_TENSORS, corrected("model.weights=default")],
-        code=ExitCode.DATA,
-    )
-
-
-def _mismatch(found: Match, tensors: dict[str, Tensor], name: str, path: Path, min_match: float) -> UserError:
-    other = _fitting_backbone(tensors) if found.share < 0.9 else ""
+def _mismatch(fit: Match, tensors: dict[str, Tensor], name: str, path: Path, min_match: float) -> UserError:
+    other = _fitting_backbone(tensors) if fit.share < 0.9 else ""
     fix = [corrected(f"model.backbone={other}", f"model.weights={path}")] if other and other != name else []
     fix.append(corrected(f"model.backbone={name}", "model.weights=default"))
-    if found.share >= 0.5:  # the right file, perhaps, for another number of classes or another size of image
-        lower = f"{found.share - 0.005:.2f}"
+    if fit.share >= 0.5:  # the right file, perhaps, for another number of classes or another size of image
+        lower = f"{fit.share - 0.005:.2f}"
         fix.append(corrected(f"model.backbone={name}", f"model.weights={path}", f"model.min_match={lower}"))
     guess = f"The file fits {other}." if other and other != name else "Is it the file of another backbone?"
     return UserError(
-        f"the weights file {path.name} does not fit {name}: {found.matched} of {found.counted} tensors match",
+        f"the weights file {path.name} does not fit {name}: {fit.matched} of {fit.counted} tensors match",
         where=str(path),
-        why=f"the backbone's, not matched: {_few(found.missing_names())}\nin the file only: {_few(found.unused)}\n"
+        why=f"the backbone's, not matched: {_few(fit.missing_names())}\nin the file only: {_few(fit.unused)}\n"
         f"At least {min_match:.0%} must match (model.min_match). {guess}",
         fix=fix,
         code=ExitCode.DATA,
