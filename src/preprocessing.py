@@ -56,12 +56,10 @@ class Preprocessing:
             raise ValueError(f"image_size must be at least 1, not {self.image_size}")
         if not 0 < self.crop_ratio <= 2:
             raise ValueError(f"crop_ratio must be above 0 and at most 2, not {self.crop_ratio}")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {self.interpolation!r}")
-        if self.crop_mode not in CROP_MODES:
-            raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}, not {self.crop_mode!r}")
-        if self.rounding not in ROUNDINGS:
-            raise ValueError(f"rounding must be one of {', '.join(ROUNDINGS)}, not {self.rounding!r}")
+        choices = {"interpolation": INTERPOLATIONS, "crop_mode": CROP_MODES, "rounding": ROUNDINGS}
+        for name, words in choices.items():
+            if (word := getattr(self, name)) not in words:
+                raise ValueError(f"{name} must be one of {', '.join(words)}, not {word!r}")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError(f"mean and std need one value for each of R, G, B, not {self.mean} and {self.std}")
         if min(self.std) <= 0:

@@ -10,10 +10,10 @@ import hashlib
 import json
 import logging
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import PIL
@@ -31,6 +31,7 @@ from src.user_command import corrected
 
 CACHE_VERSION = 2
 FLAT = 8  # of 255: an image whose channels vary by no more shows nothing
+HANDED_OUT = 4096  # files that wait for a thread: a million would pile up
 SHOWN = 8  # bad files on the screen; with them a UserError still fits its 15 lines
 
 _KINDS = (int, int, str, int, int, str | None, int, list)  # of an entry of the cache
@@ -83,9 +84,10 @@ def check_images(
     missing = [name for name in stamps if name not in checked]
     if missing:
         with _progress() as progress, ThreadPoolExecutor(max(1, workers)) as pool:
-            results = _in_order(pool, check, missing, 4 * max(1, workers))
+            parts = (missing[start : start + HANDED_OUT] for start in range(0, len(missing), HANDED_OUT))
+            results = progress.track(chain.from_iterable(pool.map(check, part) for part in parts), total=len(missing))
             try:
-                for name, (result, lasting) in zip(missing, progress.track(results, total=len(missing)), strict=True):
+                for name, (result, lasting) in zip(missing, results, strict=True):
                     checked[name] = result
                     stamp = stamps[name]
                     if stamp is not None and lasting:
@@ -146,17 +148,6 @@ def _check(path: Path, name: str, options: ReadOptions) -> tuple[CheckResult, bo
     if all(high - low <= FLAT for low, high in extrema):
         findings.notes.add(ONE_COLOUR)
     return CheckResult(digest, image.width, image.height, None, findings.bits, tuple(sorted(findings.notes))), True
-
-
-def _in_order(pool: ThreadPoolExecutor, work: Callable, items: Sequence[str], in_flight: int) -> Iterator:
-    """pool.map with at most in_flight items handed out, so that a million files do not pile up."""
-    waiting: deque[Future] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) >= in_flight:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _progress() -> Progress:

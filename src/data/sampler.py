@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch.utils.data import Sampler
 
@@ -43,7 +44,6 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.indices, self.batch_size, self.seed, self.share = indices, batch_size, seed, share
         self.start, self.epoch = start, start[0]
-        self._ordered: tuple[int, list[int]] | None = None  # the order of the epoch that was asked for last
 
     @property
     def sampler(self) -> EpochSampler:
@@ -70,15 +70,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def whole_batch(self, epoch: int, batch: int) -> list[int]:
         """The indices of the images that all processes train on in a step."""
-        order = self._order(epoch)
+        order = _epoch_order(self.seed, epoch, len(self.indices))
         end = (batch + 1) * self.batch_size if batch < len(self) - 1 else len(order)
         return [self.indices[member] for member in order[batch * self.batch_size : end]]
 
-    def _order(self, epoch: int) -> list[int]:
-        if self._ordered is None or self._ordered[0] != epoch:
-            self._ordered = epoch, seeding.epoch_order(self.seed, epoch, len(self.indices))
-        return self._ordered[1]
 
+_epoch_order = lru_cache(maxsize=2)(seeding.epoch_order)  # each batch asks for it
 
 PADDING = -1  # the place of an image that does not count: the split's last one, with PADDING as its label
 

@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -218,21 +217,6 @@ def test_files_are_decoded_at_the_same_time(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checking, "decode_image", meet)
     assert len(check(tmp_path, names)) == 2
-
-
-def test_few_files_are_in_flight():
-    handed_out = []
-
-    def items():
-        for item in range(1000):
-            handed_out.append(item)
-            yield item
-
-    with ThreadPoolExecutor(2) as pool:
-        results = checking._in_order(pool, lambda item: item * 2, items(), 8)
-        assert next(results) == 0
-        assert len(handed_out) == 8
-        assert list(results) == [item * 2 for item in range(1, 1000)]
 
 
 def test_progress_goes_to_stderr_and_only_to_a_terminal(tmp_path, capfd, monkeypatch):
