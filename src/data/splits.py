@@ -1,4 +1,4 @@
-"""Who is trained on and who is held out: made by a seed, or read from a split.csv, and checked.
+"""Splits into train, val and test: made by a seed, or read from a split.csv, and checked.
 
 A split is stratified: each class is shuffled by (seed, class name) alone and dealt out, so adding a class leaves the
 split of the others as it was.
@@ -28,8 +28,8 @@ class SplitSettings:
     """val_fraction, test_fraction: shares of each class. file: a split.csv to follow; root: where its paths start."""
 
     seed: int
-    val_fraction: float = 0.15
-    test_fraction: float = 0.15
+    val_fraction: float
+    test_fraction: float
     file: Path | None = None
     root: Path = Path()
 

@@ -24,13 +24,13 @@ class NoAnswer(Exception):
 
 
 class _Reader:
-    """A thread that works for another as long as that one lives. A new thread for every batch would be given cores and
-    memory of its own each time, and what is alive could not be told from what is left over."""
+    """A thread that does the work of the thread that owns it, as long as that lives. A new thread for every batch would
+    have a malloc arena of its own, and a thread that hangs could not be told from one that is still needed."""
 
     def __init__(self) -> None:
         self.tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.thread = threading.Thread(
-            target=_work_off, args=[self.tasks], daemon=True
+            target=_run_tasks, args=[self.tasks], daemon=True
         )  # does not keep a process alive
         self.thread.start()
 
@@ -38,13 +38,13 @@ class _Reader:
         self.tasks.put(None)
 
 
-def _work_off(tasks: SimpleQueue[Callable[[], None] | None]) -> None:
+def _run_tasks(tasks: SimpleQueue[Callable[[], None] | None]) -> None:
     while (task := tasks.get()) is not None:
         task()
         del task  # it holds the results
 
 
-_own = threading.local()
+_of_this_thread = threading.local()
 
 
 def one_by_one(
@@ -56,40 +56,40 @@ def one_by_one(
     """
     if not seconds:
         return [work(item) for item in items]
-    done: list[Result] = []
-    failed: list[BaseException] = []
-    now: list[tuple[Any, float]] = [(None, time.monotonic())]  # the item at hand, and since when
-    over = threading.Event()
+    results: list[Result] = []
+    errors: list[BaseException] = []
+    current: list[tuple[Any, float]] = [(None, time.monotonic())]  # the item at hand, and since when
+    finished = threading.Event()
 
     def run() -> None:
         try:
             for item in items:
-                now[0] = item, time.monotonic()
-                done.append(work(item))
+                current[0] = item, time.monotonic()
+                results.append(work(item))
         except BaseException as error:
-            failed.append(error)
-        over.set()
+            errors.append(error)
+        finished.set()
 
-    reader = getattr(_own, "reader", None)
+    reader = getattr(_of_this_thread, "reader", None)
     if reader is None or not reader.thread.is_alive():  # not alive: this process is a fork
         reader = _Reader()
-    _own.reader = None  # until it is free again: it may hang, and Ctrl-C may end the wait
+    _of_this_thread.reader = None  # until it is free again: it may hang, and Ctrl-C may end the wait
     reader.tasks.put(run)
-    while not over.is_set():
-        before = now[0]
-        over.wait(max(0.0, before[1] + seconds - time.monotonic()))
-        if now[0] is before and time.monotonic() >= before[1] + seconds:
-            if over.wait(GRACE_SECONDS) or now[0] is not before:
+    while not finished.is_set():
+        before = current[0]
+        finished.wait(max(0.0, before[1] + seconds - time.monotonic()))
+        if current[0] is before and time.monotonic() >= before[1] + seconds:
+            if finished.wait(GRACE_SECONDS) or current[0] is not before:
                 continue
             raise NoAnswer(f"{name(before[0])}: no answer within {seconds:g} s")
-    _own.reader = reader
-    if failed:
-        raise failed[0]
-    return done
+    _of_this_thread.reader = reader
+    if errors:
+        raise errors[0]
+    return results
 
 
 def in_time(work: Callable[[Item], Result], items: Sequence[Item], seconds: float | None = None) -> list[Result]:
-    """As one_by_one; where there is no answer it raises what the user is to read. None: SECONDS, which nobody can set."""
+    """As one_by_one, but raises the error that a user reads. seconds None: SECONDS, which is no setting."""
     try:
         limit = SECONDS if seconds is None else seconds
         return one_by_one(work, items, limit, name=lambda item: printable(str(item)))
@@ -98,7 +98,7 @@ def in_time(work: Callable[[Item], Result], items: Sequence[Item], seconds: floa
 
 
 def hang_error(cause: str, may_set: bool = True) -> LoaderFault:
-    """What the user reads. cause: the text of a NoAnswer. may_set: whether the limit is data.timeout_seconds."""
+    """cause: the text of a NoAnswer. may_set: whether the limit is data.timeout_seconds."""
     path, _, limit = cause.rpartition(": no answer within ")
     fix = [f"ls -l {shell_word(path)}", f"{shell_command()}   # once it can be read"]
     if may_set:

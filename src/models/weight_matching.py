@@ -52,33 +52,37 @@ class Match:
         return [f"{name} ({why})" if why else name for name, why in self.missing.items()]
 
 
-def match(own: dict[str, Tensor], given: dict[str, Tensor], ignored: tuple[str, ...] = ()) -> Match:
-    """own: the backbone's state_dict; given: the file's tensors; ignored: beginnings of names that the file may have
-    for nothing."""
-    plain_own = {plain_name(key): key for key in own}
-    prefix, others = _prefixes(own, plain_own, given)
-    inside = {plain_name(key.removeprefix(prefix)): key for key in given if key.startswith(prefix)}
+def match(backbone: dict[str, Tensor], file: dict[str, Tensor], ignored: tuple[str, ...] = ()) -> Match:
+    """backbone: its state_dict. file: the tensors of a weights file. ignored: prefixes of names that the file may have
+    although the backbone lacks them."""
+    plain_names = {plain_name(key): key for key in backbone}
+    prefix, others = _prefixes(backbone, plain_names, file)
+    inside = {plain_name(key.removeprefix(prefix)): key for key in file if key.startswith(prefix)}
     result = Match(prefix.rstrip("."), [other.rstrip(".") or "its top" for other in others])
-    for plain, key in plain_own.items():
-        value, counts = given[inside[plain]] if plain in inside else None, not key.endswith("num_batches_tracked")
-        result.counted += counts
-        form = "" if value is None else _form(value, own[key])
-        if form:
+    for plain, key in plain_names.items():
+        target, tensor = backbone[key], file[inside[plain]] if plain in inside else None
+        counts = not key.endswith("num_batches_tracked")
+        if counts:
+            result.counted += 1
+        if tensor is None:
+            if counts:
+                result.missing[key] = ""
+        elif form := _form(tensor, target):
             result.unusable[key] = form
-        elif value is not None and value.shape == own[key].shape:
-            result.values[key] = value
-        elif value is not None and (adapted := _for_three_channels(value, own[key])) is not None:
+        elif tensor.shape == target.shape:
+            result.values[key] = tensor
+        elif (adapted := _for_three_channels(tensor, target)) is not None:
             result.values[key] = adapted
-            result.adapted[key] = value.shape[1]
-        elif value is not None and _is_input_convolution(value, own[key]):
-            result.unusable[key] = f"for images with {value.shape[1]} channels"
+            result.adapted[key] = tensor.shape[1]
+        elif _is_input_convolution(tensor, target):
+            result.unusable[key] = f"for images with {tensor.shape[1]} channels"
         elif counts:
             size = ", of another image size" if "pos_emb" in key else ""
-            result.missing[key] = "" if value is None else f"the file's is {list(value.shape)}{size}"
-    loaded = {own[key].data_ptr() for key in result.values if own[key].numel()}
-    for key in [key for key in result.missing if own[key].data_ptr() in loaded and not own[key].is_meta]:
+            result.missing[key] = f"the file's is {list(tensor.shape)}{size}"
+    loaded = {backbone[key].data_ptr() for key in result.values if backbone[key].numel()}
+    for key in [key for key in result.missing if backbone[key].data_ptr() in loaded and not backbone[key].is_meta]:
         del result.missing[key]  # a layer under two names, of which the file has the other
-    unused = [key for plain, key in inside.items() if plain not in plain_own and not plain.startswith(ignored)]
+    unused = [key for plain, key in inside.items() if plain not in plain_names and not plain.startswith(ignored)]
     result.unused = [key.removeprefix(prefix) for key in unused if not key.endswith("num_batches_tracked")]
     return result
 
@@ -91,18 +95,20 @@ def plain_name(key: str) -> str:
     return key
 
 
-def _prefixes(own: dict[str, Tensor], plain_own: dict[str, str], given: dict[str, Tensor]) -> tuple[str, list[str]]:
+def _prefixes(
+    backbone: dict[str, Tensor], plain_names: dict[str, str], file: dict[str, Tensor]
+) -> tuple[str, list[str]]:
     """What stands before the backbone's names in the file ('', 'module.', 'state_dict.net.', ...): the prefix with which
     most of them fit, and the others with which about as many do, such as that of a moving average."""
     fits, named = Counter({"": 0}), Counter()
-    for key, tensor in given.items():
+    for key, tensor in file.items():
         parts = key.split(".")
         for start in range(len(parts)):
             inner = plain_name(".".join(parts[start:]))
-            if parts[start] not in _WRAPPERS and inner in plain_own:
+            if parts[start] not in _WRAPPERS and inner in plain_names:
                 prefix = ".".join([*parts[:start], ""]) if start else ""
                 named[prefix] += 1
-                fits[prefix] += _fits(tensor, own[plain_own[inner]])
+                fits[prefix] += _fits(tensor, backbone[plain_names[inner]])
     order = sorted({**fits, **named}, key=lambda prefix: (-fits[prefix], -named[prefix], len(prefix)))
     return order[0], [prefix for prefix in order[1:] if fits[prefix] > 0.9 * fits[order[0]]]
 

@@ -37,7 +37,7 @@ def test_no_test_split_where_none_is_asked_for():
 def test_a_split_file_is_followed(tmp_path, caplog):
     file = tmp_path / "split.csv"
     file.write_text("path,label,split\nx/1,x,val\nx/2,x,train\ngone,x,test\n")
-    found = choose_split(["x/1", "x/2", "x/3"], ["x"] * 3, None, SplitSettings(0, file=file))
+    found = choose_split(["x/1", "x/2", "x/3"], ["x"] * 3, None, SplitSettings(0, 0.15, 0.15, file=file))
     assert found == {"train": [1], "val": [0], "test": []}
     assert "1 of 3 images are left out, since" in caplog.text
     assert f"that {file} lists are gone: gone" in caplog.text
@@ -59,7 +59,7 @@ def test_a_wrong_split_file_is_refused(tmp_path, text, named):
     file = tmp_path / "split.csv"
     file.write_text(text)
     with pytest.raises(UserError, match=named.replace("(", r"\(")):
-        choose_split(["x/1"], ["x"], None, SplitSettings(0, file=file))
+        choose_split(["x/1"], ["x"], None, SplitSettings(0, 0.15, 0.15, file=file))
 
 
 def test_words_for_splits(tmp_path):
@@ -70,7 +70,9 @@ def test_words_for_splits(tmp_path):
 
 def test_a_missing_val_split_is_dealt_from_train():
     labels = ["a", "b"] * 20
-    found = choose_split([str(i) for i in range(40)], labels, ["train"] * 30 + ["test"] * 10, SplitSettings(0))
+    found = choose_split(
+        [str(i) for i in range(40)], labels, ["train"] * 30 + ["test"] * 10, SplitSettings(0, 0.15, 0.15)
+    )
     assert found["test"] == list(range(30, 40))
     assert members(labels, found, "val") == {"a": 2, "b": 2}
 

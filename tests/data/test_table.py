@@ -128,7 +128,7 @@ def test_paths_in_another_unicode_form_are_shown_with_escapes(root):
     split = root / "split.csv"
     split.write_text("path,split\ncaf\u00e9.jpg,train\na/0.jpg,val\n")
     with pytest.raises(UserError) as error:
-        choose_split(["a/0.jpg", "cafe\u0301.jpg"], ["x", "x"], None, SplitSettings(0, file=split))
+        choose_split(["a/0.jpg", "cafe\u0301.jpg"], ["x", "x"], None, SplitSettings(0, 0.15, 0.15, file=split))
     assert "'caf\\xe9.jpg', while the data has 'cafe\\u0301.jpg'" in error.value.render()
 
 
@@ -139,7 +139,7 @@ def test_names_that_are_not_utf8_come_back(root):
     split = root / "split.csv"
     write_atomically(split, lambda file: file.write(b"path,label,split\nStra\xdfe.jpg,x,val\na/0.jpg,x,train\n"))
     assert set(read_split_file(split)) == {name, "a/0.jpg"}
-    found = choose_split(["a/0.jpg", name], ["x", "x"], None, SplitSettings(0, file=split))
+    found = choose_split(["a/0.jpg", name], ["x", "x"], None, SplitSettings(0, 0.15, 0.15, file=split))
     assert found["val"] == [1]
     assert listed(root, b"path,label\nStra\xdfe.jpg,Stra\xdfe\n").names == [name]
     (root / name).rename(root / "Straße.jpg")
@@ -150,7 +150,7 @@ def test_names_that_are_not_utf8_come_back(root):
 def test_a_split_file_follows_the_same_rules(root):
     split = root / "split.csv"
     split.write_text(f"Path;Split;digest\n.\\a\\0.jpg;Training;1\n\n{root}/b/0.jpg;valid;2\n")
-    settings = SplitSettings(0, file=split, root=root)
+    settings = SplitSettings(0, 0.15, 0.15, file=split, root=root)
     assert choose_split(list(IMAGES), ["a", "a", "b"], None, settings) == {"train": [0], "val": [2], "test": []}
     split.write_text("path,split\na/0.jpg,train\na/0.jpg,test\n")
     with pytest.raises(UserError, match=r"a/0.jpg stands twice"):

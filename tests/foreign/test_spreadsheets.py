@@ -33,7 +33,7 @@ def test_a_split_with_such_names_is_read_back(tmp_path):
     write_csv(tmp_path / "split.csv", ["path", "label", "split"], [[name, name, "train"] for name in names])
     rows = [row for _, row in read_csv(tmp_path / "split.csv", ("path", "split"), ours=True)]
     assert [row["path"] for row in rows] == [row["label"] for row in rows] == names
-    settings = SplitSettings(0, file=tmp_path / "split.csv")
+    settings = SplitSettings(0, 0.15, 0.15, file=tmp_path / "split.csv")
     assert choose_split(names, names, None, settings)["train"] == list(range(len(names)))
 
 
