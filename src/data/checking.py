@@ -96,7 +96,7 @@ def check_images(
                 pool.shutdown(wait=False, cancel_futures=True)
                 if cache:
                     text = json.dumps({**_head(options), "files": entries}, separators=(",", ":"))
-                    _written(cache, text, "the checked images cannot be remembered, the next run checks them again")
+                    _write(cache, text, "the checked images cannot be remembered, the next run checks them again")
     return {name: checked[name] for name in stamps}
 
 
@@ -109,7 +109,7 @@ def refuse_bad_images(bad: Mapping[str, str], total: int, root: Path, list_file:
     shown = rows if len(rows) <= SHOWN else [*rows[:SHOWN], f"and {len(rows) - SHOWN} more"]
     mend = "delete or replace the bad files"
     list_text = "".join(f"{printable(name)}\t{reason}\n" for name, reason in bad.items())
-    if list_file and _written(list_file, list_text, "the list of bad images cannot be written"):
+    if list_file and _write(list_file, list_text, "the list of bad images cannot be written"):
         mend += f"; they are listed in {list_file}"
     return UserError(
         f"{len(rows)} of {total} images cannot be read",
@@ -188,13 +188,13 @@ def _is_entry(row: object) -> bool:
     return all(abs(value) < 2**63 for value in row if isinstance(value, int)) and 0 <= row[6] <= 16
 
 
-def _written(path: Path, text: str, otherwise: str) -> bool:
+def _write(path: Path, text: str, failure: str) -> bool:
     """Replaces the file in one step. Failing to is no reason to stop, and said."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     except OSError as error:
-        log.warning(f"{otherwise}: {error}")
+        log.warning(f"{failure}: {error}")
         return False
     return True
 

@@ -76,11 +76,11 @@ class GuardedDataset(Dataset):
         raise ImageError(f"{broken[self._name(key)]}; nor can any other image of its class be read")
 
     def _item(self, key: Any) -> Any:
-        self.record(_number(key))
+        self.record(_index(key))
         return self.images[key]
 
     def _name(self, key: Any) -> str:
-        return printable(self.images.name(_number(key)))
+        return printable(self.images.name(_index(key)))
 
     def record(self, number: int) -> None:
         """Writes into the slot of this loader process that it reads this image now."""
@@ -232,7 +232,7 @@ def _collate(collate: Callable[[list[Any]], Any], read: tuple[list[Any], dict[st
     return batch, broken
 
 
-def _number(key: Any) -> int:
+def _index(key: Any) -> int:
     return key[-1] if isinstance(key, tuple) else key
 
 

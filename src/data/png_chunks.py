@@ -1,4 +1,4 @@
-"""What a PNG holds beside its pixels must not decide whether it is read; its pixels must be whole.
+"""PNG chunks beside the pixels do not decide whether a file is read; the pixels must have the right checksums.
 
 Pillow refuses a PNG for a wrong checksum in a text chunk, or for a comment above 1 MB, which every viewer passes over,
 and decodes one without looking at the checksums of its pixels. `pixels_only` mends both before Pillow sees the bytes.
@@ -32,11 +32,11 @@ def pixels_only(data: bytes, keep_metadata: bool = True) -> bytes:
         if end > len(data):
             raise EOFError(f"the chunk {kind!r} ends too early")
         content = view[place + 8 : end - 4]
-        whole = zlib.crc32(view[place + 4 : end - 4]) == int.from_bytes(view[end - 4 : end])
+        crc_is_right = zlib.crc32(view[place + 4 : end - 4]) == int.from_bytes(view[end - 4 : end])
         critical = not kind[0] & 0x20
-        if critical and not whole:
+        if critical and not crc_is_right:
             raise ValueError(f"broken PNG: wrong checksum in chunk {kind.decode('latin-1')!r}")
-        if critical or (whole and _affects_pixels(kind, content, colour_type, keep_metadata)):
+        if critical or (crc_is_right and _affects_pixels(kind, content, colour_type, keep_metadata)):
             kept.append(view[place:end])
         place = end
         if kind == b"IEND":

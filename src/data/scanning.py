@@ -56,7 +56,7 @@ class Omissions:
         return lines
 
 
-def foreign(name: str) -> bool:
+def is_foreign(name: str) -> bool:
     """Whether an entry is hidden, or made by a NAS, a desktop or a notebook program, and so no part of the set."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
@@ -67,9 +67,9 @@ def scan(folder: Path, left_out: Omissions | None = None) -> list[os.DirEntry]:
         [found] = in_time(_entries, [folder])
     except OSError as error:
         raise _unreadable(folder, error) from error
-    kept = sorted([entry for entry in found if not foreign(entry.name)], key=attrgetter("name"))
+    kept = sorted([entry for entry in found if not is_foreign(entry.name)], key=attrgetter("name"))
     if left_out is not None and len(kept) < len(found):
-        left_out.system.update(sorted(_group(entry.name) for entry in found if foreign(entry.name)))
+        left_out.system.update(sorted(_group(entry.name) for entry in found if is_foreign(entry.name)))
     return kept
 
 
@@ -119,7 +119,7 @@ def holds_images(folder: Path) -> bool:
 
 def _begins_with_images(folder: Path) -> bool:
     with os.scandir(folder) as entries:  # usually the first entry answers it
-        return any(is_image(entry.name) and not foreign(entry.name) and not is_folder(entry) for entry in entries)
+        return any(is_image(entry.name) and not is_foreign(entry.name) and not is_folder(entry) for entry in entries)
 
 
 def is_image(name: str) -> bool:

@@ -121,7 +121,7 @@ def _as_in_the_data(rows: SplitRows, names: list[str], file: Path, root: Path) -
         if name is None:
             absent.append(path)
         elif stated.setdefault(name, row) != row:
-            raise _twice(path, printable(str(file)))
+            raise _listed_twice(path, printable(str(file)))
     return stated, sorted(absent)
 
 
@@ -176,11 +176,11 @@ def read_split_file(path: Path) -> SplitRows:
     for line, row in read_csv(path, ("path", "split"), ours=True):
         stated = known_split(row["split"], path, line), row.get("label") or None
         if found.setdefault(row["path"], stated) != stated:
-            raise _twice(row["path"], f"{printable(str(path))}, line {line}")
+            raise _listed_twice(row["path"], f"{printable(str(path))}, line {line}")
     return found
 
 
-def _twice(name: str, where: str) -> UserError:
+def _listed_twice(name: str, where: str) -> UserError:
     return UserError(
         f"{printable(name)} stands twice, in two splits or with two labels",
         where=where,

@@ -201,13 +201,13 @@ def _text(cell: str, table: Path, line: int) -> str:
 def _existing(path: str, root: Path) -> str | None:
     """The path of the file below root, in the one form that a listing has; None if there is none."""
     for form in spellings(path):
-        if _there(root / form, Path.is_file):
+        if _is(root / form, Path.is_file):
             return relative(form, root)
     return None
 
 
 def _missing(table: Path, root: Path, missing: list[tuple[int, str]], total: int) -> UserError:
-    shown = [f"line {line}: {_seen(path, root)}" for line, path in missing[:5]]
+    shown = [f"line {line}: {_closest(path, root)}" for line, path in missing[:5]]
     line, first = missing[0]
     fix = corrected("data=table", f"data.table={table}", "data.root=photos/") + "   # the folder the paths start from"
     if "the disk has" in shown[0] or re.match(r"/|[A-Za-z]:[\\/]", first):  # another root would not help
@@ -221,26 +221,26 @@ def _missing(table: Path, root: Path, missing: list[tuple[int, str]], total: int
     )
 
 
-def _there(path: Path, asked: Callable[[Path], bool]) -> bool:
-    """False too for what is no path: a name that is too long, or a folder that may not be entered."""
+def _is(path: Path, predicate: Callable[[Path], bool]) -> bool:
+    """predicate(path); False where the path cannot be looked at: too long, or in a folder that may not be entered."""
     try:
-        return asked(path)
+        return predicate(path)
     except OSError:
         return False
 
 
-def _seen(path: str, root: Path) -> str:
+def _closest(path: str, root: Path) -> str:
     """The path, and beside it the file of the disk that differs in case, blanks or Unicode form, both with escapes."""
-    if _there(root / path, Path.is_dir):
+    if _is(root / path, Path.is_dir):
         return f"{printable(path)} is a folder"
     if len(path) > 200:
         return printable(f"{path[:60]} ... {path[-30:]}")
     current = root
     for part in posixpath.normpath(path.replace("\\", "/")).split("/"):
-        if _there(current / part, Path.exists):
+        if _is(current / part, Path.exists):
             current = current / part
             continue
-        beside = [entry.name for entry in current.iterdir()] if _there(current, Path.is_dir) else []
+        beside = [entry.name for entry in current.iterdir()] if _is(current, Path.is_dir) else []
         near = [name for name in beside if alike(part) in (alike(name), alike(Path(name).stem))]
         if not near:
             return printable(path)
