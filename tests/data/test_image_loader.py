@@ -264,6 +264,7 @@ def test_a_loader_process_that_is_stopped_is_named(monkeypatch, reading):
         list(batches)
     assert "stopped by a signal" in caught.value.render()
     assert ("reading photos/9.png" in caught.value.render()) == reading
+    process.join(10)
     assert process.exitcode == -signal.SIGKILL
 
 
