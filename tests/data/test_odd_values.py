@@ -61,7 +61,7 @@ def test_alpha_that_is_zero_everywhere_means_no_alpha(form):
     )
     read = decode(encoded(Image.fromarray(colour), form, **settings))
     assert np.abs(np.asarray(read.image).astype(int) - colour_ramp()).max() <= (10 if form == "AVIF" else 0)
-    assert read.found.notes == {EMPTY_ALPHA}
+    assert read.findings.notes == {EMPTY_ALPHA}
 
 
 def test_alpha_that_is_zero_everywhere_in_other_modes(tmp_path):
@@ -113,8 +113,8 @@ def test_twelve_bits_in_sixteen_keep_their_levels(tmp_path):
     for name, (data, values) in wide_files(tmp_path).items():
         read = decode(data, bits=12)
         difference = np.abs(np.asarray(read.image).astype(int) - levels(values, 4095)).max()
-        if difference or read.found.bits != 12 or read.found.notes:
-            wrong[name] = int(difference), read.found
+        if difference or read.findings.bits != 12 or read.findings.notes:
+            wrong[name] = int(difference), read.findings
         assert (pixels(data, bits=0) == levels(values, 4095)).all(), name
     assert wrong == {}
 
@@ -122,21 +122,21 @@ def test_twelve_bits_in_sixteen_keep_their_levels(tmp_path):
 def test_a_image_is_read_by_the_bits_it_is_told_not_by_its_own(tmp_path):
     """Otherwise images of one set would differ in brightness by what they show."""
     for data in (encoded(Image.fromarray(TWELVE // 8), "TIFF"), png16(tmp_path, TWELVE_RGB // 8, 2)):
-        assert decode(data, bits=12).found.bits == 9
+        assert decode(data, bits=12).findings.bits == 9
         assert pixels(data, bits=12).max() == levels(np.array([[511]]), 4095).max()
     for data in (encoded(Image.fromarray(TWELVE * 16), "TIFF"), png16(tmp_path, TWELVE_RGB * 16, 2)):
-        assert decode(data, bits=12).found.bits == 16
+        assert decode(data, bits=12).findings.bits == 16
         assert pixels(data, bits=12).max() == 255
 
 
 def test_compressed_planes_of_which_only_half_the_bits_can_be_had_are_noted():
     for values, notes in ((TWELVE_RGB, {PLANES}), (TWELVE_RGB * 16, set())):
-        assert decode(tiff(values, 2, planes=True, compress=True), bits=0).found.notes == notes
+        assert decode(tiff(values, 2, planes=True, compress=True), bits=0).findings.notes == notes
 
 
 def test_a_maxval_that_says_the_bits_needs_no_guess():
     data = b"P5 32 24 4095\n" + TWELVE.astype(">u2").tobytes()
-    assert decode(data, bits=16).found.bits == 16
+    assert decode(data, bits=16).findings.bits == 16
     assert np.abs(pixels(data, bits=16) - levels(TWELVE, 4095)).max() == 0
 
 
@@ -160,7 +160,7 @@ def test_white_is_zero_at_every_depth(order, compress, kind):
     white = decode(tiff(values, 0, order=order, compress=compress), bits=12)
     assert (black == levels(values, top)).all()
     assert (np.asarray(white.image) == 255 - black).all()
-    assert white.found.notes == (set() if kind is np.uint8 else {WHITE_IS_ZERO})
+    assert white.findings.notes == (set() if kind is np.uint8 else {WHITE_IS_ZERO})
 
 
 # --- no data ---------------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_floats_are_stretched_by_the_values_that_count(missing):
     rest = HEIGHTS[4:].astype(float)
     assert (np.asarray(read.image)[4:] == levels(rest - rest.min(), rest.max() - rest.min())).all()
     assert (np.asarray(read.image)[:4] == 0).all()
-    assert read.found.notes == {NO_DATA, OWN_RANGE}
+    assert read.findings.notes == {NO_DATA, OWN_RANGE}
 
 
 def test_the_no_data_value_of_gdal(tmp_path):
@@ -188,7 +188,7 @@ def test_the_no_data_value_of_gdal(tmp_path):
     counts = TWELVE.copy()
     counts[:4] = 65535
     read = decode(tiff(counts, 1, extra={42113: (2, b"65535\0")}), bits=12)
-    assert (read.found.bits, read.found.notes) == (12, {NO_DATA})
+    assert (read.findings.bits, read.findings.notes) == (12, {NO_DATA})
     assert (np.asarray(read.image)[4:] == levels(TWELVE, 4095)[4:]).all()
     for no_value in (b"none\0", b"1e999\0", b"-5\0", b"nan\0", b"\0"):
         assert (pixels(tiff(TWELVE, 1, extra={42113: (2, no_value)}), bits=12) == levels(TWELVE, 4095)).all()
@@ -198,7 +198,7 @@ def test_a_low_value_among_others_is_no_sentinel():
     values = np.linspace(-2000, 900, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.float32)
     values[0, 0] = -9999
     values[0, 1] = -6000
-    assert decode(encoded(Image.fromarray(values), "TIFF")).found.notes == {OWN_RANGE}
+    assert decode(encoded(Image.fromarray(values), "TIFF")).findings.notes == {OWN_RANGE}
 
 
 # --- what stands beside the pixels -----------------------------------------------------------------------------------
