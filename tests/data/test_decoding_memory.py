@@ -52,7 +52,7 @@ def test_a_strip_at_a_time_gives_the_same_pixels(monkeypatch):
             decoded = decode_image(content, "x", ReadOptions((10, 200, 30), bits=0))
         except ImageError as error:
             return (str(error),)
-        return decoded.image.size, decoded.image.tobytes(), decoded.found
+        return decoded.image.size, decoded.image.tobytes(), decoded.findings
 
     for ending, content in fuzz_images.originals():
         whole = read(content)
