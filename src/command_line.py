@@ -1,7 +1,6 @@
-"""From the command line to a checked config, and from Hydra's complaints to ours.
+"""src.train's command line: through Hydra to the task, with Hydra's errors translated into ours.
 
-train.py goes through Hydra (`run_hydra`); the words of evaluate, predict and export: src/words.py. Nothing here imports
-torch.
+The words of evaluate, predict and export: src/words.py. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
         )
     config.register()
     settings.register()
-    # Hydra prints errors itself, at length; with this variable it raises them and we say what is to be done.
+    # With this variable Hydra raises errors instead of printing them at length.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     OmegaConf.register_new_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
     words = sys.argv[1:]
@@ -64,7 +63,7 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 sweeps.append(Path(HydraConfig.get().sweep.dir))
                 raise  # Hydra names the job that failed
-            failures.append(error)  # and would print a line too many for a single run
+            failures.append(error)  # Hydra would print one line too many for a single run
 
     job.check = check  # type: ignore[attr-defined]
     try:
@@ -78,30 +77,35 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
             remove_if_nothing_ran(sweeps[0])
         raise
     except ValueError as error:
-        if str(error).startswith("Unable to configure"):  # what logging.config says of all mistakes
-            raise UserError(
-                f"hydra.job_logging or hydra.hydra_logging cannot be used: {error}",
-                why=str(error.__cause__ or "they are configurations for Python's logging.config"),
-                fix=corrected(remove=["hydra/job_logging", "hydra/hydra_logging"]),
-            ) from error
-        if not str(error).startswith("Only one of --run, --multirun, --cfg"):
-            raise
-        raise UserError(
-            "--cfg and --info are about one run, and -m is a sweep",
-            why="a sweep has a config for each of its jobs",
-            fix=[corrected(remove=["-m", "--multirun"]), corrected(remove=["--cfg", "-c", "job", "hydra", "all"])],
-        ) from error
+        raise _of_hydra(error) from error.__cause__
     for error in failures:
         raise translate(error) if isinstance(error, OmegaConfBaseException) else error
 
 
 def _sweep_name(name: str | None, runs_dir: str) -> str:
-    """Checked here, before Hydra writes into the folder of a sweep."""
+    """The name, checked before Hydra writes into the folder of a sweep."""
     return new_name() if name is None else check_name(name, runs_dir)
 
 
+def _of_hydra(error: ValueError) -> Exception:
+    """A UserError for what Hydra and logging.config report by a plain ValueError; other errors as they are."""
+    if str(error).startswith("Unable to configure"):
+        return UserError(
+            f"hydra.job_logging or hydra.hydra_logging cannot be used: {error}",
+            why=str(error.__cause__ or "they are configurations for Python's logging.config"),
+            fix=corrected(remove=["hydra/job_logging", "hydra/hydra_logging"]),
+        )
+    if str(error).startswith("Only one of --run, --multirun, --cfg"):
+        return UserError(
+            "--cfg and --info are about one run, and -m is a sweep",
+            why="a sweep has a config for each of its jobs",
+            fix=[corrected(remove=["-m", "--multirun"]), corrected(remove=["--cfg", "-c", "job", "hydra", "all"])],
+        )
+    return error
+
+
 def translate(error: Exception) -> UserError:
-    """Hydra's or OmegaConf's complaint, as what was found and what to type instead."""
+    """Hydra's or OmegaConf's error as a UserError: what was found, and what to type instead."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__

@@ -61,6 +61,7 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("dataset=somewhere", "did you mean data?", "data=image_folder data.root=somewhere"),
     ("seed=abc", "seed is a whole number, and 'abc' is not", "seed=0"),
     ("seed=", "seed is a whole number", "seed=0"),
+    ("trainer.num_nodes=two", "trainer.num_nodes is a whole number", "trainer.num_nodes=1"),  # and not =true
     ("seed=1.5", "seed is a whole number, and '1.5' is not", "seed=0"),
     ("optimizer.lr=high", "optimizer.lr is a number, and 'high' is not", "optimizer.lr=0.003"),
     ("trainer.max_epochs=true", "trainer.max_epochs is a whole number", "trainer.max_epochs=12"),

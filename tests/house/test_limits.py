@@ -36,3 +36,10 @@ def test_the_engine_imports_nothing_of_src_outside_itself():
         if file.startswith("src/engine/"):
             outside = {name for name in house.imports(tree, everywhere=True) if not name.startswith("src.engine")}
             assert not outside, f"{file} imports {sorted(outside)}"
+
+
+def test_the_slow_tests_exist():
+    for line in house.entries(house.ROOT / "tests/slow.txt"):
+        file, _, test = line.partition("::")
+        text = (house.ROOT / file).read_text()
+        assert f"def {test.partition('[')[0]}" in text, f"{line} is gone: take it out of tests/slow.txt"
