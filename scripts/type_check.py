@@ -1,9 +1,9 @@
 """pyright over src/: no file may have more errors than scripts/type_errors.json allows, and the numbers only fall.
 
     python scripts/type_check.py            # exit code 1 and the errors of each file that has more than it may
-    python scripts/type_check.py --moved    # after files were moved: the numbers by file are taken anew if the sum did not rise
+    python scripts/type_check.py --moved    # after code was moved: counts anew by file, if the sum did not rise
 
-A file that is not in the list may have none. Where a file has fewer than before, its number is lowered at once.
+A file that is not in the list may have none. Where a file has fewer than before, its number is lowered.
 """
 
 from __future__ import annotations
@@ -43,9 +43,12 @@ def main() -> int:
             print(f"{file}:{entry['range']['start']['line'] + 1} {entry['message']} ({entry.get('rule', '')})")
     for file in sorted(worse):
         print(f"{file} has {counts[file]} errors, {allowed.get(file, 0)} allowed")
+    if worse:
+        print("mend them; where code has only moved to another file: python scripts/type_check.py --moved")
+        return 1
     lowered = {file: min(number, counts[file]) for file, number in sorted(allowed.items()) if counts[file]}
     ALLOWED.write_text(json.dumps(lowered, indent=1) + "\n")
-    return int(bool(worse))
+    return 0
 
 
 if __name__ == "__main__":
