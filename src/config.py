@@ -1,11 +1,9 @@
 """The knobs: one line each, with its type, its default, its range or choices, and what it does.
 
-choice(option, ..., default=...), number(default, lowest, highest, example) and value(default, example): src/knobs.py; an
-example is a value for the commands that messages suggest, where the default is none.
-
-conf/ holds the values. Hydra composes the YAML files onto `Config`, which refuses unknown keys and values of another type;
-src/config_checks.py refuses what is out of range or no choice, and src/rules.py settings that contradict each other. All of
-it runs before torch is imported.
+choice(option, ..., default=...), number(default, lowest, highest, example), value(default, example): src/knobs.py. The example
+is for the commands that messages suggest. conf/ holds the values. Hydra composes the YAML files onto `Config`, which refuses
+unknown keys and values of another type; src/config_checks.py refuses what is out of range or no choice, and src/rules.py
+settings that contradict each other, all of it before torch is imported.
 """
 
 from __future__ import annotations

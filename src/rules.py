@@ -59,10 +59,7 @@ def clash(key: str, other: str, broken: Condition, why: str, fix: str) -> Rule:
 
 
 def unread(key: str, beside: str, is_read: Condition, why: str, use: str = "", is_error: bool = False) -> Rule:
-    """A setting that has no effect unless `is_read`, if it has another value than its default: somebody chose it.
-
-    use: words that give it an effect; none: it is left out.
-    """
+    """A setting with another value than its default that has no effect unless `is_read`. use: words that give it one."""
     default = value_of(Config(), key)
     fix = f"{use} <{key}>" if use else f"~{key}"
     found = f"<{key}> has no effect with {beside}"
