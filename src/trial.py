@@ -1,8 +1,8 @@
-"""What a run sees of the sweep that it is a trial of: it reports every epoch and is told whether to go on.
+"""A run's side of a sweep: it reports every epoch and is told whether to go on.
 
-A trial is a job in a thread of a worker (src/tuning/trainable.py); `current()` is how the run finds out that it is one.
-A run of several processes (strategy=ddp) does not train in the worker: its first process reports through a connection to
-it. Neither ray nor torch is imported here.
+A trial is a job in a thread of a worker (src/tuning/trainable.py); `current()` tells a run whether it is one. A run of
+several processes (strategy=ddp) does not train in the worker: its rank 0 reports through a socket. This imports neither
+ray nor torch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-# What a trial is told after a report.
+# Answers to a report.
 GO_ON = "go on"
-FINISH = "finish"  # it is worth no more time: measure, package and end
-INTERRUPT = "interrupt"  # it goes on later from its position: end now
+FINISH = "finish"  # stopped early: measure, package and end
+INTERRUPT = "interrupt"  # end now; the trial goes on later from its position
 
 # Environment of the processes of a trial that has several.
 ADDRESS, TOKEN, FINISH_AFTER = "TRIAL_ADDRESS", "TRIAL_TOKEN", "TRIAL_FINISH_AFTER"
@@ -29,7 +29,7 @@ ADDRESS, TOKEN, FINISH_AFTER = "TRIAL_ADDRESS", "TRIAL_TOKEN", "TRIAL_FINISH_AFT
 
 @dataclass(frozen=True)
 class Place:
-    """Which machine of a run this is, and where the processes of all its machines meet. Alone: the defaults."""
+    """The rank of a machine in its run, and where the processes of all machines meet. The defaults: a single machine."""
 
     node: int = 0
     nodes: int = 1
@@ -40,13 +40,13 @@ class Place:
 class Trial:
     """One job of a sweep: `report` hands a row to the sweep and waits for its answer.
 
-    keeps_checkpoints: the scheduler copies checkpoints between trials, so those of the epoch must be on the disk before
-    it is reported. finish_after: the epoch, counted from 1, after which the sweep had ended the trial in an earlier start.
+    keeps_checkpoints: the scheduler copies checkpoints between trials, so an epoch's must be on the disk before its report.
+    finish_after: the epoch, counted from 1, after which the sweep ended the trial in an earlier start.
     """
 
     def __init__(
         self, keeps_checkpoints: bool = False, place: Place = Place(), finish_after: int | None = None
-    ) -> None:  # a Place is frozen
+    ) -> None:
         self.keeps_checkpoints, self.place, self.finish_after = keeps_checkpoints, place, finish_after
         self.interrupted = False  # asked after every step: end as soon as the position is saved
         self._rows: queue.Queue[dict[str, float]] = queue.Queue()
@@ -54,14 +54,14 @@ class Trial:
         self._last_answer = GO_ON
 
     def report(self, row: dict[str, float]) -> str:
-        """In the thread of the job. row: the numbers of an epoch; row["epoch"] is counted from 1."""
+        """Called by the job. row: the metrics of an epoch; row["epoch"] is counted from 1. Returns the answer."""
         if self._last_answer == GO_ON:
             self._rows.put(row)
             self._last_answer = self._answers.get()
         return self._last_answer
 
     def next_row(self, seconds: float) -> dict[str, float] | None:
-        """In the worker's own thread: the row that was reported; {} when the job is over; None if nothing came for so long."""
+        """Called by the worker: the reported row; {} when the job is over; None if nothing came within `seconds`."""
         try:
             return self._rows.get(timeout=seconds)
         except queue.Empty:
@@ -72,13 +72,13 @@ class Trial:
         self._rows.put({})
 
     def answer(self, answer: str) -> None:
-        """Ends the waiting for a report, or that of the next report."""
+        """Answers the report that waits, or the next one."""
         self.interrupted |= answer == INTERRUPT
         self._answers.put(answer)
 
 
 class ReportingProcess(Trial):
-    """In a process of a trial that has several: the first one's reports travel to the worker, the others have none."""
+    """In a rank of a trial that has several: rank 0's reports travel to the worker, the others have none."""
 
     def __init__(self) -> None:
         finish_after = os.environ.get(FINISH_AFTER)
@@ -99,7 +99,7 @@ _current: Trial | None = None
 
 
 def current() -> Trial | None:
-    """The trial that this process works on, or None outside of a sweep with Ray Tune."""
+    """The trial that this process runs, or None outside of a sweep with Ray Tune."""
     if _current is None and ADDRESS in os.environ:
         return ReportingProcess()
     return _current
@@ -118,16 +118,18 @@ def working_on(trial: Trial) -> Iterator[None]:
 
 @contextmanager
 def answering_processes(trial: Trial) -> Iterator[dict[str, str]]:
-    """Inside, the first of a trial's processes can report to it. Yields what the processes' environment needs."""
+    """Inside, rank 0 of a trial can report to it. Yields the environment variables that its processes need."""
     token = secrets.token_hex(16)  # else any user of the machine could report
     with socket.create_server(("127.0.0.1", 0)) as server:
         _in_background(_accept, server, token, trial.report)
         try:
-            ended = {} if trial.finish_after is None else {FINISH_AFTER: str(trial.finish_after)}
-            yield {ADDRESS: f"127.0.0.1:{server.getsockname()[1]}", TOKEN: token, **ended}
+            variables = {ADDRESS: f"127.0.0.1:{server.getsockname()[1]}", TOKEN: token}
+            if trial.finish_after is not None:
+                variables[FINISH_AFTER] = str(trial.finish_after)
+            yield variables
         finally:
             with suppress(OSError):
-                server.shutdown(socket.SHUT_RDWR)  # ends the waiting for a connection, which closing does not
+                server.shutdown(socket.SHUT_RDWR)  # ends accept(), which closing does not
 
 
 def _in_background(work: Callable[..., None], *arguments: Any) -> None:
@@ -144,9 +146,9 @@ def _accept(server: socket.socket, token: str, report: Callable[[dict[str, float
 
 
 def _serve(connection: socket.socket, token: str, report: Callable[[dict[str, float]], str]) -> None:
-    """Any user of the machine can connect, and say anything or nothing; a process can be killed while it waits."""
-    wrong = suppress(OSError, ValueError, KeyError, TypeError)
-    with wrong, connection, connection.makefile("rw", encoding="utf-8") as file:
+    """Any user of the machine can connect and send anything or nothing; a process can be killed while it waits."""
+    errors = suppress(OSError, ValueError, KeyError, TypeError)
+    with errors, connection, connection.makefile("rw", encoding="utf-8") as file:
         for line in file:
             message = json.loads(line)
             if message["token"] != token:

@@ -15,7 +15,7 @@ from src import config, config_checks
 from src.hydra_words import TEXTS, for_hydra, unquoted, without_quotes
 from src.suggestions import CONF
 from src.tuning import settings
-from src.tuning.launch import Jobs
+from src.tuning.launch import GivenJobs
 from tests.conftest import SMALL, check_error
 
 NAMES = (
@@ -81,7 +81,7 @@ def test_of_a_sweep_every_value_is_text():
     assert unquoted("'it\\'s'") == "it's"
     assert without_quotes("data.root='ö (1), b'") == "data.root=ö (1), b"
     assert without_quotes("name='null'") == "name='null'"  # null is not the text
-    jobs = Jobs({0: ["data.root='a (1)'", "seed=1"], 1: ["data.root='b (2)'", "seed=1"]})
+    jobs = GivenJobs({0: ["data.root='a (1)'", "seed=1"], 1: ["data.root='b (2)'", "seed=1"]})
     assert jobs.params({"job": 1}) == {"data.root": "b (2)"}
 
 

@@ -17,15 +17,15 @@ from src.trial import FINISH, INTERRUPT, Trial
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 0.4  # a busy driver, or a scheduler that compares trials, may answer much later
+BEAT_SECONDS = 0.4  # between two broadcasts while rank 0 waits: a busy driver may answer much later
 
 
 class TrialReport(CheckpointCallback):
-    """Reports the numbers of an epoch after its position is saved, and waits for the answer.
+    """Reports the metrics of an epoch after its position is saved, and waits for the answer.
 
-    The run that is to finish ends as after its last epoch: the best weights are measured and packaged. One that is
-    interrupted ends as on SIGTERM, and goes on later. A CheckpointCallback, since those come after all others, in the
-    order of the list: this is the last.
+    On FINISH the run ends as after its last epoch: the best weights are measured and packaged. On INTERRUPT it ends as on
+    SIGTERM, and goes on later. A CheckpointCallback, because Lightning calls those after all others, in the order of the
+    list, in which this is the last.
     """
 
     def __init__(self, trial: Trial, stop: StopOnSignal) -> None:
@@ -54,7 +54,7 @@ class TrialReport(CheckpointCallback):
             if trainer.is_global_zero:
                 with suppress(queue.Empty):
                     answer = answers.get(timeout=BEAT_SECONDS)
-            # Also where there is no answer yet: the other processes give up waiting after strategy.timeout_seconds.
+            # Also without an answer: the other ranks give up waiting after strategy.timeout_seconds.
             answer = trainer.strategy.broadcast(answer)
         if answer == FINISH:
             log.info(f"The sweep ends this trial at epoch {trainer.current_epoch + 1}.")

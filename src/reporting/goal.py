@@ -1,4 +1,4 @@
-"""Goal: by what the trials of a sweep are judged. Imports neither ray nor torch."""
+"""Goal: what the trials of a sweep are judged by. Imports neither ray nor torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# Stands for nan and inf beside schedulers and searches: they compare and average it, where a single nan would spoil all.
+# In place of nan and inf for schedulers and searches, which compare and average values: a single nan would spoil them all.
 WORST = 1e30
 
 
@@ -33,5 +33,5 @@ class Goal:
 
     def best(self, values: Iterable[float]) -> float | None:
         """The best of the finite values; None where there is none."""
-        known = [value for value in values if math.isfinite(value)]
-        return max(known, key=lambda value: self.sign * value, default=None)
+        finite = [value for value in values if math.isfinite(value)]
+        return max(finite, key=lambda value: self.sign * value, default=None)

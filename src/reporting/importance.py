@@ -1,8 +1,8 @@
 """Which parameters of a sweep its metric depends on. Used by sweep_report.py.
 
-A random forest learns the trials' places in the ranking from their parameters; then each parameter is shuffled among the
-trials, and what the forest's R2 loses is that parameter's importance (Breiman, Random Forests, 2001, section 10). Places
-instead of values, since one trial that diverged would outweigh all others.
+A random forest learns the ranks of the trials from their parameters; a parameter's importance is the loss of the forest's R2
+when that parameter is shuffled among the trials (Breiman, Random Forests, 2001, section 10). Ranks instead of values, because
+one trial that diverged would outweigh all others. Not optuna's importances, which say nothing about how far to trust them.
 """
 
 from __future__ import annotations
@@ -11,22 +11,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-FEWEST = 6  # trials; below that a forest learns them by heart
+FEWEST = 6  # trials; a forest learns fewer by heart
 TREES = 200
 SHUFFLES = 20
 
 
 def importance(parameters: Mapping[str, Sequence[float]], values: Sequence[float]) -> tuple[dict[str, float], str]:
-    """The shares of the parameters, which add up to 1, the largest first; and what must be said about them.
+    """The shares of the parameters, which add up to 1, the largest first; and how far to trust them, or why there are none.
 
     parameters: name -> one number per trial, nan where a trial lacks it. values: the metric of the trials.
-    Where nothing can be told the shares are {} and the sentence says why.
     """
     if len(values) < FEWEST:
-        return (
-            {},
-            f"To tell what the value depends on takes {FEWEST} trials that have one; of these there are {len(values)}.",
-        )
+        need = f"To tell what the value depends on takes {FEWEST} trials that have one"
+        return {}, f"{need}; of these there are {len(values)}."
     if len(parameters) < 2:
         return {}, "Only one parameter differs between the trials: all that changes is due to it or to chance."
     if min(values) == max(values):
@@ -39,18 +36,15 @@ def importance(parameters: Mapping[str, Sequence[float]], values: Sequence[float
 
     seed = key("importance") % 2**32
     inputs = np.array(list(parameters.values()), dtype=float).T
-    places = np.unique(values, return_inverse=True)[1]
-    forest = RandomForestRegressor(TREES, oob_score=True, random_state=seed).fit(inputs, places)
-    lost = permutation_importance(forest, inputs, places, n_repeats=SHUFFLES, random_state=seed)["importances_mean"]
-    weights = np.clip(lost, 0, None)
+    ranks = np.unique(values, return_inverse=True)[1]
+    forest = RandomForestRegressor(TREES, oob_score=True, random_state=seed).fit(inputs, ranks)
+    losses = permutation_importance(forest, inputs, ranks, n_repeats=SHUFFLES, random_state=seed)["importances_mean"]
+    weights = np.clip(losses, 0, None)
     if not weights.any():
         return {}, "The forest does as well without any of the parameters: what differs looks like chance."
     shares = dict(zip(parameters, (weights / weights.sum()).tolist(), strict=True))
-    return dict(sorted(shares.items(), key=lambda item: -item[1])), _trust(forest.oob_score_)
-
-
-def _trust(explained: float) -> str:
-    """explained: R2 on the trials that a tree was not grown with."""
+    explained = forest.oob_score_  # R2 on the trials that a tree was not grown with
+    trust = f"Of trials that it has not seen the forest explains {explained:.0%} of the differences (R2)."
     if explained <= 0:
-        return "The forest cannot predict trials that it has not seen (R2 at most 0), so these shares say little."
-    return f"Of trials that it has not seen the forest explains {explained:.0%} of the differences (R2)."
+        trust = "The forest cannot predict trials that it has not seen (R2 at most 0), so these shares say little."
+    return dict(sorted(shares.items(), key=lambda item: -item[1])), trust

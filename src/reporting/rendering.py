@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from src.text import printable, printable_lines
 
@@ -33,11 +32,6 @@ Cell = str | float | Link
 def render(template: str, **values: Any) -> str:
     """An HTML page. Control characters, and characters that turn or hide text, appear as escapes everywhere in it."""
     return printable_lines(_templates().get_template(template).render(values))
-
-
-def part(name: str, *values: Any) -> Markup:
-    """A part of a page alone: "table" or "figure" of parts.html.j2."""
-    return getattr(_templates().get_template("parts.html.j2").module, name)(*values)
 
 
 @cache

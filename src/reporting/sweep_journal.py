@@ -1,7 +1,7 @@
-"""What happened in a sweep: a line of JSON per event in trials.jsonl, and the trials as they are read from it.
+"""The journal of a sweep: a line of JSON per event in trials.jsonl, and the trials as they are read from it.
 
-The driver writes it as results arrive, so a sweep that ends in any way leaves all that is known of it. The table, the
-ranking and the report are made from it alone, and every start of the sweep goes on from it; nothing of Ray's is read.
+The driver writes it as results arrive, so nothing is lost whatever ends the sweep. The table, the ranking and the report are
+made from it alone, and every start of the sweep goes on from it; nothing of Ray's is read.
 """
 
 from __future__ import annotations
@@ -32,27 +32,26 @@ OVER = (FINISHED, PRUNED, DIVERGED)  # not tried again
 
 @dataclass
 class TrialRecord:
-    """One trial as it is known so far."""
+    """A trial, as far as the journal goes."""
 
     number: int
     folder: str
-    params: dict[str, Any]  # what differs between trials: key as typed -> value
+    params: dict[str, Any]  # the settings that differ between trials: key as typed -> value
     overrides: list[str]  # the whole command line of the trial, without `python -m src.train`
     state: str = RUNNING
-    rows: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch, counted from 1 -> what was reported
-    value: float | None = None  # what the job returned
-    error: str = ""  # the first line of what went wrong
+    rows: dict[int, dict[str, float]] = field(default_factory=dict)  # epoch, counted from 1 -> its metrics
+    value: float | None = None  # returned by the job
+    error: str = ""  # the first line of its message
     started: float = 0.0  # seconds since 1970
-    seconds: float = 0.0  # of work until `heard`: the time between two starts of a sweep, or of a pause, is not in it
-    heard: float = 0.0  # when the last event came
+    seconds: float = 0.0  # of work until `heard`, without pauses and the time between two starts of the sweep
+    heard: float = 0.0  # when the last event came, seconds since 1970
 
     def worked(self, now: float) -> float:
         """Seconds of work until now (seconds since 1970)."""
         return self.seconds + (now - self.heard if self.state == RUNNING else 0.0)
 
     def best(self, goal: Goal) -> tuple[float, int | None] | None:
-        """The best finite value so far and its epoch, of equal ones the first; (value, None) of a job that reports nothing;
-        None where nothing is known."""
+        """The best finite value so far and its first epoch; (value, None) of a job that reports nothing; None: no value."""
         rows = {epoch: row.get(goal.metric, math.nan) for epoch, row in sorted(self.rows.items())}
         value = goal.best(rows.values())
         if value is not None:
@@ -66,10 +65,10 @@ class Journal:
     """The journal of one sweep: `trials` is what it says so far, by number."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: of the sweep. What is there already is read. Raises UserError for what no sweep has written.
+        """Reads the journal in the folder of a sweep, if there is one. Raises UserError for lines that no sweep has written.
 
-        A last line that was cut off is left out, and so are lines in between that are no JSON: `damaged` has their numbers,
-        and those of the lines about a trial whose beginning was among them.
+        A last line that was cut off is left out, and so are other lines that are no JSON: `damaged` has their numbers, and
+        those of the lines about a trial whose beginning was lost with them.
         """
         self.path = folder / JOURNAL
         self.trials: dict[int, TrialRecord] = {}
@@ -101,7 +100,7 @@ class Journal:
         self._note(event="started", trial=number, folder=folder, params=params, overrides=overrides)
 
     def row(self, number: int, row: dict[str, float]) -> None:
-        """What a trial reported of an epoch; row["epoch"] is counted from 1. nan and inf are left out: JSON has neither."""
+        """The metrics of an epoch; row["epoch"] is counted from 1. nan and inf are left out, because JSON has neither."""
         self._note(event="row", trial=number, row=_finite(row))
 
     def copied(self, number: int, rows: Sequence[dict[str, float]]) -> None:
@@ -156,7 +155,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _is_event(event: Any) -> bool:
-    """Whether it is a line that this module writes, or its older versions wrote."""
+    """Whether this module, or an older version, writes such a line."""
     match event:
         case {"trial": int(number), "time": time_} if 0 <= number < 10**9 and _is_number(time_) and 0 <= time_ < 1e12:
             pass
@@ -185,9 +184,9 @@ def _is_number(value: Any) -> bool:
 
 def ranking(trials: dict[int, TrialRecord], goal: Goal) -> list[TrialRecord]:
     """The trials that have a value and did not fail, the best first; of equal ones the earlier."""
-    known = [(trial.best(goal), trial) for trial in trials.values() if trial.state not in NOT_RANKED]
-    valued = [(-goal.sign * best[0], trial.number, trial) for best, trial in known if best is not None]
-    return [trial for *_, trial in sorted(valued, key=lambda one: one[:2])]
+    bests = {number: trial.best(goal) for number, trial in trials.items() if trial.state not in NOT_RANKED}
+    values = {number: best[0] for number, best in bests.items() if best is not None}
+    return [trials[number] for number in sorted(values, key=lambda number: (-goal.sign * values[number], number))]
 
 
 def counted(trials: dict[int, TrialRecord]) -> str:

@@ -1,7 +1,8 @@
 """The plots of a sweep's report: parallel coordinates, learning curves, slices, bars. Used by sweep_report.py.
 
-Trials come ranked, the best first, and a trial has one colour in all plots: the darker, the better its place.
-An artist's gid is the number of its trial, so that the page can tell which one it is (plots.to_svg).
+Trials come ranked, the best first, and a trial has one colour in all plots: the darker, the better its place. An artist's gid
+is the number of its trial, which the page uses (plots.to_svg). Not optuna's plots: they leave out pruned trials and those that
+lack a parameter's value, cut off long names, and draw categories over each other.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE = 9.4  # inches; fills the page
-AXIS_ROOM = 1.1  # inches that an axis of the parallel coordinates needs for its name and its ticks
-NAME_LETTERS = 16  # what fits into that
-STRONG = 60  # trials that are drawn strongly; of more the others are faint
+AXIS_ROOM = 1.1  # inches of an axis of the parallel coordinates, for its name and ticks
+NAME_LETTERS = 16  # that fit into AXIS_ROOM
+STRONG = 60  # trials that are drawn opaque; the others are faint
 NO_VALUE = "#AAAAAA"
 
 
@@ -33,15 +34,12 @@ def parallel_coordinates(
 
     scales: of the parameters, one or more. trials: with their values, the best first.
     """
-    from matplotlib.figure import Figure
-
     goal = Scale.of(values)
     columns = [_places(scale, numbers(trials, name, scale)) for name, scale in scales.items()]
     columns.append(_places(goal, [goal.number(value) for value in values]))
     count = len(columns)
     width = max(WIDTH, min(2.4 * (count - 1), WIDE), AXIS_ROOM * count)
-    figure = Figure(figsize=(width, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _axes(width, 4)
     for place, (trial, *points) in enumerate(zip(trials, *columns, strict=True)):
         looks = _looks(place, trial, len(trials))
         marker = "o" if any(map(math.isnan, points)) else None  # a point between two gaps has no line
@@ -59,13 +57,13 @@ def parallel_coordinates(
 
 
 def _places(scale: Scale, column: Sequence[float]) -> list[float]:
-    """The numbers as heights from 0 to 1; in the middle where there is only one."""
+    """The numbers as heights from 0 to 1; 0.5 if all are equal."""
     low, high = scale.ends
     return [(number - low) / (high - low) if high > low else number - low + 0.5 for number in column]
 
 
 def _mark_ticks(axes: Axes, x: int, scale: Scale, last: bool) -> None:
-    """What is written along a vertical axis: to the left of it, of the last one to the right."""
+    """The labels along a vertical axis: to its left, for the last axis to its right."""
     ticks = scale.ticks(apart=0.05)
     for height, (_, text) in zip(_places(scale, [number for number, _ in ticks]), ticks, strict=True):
         axes.annotate(
@@ -92,11 +90,9 @@ def learning_curves(trials: Sequence[TrialRecord], metric: str) -> Figure:
 
     trials: with at least one epoch in which the metric is a finite number; ranked, those that failed at the end.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(WIDE, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _axes(WIDE, 3.6)
     ranked = sum(trial.state not in NOT_RANKED for trial in trials)
     for place, trial in enumerate(trials):
         epochs, curve = curve_of(trial, metric)
@@ -123,10 +119,7 @@ def curve_of(trial: TrialRecord, metric: str) -> tuple[list[int], list[float]]:
 @style()
 def slice_plot(name: str, scale: Scale, trials: Sequence[TrialRecord], values: Sequence[float], metric: str) -> Figure:
     """One parameter against the metric: a dot per trial, hollow where it was pruned; the best with a ring around it."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDE / 3 - 0.1, 2.3), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _axes(WIDE / 3 - 0.1, 2.3)
     colours = [_looks(place, trial, len(trials))["color"] for place, trial in enumerate(trials)]
     faces = ["none" if trial.state == PRUNED else colour for trial, colour in zip(trials, colours, strict=True)]
     x, goal = numbers(trials, name, scale), Scale.of(values)
@@ -150,10 +143,7 @@ def slice_plot(name: str, scale: Scale, trials: Sequence[TrialRecord], values: S
 @style()
 def share_bars(shares: Mapping[str, float]) -> Figure:
     """A bar per parameter, with its share in per cent."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH * 1.3, 0.4 + 0.28 * len(shares)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _axes(WIDTH * 1.3, 0.4 + 0.28 * len(shares))
     bars = axes.barh([shortened(name, 40) for name in shares], list(shares.values()), height=0.6, color=COLOURS[0])
     axes.bar_label(bars, [f"{share:.0%}" for share in shares.values()], padding=3)
     axes.invert_yaxis()  # the largest on top
@@ -164,8 +154,16 @@ def share_bars(shares: Mapping[str, float]) -> Figure:
     return figure
 
 
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of so many inches, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
 def _looks(place: int, trial: TrialRecord, ranked: int) -> dict[str, Any]:
-    """How a trial's line is drawn. place: in the ranking, from 0; ranked: how many trials have one."""
+    """The style of a trial's line. place: in the ranking, from 0; ranked: the number of trials in the ranking."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     worse = LinearSegmentedColormap.from_list("place", COLOURS)  # dark blue, red, light gold: lighter and lighter

@@ -1,7 +1,4 @@
-"""Values of any kind as numbers on an axis: those of a sweep's parameters and of its metric.
-
-Used by the plots of a sweep, for its axes, and by the importance of parameters, which needs numbers too.
-"""
+"""Values of any kind as numbers on an axis: a sweep's parameters and its metric. Used by its plots and importances."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ from typing import Any
 
 from src.reporting.sweep_journal import TrialRecord
 
-LOG_FROM = 50  # positive numbers whose largest is so many times the smallest lie on a logarithmic axis
-FEW = 5  # so many numbers are marked on the axis themselves, more by round numbers between them
+LOG_FROM = 50  # use a log axis if all values are positive and max/min is larger
+FEW = 5  # values that an axis marks themselves; of more it marks round numbers between them
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,9 @@ class Scale:
         return self.number(self.values[0]), self.number(self.values[-1])
 
     def ticks(self, apart: float) -> list[tuple[float, str]]:
-        """Numbers to be marked, with what is written there.
+        """The numbers to be marked, with their texts.
 
-        apart: the room that one needs, as a share of the axis; what would stand in another's place is left out.
+        apart: the room of a mark, as a share of the axis; a mark in the room of another is left out.
         """
         low, high = self.ends
         kept: list[tuple[float, str]] = []
@@ -89,12 +86,12 @@ def numbers(trials: Iterable[TrialRecord], name: str, scale: Scale) -> list[floa
 
 
 def exact(value: Any) -> str:
-    """As it would be typed."""
+    """The value as it is typed."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def shown(value: Any) -> str:
-    """As it is read: fractions with four digits."""
+    """The value for people: fractions with four digits."""
     if not isinstance(value, float):
         return exact(value)
     return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")

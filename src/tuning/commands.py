@@ -8,7 +8,7 @@ from dataclasses import fields
 from src.tuning.settings import SweeperSettings
 from src.user_command import corrected, key_of, rewritten, typed_words
 
-_OWN = {knob.name for knob in fields(SweeperSettings)} - {"seed"}  # settings of a sweep
+SWEEP_KEYS = {knob.name for knob in fields(SweeperSettings)} - {"seed"}
 SPACE = "optimizer.lr=tag(log,interval(1e-5,1e-1))"
 
 
@@ -18,8 +18,8 @@ def sweep_command(*words: str, remove: Sequence[str] = ()) -> str:
     A program that is not src.train has no such command: then it is a whole example.
     """
     section = "hydra.launcher" if _by_launcher() else "hydra.sweeper"
-    named = [f"{section}.{word}" if key_of(word).partition(".")[0] in _OWN else word for word in words]
-    left_out = [f"{section}.{key}" if key in _OWN else key for key in remove]
+    named = [f"{section}.{word}" if key_of(word).partition(".")[0] in SWEEP_KEYS else word for word in words]
+    left_out = [f"{section}.{key}" if key in SWEEP_KEYS else key for key in remove]
     if typed_words():
         return corrected(*named, remove=left_out)
     plugin = section.replace(".", "/") + "=ray_tune"

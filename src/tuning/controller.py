@@ -20,12 +20,15 @@ from ray.tune.schedulers import TrialScheduler
 from src import signals
 from src.errors import UserError
 from src.reporting.sweep_journal import DIVERGED, FAILED, FINISHED, OVER, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
+from src.suggestions import did_you_mean
 from src.tuning import trainable
 from src.tuning.commands import sweep_command
-from src.tuning.job import FINISH_AFTER, Context, describe, is_done, trained_rows
-from src.tuning.settings import Trials as Settings
+from src.tuning.folder import is_done, trained_rows
+from src.tuning.jobs import FINISH_AFTER
+from src.tuning.progress import SweepDisplay
+from src.tuning.settings import SweepSettings
 from src.tuning.source import TrialSource
-from src.tuning.table import SweepDisplay
+from src.tuning.worker import Context, describe
 from src.user_command import named
 
 log = logging.getLogger(__name__)
@@ -33,30 +36,33 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Sweep:
-    """A sweep that is under way, and what is known of it."""
+    """A sweep under way, and what ends it."""
 
     context: Context
-    settings: Settings
-    journal: Journal
+    settings: SweepSettings
     display: SweepDisplay
-    trials: TrialSource
+    source: TrialSource
     max_epochs: int  # of the longest trial
     room: int  # for trials at once, when it begins
     signal: int = 0  # that told it to end
     over_budget: bool = False
-    not_reported: list[str] | None = None  # where the metric is missing: what there is
+    reported: list[str] | None = None  # where the metric is missing: the names that trials report
     deadline: float | None = None  # time.monotonic() until which its trials may save their positions; None: it goes on
     busy: bool = True  # a trial runs
+
+    @property
+    def journal(self) -> Journal:
+        return self.source.journal
 
     def end(self) -> None:
         """Has the trials save their positions and end, and begins no other."""
         if self.deadline is None:
             self.deadline = time.monotonic() + self.settings.grace_s
             trainable.interruption_mark(self.context).touch()
-            self.trials.set_finished()
+            self.source.set_finished()
 
-    def told_to_end(self, number: int, frame: FrameType | None) -> None:
-        """The handler of signals: the first has the trials save their positions, the second ends at once."""
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The first signal has the trials save their positions, the second ends at once."""
         if self.signal:
             signals.end_begins(number)
             raise signals.error_of(number)
@@ -87,11 +93,11 @@ class Ending(tune.Stopper):
         return not sweep.busy or time.monotonic() > sweep.deadline
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune writes it down with its own state, which nobody reads
+        return {}  # Tune pickles it with its own state, which nobody reads
 
 
 class Watcher(tune.Callback):
-    """Writes down what Tune tells of its trials."""
+    """Keeps the journal of what Tune tells of its trials."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep, self.journal = sweep, sweep.journal
@@ -99,37 +105,35 @@ class Watcher(tune.Callback):
     def setup(self, **info: Any) -> None:
         """Tune has just taken SIGUSR1 for itself, which SLURM may send before it ends a job."""
         for number in signals.NUMBERS:
-            signal.signal(number, self.sweep.told_to_end)
+            signal.signal(number, self.sweep.on_signal)
 
-    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+    def on_step_begin(self, trials: list[Trial], **info: Any) -> None:
         self.sweep.busy = self.sweep.deadline is None or any(trial.status == Trial.RUNNING for trial in trials)
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        plan, number = self.sweep.context.plan, int(trial.trial_id)
+    def on_trial_start(self, trial: Trial, **info: Any) -> None:
+        points, number = self.sweep.source.points, int(trial.trial_id)
         folder = os.path.relpath(self.sweep.context.sweep_dir / str(number))
-        self.journal.started(number, folder, plan.params(trial.config), plan.overrides(trial.config))
+        self.journal.started(number, folder, points.params(trial.config), points.overrides(trial.config))
         self.sweep.display.changed(number)
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, trial: Trial, result: dict[str, Any], **info: Any) -> None:
         number = int(trial.trial_id)
         if history := result.pop(trainable.HISTORY, None):
-            metric, known = self.sweep.context.goal.metric, self.journal.trials[number].rows
-            now = {int(row["epoch"]): row.get(metric) for row in history}
-            if now != {epoch: row.get(metric) for epoch, row in known.items()}:
+            metric, rows = self.sweep.context.goal.metric, self.journal.trials[number].rows
+            values = {int(row["epoch"]): row.get(metric) for row in history}
+            if values != {epoch: row.get(metric) for epoch, row in rows.items()}:
                 self.journal.copied(number, history)
         if trainable.REPORTED in result:
-            self.sweep.not_reported = result[trainable.REPORTED]
+            self.sweep.reported = result[trainable.REPORTED]
             self.sweep.end()
         elif trainable.ROW in result:
             self.journal.row(number, result[trainable.ROW])
             self.sweep.display.changed(number)
 
-    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_recover(self, trial: Trial, **info: Any) -> None:
         log.info(f"#{trial.trial_id}  its process ended ({_first_line(trial)}); it goes on in a new one")
 
-    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_complete(self, trial: Trial, **info: Any) -> None:
         result = trial.last_result or {}
         record = self.journal.trials.get(int(trial.trial_id))
         epochs = max(record.rows, default=0) if record is not None else 0
@@ -145,13 +149,13 @@ class Watcher(tune.Callback):
         else:  # A scheduler also stops what has just reported its last epoch.
             self._end(trial, FINISHED if epochs >= self.sweep.max_epochs else PRUNED)
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_error(self, trial: Trial, **info: Any) -> None:
         self._end(trial, FAILED, error=_first_line(trial))
 
     def _end(self, trial: Trial, state: str, value: float | None = None, error: str = "") -> None:
         number = int(trial.trial_id)
         if number not in self.journal.trials:  # its process never came up
-            self.on_trial_start(0, [], trial)
+            self.on_trial_start(trial)
         self.journal.ended(number, state, value, error)
         self.sweep.display.changed(number)
 
@@ -166,15 +170,15 @@ def run_trials(sweep: Sweep, scheduler: TrialScheduler | None) -> None:
     os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = str(int(settings.grace_s) + 5)
     # Else Tune starts the workers of a search one after another, two seconds each. pbt's population is there at once.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(sweep.room, 200 if context.changes_points else 1))
-    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1e9"  # how often it saves its state, which nobody reads
+    os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "1e9"  # between two saves of its state, which nobody reads
     runnable = tune.with_parameters(trainable.HydraTrainable, context=context)
     runnable.__qualname__ = runnable.__name__  # what `ps` shows of a worker
-    with sweep.display, signals.handled_by(sweep.told_to_end):
+    with sweep.display, signals.handled_by(sweep.on_signal):
         tune.run(
             runnable,
             name="state",
             storage_path=str(context.scratch),
-            search_alg=sweep.trials,
+            search_alg=sweep.source,
             scheduler=scheduler,
             stop=Ending(sweep),
             callbacks=[Watcher(sweep)],
@@ -189,7 +193,7 @@ def run_trials(sweep: Sweep, scheduler: TrialScheduler | None) -> None:
 
 
 def _after(sweep: Sweep) -> None:
-    """What Tune does not tell of the trials at the end, and what ended the sweep."""
+    """Completes the journal with what Tune does not tell, and raises the error that ended the sweep."""
     for trial in list(sweep.journal.trials.values()):
         if trial.state in (RUNNING, PAUSED):
             fill_in(sweep.journal, trial, sweep.context.goal.metric)
@@ -199,11 +203,11 @@ def _after(sweep: Sweep) -> None:
             log.warning(
                 f"#{trial.number}  had no time to measure its best weights; the next start of the sweep does that"
             )
-    if sweep.not_reported is not None:
-        metric, names = sweep.context.goal.metric, sweep.not_reported
+    if sweep.reported is not None:
+        metric, names = sweep.context.goal.metric, sweep.reported
         close = difflib.get_close_matches(metric, names, n=1, cutoff=0.0) or names[:1]
         raise UserError(
-            f"the trials do not report {metric}" + (f"; did you mean {close[0]}?" if close else ""),
+            f"the trials do not report {metric}{did_you_mean(*close)}",
             where="metric of the sweep",
             why=f"they report: {', '.join(names)}",
             fix=sweep_command(f"metric={close[0]}") if close else "",
@@ -218,14 +222,14 @@ def _after(sweep: Sweep) -> None:
 
 
 def fill_in(journal: Journal, trial: TrialRecord, metric: str) -> None:
-    """Epochs that were trained while nobody listened any more: an interrupted trial reports its last one to nobody."""
+    """Adds epochs of metrics.csv that the journal lacks: an interrupted trial trains its last epoch after Tune has gone."""
     for row in trained_rows(journal.path.parent / str(trial.number)):
         if metric in row and int(row["epoch"]) not in trial.rows:
             journal.row(trial.number, row)
 
 
 def _first_line(trial: Trial) -> str:
-    """Of the error with which the process of a trial ended."""
+    """The first line of the error with which the process of a trial ended."""
     file = trial.pickled_error_file  # written just now; trial.get_error() looks where it is copied to later
     error = cloudpickle.loads(Path(file).read_bytes()) if file else None
     if (cause := getattr(error, "cause", None)) is not None:

@@ -2,59 +2,114 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from ray.tune.search import Searcher
 
 from src.errors import UserError
 from src.hydra_words import unquoted
 from src.reporting.sweep_journal import OVER, Journal, TrialRecord
-from src.tuning import judging
-from src.tuning.choices import build_scheduler
-from src.tuning.cluster import resources_of
-from src.tuning.job import JOB, HydraJob, compose, returned
+from src.tuning.folder import returned
+from src.tuning.jobs import JOB, HydraSweep, goal_of, max_epochs_of, shared_settings, without_hydra
 from src.tuning.pipeline import SweepPlan, run_sweep
 from src.tuning.results import failures, say_if_basic_is_faster
-from src.tuning.settings import LauncherSettings
-from src.tuning.source import TrialSource
-from src.tuning.without_effect import warn_without_effect
+from src.tuning.schedulers import build_scheduler
+from src.tuning.settings import LauncherSettings, warn_without_effect
 from src.user_command import named
 
 
-@dataclass(frozen=True)
-class Jobs:
-    """The plan of a sweep whose jobs are given: number -> its overrides."""
+class GivenJobs:
+    """The points of a sweep whose jobs are given: number -> its overrides."""
 
-    jobs: dict[int, list[str]]
+    limit = math.inf
 
-    def overrides(self, point: Mapping[str, Any]) -> list[str]:
-        return self.jobs[point[JOB]]
+    def __init__(self, jobs: dict[int, list[str]]) -> None:
+        self.jobs, self.left = jobs, list(jobs)
+
+    def has(self, number: int) -> bool:
+        return number in self.jobs
 
     def read(self, trial: TrialRecord) -> dict[str, Any]:
         """The point of a trial of the journal. Raises UserError where it was another job."""
-        now = self.jobs[trial.number]
-        if trial.overrides != now:
+        job = self.jobs[trial.number]
+        if trial.overrides != job:
             name = Path(trial.folder).parent.name
             raise UserError(
                 f"{name} is the folder of another sweep",
                 where=trial.folder,
-                why=f"job {trial.number} was: {' '.join(trial.overrides)}\nand is now: {' '.join(now)}",
+                why=f"job {trial.number} was: {' '.join(trial.overrides)}\nand is now: {' '.join(job)}",
                 fix=named(name, "-2"),
             )
         return {JOB: trial.number}
 
+    def take_up(self, points: Mapping[int, Any], values: Mapping[int, float | None]) -> None:
+        self.left = [number for number in self.jobs if number not in points]
+
+    def is_over(self) -> bool:
+        return not self.left
+
+    def suggest(self) -> dict[str, Any] | str:
+        return {JOB: self.left.pop(0)} if self.left else Searcher.FINISHED
+
+    def report(self, number: int, result: dict[str, Any]) -> None: ...
+
+    def complete(self, number: int, value: float | None) -> None: ...
+
+    def overrides(self, point: Mapping[str, Any]) -> list[str]:
+        return self.jobs[point[JOB]]
+
     def params(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """What the jobs do not have in common. A value is a number where it reads as one."""
-        words = [dict(word.partition("=")[::2] for word in job) for job in self.jobs.values()]
-        common = {key for key in words[0] if all(job.get(key) == words[0][key] for job in words)}
-        own = dict(word.partition("=")[::2] for word in self.overrides(point))
+        """The settings that the jobs do not have in common. A value is a number where it reads as one."""
+        jobs = {number: dict(word.partition("=")[::2] for word in words) for number, words in self.jobs.items()}
+        own, others = jobs[point[JOB]], list(jobs.values())
+        common = {key for key in own if all(job.get(key) == own[key] for job in others)}
         return {key.lstrip("+"): _typed(value) for key, value in own.items() if key not in common}
+
+
+def launch(
+    settings: LauncherSettings, hydra: HydraSweep, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+) -> Sequence[JobReturn]:
+    """Runs a batch of jobs; a sweeper of Hydra may ask for several, one after another. The JobReturns are in order.
+
+    A failed job's JobReturn raises one UserError that names all that failed. Raises UserError, KeyboardInterrupt, Terminated.
+    """
+    began = time.time()
+    setup_globals()
+    jobs = dict(enumerate(map(list, job_overrides), start=initial_job_idx))
+    configs = {number: hydra.compose(words, number) for number, words in jobs.items()}
+    for config in configs.values():
+        hydra.check(config)
+    goal = goal_of(settings, configs[initial_job_idx])
+    scheduler = build_scheduler(settings, None, goal, max(map(max_epochs_of, configs.values())))
+    warn_without_effect(settings)
+    plan = SweepPlan(
+        goal,
+        GivenJobs(jobs),
+        scheduler,
+        identity={
+            "kind": "launcher",
+            "metric": goal.metric,
+            "mode": goal.mode,
+            "scheduler": settings.scheduler,
+            "config": _defaults(hydra),
+            "space": {},
+        },
+        configs=list(configs.values()),
+        total=initial_job_idx + len(jobs),
+        first=initial_job_idx,
+    )
+    journal = run_sweep(plan, settings, hydra)
+    worked = [number for number in jobs if number in journal.trials and journal.trials[number].heard > began]
+    if worked and settings.ray.init.address is None and settings.scheduler == "none":
+        say_if_basic_is_faster(journal, worked, time.time() - began)
+    return [_job_return(hydra.folder, journal, number, configs[number]) for number in jobs]
 
 
 def _typed(value: str) -> Any:
@@ -67,73 +122,29 @@ def _typed(value: str) -> Any:
     return value
 
 
-def launch(
-    settings: LauncherSettings, hydra: HydraJob, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-) -> Sequence[JobReturn]:
-    """Runs a batch of jobs; a sweeper of Hydra may ask for several, one after another. The JobReturns are in order.
-
-    A failed job's JobReturn raises one UserError that names all that failed. Raises UserError, KeyboardInterrupt, Terminated.
-    """
-    began = time.time()
-    setup_globals()
-    folder, loader = judging.folder_of_sweep(hydra.config), hydra.context.config_loader
-    jobs = {initial_job_idx + place: list(words) for place, words in enumerate(job_overrides)}
-    configs = {number: compose(loader, hydra.config, words, number, folder) for number, words in jobs.items()}
-    for one in configs.values():
-        judging.check_job(hydra.task, one)
-    goal = judging.goal_of(settings, configs[initial_job_idx])
-    longest = max(judging.max_epochs_of(one) for one in configs.values())
-    scheduler = build_scheduler(settings, None, goal, longest)
-    warn_without_effect(settings)
-    plan = SweepPlan(
-        folder,
-        goal,
-        TrialSource(Jobs(jobs), goal, jobs=list(jobs)),
-        scheduler,
-        longest,
-        identity={
-            **{"kind": "launcher", "metric": goal.metric, "mode": goal.mode, "scheduler": settings.scheduler},
-            "config": _defaults(hydra, folder),
-            "space": {},
-        },
-        shares=lambda point: resources_of(configs[point[JOB]], settings, len(jobs)),
-        total=initial_job_idx + len(jobs),
-        example={JOB: initial_job_idx},
-        alike=False,
-    )
-    journal = run_sweep(plan, settings, hydra)
-    worked = [number for number in jobs if number in journal.trials and journal.trials[number].heard > began]
-    if worked and settings.ray.init.address is None and settings.scheduler == "none":
-        say_if_basic_is_faster(journal, worked, time.time() - began)
-    failed = failures(journal)
-    return [_job_return(folder, journal, number, configs[number], failed) for number in jobs]
-
-
-def _defaults(hydra: HydraJob, folder: Path) -> dict[str, Any]:
+def _defaults(hydra: HydraSweep) -> dict[str, Any]:
     """The settings of a job without words, which conf/ has."""
     try:
-        return judging.settings_of(compose(hydra.context.config_loader, hydra.config, [], 0, folder), [])
+        return shared_settings(hydra.compose([]), [])
     except HydraException:  # a group that has to be chosen
         return {}
 
 
-def _job_return(folder: Path, journal: Journal, number: int, config: DictConfig, failed: UserError | None) -> JobReturn:
-    task = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    hydra = OmegaConf.masked_copy(config, "hydra")
+def _job_return(folder: Path, journal: Journal, number: int, config: DictConfig) -> JobReturn:
     result = JobReturn(
         overrides=OmegaConf.to_container(config.hydra.overrides.task),
-        cfg=task,
-        hydra_cfg=hydra,
+        cfg=without_hydra(config),
+        hydra_cfg=OmegaConf.masked_copy(config, "hydra"),
         working_dir=str(Path.cwd()),
         task_name=str(config.hydra.job.name),
     )
-    trial, said = journal.trials.get(number), returned(folder, number)
-    if trial is not None and trial.state in OVER and said is not None:
+    trial, value = journal.trials.get(number), returned(folder, number)
+    if trial is not None and trial.state in OVER and value is not None:
         result.status = JobStatus.COMPLETED
-        result.return_value = said["value"]
+        result.return_value = value["value"]
         return result
     result.status = JobStatus.FAILED
-    result.return_value = failed or UserError(
+    result.return_value = failures(journal) or UserError(
         f"job {number} did not come to its end",
         where=str(folder / str(number)),
         why="the sweep's time was over, or its process was ended before it had measured its best weights",

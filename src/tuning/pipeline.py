@@ -4,86 +4,98 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray import tune
+from omegaconf import DictConfig
 from ray.tune.schedulers import TrialScheduler
 
 from src.reporting.goal import Goal
 from src.reporting.sweep_journal import Journal
-from src.tuning import judging
-from src.tuning.choices import changes_points
-from src.tuning.cluster import at_once, check_shared, connect
+from src.tuning.cluster import at_once, check_shared, connect, request_of, resources_of
 from src.tuning.controller import Sweep, fill_in, run_trials
-from src.tuning.job import HydraJob, is_done, make_context
+from src.tuning.folder import is_done, open_sweep, scratch_folder
+from src.tuning.jobs import HydraSweep, max_epochs_of
+from src.tuning.progress import SweepDisplay
 from src.tuning.results import conclude
-from src.tuning.resuming import open_sweep, scratch_folder
-from src.tuning.settings import Trials
+from src.tuning.schedulers import changes_points, keeps_checkpoints
+from src.tuning.settings import SweepSettings
 from src.tuning.source import TrialSource
-from src.tuning.table import SweepDisplay
+from src.tuning.worker import Context, name_of
+from src.user_command import shell_command
+
+if TYPE_CHECKING:
+    from src.tuning.launch import GivenJobs
+    from src.tuning.search_points import SearchPoints
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class SweepPlan:
     """A sweep, before anything of it is written or run."""
 
-    folder: Path  # absolute
     goal: Goal
-    trials: TrialSource
+    points: SearchPoints | GivenJobs
     scheduler: TrialScheduler | None
-    max_epochs: int  # of the longest trial
     identity: dict[str, Any]  # what makes two sweeps the same
-    shares: Callable[[dict[str, Any]], tune.PlacementGroupFactory]  # point -> what its trial gets; Ray has to be there
+    configs: list[DictConfig]  # of its jobs; of a search, those that were composed to check the space
     total: int | None  # trials; None: until the time is over
-    example: dict[str, Any]  # a point
-    alike: bool  # all trials ask for the same of the machines
+    first: int = 0  # the number of the first trial; a launcher may have had other batches before
 
 
-def run_sweep(plan: SweepPlan, settings: Trials, hydra: HydraJob) -> Journal:
+def run_sweep(plan: SweepPlan, settings: SweepSettings, hydra: HydraSweep) -> Journal:
     """Runs a sweep to its end, from its start or from where it was, with today's settings.
 
     Raises UserError; KeyboardInterrupt and Terminated after the trials have saved their positions.
     """
-    folder, goal, trials = plan.folder, plan.goal, plan.trials
-    keeps = judging.keeps_checkpoints(plan.scheduler)
+    folder, goal, keeps = hydra.folder, plan.goal, keeps_checkpoints(plan.scheduler)
     with open_sweep(folder, plan.identity, settings.resume) as journal:
-        begun = [number for number, trial in journal.trials.items() if not is_done(folder, trial, keeps)]
-        for number in begun:
+        unfinished = [number for number, trial in journal.trials.items() if not is_done(folder, trial, keeps)]
+        for number in unfinished:
             fill_in(journal, journal.trials[number], goal.metric)
-        trials.take_up(journal, plan.scheduler, begun)
-        if not trials.is_done():
+        source = TrialSource(plan.points, goal, journal, plan.scheduler, unfinished)
+        if source.is_done():
+            log.info(f"{os.path.relpath(folder)} is finished: there is nothing left to run")
+        else:
             connect(settings.ray)
             with scratch_folder(folder) as scratch:
                 check_shared(folder)
-                trials.shares = plan.shares
-                shares = [plan.shares(point) for point in trials.waiting or [plan.example]]
-                room = max(at_once(share, settings.max_concurrent) for share in shares)
-                trials.most = settings.max_concurrent
-                if plan.alike and not keeps:  # paused trials wait for others to come
-                    # One more than there is room for, so that a machine that joins gets it, and no further ones: a search
-                    # that learns shall know as much as can be known.
-                    trials.room = lambda: at_once(shares[0], None) + 1
-                context = make_context(
-                    hydra,
-                    ship_code=settings.ray.ship_code,
-                    plan=trials.plan,
-                    goal=goal,
-                    sweep_dir=folder,
-                    scratch=scratch,
-                    keeps_checkpoints=keeps,
-                    changes_points=changes_points(settings.scheduler),
-                    grace_s=settings.grace_s,
-                )
-                display = SweepDisplay(journal, goal, total=plan.total, max_epochs=plan.max_epochs, concurrent=room)
-                many = {None: "trials", 1: "1 trial"}.get(plan.total, f"{plan.total} trials")
-                log.info(f"{many}, {room} at once, in {os.path.relpath(folder)}")
-                run_trials(Sweep(context, settings, journal, display, trials, plan.max_epochs, room), plan.scheduler)
-        else:
-            log.info(f"{os.path.relpath(folder)} is finished: there is nothing left to run")
-        conclude(folder, journal, goal)
+                _run(plan, settings, hydra, source, scratch)
+        conclude(journal, goal)
         return journal
+
+
+def _run(plan: SweepPlan, settings: SweepSettings, hydra: HydraSweep, source: TrialSource, scratch: Path) -> None:
+    """scratch: a folder for Tune's own files."""
+    limit, keeps = settings.max_concurrent, keeps_checkpoints(plan.scheduler)
+    count = None if plan.total is None else plan.total - plan.first
+    requests = {request_of(config, settings) for config in plan.configs}
+    resources = [resources_of(request, limit, count) for request in requests]
+    room = max(at_once(share, limit) for share in resources)
+    source.compose = lambda point, number: hydra.compose(plan.points.overrides(point), number)
+    source.resources = lambda config: resources_of(request_of(config, settings), limit, count)
+    if limit is not None:
+        source.max_concurrent = limit
+    if len(requests) == 1 and not keeps:  # paused trials wait for others to come
+        # Keep one suggestion queued beyond the current capacity, so that a joining machine starts at once; no more, because
+        # later suggestions should use finished results.
+        source.room = lambda: at_once(resources[0], None) + 1
+    context = Context(
+        task=name_of(hydra.task),
+        hydra=hydra.context,
+        goal=plan.goal,
+        sweep_dir=hydra.folder,
+        scratch=scratch,
+        keeps_checkpoints=keeps,
+        changes_points=changes_points(settings.scheduler),
+        grace_s=settings.grace_s,
+        cwd=None if settings.ray.ship_code else Path.cwd(),
+        command=shell_command(),
+    )
+    epochs = max(map(max_epochs_of, plan.configs))
+    display = SweepDisplay(source.journal, plan.goal, total=plan.total, max_epochs=epochs, concurrent=room)
+    many = {None: "trials", 1: "1 trial"}.get(plan.total, f"{plan.total} trials")
+    log.info(f"{many}, {room} at once, in {os.path.relpath(hydra.folder)}")
+    run_trials(Sweep(context, settings, display, source, epochs, room), plan.scheduler)

@@ -1,6 +1,6 @@
-"""The end of a sweep, made from its journal alone: files for programs, the ranking on the screen, what failed.
+"""The end of a sweep, made from its journal alone: files for programs, the ranking on the screen, the failures.
 
-What is shown while it runs: src/tuning/table.py; the page with plots: src/reporting/sweep_report.py.
+The display while it runs: src/tuning/progress.py; the page with plots: src/reporting/sweep_report.py.
 """
 
 from __future__ import annotations
@@ -22,31 +22,30 @@ from src.hydra_words import without_quotes
 from src.reporting.goal import Goal
 from src.reporting.sweep_journal import DIVERGED, FAILED, PRUNED, Journal, TrialRecord, counted, ranking
 from src.reporting.sweep_report import write_sweep_report
-from src.reporting.sweep_scale import duration, shown
-from src.tuning.table import best_text, short_names
+from src.reporting.sweep_scale import duration
+from src.tuning.progress import best_text, short_names, values_of
 from src.user_command import named
 
 log = logging.getLogger(__name__)
 
-SHOWN = 10  # places of the ranking on the screen; sweep.csv has all
+RANKED = 10  # trials of the ranking on the screen; sweep.csv has all
 LISTED = 8  # failed trials in an error, which has 15 lines
-LINE = 110  # what an error shows in one line
+LINE = 110  # characters of a line of an error
 IMPORT_SECONDS = 5.0  # of torch and Lightning, which Hydra's basic launcher does once
 
 
-def conclude(folder: Path, journal: Journal, goal: Goal) -> None:
+def conclude(journal: Journal, goal: Goal) -> None:
     """Writes the files and the report of a sweep, and prints its ranking."""
-    shown_as = Path(os.path.relpath(folder))
-    results = write_results(folder, journal, goal, folder.name)
+    results = write_results(journal, goal)
     try:
-        write_sweep_report(folder, goal, results.get("command", ""))
+        write_sweep_report(journal.path.parent, goal, results.get("command", ""))
     except Exception:  # the sweep is done by now: a page that cannot be made must not turn it into a failed one
         log.warning("the sweep's report.html could not be written; sweep.log says why", exc_info=True)
-    print_ranking(journal, goal, shown_as, folder.name, shown_as / "report.html")
+    print_ranking(journal, goal)
 
 
 def say_if_basic_is_faster(journal: Journal, numbers: Sequence[int], seconds: float) -> None:
-    """An honest line: starting Ray takes time, which few short jobs do not bring back. seconds: of this launch."""
+    """Says so if the trials would have been faster without Ray, which takes time to start. seconds: of this launch."""
     work = sum(journal.trials[number].seconds for number in numbers)
     if work + IMPORT_SECONDS < seconds:
         log.info(
@@ -55,13 +54,12 @@ def say_if_basic_is_faster(journal: Journal, numbers: Sequence[int], seconds: fl
         )
 
 
-def write_results(folder: Path, journal: Journal, goal: Goal, name: str) -> dict[str, Any]:
-    """Writes optimization_results.yaml and sweep.csv into the sweep's folder; returns what the first one holds.
+def write_results(journal: Journal, goal: Goal) -> dict[str, Any]:
+    """Writes optimization_results.yaml and sweep.csv beside the journal; returns the content of the first one.
 
-    name: of the sweep. The keys best_* and command are left out where no trial has a value.
+    The keys best_* and command are left out if no trial has a value.
     """
-    trials = journal.trials
-    ranked = ranking(trials, goal)
+    folder, trials = journal.path.parent, journal.trials
     states = Counter(trial.state for trial in trials.values())
     results: dict[str, Any] = {
         "name": "ray_tune",  # as the sweepers of Hydra name themselves in this file
@@ -72,29 +70,25 @@ def write_results(folder: Path, journal: Journal, goal: Goal, name: str) -> dict
         "num_diverged": states[DIVERGED],
         "num_failed": states[FAILED],
     }
-    if ranked:
-        results |= _best_of(ranked[0], goal, name)
+    if ranked := ranking(trials, goal):
+        best = ranked[0]
+        value, epoch = best.best(goal)
+        checkpoint = best_checkpoint(best)
+        results |= {
+            "best_trial": best.number,
+            "best_value": value,
+            "best_epoch": epoch,
+            "best_params": dict(best.params),
+            "best_overrides": list(best.overrides),
+            "best_folder": best.folder,
+            "best_checkpoint": checkpoint and checkpoint.as_posix(),
+            "command": single_run_command(best, folder.name),
+        }
     write_text(folder / "optimization_results.yaml", yaml.safe_dump(results, sort_keys=False))
     keys = list(short_names(trials.values()))
     header = ["trial", "state", *keys, goal.metric, "best_epoch", "epochs", "seconds", "folder", "error"]
-    rows = [_csv_row(trial, keys, goal) for _, trial in sorted(trials.items())]
-    write_csv(folder / "sweep.csv", header, rows)
+    write_csv(folder / "sweep.csv", header, [_csv_row(trial, keys, goal) for _, trial in sorted(trials.items())])
     return results
-
-
-def _best_of(trial: TrialRecord, goal: Goal, name: str) -> dict[str, Any]:
-    value, epoch = trial.best(goal)
-    checkpoint = best_checkpoint(trial)
-    return {
-        "best_trial": trial.number,
-        "best_value": value,
-        "best_epoch": epoch,
-        "best_params": dict(trial.params),
-        "best_overrides": list(trial.overrides),
-        "best_folder": trial.folder,
-        "best_checkpoint": checkpoint and checkpoint.as_posix(),
-        "command": single_run_command(trial, name),
-    }
 
 
 def _csv_row(trial: TrialRecord, keys: Sequence[str], goal: Goal) -> list[Any]:
@@ -110,71 +104,70 @@ def best_checkpoint(trial: TrialRecord) -> Path | None:
     return path if path.exists() else None
 
 
-def single_run_command(trial: TrialRecord, name: str) -> str:
-    """The command that does what the trial did, as a run of its own: runs/NAME-best. name: of the sweep."""
-    words = [without_quotes(word) for word in trial.overrides if not _of_the_sweep(word)]
-    if any(word.partition("=")[0].lstrip("+") == "experiment" for word in words):
+def single_run_command(trial: TrialRecord, sweep: str) -> str:
+    """The command that does what the trial did as a run of its own: runs/SWEEP-best."""
+    keys = {word: word.partition("=")[0].lstrip("+~") for word in trial.overrides}
+    words = [
+        without_quotes(word) for word, key in keys.items() if key != "name" and not key.startswith(("hydra.", "hydra/"))
+    ]
+    if "experiment" in keys.values():
         words.append("hydra.mode=RUN")  # a recipe of a sweep would begin the sweep again
-    return shlex.join(["python", "-m", "src.train", *words, f"name={name}-best"])
+    return shlex.join(["python", "-m", "src.train", *words, f"name={sweep}-best"])
 
 
-def _of_the_sweep(word: str) -> bool:
-    key = word.partition("=")[0].lstrip("+~")
-    return key == "name" or key.startswith(("hydra.", "hydra/"))
+def print_ranking(journal: Journal, goal: Goal) -> None:
+    """Prints the best trials, the files of the sweep, the command that repeats the best trial, and what diverged.
 
-
-def print_ranking(journal: Journal, goal: Goal, folder: Path, name: str, report: Path) -> None:
-    """Prints how a sweep ended: the best trials, what to look at, how to repeat the winner, and what diverged.
-
-    What failed is in the error that follows (`failures`).
-
-    folder, name: of the sweep. report: its page with plots.
+    The failed trials are in the error that follows (`failures`).
     """
-    trials = journal.trials
+    trials, folder = journal.trials, os.path.relpath(journal.path.parent)
     ranked = ranking(trials, goal)
-    log.info("")
-    for line in _table(ranked[:SHOWN], goal):
-        log.info(line)
-    log.info(counted(trials) if trials else "no trial has begun")
-    log.info("")
+    lines = ["", *_table(ranked[:RANKED], goal), counted(trials) if trials else "no trial has begun", ""]
     if ranked:
         best = ranked[0]
-        log.info(f"best      {best.folder}: {goal.metric} {best_text(best, goal)}")
+        lines.append(f"best      {best.folder}: {goal.metric} {best_text(best, goal)}")
         if checkpoint := best_checkpoint(best):
-            log.info(f"weights   {checkpoint.as_posix()}")
+            lines.append(f"weights   {checkpoint.as_posix()}")
     else:
-        log.info(f"best      no trial has a value of {goal.metric}")
-    log.info(f"look at   {report}")
-    log.info(f"files     {folder}/: optimization_results.yaml, sweep.csv, {journal.path.name}")
+        lines.append(f"best      no trial has a value of {goal.metric}")
+    lines.append(f"look at   {folder}/report.html")
+    lines.append(f"files     {folder}/: optimization_results.yaml, sweep.csv, {journal.path.name}")
     if ranked:
-        log.info(f"repeat    {single_run_command(ranked[0], name)}")
-    for trial in trials.values():
-        if trial.state == DIVERGED:
-            log.info(f"diverged  #{trial.number} {trial.error} ({trial.folder})")
+        lines.append(f"repeat    {single_run_command(ranked[0], journal.path.parent.name)}")
+    diverged = [trial for trial in trials.values() if trial.state == DIVERGED]
+    lines += [f"diverged  #{trial.number} {trial.error} ({trial.folder})" for trial in diverged]
+    for line in lines:
+        log.info(line)
 
 
 def _table(ranked: Sequence[TrialRecord], goal: Goal) -> list[str]:
-    """The ranking, aligned; nothing where there is none."""
+    """The ranking, aligned; [] if it is empty."""
     if not ranked:
         return []
     names = short_names(ranked)
     rows = [["rank", "trial", *names.values(), goal.metric, "state", "folder"]]
-    for place, trial in enumerate(ranked, start=1):
-        params = [shown(trial.params[key]) if key in trial.params else "" for key in names]
-        rows.append([str(place), f"#{trial.number}", *params, best_text(trial, goal), trial.state, trial.folder])
+    for rank, trial in enumerate(ranked, start=1):
+        rows.append(
+            [str(rank), f"#{trial.number}", *values_of(trial, names), best_text(trial, goal), trial.state, trial.folder]
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def failures(journal: Journal) -> UserError | None:
-    """What a sweep ends with if trials failed, to be raised when everything else is done; else None."""
+    """The error that ends a sweep if trials failed, to be raised when everything else is done; else None."""
     failed = [trial for trial in journal.trials.values() if trial.state == FAILED]
     if not failed:
         return None
-    folder = journal.path.parent
-    lines = [_failure(trial) for trial in failed[:LISTED]]
+    lines = []
+    for trial in failed[:LISTED]:  # each in one line, so that the fix below is not pushed out of the message
+        end = f" ({trial.folder})"
+        lines.append(
+            textwrap.shorten(f"#{trial.number} {trial.error}", max(40, LINE - len(end)), placeholder=" ...") + end
+        )
     if len(failed) > LISTED:
         lines.append(f"and {len(failed) - LISTED} more")
+    folder = journal.path.parent
     return UserError(
         f"{len(failed)} of {len(journal.trials)} trials failed",
         where=str(folder),
@@ -182,10 +175,3 @@ def failures(journal: Journal) -> UserError | None:
         fix=f"{named(folder.name)} # tries only these again",
         code=ExitCode.TRIALS_FAILED,
     )
-
-
-def _failure(trial: TrialRecord) -> str:
-    """'#7 ValueError: boom (runs/x/7)' in one line, so that the fix below is not pushed out of the message."""
-    end = f" ({trial.folder})"
-    room = max(40, LINE - len(end))
-    return textwrap.shorten(f"#{trial.number} {trial.error}", room, placeholder=" ...") + end

@@ -1,16 +1,20 @@
-"""What can be chosen of a sweep: the types of conf/hydra/launcher/ray_tune.yaml and conf/hydra/sweeper/ray_tune.yaml.
+"""The settings of a sweep: the types of conf/hydra/ray_tune.yaml and of launcher/ and sweeper/ray_tune.yaml beside it.
 
 Hydra reads this at every start, so neither ray nor torch is imported here.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+
+log = logging.getLogger(__name__)
 
 PLUGINS = Path(__file__).resolve().parent.parent / "plugins"
 
@@ -34,14 +38,14 @@ class Ray:
 
 
 @dataclass(kw_only=True)
-class Trials:
-    """What a sweep of either kind can be told."""
+class SweepSettings:
+    """The settings of the launcher and of the sweeper."""
 
-    metric: str | None = None  # what a trial is judged by; null: checkpoint.monitor
-    mode: str | None = None  # max or min; null: what is better of the metric
+    metric: str | None = None  # the metric that a trial is judged by; null: checkpoint.monitor
+    mode: str | None = None  # max or min; null: the metric's own direction
     scheduler: Any = "none"  # none, asha, median, hyperband, pbt, or {_target_: ray.tune.schedulers.NAME, ...}
     grace_epochs: int = 3  # epochs that every trial gets (asha, median); of pbt: between two exchanges
-    reduction_factor: float = 3  # of so many trials one goes on (asha, hyperband)
+    reduction_factor: float = 3  # keep 1 of every reduction_factor trials at each rung (asha, hyperband)
     time_budget_s: float | None = None  # seconds after which the sweep ends with what it has; null: no limit
     max_concurrent: int | None = None  # trials at once; null: as many as there is room for
     resources: Resources = field(default_factory=Resources)
@@ -53,14 +57,14 @@ class Trials:
 
 
 @dataclass(kw_only=True)
-class LauncherSettings(Trials):
+class LauncherSettings(SweepSettings):
     _target_: str = "hydra_plugins.ray_tune.RayTuneLauncher"
     _recursive_: bool = False
     _convert_: str = "object"
 
 
 @dataclass(kw_only=True)
-class SweeperSettings(Trials):
+class SweeperSettings(SweepSettings):
     _target_: str = "hydra_plugins.ray_tune.RayTuneSweeper"
     _recursive_: bool = False
     _convert_: str = "object"
@@ -79,3 +83,29 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(group="hydra/launcher", name="ray_tune_schema", node=LauncherSettings, provider="ray_tune")
     store.store(group="hydra/sweeper", name="ray_tune_schema", node=SweeperSettings, provider="ray_tune")
+
+
+def warn_without_effect(settings: SweepSettings) -> None:
+    """A line for each setting that is not its default and that nothing will read."""
+    node = "hydra.sweeper" if isinstance(settings, SweeperSettings) else "hydra.launcher"
+    for name, why in without_effect(settings).items():
+        log.warning(f"{node}.{name}={attrgetter(name)(settings)} has no effect: {why}")
+
+
+def without_effect(settings: SweepSettings) -> dict[str, str]:
+    """The name of each such setting -> why."""
+    scheduler: Any = settings.scheduler if isinstance(settings.scheduler, str) else "a class, which has its own keys"
+    reads = {"grace_epochs": ("asha", "median", "pbt"), "reduction_factor": ("asha", "hyperband")}
+    why = {
+        name: f"it is for scheduler={' and '.join(readers)}, and scheduler is {scheduler}"
+        for name, readers in reads.items()
+        if scheduler not in readers
+    }
+    if settings.ray.init.address is None:
+        why["ray.ship_code"] = "without ray.init.address all trials run on this machine, which has the code"
+    else:
+        why["ray.init.num_cpus"] = "a cluster's machines say themselves how many cores they have (ray start --num-cpus)"
+    if isinstance(settings, SweeperSettings) and settings.search == "grid" and settings.num_samples != -1:
+        why["num_samples"] = "search=grid tries every combination"
+    defaults = type(settings)()
+    return {name: text for name, text in why.items() if attrgetter(name)(settings) != attrgetter(name)(defaults)}

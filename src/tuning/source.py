@@ -1,16 +1,17 @@
-"""TrialSource: what Tune takes the trials of a sweep from, in its first start as in its tenth.
+"""TrialSource: where Tune takes the trials of a sweep from, in the first start of the sweep as in the tenth.
 
 All that it knows of earlier starts it reads from the sweep's journal: the trials that are not done come first, under their
-numbers; the search and the scheduler are told what the others came to; then there are new points.
+numbers; the search and the scheduler are told the results of the others; then there are new points.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
+from omegaconf import DictConfig
 from ray import tune
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
@@ -20,20 +21,46 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 from src.reporting.goal import Goal
 from src.reporting.sweep_journal import FAILED, FINISHED, NOT_RANKED, OVER, PRUNED, Journal, TrialRecord
 from src.tuning import trainable
-from src.tuning.job import FINISH_AFTER, JOB
-from src.tuning.points import Point, Points
+from src.tuning.jobs import CONFIG, FINISH_AFTER, JOB, packed
+
+if TYPE_CHECKING:
+    from src.tuning.launch import GivenJobs
+    from src.tuning.search_points import SearchPoints
 
 log = logging.getLogger(__name__)
 
+Point = dict[str, Any]
 
-class Plan(Protocol):
-    """What the trials of a sweep are: a Space, or the jobs that Hydra gave to the launcher."""
 
-    def overrides(self, point: Mapping[str, Any]) -> list[str]:
-        """The command line of a trial."""
+class SweepTrial(Trial):
+    """A trial whose config holds, beside its point, the packed config of its job."""
 
-    def params(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """What differs between the trials: key -> value."""
+    def __init__(
+        self,
+        point: Point,
+        compose: Callable[[Point, int], DictConfig],
+        resources: Callable[[DictConfig], tune.PlacementGroupFactory],
+        **settings: Any,
+    ) -> None:
+        config = compose(point, point[JOB])
+        super().__init__(
+            trial_id=str(point[JOB]),
+            config=point | {CONFIG: packed(config)},
+            placement_group_factory=resources(config),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            **settings,
+        )
+        self.compose = compose
+
+    def set_config(self, config: Point) -> None:
+        """pbt calls it with the changed point of another trial."""
+        number = int(self.trial_id)
+        point = {key: value for key, value in config.items() if key != CONFIG} | {JOB: number}
+        super().set_config(point | {CONFIG: packed(self.compose(point, number))})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what Tune need not write down."""
+        return {key: value for key, value in super().__getstate__().items() if key not in ("compose", "config")}
 
 
 class TrialSource(SearchAlgorithm):
@@ -42,36 +69,37 @@ class TrialSource(SearchAlgorithm):
     No Searcher, since pbt refuses those, and since a trial that goes on must have the id under which the scheduler knows it.
     """
 
-    def __init__(self, plan: Plan, goal: Goal, points: Points | None = None, jobs: Sequence[int] = ()) -> None:
-        """points: of a search; jobs: the numbers of those that are given, where there is none."""
-        self.plan, self.goal, self.points, self.jobs = plan, goal, points, jobs
-        self.waiting: list[Point] = []  # of earlier starts, or given
+    def __init__(
+        self,
+        points: SearchPoints | GivenJobs,
+        goal: Goal,
+        journal: Journal,
+        scheduler: TrialScheduler | None,
+        unfinished: Collection[int],
+    ) -> None:
+        """unfinished: the trials of the journal that are not done. Raises UserError for a journal of other points."""
+        self.points, self.goal, self.journal, self.scheduler = points, goal, journal, scheduler
         self.live: set[str] = set()
-        self.most: int | None = None  # trials that are handed out and not complete, as the user says
+        self.max_concurrent: float = math.inf  # trials that are handed out and not complete, as the user says
         self.room: Callable[[], float] = lambda: math.inf  # and as the machines have room for
-        self.shares: Callable[[Point], tune.PlacementGroupFactory]
+        self.compose: Callable[[Point, int], DictConfig]
+        self.resources: Callable[[DictConfig], tune.PlacementGroupFactory]
 
-    def take_up(self, journal: Journal, scheduler: TrialScheduler | None, begun: Collection[int]) -> None:
-        """Before Tune is asked to run anything. begun: the trials of the journal of which something is left to do."""
-        self.journal, self.scheduler = journal, scheduler
-        mine = {number: one for number, one in sorted(journal.trials.items()) if self.points or number in self.jobs}
-        reader: Any = self.points or self.plan
-        points = {number: {JOB: number} | reader.read(one) for number, one in mine.items()}
-        begun = [number for number in mine if number in begun]
-        if self.points is not None:
-            self.points.take_up(points, {number: self._value(mine[number]) for number in mine if number not in begun})
-            limit = self.points.limit if self.points.limit is not None else math.inf
-            if left := [number for number in begun if number >= limit]:
-                log.info(f"num_samples={limit}: trials from #{left[0]} on, which were begun, stay as they are")
-            begun = [number for number in begun if number < limit]
-        for number in begun:
-            ended = mine[number].state in (FINISHED, PRUNED)
-            self.waiting.append(points[number] | ({FINISH_AFTER: max(mine[number].rows, default=0)} if ended else {}))
-        self.waiting += [{JOB: number} for number in self.jobs if number not in mine]
+        trials = {number: trial for number, trial in sorted(journal.trials.items()) if points.has(number)}
+        known = {number: points.read(trial) for number, trial in trials.items()}
+        points.take_up(known, {number: self._value(trials[number]) for number in trials if number not in unfinished})
+        left = [number for number in trials if number in unfinished and number >= points.limit]
+        if left:
+            log.info(f"num_samples={points.limit}: trials from #{left[0]} on, which were begun, stay as they are")
+        self.waiting: list[Point] = []  # of earlier starts
+        for number in (number for number in trials if number in unfinished and number not in left):
+            ended = trials[number].state in (FINISHED, PRUNED)
+            last = {FINISH_AFTER: max(trials[number].rows, default=0)} if ended else {}
+            self.waiting.append({JOB: number} | known[number] | last)
 
     def is_done(self) -> bool:
         """Whether there is nothing to run."""
-        return not self.waiting and (self.points is None or self.points.is_over())
+        return not self.waiting and self.points.is_over()
 
     def add_configurations(self, experiments: Sequence[Experiment]) -> None:
         (self.experiment,) = experiments
@@ -80,12 +108,12 @@ class TrialSource(SearchAlgorithm):
             self._tell_scheduler()
 
     def next_trial(self) -> Trial | None:
-        if self.is_finished() or len(self.live) >= min(self.most or math.inf, self.room()):
+        if self.is_finished() or len(self.live) >= min(self.max_concurrent, self.room()):
             return None
         if self.waiting:
             trial = self._begun[self.waiting.pop(0)[JOB]]
         else:
-            point = self.points.suggest() if self.points is not None else Searcher.FINISHED
+            point = self.points.suggest()
             if not isinstance(point, dict):
                 if point == Searcher.FINISHED:
                     self.set_finished()
@@ -95,13 +123,12 @@ class TrialSource(SearchAlgorithm):
         return trial
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if self.points is not None:
-            self.points.report(int(trial_id), result)
+        self.points.report(int(trial_id), result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self.live.discard(trial_id)
         record = self.journal.trials.get(int(trial_id))
-        if self.points is None or record is None:
+        if record is None:
             return
         result = result or {}
         failed = error or trainable.FAILED in result or trainable.INTERRUPTED in result
@@ -110,15 +137,14 @@ class TrialSource(SearchAlgorithm):
 
     def _trial(self, point: Point) -> Trial:
         spec = self.experiment.spec
-        return Trial(
-            spec["run"],
-            config=dict(point),
-            trial_id=str(point[JOB]),
+        return SweepTrial(
+            point,
+            self.compose,
+            self.resources,
+            trainable_name=spec["run"],
             storage=spec["storage"],
             checkpoint_config=spec["checkpoint_config"],
             max_failures=spec["max_failures"],
-            placement_group_factory=self.shares(point),
-            trial_dirname_creator=_directory,
         )
 
     def _value(self, trial: TrialRecord, returned: float | None = None) -> float | None:
@@ -135,28 +161,29 @@ class TrialSource(SearchAlgorithm):
         """
         if not isinstance(self.scheduler, ASHAScheduler | MedianStoppingRule):
             if self.scheduler is not None and not isinstance(self.scheduler, PopulationBasedTraining):
-                ended = sum(one.state in OVER for one in self.journal.trials.values())
+                ended = sum(trial.state in OVER for trial in self.journal.trials.values())
                 log.warning(
                     f"{type(self.scheduler).__name__} begins anew: it compares new trials, and those that go on, with each "
                     f"other, and not with the {ended} that have ended"
                 )
             return
-        nobody: Any = _Nobody()
+        controller: Any = _IdleController()
         trials = {number: Trial("", stub=True, trial_id=str(number)) for number in self.journal.trials} | self._begun
         for trial in trials.values():
-            self.scheduler.on_trial_add(nobody, trial)
-        last = {number: max(one.rows, default=0) for number, one in self.journal.trials.items()}
+            self.scheduler.on_trial_add(controller, trial)
+        last = {number: max(trial.rows, default=0) for number, trial in self.journal.trials.items()}
         ended = set()
         for number, epoch in self.journal.order:
             over = number not in self._begun
             if number in ended or not (epoch or (over and last[number])):
                 continue
             trial, row = trials[number], self._row(number, epoch or last[number])
-            # Of a trial that is over, median takes a row so too, without deciding again, which takes it long.
+            # median also takes the rows of a trial that is over this way, without the slow decision about each.
             if epoch == 0 or (over and isinstance(self.scheduler, MedianStoppingRule)):
-                self.scheduler.on_trial_complete(nobody, trial, row)
-                ended |= {number} if epoch == 0 else set()
-            elif self.scheduler.on_trial_result(nobody, trial, row) == TrialScheduler.STOP and not over:
+                self.scheduler.on_trial_complete(controller, trial, row)
+                if epoch == 0:
+                    ended.add(number)
+            elif self.scheduler.on_trial_result(controller, trial, row) == TrialScheduler.STOP and not over:
                 ended.add(number)
                 if epoch == last[number]:
                     trial.config.setdefault(FINISH_AFTER, epoch)
@@ -166,12 +193,8 @@ class TrialSource(SearchAlgorithm):
         return {**row, self.goal.metric: self.goal.finite(row.get(self.goal.metric))}
 
 
-class _Nobody:
-    """Stands for Tune's controller while a scheduler is told of what was: nothing runs, nothing is paused."""
+class _IdleController:
+    """Stands for Tune's controller while a scheduler is told of earlier starts: nothing runs, nothing is paused."""
 
     def get_live_trials(self) -> list[Trial]:
         return []
-
-
-def _directory(trial: Trial) -> str:
-    return trial.trial_id

@@ -8,50 +8,38 @@
     trainer.max_epochs=5                                    the same in all trials
 
 Hydra itself makes an interval's ends floats, so whole numbers need int(); hydra-optuna-sweeper has the same rule.
-Imports ray.tune, which takes a second or two: only for a sweep that starts.
+This imports ray.tune, which takes a second or two: only for a sweep that starts.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, Sweep, Transformer
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, Sweep, Transformer
+from omegaconf import DictConfig, OmegaConf
 from ray import tune
 from ray.tune.search.sample import Domain, Integer
 
 from src.errors import UserError
 from src.tuning.commands import SPACE, sweep_command
-
-PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_][a-z0-9_./-]*", re.ASCII | re.IGNORECASE)  # needs no quotes
-
-
-class Written(str):
-    """A list or a mapping as Hydra's grammar writes it, such as '{0:[head]}': no quotes are put around it.
-
-    Only points hold it: files get plain text, and `Space.point` reads a point from a trial's command line.
-    """
+from src.tuning.values import Written, identity_of, plain, written
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One setting that differs between trials."""
+    """A setting that differs between trials."""
 
     key: str  # as typed: optimizer.lr, +new.key, model (a config group)
     name: str  # the key as Tune and tables have it: without "+", "/" (nesting to Tune) and "@"
     domain: Domain
-    values: (
-        tuple[Any, ...] | None
-    )  # of a discrete one, in their order: int, float, bool, str, None; None of an interval
+    values: tuple[Any, ...] | None  # int, float, bool, str, None, Written, in their order; None: an interval
     log: bool = False
 
     @property
@@ -59,19 +47,24 @@ class Parameter:
         """An interval of whole numbers; domain.upper is then one more than the last."""
         return self.values is None and isinstance(self.domain, Integer)
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest value of an interval."""
+        return self.domain.lower, self.domain.upper - 1 if self.whole else self.domain.upper
+
     @cached_property
     def _by_identity(self) -> dict[int | float | str, Any]:
-        return {_identity(value): value for value in self.values or ()}
+        return {identity_of(value): value for value in self.values or ()}
 
     def spelled(self, value: Any) -> Any:
         """The equal value of the space: 0 where the space has 0 and the config, or a search, has 0.0."""
         if self.whole and isinstance(value, float) and value.is_integer():
             return int(value)
-        return self._by_identity.get(_identity(value), value)
+        return self._by_identity.get(identity_of(value), value)
 
     def override(self, value: Any) -> str:
         """'optimizer.lr=0.001': Hydra reads the same value back."""
-        return f"{self.key}={_written(self.spelled(value))}"
+        return f"{self.key}={written(self.spelled(value))}"
 
     def read(self, text: str) -> Any:
         """The value that `override` wrote behind the =."""
@@ -82,19 +75,26 @@ class Parameter:
     def contains(self, value: Any) -> bool:
         """Whether the value is one of those that are searched."""
         if self.values is not None:
-            return _identity(value) in self._by_identity
+            return identity_of(value) in self._by_identity
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
-        return self.domain.lower <= value <= self.domain.upper - self.whole
+        low, high = self.ends
+        return low <= value <= high
 
     def describe(self) -> str:
         """'1e-05 to 0.1, logarithmic' or 'linear, mlp'."""
-        if self.values is not None:
-            texts = [_written(value) for value in self.values]
-            shown = [*texts[:4], "...", texts[-1]] if len(texts) > 8 else texts
-            return ", ".join(shown) + (f" ({len(texts)} values)" if len(texts) > 8 else "")
-        ends = f"{self.domain.lower:.12g} to {self.domain.upper - self.whole:.12g}"
-        return ends + (", whole numbers" if self.whole else "") + (", logarithmic" if self.log else "")
+        if self.values is None:
+            low, high = self.ends
+            kinds = (", whole numbers" if self.whole else "") + (", logarithmic" if self.log else "")
+            return f"{low:.12g} to {high:.12g}{kinds}"
+        texts = [written(value) for value in self.values]
+        if len(texts) <= 8:
+            return ", ".join(texts)
+        return ", ".join([*texts[:4], "...", texts[-1]]) + f" ({len(texts)} values)"
+
+    def identity(self) -> list[str] | str:
+        """For sweep.json: a list of values may grow from one start to the next, an interval has to stay."""
+        return self.describe() if self.values is None else [written(value) for value in self.values]
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,13 @@ class Space:
 
     def overrides(self, point: Mapping[str, Any]) -> list[str]:
         """The command line of a trial. A parameter that the point lacks is left as the config has it."""
-        return self.fixed + [self.parameters[name].override(point[name]) for name in self._given(point)]
+        return self.fixed + [self.parameters[name].override(point[name]) for name in self._names(point)]
 
     def params(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """The point for tables and files: key without its "+" -> plain value, a list or a mapping as plain text."""
-        given = {self.parameters[name]: point[name] for name in self._given(point)}
-        values = {one.key.lstrip("+"): plain(one.spelled(value)) for one, value in given.items()}
-        return {key: str(value) if isinstance(value, Written) else value for key, value in values.items()}
+        values = {self.parameters[name]: point[name] for name in self._names(point)}
+        texts = {one.key.lstrip("+"): plain(one.spelled(value)) for one, value in values.items()}
+        return {key: str(value) if isinstance(value, Written) else value for key, value in texts.items()}
 
     def point(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The point of a trial from its command line, as `overrides` made it."""
@@ -129,22 +129,19 @@ class Space:
 
     def size(self) -> int | None:
         """How many different points there are; None where a parameter is continuous."""
-        sizes = []
-        for parameter in self.parameters.values():
-            if parameter.values is not None:
-                sizes.append(len(parameter.values))
-            elif parameter.whole:
-                sizes.append(parameter.domain.upper - parameter.domain.lower)
-            else:
-                return None
-        return math.prod(sizes)
+        parameters = self.parameters.values()
+        if any(one.values is None and not one.whole for one in parameters):
+            return None
+        return math.prod(
+            one.domain.upper - one.domain.lower if one.values is None else len(one.values) for one in parameters
+        )
 
     def describe(self) -> list[str]:
         """A line per parameter, aligned, for people."""
         width = max(len(parameter.key) for parameter in self.parameters.values())
         return [f"{parameter.key:<{width}}   {parameter.describe()}" for parameter in self.parameters.values()]
 
-    def _given(self, point: Mapping[str, Any]) -> list[str]:
+    def _names(self, point: Mapping[str, Any]) -> list[str]:
         return [name for name in self.parameters if name in point]
 
 
@@ -197,19 +194,6 @@ def default_point(space: Space, composed: DictConfig) -> dict[str, Any]:
     return point
 
 
-def plain(value: Any) -> Any:
-    """A value as Python has it: numpy's scalars (searchers return them) and nested configs are turned into it."""
-    if isinstance(value, ListConfig | DictConfig):
-        return Written(_written(OmegaConf.to_container(value, resolve=True)))
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _identity(value: Any) -> int | float | str:
-    """Equal for 1 and 1.0, which are one point; 1, true and '1' are three."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if number else _written(value)
-
-
 def _bare_key(override: Override) -> str:
     return override.get_key_element().lstrip("+~")
 
@@ -217,24 +201,8 @@ def _bare_key(override: Override) -> str:
 def _as_argument(key: str, value: Any) -> str:
     """An entry of hydra.sweeper.params as it would be typed."""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"{key}={','.join(map(_written, value))}"
-    return f"{key}={value if isinstance(value, str) else _written(value)}"
-
-
-def _written(value: Any) -> str:
-    """A value as Hydra's grammar reads it back."""
-    value = plain(value)
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Written | int | float):
-        return str(value)
-    if isinstance(value, str):
-        return value if PLAIN.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_written(key)}:{_written(inner)}" for key, inner in value.items()) + "}"
-    return "[" + ",".join(map(_written, value)) + "]"
+        return f"{key}={','.join(map(written, value))}"
+    return f"{key}={value if isinstance(value, str) else written(value)}"
 
 
 def _parameter(override: Override) -> Parameter:
@@ -252,7 +220,7 @@ def _parameter(override: Override) -> Parameter:
     if interval:
         return Parameter(key, name, _interval_domain(override, sweep), None, "log" in sweep.tags)
     elements = override.sweep_iterator(transformer=_element)
-    values = tuple({_identity(value): value for value in elements}.values())  # each once
+    values = tuple({identity_of(value): value for value in elements}.values())  # each once
     if not values:
         raise UserError(
             f"{override.input_line} has no values",
@@ -303,5 +271,5 @@ def _discrete_domain(values: tuple[Any, ...], is_range: bool) -> Domain:
     step = second - low
     if step == 1:
         return tune.randint(low, ordered[-1] + 1)
-    # qrandint has the multiples of its step, and its upper end among them
+    # tune.qrandint samples multiples of the step, upper bound included
     return tune.qrandint(low, ordered[-1], step) if low % step == 0 else tune.choice(values)

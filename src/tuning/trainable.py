@@ -1,7 +1,7 @@
 """A Hydra job as a trial of Ray Tune: the job runs in a thread, and waits there after every epoch for Tune's answer.
 
-Tune's function API is not used, since it ends a stopped trial in the middle of whatever it does: this one lets the job
-finish, with its best weights measured and packaged. See docs/sweeps.md, 'How it works'.
+Not Tune's function API, which ends a stopped trial in the middle of whatever it does: here the job finishes, with its best
+weights measured and packaged. See docs/sweeps.md, 'How it works'.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import ray
-from hydra.core.utils import JobStatus
+from omegaconf import DictConfig
 from ray import tune
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -26,30 +26,33 @@ from src.cores import TRIAL_CPUS
 from src.errors import ExitCode, UserError
 from src.strategies.launching import free_port
 from src.trial import FINISH, GO_ON, INTERRUPT, Place, Trial, working_on
-from src.tuning.job import (
-    FINISH_AFTER,
+from src.tuning.folder import trained_rows
+from src.tuning.jobs import CONFIG, FINISH_AFTER
+from src.tuning.worker import (
     Context,
     JobRunner,
     describe,
     free_memory,
     has_diverged,
     keep_checkpoints,
-    trained_rows,
+    overrides_of,
 )
 
 log = logging.getLogger(__name__)
 
-# Beside the metrics, in the results of a trial.
-ROW = "row"  # what was reported of an epoch: as the metric Tune is told a finite number, since nan spoils what it compares
-RETURNED = "returned"  # what the job returned, at its own end; nan where that is no number
+# Keys in the results of a trial, beside the metrics.
+ROW = (
+    "row"  # an epoch's row as it was reported; beside it the metric is finite for Tune, which compares and averages it
+)
+RETURNED = "returned"  # the job's return value at its own end; nan where it is no number
 FAILED = "failed"  # the first line of its error
 DIVERGED = "diverged"  # the first line of its error, which was a loss of nan or inf
-REPORTED = "reported"  # where the metric is missing: what there is
+REPORTED = "reported"  # where the metric is missing: the names that the job reports
 INTERRUPTED = "interrupted"  # True: its position is saved, and it goes on when the sweep does
 HISTORY = "history"  # in the first result of a start under pbt: the rows of the epochs that led to the weights
 
 LOOK_SECONDS = 0.5  # how often a worker looks whether the sweep was interrupted
-# What leaves a process that no other trial may use; such a trial goes on in a new one (max_failures).
+# Errors after which no other trial may use the process; such a trial goes on in a new one (max_failures).
 POISONS = (ExitCode.PROCESS_LOST, ExitCode.GPU_FAULT, ExitCode.OUT_OF_MEMORY)
 
 
@@ -62,9 +65,9 @@ class Job:
     """A job in a thread."""
 
     def __init__(
-        self, runner: JobRunner, number: int, overrides: Sequence[str], start_from: Path | None, trial: Trial
+        self, runner: JobRunner, number: int, config: DictConfig, start_from: Path | None, trial: Trial
     ) -> None:
-        self.runner, self.number, self.overrides, self.trial = runner, number, overrides, trial
+        self.runner, self.number, self.config, self.trial = runner, number, config, trial
         self.value: Any = None
         self.error: Exception | SystemExit | None = None
         self.interrupted = False
@@ -74,12 +77,8 @@ class Job:
     def _run(self, start_from: Path | None) -> None:
         try:
             with working_on(self.trial):
-                done = self.runner.run(self.number, self.overrides, start_from)
-            if done.status == JobStatus.COMPLETED:
-                self.value = done.return_value
-            else:
-                self.error = done._return_value
-        except (Exception, SystemExit) as error:  # of composing the config, or of a job that calls sys.exit
+                self.value = self.runner.run(self.number, self.config, start_from)
+        except (Exception, SystemExit) as error:
             self.error = error
         except BaseException:  # Terminated, KeyboardInterrupt: the position is saved
             self.interrupted = True
@@ -102,39 +101,38 @@ class HydraTrainable(tune.Trainable):
         self.context = context
         self.runner = JobRunner(context)
         self.job: Job | None = None
-        self.before: Job | None = None  # of the trial that had this process before, and may still be finishing
+        self.previous_job: Job | None = None  # of the trial that had this process before, and may still be finishing
         self.start_from: Path | None = None
         self.peers: list[Any] = []
-        self.last: dict[str, Any] = {}
+        self.last: dict[str, Any] = {}  # the last row, as Tune was told it
         self._saved = False  # since the last row: Tune is about to pause the trial
 
     def step(self) -> dict[str, Any]:
         if self.job is None:
-            self._end(self.before)
-            self.before = None
+            self._end(self.previous_job)
+            self.previous_job = None
             self._begin()
         else:
             self.job.trial.answer(INTERRUPT if interruption_mark(self.context).exists() else GO_ON)
         self._saved = False
         trial = self.job.trial
-        # Of a trial that a scheduler ended in an earlier start, Tune is told the end alone: the journal has the rows.
+        # If a scheduler stopped the trial in an earlier start, Tune gets its end alone: the journal has the rows.
         while (row := trial.next_row(LOOK_SECONDS)) is None or (row and trial.finish_after is not None):
             if not trial.interrupted and interruption_mark(self.context).exists():
                 trial.answer(INTERRUPT)
         return self._reported(row) if row else self._ended()
 
     def _begin(self) -> None:
-        number = int(self.trial_id)
-        overrides = self.context.plan.overrides(self.config)
-        place = self._meet_peers(number, overrides)
+        place = self._meet_peers()
         self.last = {}
         trial = Trial(self.context.keeps_checkpoints, place, self.config.get(FINISH_AFTER))
         if trial.finish_after is not None:
             trial.answer(FINISH)
-        self.job = Job(self.runner, number, overrides, self.start_from, trial)
+        config = cloudpickle.loads(self.config[CONFIG])
+        self.job = Job(self.runner, int(self.trial_id), config, self.start_from, trial)
         self.start_from = None
 
-    def _meet_peers(self, number: int, overrides: Sequence[str]) -> Place:
+    def _meet_peers(self) -> Place:
         """A trial on several machines (trainer.num_nodes): its processes on the others are started by a peer there."""
         group: PlacementGroup | None = ray.util.get_current_placement_group()
         nodes = group.bundle_count if group else 1
@@ -146,9 +144,13 @@ class HydraTrainable(tune.Trainable):
             options = {"num_cpus": bundle.pop("CPU", 0), "num_gpus": bundle.pop("GPU", 0), "resources": bundle}
             where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node)
             peer = ray.remote(Peer).options(scheduling_strategy=where, **options).remote(self.context)
-            peer.run.remote(number, overrides, Place(node, nodes, address, port))
+            peer.run.remote(self.config[CONFIG], Place(node, nodes, address, port))
             self.peers.append(peer)
         return Place(0, nodes, address, port)
+
+    @property
+    def _folder(self) -> Path:
+        return self.runner.folder(int(self.trial_id))
 
     def _reported(self, row: dict[str, float]) -> dict[str, Any]:
         goal = self.context.goal
@@ -162,17 +164,17 @@ class HydraTrainable(tune.Trainable):
         return self.last | told
 
     def _history(self, epoch: float = math.inf) -> dict[str, Any]:
-        """Before anything was reported in this start, where the weights may be another trial's: the epochs that led to them."""
+        """Before the first report of a start, if the weights may be another trial's: the epochs that led to them."""
         if not self.context.changes_points or self.last:
             return {}
-        return {HISTORY: [row for row in trained_rows(self.runner.folder) if row["epoch"] < epoch]}
+        return {HISTORY: [row for row in trained_rows(self._folder) if row["epoch"] < epoch]}
 
     def _ended(self) -> dict[str, Any]:
         job, goal = self.job, self.context.goal
         self._leave_peers()
-        # Schedulers count on metric and epoch. Median passes over a trial that ends with a smaller epoch than it reported,
-        # as a trial of which an earlier start has trained all epochs would.
-        rows = trained_rows(self.runner.folder) if self.runner.folder is not None and job.error is None else []
+        # Schedulers need metric and epoch. MedianStoppingRule leaves out a trial that ends with a smaller epoch than it
+        # reported, as a trial would whose epochs were all trained in an earlier start.
+        rows = trained_rows(self._folder) if job.error is None else []
         last = {goal.metric: goal.worst, "epoch": max((row["epoch"] for row in rows), default=0)}
         last |= self.last | self._history()
         if job.interrupted:
@@ -189,8 +191,8 @@ class HydraTrainable(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Tune asks for it between two steps, while the job waits."""
         self._saved = True
-        overrides = self.context.plan.overrides(self.config)
-        keep_checkpoints(self.runner.folder, Path(checkpoint_dir), int(self.trial_id), overrides)
+        overrides = overrides_of(cloudpickle.loads(self.config[CONFIG]))
+        keep_checkpoints(self._folder, Path(checkpoint_dir), int(self.trial_id), overrides)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Before the first step. The folder is Tune's, and may be gone by then."""
@@ -198,13 +200,13 @@ class HydraTrainable(tune.Trainable):
         shutil.copytree(checkpoint_dir, self.start_from, dirs_exist_ok=True)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Another trial gets the process. The one before is ended in the first step: were it to hang, and the process to
-        end here, Tune would take it for a failure of the next trial that cannot be mended."""
-        self.before, self.job, self.start_from = self.job, None, None
+        """Another trial gets the process. The previous job is ended in the first step: if it hung and the process ended here,
+        Tune would count a failure of the next trial, and not try that one again."""
+        self.previous_job, self.job, self.start_from = self.job, None, None
         return True
 
     def cleanup(self) -> None:
-        self._end(self.before)
+        self._end(self.previous_job)
         self._end(self.job)
 
     def _end(self, job: Job | None) -> None:
@@ -233,9 +235,9 @@ class Peer:
         _keep_to_the_share()
         self.runner = JobRunner(context)
 
-    def run(self, number: int, overrides: Sequence[str], place: Place) -> None:
+    def run(self, config: bytes, place: Place) -> None:
         with working_on(Trial(place=place)):
-            self.runner.run(number, overrides, first=False)
+            self.runner.run_task(cloudpickle.loads(config))
 
 
 def _keep_to_the_share() -> None:

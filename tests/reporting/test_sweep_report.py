@@ -18,9 +18,8 @@ import pytest
 from src.reporting import plots, sweep_plots
 from src.reporting.goal import Goal
 from src.reporting.importance import importance
-from src.reporting.rendering import Link
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
-from src.reporting.sweep_report import table, write_sweep_report
+from src.reporting.sweep_report import write_sweep_report
 from src.reporting.sweep_scale import Scale, numbers, scales_of, shown
 from tests.conftest import ROOT, command_environment
 from tests.reporting.test_report import Page
@@ -393,9 +392,10 @@ def test_names_are_text_whatever_they_hold(tmp_path):
     assert page.rows[-1][2:4] == ["&", "鳥"]
 
 
-def test_a_folder_that_needs_quoting_in_a_link():
-    html = table(["trial"], [[Link("<7>", 'a&b #"1/report.html')]])
-    assert '<td class="text"><a href="a%26b%20%23%221/report.html">&lt;7&gt;</a></td>' in html
+def test_a_folder_that_needs_quoting_in_a_link(tmp_path):
+    Journal(tmp_path).started(7, 'runs/lr/a&b #"1', {}, [])
+    html = write_sweep_report(tmp_path, Goal(METRIC, "max")).read_text()
+    assert '<td class="text"><a href="a%26b%20%23%221/">7</a></td>' in html
 
 
 @pytest.mark.parametrize(

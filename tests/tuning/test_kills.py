@@ -17,8 +17,8 @@ from ray.tune.schedulers import TrialScheduler
 
 from src.reporting.goal import Goal
 from src.reporting.sweep_journal import FINISHED, PAUSED, PRUNED, Journal
-from src.tuning.choices import build_scheduler
-from src.tuning.points import random_point
+from src.tuning.schedulers import build_scheduler
+from src.tuning.searches import random_point
 from src.tuning.settings import SweeperSettings
 from src.tuning.space import read_space
 from tests.conftest import command_environment
@@ -135,7 +135,6 @@ def test_a_grid_with_median_gets_more_values(tmp_path):
 
 
 def test_bayesopt_with_hyperband_goes_on_and_ends(tmp_path):
-    pytest.importorskip("bayes_opt")
     words = ("hydra.sweeper.search=bayesopt", "hydra.sweeper.scheduler=hyperband", "hydra.sweeper.num_samples=6")
     sweep = Sweep(tmp_path, *words, INTERVAL, "trainer.max_epochs=4").start()
     sweep.wait(10)

@@ -15,12 +15,12 @@ import pytest
 
 from src.errors import ExitCode, Terminated, UserError
 from src.tuning import cluster
-from src.tuning.quiet import own_handlers
+from src.tuning.ray_environment import own_handlers
 from tests.conftest import command_environment
 
 OWNER = """
 import os, sys
-from src.tuning.quiet import quiet_ray
+from src.tuning.ray_environment import quiet_ray
 quiet_ray(None)
 import ray
 from src.tuning.cluster import connect

@@ -50,7 +50,7 @@ COMMAND = "python -m src.train optimizer.lr=0.00123456 model.head=mlp trainer.ma
 
 def test_results_name_the_winner(tmp_path, journal):
     leave_weights(tmp_path)
-    written = write_results(tmp_path / "runs/heads", journal, Goal("val/acc", "max"), "heads")
+    written = write_results(journal, Goal("val/acc", "max"))
     assert written == yaml.safe_load((tmp_path / "runs/heads/optimization_results.yaml").read_text())
     assert written == {
         "name": "ray_tune",
@@ -72,26 +72,26 @@ def test_results_name_the_winner(tmp_path, journal):
 
 
 def test_results_where_the_smallest_is_best_and_no_weights_are_left(tmp_path, journal):
-    written = write_results(tmp_path / "runs/heads", journal, Goal("val/loss", "min"), "heads")
+    written = write_results(journal, Goal("val/loss", "min"))
     assert (written["best_trial"], written["best_epoch"], written["best_checkpoint"]) == (2, 1, None)
-    assert write_results(tmp_path / "runs/heads", journal, Goal("val/loss", "max"), "heads")["best_trial"] == 0
+    assert write_results(journal, Goal("val/loss", "max"))["best_trial"] == 0
 
 
 def test_results_without_a_value_name_no_winner(tmp_path, journal):
-    written = write_results(tmp_path / "runs/heads", Journal(tmp_path), Goal("val/acc", "max"), "heads")
+    written = write_results(Journal(tmp_path), Goal("val/acc", "max"))
     assert list(written) == ["name", "metric", "mode", "num_trials", "num_pruned", "num_diverged", "num_failed"]
     assert written["num_trials"] == 0
 
 
 def test_the_table_has_a_row_per_trial_in_the_order_of_their_numbers(tmp_path, journal):
-    write_results(tmp_path / "runs/heads", journal, Goal("val/acc", "max"), "heads")
+    write_results(journal, Goal("val/acc", "max"))
     with (tmp_path / "runs/heads/sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     columns = ["trial", "state", "optimizer.lr", "model.head", "val/acc", "best_epoch", "epochs", "seconds"]
     assert list(rows[0]) == [*columns, "folder", "error"]
     assert [row["trial"] for row in rows] == ["0", "1", "2", "3"]
     journal.trials[2].seconds = 12.3456
-    write_results(tmp_path / "runs/heads", journal, Goal("val/acc", "max"), "heads")
+    write_results(journal, Goal("val/acc", "max"))
     with (tmp_path / "runs/heads/sweep.csv").open(newline="") as file:
         rows = list(csv.reader(file))
     assert rows[3] == ["2", FINISHED, "0.00123456", "mlp", "0.9831", "1", "3", "12.35", "runs/heads/2", ""]
@@ -141,8 +141,7 @@ def test_the_command_does_not_begin_the_sweep_of_a_recipe_again(tmp_path):
 def test_the_ranking_on_the_screen(tmp_path, journal, caplog):
     leave_weights(tmp_path)
     caplog.set_level(logging.INFO, "src.tuning.results")
-    folder = journal.path.parent.relative_to(tmp_path)
-    print_ranking(journal, Goal("val/acc", "max"), folder, "heads", folder / "report.html")
+    print_ranking(journal, Goal("val/acc", "max"))
     assert caplog.messages == [
         "",
         "rank  trial  lr        head    val/acc           state     folder",
@@ -164,7 +163,7 @@ def test_the_ranking_shows_ten_and_counts_all(tmp_path, caplog):
     for number in range(30):
         journal.started(number, f"runs/x/{number}", {}, [])
         journal.ended(number, FINISHED, value=float(number))
-    print_ranking(journal, Goal("val/acc", "max"), tmp_path, "x", tmp_path / "report.html")
+    print_ranking(journal, Goal("val/acc", "max"))
     assert [line.split()[1] for line in caplog.messages[2:12]] == [f"#{number}" for number in range(29, 19, -1)]
     assert caplog.messages[2].split() == ["1", "#29", "29.0000", FINISHED, "runs/x/29"]
     assert caplog.messages[12] == "30 trials: 30 finished"
@@ -172,12 +171,12 @@ def test_the_ranking_shows_ten_and_counts_all(tmp_path, caplog):
 
 def test_a_sweep_without_a_value_says_so(journal, caplog):
     caplog.set_level(logging.INFO, "src.tuning.results")
-    print_ranking(journal, Goal("val/f1", "max"), journal.path.parent, "heads", journal.path.parent / "report.html")
+    print_ranking(journal, Goal("val/f1", "max"))
     printed = "\n".join(caplog.messages)
     assert "best      no trial has a value of val/f1" in printed
     assert "repeat" not in printed
     journal.ended(1, DIVERGED, error="the loss is nan")
-    print_ranking(journal, Goal("val/f1", "max"), journal.path.parent, "heads", journal.path.parent / "report.html")
+    print_ranking(journal, Goal("val/f1", "max"))
     assert caplog.messages[-1] == "diverged  #1 the loss is nan (runs/heads/1)"
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import cloudpickle
 import pytest
+from hydra.conf import HydraConf
+from omegaconf import OmegaConf
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, MedianStoppingRule
 
 from src.reporting.goal import Goal
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal
-from src.tuning.job import FINISH_AFTER, JOB
-from src.tuning.launch import Jobs
-from src.tuning.points import Points, RandomPoints
+from src.tuning.jobs import CONFIG, FINISH_AFTER, JOB
+from src.tuning.launch import GivenJobs
+from src.tuning.search_points import SearchPoints
+from src.tuning.searches import RandomSearch
 from src.tuning.source import TrialSource
 from tests.tuning.test_space import space_of
 
@@ -25,17 +29,18 @@ def registered():
     tune.register_trainable("nothing", type("Nothing", (tune.Trainable,), {}))
 
 
-def source_of(journal: Journal, scheduler=None, limit: int | None = None, plan=None, jobs=()) -> TrialSource:
+def source_of(journal: Journal, scheduler=None, limit: int | None = None, jobs=None) -> TrialSource:
     """As a start of the sweep makes it, until Tune asks for trials."""
-    points = None if plan else Points(RandomPoints(SPACE, 0), SPACE, GOAL, 0)
-    if points:
+    points = jobs or SearchPoints(RandomSearch(SPACE, 0), SPACE, GOAL, 0)
+    if limit is not None:
         points.limit = limit
-    source = TrialSource(plan or SPACE, GOAL, points, jobs)
-    source.shares = lambda point: tune.PlacementGroupFactory([{"CPU": 1.0}])
     over = [
         number for number, one in journal.trials.items() if one.state in (FINISHED, PRUNED) and one.value is not None
     ]
-    source.take_up(journal, scheduler, [number for number in journal.trials if number not in over])
+    unfinished = [number for number in journal.trials if number not in over]
+    source = TrialSource(points, GOAL, journal, scheduler, unfinished)
+    source.compose = lambda point, number: OmegaConf.create({"lr": point.get("lr"), "hydra": HydraConf})
+    source.resources = lambda config: tune.PlacementGroupFactory([{"CPU": 1.0}])
     spec = {"run": "nothing", "storage": None, "checkpoint_config": None, "max_failures": 2}
     source.add_configurations([SimpleNamespace(spec=spec)])
     return source
@@ -58,8 +63,20 @@ def begin(journal: Journal, number: int, *values: float, state: str = "", value:
 def drawn(source: TrialSource, most: int = 9) -> list[tuple[str, dict]]:
     found = []
     while len(found) < most and (trial := source.next_trial()) is not None:
+        composed = cloudpickle.loads(trial.config.pop(CONFIG))
+        assert composed.lr == trial.config.get("lr")
         found.append((trial.trial_id, trial.config))
     return found
+
+
+def test_a_changed_point_has_a_config_of_its_own_and_keeps_its_number(tmp_path):
+    """pbt gives a trial the point of another one."""
+    source = source_of(Journal(tmp_path), limit=2)
+    first, second = source.next_trial(), source.next_trial()
+    second.set_config({**first.config, "lr": 29})
+    assert second.config[JOB] == 1
+    assert cloudpickle.loads(second.config[CONFIG]).lr == 29
+    second.get_json_state()  # what Tune writes down
 
 
 def test_what_is_not_done_comes_first_under_its_number(tmp_path):
@@ -88,7 +105,7 @@ def test_fewer_samples_leave_what_was_begun(tmp_path):
 
 def test_no_more_trials_at_once_than_there_is_room_for(tmp_path):
     source = source_of(Journal(tmp_path), limit=9)
-    source.most, source.room = 3, lambda: 2
+    source.max_concurrent, source.room = 3, lambda: 2
     assert len(drawn(source)) == 2
     source.room = lambda: 9
     assert len(drawn(source)) == 1, "max_concurrent"
@@ -98,12 +115,12 @@ def test_no_more_trials_at_once_than_there_is_room_for(tmp_path):
 
 
 def test_the_jobs_of_a_launcher(tmp_path):
-    jobs = Jobs({number: [f"lr={number}"] for number in (3, 4, 5)})
+    jobs = GivenJobs({number: [f"lr={number}"] for number in (3, 4, 5)})
     journal = Journal(tmp_path)
     begin(journal, 0, 0.5)  # of another batch
     begin(journal, 3, 0.5, state=FINISHED, value=1.0)
     begin(journal, 5, state=FAILED)
-    source = source_of(journal, plan=jobs, jobs=[3, 4, 5])
+    source = source_of(journal, jobs=jobs)
     assert drawn(source) == [("5", {JOB: 5}), ("4", {JOB: 4})]
     assert source.next_trial() is None
     assert source.is_finished()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import pytest
+from omegaconf import OmegaConf
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from src.errors import ErrorOfProcess, ExitCode, UserError
 from src.reporting.goal import Goal
 from src.tuning import trainable
+from src.tuning.jobs import CONFIG
 from src.tuning.trainable import HydraTrainable
 
 HIGH, LOW = Goal("val/acc", "max"), Goal("val/loss", "min")
@@ -23,7 +27,8 @@ def trial(goal: Goal, **job: Any) -> HydraTrainable:
     made = HydraTrainable.__new__(HydraTrainable)
     made.context = SimpleNamespace(goal=goal, changes_points=False)
     made.job = SimpleNamespace(**{"interrupted": False, "error": None, "value": None} | job)
-    made.runner = SimpleNamespace(folder=None)
+    made.runner = SimpleNamespace(folder=lambda number: Path("no", "such", "folder"))
+    made._trial_info = SimpleNamespace(trial_id="4")
     made.last, made.peers = {}, []
     return made
 
@@ -51,7 +56,7 @@ def test_a_trial_that_an_earlier_start_has_trained_ends_with_its_last_epoch(tmp_
     """Median leaves out whom it knows of with a smaller one."""
     (tmp_path / "metrics.csv").write_text(f"epoch,{HIGH.metric}\n1,0.5\n2,0.7\n")
     one = trial(HIGH, value=0.7)
-    one.runner.folder = tmp_path
+    one.runner.folder = lambda number: tmp_path
     told = one._ended()
     assert (told["epoch"], told[HIGH.metric]) == (2, 0.7)
 
@@ -77,10 +82,7 @@ def test_a_trial_that_is_interrupted_before_its_first_epoch_has_an_epoch_and_can
     assert (told["epoch"], told[HIGH.metric], told[trainable.INTERRUPTED]) == (0, HIGH.worst, True)
     kept = []
     monkeypatch.setattr(trainable, "keep_checkpoints", lambda *arguments: kept.append(arguments))
-    one._trial_info = SimpleNamespace(trial_id="4")
-    one.config = {"job": 4, "seed": 1}
-    one.runner = SimpleNamespace(folder="runs/x/4")
-    one.context.plan = SimpleNamespace(overrides=lambda point: [f"seed={point['seed']}"])
+    one.config = {CONFIG: cloudpickle.dumps(OmegaConf.create({"hydra": {"overrides": {"task": ["seed=1"]}}}))}
     one.save_checkpoint("there")
     assert kept[0][2:] == (4, ["seed=1"])
 

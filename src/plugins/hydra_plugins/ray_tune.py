@@ -15,7 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from src.tuning.quiet import own_handlers, quiet_ray
+from src.tuning.ray_environment import own_handlers, quiet_ray
 from src.tuning.settings import LauncherSettings, SweeperSettings
 
 
@@ -31,10 +31,10 @@ class RayTuneLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         quiet_ray(self.settings.ray.init.address)
         with own_handlers():
-            from src.tuning.job import HydraJob
+            from src.tuning.jobs import HydraSweep
             from src.tuning.launch import launch
 
-        return launch(self.settings, HydraJob(*self.hydra), job_overrides, initial_job_idx)
+        return launch(self.settings, HydraSweep(*self.hydra), job_overrides, initial_job_idx)
 
 
 class RayTuneSweeper(Sweeper):
@@ -49,7 +49,7 @@ class RayTuneSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         quiet_ray(self.settings.ray.init.address)
         with own_handlers():
-            from src.tuning.job import HydraJob
+            from src.tuning.jobs import HydraSweep
             from src.tuning.sweep import sweep
 
-        return sweep(self.settings, HydraJob(*self.hydra), arguments)
+        return sweep(self.settings, HydraSweep(*self.hydra), arguments)

@@ -17,10 +17,10 @@ from ray.tune.schedulers import (
 )
 from ray.tune.schedulers.pbt import _explore
 
-from src.errors import ExitCode, UserError
+from src.errors import UserError
 from src.reporting.goal import Goal
-from src.tuning.choices import build_scheduler, build_search, changes_points, check_together
-from src.tuning.points import GridPoints, RandomPoints
+from src.tuning.schedulers import build_scheduler, changes_points, check_together, keeps_checkpoints
+from src.tuning.searches import GridSearch, RandomSearch, build_search
 from src.tuning.settings import LauncherSettings, SweeperSettings
 from tests.tuning.test_space import check_sweep_error, space_of
 
@@ -44,9 +44,9 @@ def check_refused(build, *culprits: str) -> UserError:
 
 
 def test_random_and_grid_are_ours():
-    assert isinstance(search_for("random"), RandomPoints)
-    assert search_for("random", seed=3).suggest("x") == RandomPoints(space_of(LR), 3).suggest("x")
-    assert isinstance(search_for("grid", "seed=1,2"), GridPoints)
+    assert isinstance(search_for("random"), RandomSearch)
+    assert search_for("random", seed=3).suggest("x") == RandomSearch(space_of(LR), 3).suggest("x")
+    assert isinstance(search_for("grid", "seed=1,2"), GridSearch)
 
 
 def test_optuna_searches_the_space_and_follows_from_the_seed():
@@ -63,17 +63,7 @@ def test_optuna_searches_the_space_and_follows_from_the_seed():
         assert space.contains(point)
         search.on_trial_complete(str(number), {"val/acc": point["model.dropout"]})
     assert point["model.dropout"] > 0.35, "TPE goes where it is better"
-    assert optuna.logging.get_verbosity() == optuna.logging.WARNING
-
-
-def test_bayesopt_takes_intervals_only():
-    check_refused(lambda: search_for("bayesopt", LR, "model.head=linear,mlp"), "model.head", "linear, mlp")
-
-
-def test_bayesopt_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    error = check_refused(lambda: search_for("bayesopt"), "bayesian-optimization", 'pip install -e ".[bayesopt]"')
-    assert error.code == ExitCode.UNAVAILABLE
+    assert optuna.logging.get_verbosity() == optuna.logging.ERROR
 
 
 def test_a_name_that_does_not_exist_is_answered_with_the_closest():
@@ -95,8 +85,8 @@ def test_a_search_of_rays_gets_metric_mode_and_space():
 
 
 def test_a_search_of_this_project_gets_the_space():
-    search = search_for({"_target_": "src.tuning.points.RandomPoints", "seed": 3})
-    assert search.suggest("x") == RandomPoints(space_of(LR), 3).suggest("x")
+    search = search_for({"_target_": "src.tuning.searches.RandomSearch", "seed": 3})
+    assert search.suggest("x") == RandomSearch(space_of(LR), 3).suggest("x")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +100,7 @@ def test_a_search_of_this_project_gets_the_space():
         "os.system",
         "builtins.eval",
         "src.errors.UserError",
-        "tests.tuning.test_points.Told",
+        "tests.tuning.test_search_points.Told",
         None,
         7,
     ],
@@ -124,15 +114,15 @@ def test_nothing_but_a_search_is_ever_called(target):
 
 def test_a_class_from_elsewhere_is_refused_wherever_it_can_be_reached(monkeypatch):
     """`import` puts it below src. by name, but not by where it is from."""
-    from src.tuning import points
-    from tests.tuning.test_points import Told
+    from src.tuning import searches
+    from tests.tuning.test_search_points import Told
 
-    monkeypatch.setattr(points, "Told", Told, raising=False)
-    check_refused(lambda: search_for({"_target_": "src.tuning.points.Told"}), "src.tuning.points.Told")
+    monkeypatch.setattr(searches, "Told", Told, raising=False)
+    check_refused(lambda: search_for({"_target_": "src.tuning.searches.Told"}), "src.tuning.searches.Told")
 
 
 def test_a_class_that_cannot_be_made_says_why():
-    ours, rays = "src.tuning.points.RandomPoints", "ray.tune.search.hyperopt.HyperOptSearch"
+    ours, rays = "src.tuning.searches.RandomSearch", "ray.tune.search.hyperopt.HyperOptSearch"
     check_refused(lambda: search_for({"_target_": ours, "sead": 1}), "sead")
     if importlib.util.find_spec("hyperopt") is None:
         check_refused(lambda: search_for({"_target_": rays}), "hyperopt", "installed")
@@ -231,3 +221,16 @@ def test_pbt_takes_no_search(pbt):
     for other in ("asha", "none", {"_target_": "ray.tune.schedulers.ASHAScheduler"}):
         assert not changes_points(other)
         check_together("optuna", other)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "keeps"),
+    [
+        (None, False),
+        (ASHAScheduler(), False),
+        (HyperBandScheduler(), True),
+        (PopulationBasedTraining(hyperparam_mutations={"lr": [1, 2]}), True),
+    ],
+)
+def test_which_schedulers_need_checkpoints(scheduler, keeps):
+    assert keeps_checkpoints(scheduler) is keeps

@@ -1,9 +1,9 @@
-"""What a user sees of a sweep while it runs: a live table on a terminal, elsewhere a line for each trial that ends.
+"""The display of a sweep while it runs: a live table on a terminal, elsewhere a line for each trial that ends.
 
     with SweepDisplay(journal, Goal("val/acc", "max"), total=40, max_epochs=12, concurrent=2) as display:
         ...  # after every event that was written to the journal: display.changed(number)
 
-What is printed when the sweep is over: src/tuning/results.py.
+The end of a sweep: src/tuning/results.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from statistics import fmean
@@ -57,20 +57,17 @@ class SweepDisplay:
         max_epochs: int | None,
         concurrent: int,
         terminal: bool | None = None,
-        clock: Callable[[], float] = time.time,
     ) -> None:
-        """goal: by what trials are judged. total: trials of the whole sweep, max_epochs: of a trial;
-        None where nobody knows. concurrent: trials at once. terminal: whether the table is drawn; None: where there is one.
-        clock: seconds since 1970.
+        """total: trials of the whole sweep, max_epochs: of a trial; None: not known. concurrent: trials at once.
+        terminal: whether to draw the table; None: if stdout is a terminal.
         """
         self.journal, self.goal = journal, goal
         self.total, self.max_epochs, self.concurrent = total, max_epochs, concurrent
         self.terminal = sys.stdout.isatty() if terminal is None else terminal
-        self._clock = clock
         # Replaced where it grows: the thread that draws the table goes through it at any time.
-        self._trials = {number: _as_found(trial) for number, trial in journal.trials.items()}
+        self._trials = {number: _waiting(trial) for number, trial in journal.trials.items()}
         self._durations: list[float] = []  # seconds of the trials that ended in this start of the sweep
-        self._last_line = clock()
+        self._last_line = time.time()
         self._table = ExitStack()
 
     def __enter__(self) -> SweepDisplay:
@@ -93,13 +90,13 @@ class SweepDisplay:
             self._durations.append(trial.seconds)
             if trial.error or not self.terminal:
                 log.info(self._line(trial))
-        elif not (self.terminal or self._durations) and self._clock() - self._last_line >= SILENCE_SECONDS:
-            self._last_line = self._clock()
+        elif not (self.terminal or self._durations) and time.time() - self._last_line >= SILENCE_SECONDS:
+            self._last_line = time.time()
             log.info(self._summary())
 
     def __rich__(self) -> Group:
         """The table: the running trials, the best of the others, and the line that sums up."""
-        trials, now = self._trials, self._clock()
+        trials, now = self._trials, time.time()
         running = [trial for trial in trials.values() if trial.state == RUNNING]
         others = [trial for trial in ranking(trials, self.goal) if trial.state != RUNNING]
         names = short_names(trials.values())
@@ -110,10 +107,9 @@ class SweepDisplay:
         for title in (self.goal.metric, "epoch", "state", "time"):
             table.add_column(title, no_wrap=True)
         for trial in running[:MOST_RUNNING] + others[:MOST_OTHERS]:
-            params = [shown(trial.params[key]) if key in trial.params else "" for key in names]
             epochs = str(max(trial.rows, default=0)) + (f"/{self.max_epochs}" if self.max_epochs else "")
             best, took = best_text(trial, self.goal), duration(trial.worked(now))
-            cells = (f"#{trial.number}", *params, best, epochs, trial.state, took)
+            cells = (f"#{trial.number}", *values_of(trial, names), best, epochs, trial.state, took)
             table.add_row(*map(_one_line, cells), style=STYLES.get(trial.state))
         return Group(table, Text(self._summary(), style="bold"))
 
@@ -124,8 +120,8 @@ class SweepDisplay:
         best = best_text(trial, self.goal)
         result = trial.error or (f"{self.goal.metric} {best}" if best else f"no {self.goal.metric}")
         params = " ".join(f"{names[key]}={shown(value)}" for key, value in trial.params.items())
-        known = ", ".join(filter(None, [self._done(), self._best(), self._left()]))
-        return f"#{trial.number:<3} {state:<18} {'  '.join(filter(None, [result, params]))}   {known}"
+        sums = ", ".join(filter(None, [self._done(), self._best(), self._left()]))
+        return f"#{trial.number:<3} {state:<18} {'  '.join(filter(None, [result, params]))}   {sums}"
 
     def _summary(self) -> str:
         """'12 of 40 done (5 pruned, 1 failed), 2 running, best #7 val/acc 0.9831, about 3 min left'"""
@@ -147,15 +143,15 @@ class SweepDisplay:
         """How long the rest takes if its trials take as long as those that ended did; nothing before one did."""
         if self.total is None or not self._durations:
             return ""
-        mean, now = fmean(self._durations), self._clock()
+        mean, now = fmean(self._durations), time.time()
         begun = [trial.worked(now) for trial in self._trials.values() if trial.state not in DONE]
         left = self.total - sum(trial.state in DONE for trial in self._trials.values())
         work = left * mean - sum(min(mean, seconds) for seconds in begun)
         return f"about {duration(max(1, round(work / min(left, self.concurrent))))} left" if left > 0 else ""
 
 
-def _as_found(trial: TrialRecord) -> TrialRecord:
-    """A trial of an earlier start of the sweep: one that did not come to its end, or failed, waits to be run again."""
+def _waiting(trial: TrialRecord) -> TrialRecord:
+    """A trial of an earlier start: if it was not done, or failed, it waits to be run again."""
     return replace(trial, rows=dict(trial.rows), state=PAUSED if trial.state in (RUNNING, FAILED) else trial.state)
 
 
@@ -173,16 +169,21 @@ def _messages_redirected(stdout: TextIO, table: TextIO) -> Iterator[None]:
 
 
 def _one_line(text: str) -> Text:
-    """As it is: brackets are no markup, and what is too long is cut."""
+    """The text as it is: brackets are no markup, and the end of a long text is cut."""
     return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def short_names(trials: Iterable[TrialRecord]) -> dict[str, str]:
-    """The swept parameters, key -> what it is called: 'lr' for optimizer.lr, where no other key ends like that."""
+    """The swept parameters, key -> its short name: 'lr' for optimizer.lr, if no other key ends like that."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
     ends = {key: key.lstrip("+").rpartition(".")[2] for key in keys}
     often = Counter(ends.values())
     return {key: end if often[end] == 1 else key.lstrip("+") for key, end in ends.items()}
+
+
+def values_of(trial: TrialRecord, keys: Iterable[str]) -> list[str]:
+    """The parameters of a trial as they are shown; '' for one that it lacks."""
+    return [shown(trial.params[key]) if key in trial.params else "" for key in keys]
 
 
 def best_text(trial: TrialRecord, goal: Goal) -> str:

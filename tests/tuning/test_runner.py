@@ -1,4 +1,4 @@
-"""A job in a worker: composed as Hydra composes it, from the right checkpoints, and without traces in the process."""
+"""A job in a worker: from the right checkpoints, and without traces in the process."""
 
 from __future__ import annotations
 
@@ -9,30 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hydra import initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import setup_globals
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from src import config
 from src.errors import ErrorOfProcess, ExitCode, UserError
-from src.tuning import settings
-from src.tuning.job import (
-    _as_it_was,
-    _name_of,
-    _plain,
-    as_current,
-    compose,
-    describe,
-    folder_of,
-    keep_checkpoints,
-    take_over,
-)
-from tests.warm import ROOT
+from src.tuning.worker import _restored_process, as_json, describe, keep_checkpoints, name_of, take_over
 
 LR = ["optimizer.lr=0.1"]
 FILES = ("config.yaml", "result.json", "metrics.csv", "checkpoints/last.ckpt")
@@ -100,7 +80,7 @@ def test_after_a_job_the_process_is_as_before(tmp_path, monkeypatch):
     before = dict(os.environ), Path.cwd(), list(sys.argv), torch.get_num_threads()
 
     def job():
-        with _as_it_was():
+        with _restored_process():
             os.environ.update(STAYS="2", NEW="3")
             del os.environ["PATH"]
             os.chdir(tmp_path)
@@ -131,49 +111,13 @@ def test_an_error_in_one_line(error, line):
     [(0.5, 0.5), (None, None), ({"acc": 1, "by": (1, 2)}, {"acc": 1, "by": [1, 2]}), (object(), None)],
 )
 def test_a_return_value_as_json_has_it(value, kept):
-    assert _plain(value) == kept
+    assert as_json(value) == kept
 
 
 def test_a_job_is_sent_by_name_also_where_its_module_is_the_program(monkeypatch):
     def task(config: DictConfig) -> None: ...
 
-    assert _name_of(task) == (__name__, task.__qualname__)
+    assert name_of(task) == (__name__, task.__qualname__)
     task.__module__ = "__main__"
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name="src.train"))
-    assert _name_of(task)[0] == "src.train"
-
-
-@pytest.fixture
-def sweep(monkeypatch) -> tuple[ConfigLoader, DictConfig]:
-    """The config of a sweep of this project, as the plugins get it."""
-    config.register()
-    settings.register()
-    OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "new", replace=True)
-    setup_globals()
-    words = ["hydra/launcher=ray_tune", "hydra.job.name=mine"]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        yield loader, loader.load_configuration("train", words, run_mode=RunMode.MULTIRUN)
-
-
-def test_the_config_of_a_job_is_hydras_own(sweep, tmp_path):
-    loader, whole = sweep
-    composed = compose(loader, whole, ["optimizer.lr=0.5", "model=vgg19_append"], 3, tmp_path)
-    assert composed.optimizer.lr == 0.5
-    assert composed.model.backbone == "vgg19"
-    assert composed.hydra.job.num == 3
-    assert composed.hydra.job.id == "mine_3"
-    assert composed.hydra.runtime.choices["hydra/launcher"] == "ray_tune"
-    assert composed.hydra.sweep.dir == str(tmp_path)
-    assert "optimizer.lr=0.5" in composed.hydra.overrides.task
-    before = HydraConfig.instance().cfg
-    assert folder_of(composed) == tmp_path / "3"
-    with as_current(composed):
-        assert HydraConfig.get().job.num == 3
-    assert HydraConfig.instance().cfg is before
-    assert compose(loader, whole, [], 4, tmp_path).optimizer.lr != 0.5, "a job sees what another one said"
-
-
-def test_a_mistyped_setting_is_refused(sweep, tmp_path):
-    with pytest.raises(HydraException, match="lrr"):
-        compose(*sweep, ["optimizer.lrr=0.5"], 0, tmp_path)
+    assert name_of(task)[0] == "src.train"

@@ -13,8 +13,8 @@ import pytest
 
 from src.errors import ExitCode, UserError
 from src.reporting.sweep_journal import TrialRecord
-from src.tuning.launch import Jobs
-from src.tuning.resuming import IDENTITY, open_sweep, scratch_folder
+from src.tuning.folder import IDENTITY, open_sweep, scratch_folder
+from src.tuning.launch import GivenJobs
 
 SAME = {"kind": "sweeper", "space": {"lr": ["1", "2"]}, "seed": 0, "config": {}}
 
@@ -162,7 +162,7 @@ def test_each_start_has_a_new_folder_for_tune_and_none_is_left(tmp_path):
     assert not list((tmp_path / ".tune").iterdir())
 
 
-JOBS = Jobs(
+JOBS = GivenJobs(
     {
         4: ["model=small", "optimizer.lr=1e-3", "+seed=1", "name=x"],
         5: ["model=small", "optimizer.lr=2e-3", "+seed=2", "name=x"],

@@ -14,9 +14,9 @@ from src.reporting import sweep_journal
 from src.reporting.goal import Goal
 from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal
 from src.reporting.sweep_scale import duration
-from src.tuning.table import SweepDisplay, short_names
+from src.tuning.progress import SweepDisplay, short_names
 
-LOGGER = "src.tuning.table"
+LOGGER = "src.tuning.progress"
 
 
 class Sweep:
@@ -32,7 +32,7 @@ class Sweep:
     def begin(self) -> None:
         """A start of the sweep, with the journal as it is on disk."""
         self.journal = Journal(self.journal.path.parent)
-        self.display = SweepDisplay(self.journal, Goal(self.metric, self.mode), clock=lambda: self.now, **self.settings)
+        self.display = SweepDisplay(self.journal, Goal(self.metric, self.mode), **self.settings)
 
     def started(self, number: int, **params) -> None:
         params = {name.replace("__", "."): value for name, value in params.items()}

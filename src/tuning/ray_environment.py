@@ -1,7 +1,4 @@
-"""What Ray would do of its own accord: switched off before ray is imported, which reads most of this.
-
-Above all its output, which would tear the table of a sweep.
-"""
+"""Environment variables that switch off Ray's own output, signals and spare processes. Ray reads most at its import."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from pathlib import Path
 from src.errors import Terminated
 
 ENVIRONMENT = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's table; ours is src/tuning/table.py
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's table; ours is src/tuning/progress.py
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # its files of results; ours is trials.jsonl
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # after it Ctrl-C ends with exit code 0
@@ -27,7 +24,7 @@ ENVIRONMENT = {
 
 @contextmanager
 def own_handlers() -> Iterator[None]:
-    """Around an import of Ray, and its start: both set handlers for SIGTERM which end a command with exit code 15, or 1."""
+    """Keeps our handler of SIGTERM. Importing and starting Ray set others, which end a command with exit code 15 or 1."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -38,7 +35,7 @@ def own_handlers() -> Iterator[None]:
 
 
 def quiet_ray(address: str | None) -> None:
-    """What the user has set stays. address: of the Ray cluster that is joined; None: Ray is started on this machine.
+    """Sets the variables that the user has not set. address: of the Ray cluster to join; None: Ray is started here.
 
     Ray listens on every address of the machine and runs the code of whoever has its token; its older versions ask for a
     token only where they are told to. The token of a Ray of ours is in the environment of this command and its processes,
