@@ -190,7 +190,6 @@ def free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is None:
         return
-
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
