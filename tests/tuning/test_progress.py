@@ -65,7 +65,7 @@ def sweep(tmp_path, monkeypatch, caplog):
         sweeps.append(Sweep(tmp_path, **settings))
         return sweeps[-1]
 
-    monkeypatch.setattr(sweep_journal.time, "time", lambda: sweeps[-1].now)
+    monkeypatch.setattr(sweep_journal.time, "time", lambda: sweeps[-1].now if sweeps else 1000.0)
     return make
 
 
