@@ -117,6 +117,7 @@ def _optuna(name: str, space: Space, goal: Goal, seed: int) -> Searcher:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # its other messages are a line per trial, and advice
     warnings.filterwarnings("ignore", message="Clip non-finite values")  # `worst` below
+    warnings.filterwarnings("ignore", message="GPSampler is experimental")  # before optuna 5
     sampler = {"optuna": optuna.samplers.TPESampler, "bayesopt": optuna.samplers.GPSampler}[name]
     search = OptunaSearch(
         OptunaSearch.convert_search_space(space.domains),
