@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra import version
 from omegaconf import DictConfig
 from ray.tune.schedulers import TrialScheduler
 
@@ -85,6 +86,7 @@ def _run(plan: SweepPlan, settings: SweepSettings, hydra: HydraSweep, source: Tr
     context = Context(
         task=name_of(hydra.task),
         hydra=hydra.context,
+        version_base=str(version.getbase()),
         goal=plan.goal,
         sweep_dir=hydra.folder,
         scratch=scratch,

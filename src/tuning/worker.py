@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra import version
 from hydra.core.utils import JobRuntime, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -39,6 +40,7 @@ class Context:
 
     task: tuple[str, str]  # module and name of the function that runs a job
     hydra: HydraContext
+    version_base: str  # of the program's hydra.main
     goal: Goal
     sweep_dir: Path  # absolute, on a disk that all machines share
     scratch: Path  # in it: Tune's own files of this start
@@ -70,6 +72,7 @@ class JobRunner:
             sys.path.insert(0, str(Path.cwd()))
         os.environ["TRAIN_COMMAND"] = context.command
         logging.getLogger().setLevel(logging.INFO)  # of the jobs' own log files
+        version.setbase(self.context.version_base)  # else Hydra would change the working folder for each job
         setup_globals()
         module, name = context.task
         task = getattr(importlib.import_module(module), name)
