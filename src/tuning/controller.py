@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import os
 import signal
 import time
@@ -120,8 +121,9 @@ class Watcher(tune.Callback):
         number = int(trial.trial_id)
         if history := result.pop(trainable.HISTORY, None):
             metric, rows = self.sweep.context.goal.metric, self.journal.trials[number].rows
-            values = {int(row["epoch"]): row.get(metric) for row in history}
-            if values != {epoch: row.get(metric) for epoch, row in rows.items()}:
+            # metrics.csv has seven digits, the journal has all.
+            values = {int(row["epoch"]): f"{row.get(metric, math.nan):.6g}" for row in history}
+            if values != {epoch: f"{row.get(metric, math.nan):.6g}" for epoch, row in rows.items()}:
                 self.journal.copied(number, history)
         if trainable.REPORTED in result:
             self.sweep.reported = result[trainable.REPORTED]

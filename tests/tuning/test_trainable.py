@@ -15,7 +15,9 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from src.errors import ErrorOfProcess, ExitCode, UserError
 from src.reporting.goal import Goal
+from src.reporting.sweep_journal import Journal
 from src.tuning import trainable
+from src.tuning.controller import Watcher
 from src.tuning.jobs import CONFIG
 from src.tuning.trainable import HydraTrainable
 
@@ -102,3 +104,15 @@ def test_a_trial_of_nan_is_stopped_by_asha():
     row = {HIGH.metric: math.nan, "epoch": 1}
     assert decision(trial(HIGH)._reported(row)[HIGH.metric]) == TrialScheduler.STOP
     assert decision(math.nan) == TrialScheduler.CONTINUE
+
+
+@pytest.mark.parametrize(("value", "copied"), [(0.7222222, 0), (0.7222, 1)])
+def test_only_rows_of_another_trial_are_copied_into_the_journal(tmp_path, value, copied):
+    """The rows of metrics.csv, which a worker reads before it goes on, have fewer digits than the journal's."""
+    journal = Journal(tmp_path)
+    journal.started(4, "runs/x/4", {}, [])
+    journal.row(4, {"epoch": 1, HIGH.metric: 0.7222222089767456})
+    watcher = Watcher(SimpleNamespace(journal=journal, context=SimpleNamespace(goal=HIGH)))
+    result = {trainable.HISTORY: [{"epoch": 1.0, HIGH.metric: value}]}
+    watcher.on_trial_result(SimpleNamespace(trial_id="4"), result)
+    assert journal.path.read_text().count("copied") == copied
