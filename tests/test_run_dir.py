@@ -162,13 +162,13 @@ def test_a_setting_that_an_older_run_does_not_know_has_its_default_there(tmp_pat
     opened(tmp_path, settings(), step=True)
     file = tmp_path / "runs/x/config.yaml"
     stored = yaml.safe_load(file.read_text())
-    del stored["model"]["label_smoothing"], stored["oom"], stored["trainer"]["max_epochs"]
+    del stored["model"]["label_smoothing"], stored["oom"], stored["data"]["image_size"]
     stored["model"]["gone"] = 3
     file.write_text(yaml.safe_dump(stored))
     opened(tmp_path, settings())
     assert "model.gone, which this version of the program does not know" in caplog.text
     composed = settings()
-    composed["trainer"]["max_epochs"] = 12  # conf/ has another default than the schema
+    composed["data"]["image_size"] = 64  # conf/data/digits.yaml has another default than the schema
     opened(tmp_path, composed)
     composed["model"]["label_smoothing"] = 0.3
     with pytest.raises(UserError) as caught:
