@@ -64,7 +64,7 @@ def check_images(
     timeout_seconds: float = SECONDS,
 ) -> dict[str, CheckResult]:
     """Decodes the images that have changed since they were last checked. Never raises for a bad or missing image;
-    raises LoaderFault for one that takes longer than timeout_seconds (0: no limit).
+    raises LoaderFault for an image that takes longer than timeout_seconds (0: no limit).
 
     names: paths relative to root, or absolute. cache: a JSON file that keeps the results by name, size and modification
     time; one file for one root. workers: threads (Pillow decodes outside of Python's lock).
@@ -156,7 +156,7 @@ def _progress() -> Progress:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Size and modification time, None for what is not there."""
+    """Size and modification time; None for a file that does not exist."""
     try:
         status = path.stat()
     except (OSError, ValueError):

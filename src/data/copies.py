@@ -1,6 +1,6 @@
 """Files that are equal byte for byte: with two labels or in two splits they are refused, in one split they are counted.
 
-A split that is made here deals copies together (src/data/splits.py), whatever the seed.
+src/data/splits.py puts the copies of an image into the same split at every seed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Group = tuple[str, ...]
 def refuse_copies(images: LabelledImages, root: Path, list_file: Path | None, labels_too: bool) -> None:
     """Raises UserError for equal files in two splits and, with labels_too, of two classes. Says how many others there are.
 
-    list_file: gets all of those that are refused.
+    list_file: where to list all copies that are refused.
     """
     digest_of = dict(zip(images.names, images.digests or [], strict=True))
     groups: defaultdict[str, list[str]] = defaultdict(list)

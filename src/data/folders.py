@@ -1,4 +1,4 @@
-"""Lists the images of data=image_folder, and those that predict is given, without opening one.
+"""Lists the images of data=image_folder and of predict's images=, without opening any.
 
 What a folder means is the rule of src/data/layout.py. What is not used is counted and said.
 """

@@ -88,8 +88,8 @@ def _checked(
 ) -> tuple[Listing, dict[str, CheckResult]]:
     """The check of all files, and the listing without the bad ones.
 
-    keep_bad: a run that has begun keeps those that broke since, so that its epochs stay as long: the loaders deal with
-    them.
+    keep_bad: a run that has begun keeps images that broke since, so that the length of its epochs does not change; the
+    loaders replace or skip them.
     """
     root, total = listing.root, len(listing.names)
     checked = check_images(

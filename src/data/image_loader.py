@@ -31,7 +31,7 @@ from src.text import printable
 log = logging.getLogger(__name__)
 
 SHARED_MEMORY = Path("/dev/shm")  # where loader processes hand over their batches (Linux)
-MOST_PROCESSES = 257  # 256, and the one that loads without them
+MOST_PROCESSES = 257  # 256 loader processes, and the trainer with num_workers=0
 START_SECONDS = 60.0  # a loader process that has not started by then is blocked
 Replacements = Callable[[Any], Iterator[Any]]
 
@@ -89,7 +89,7 @@ class GuardedDataset(Dataset):
         self.slots[slot : slot + 3] = [os.getpid(), number, self.slots[slot + 2] + 1]
 
     def records(self, pids: set[int]) -> dict[int, tuple[int, int]]:
-        """pid -> (number of the image it reads, reads begun), of those of the processes that have started."""
+        """pid -> (number of the image it reads, reads begun), of the processes that have started."""
         rows = zip(self.slots[::3], self.slots[1::3], self.slots[2::3], strict=True)
         return {pid: (number, reads) for pid, number, reads in rows if pid in pids}
 
@@ -114,7 +114,7 @@ class _Batches(Iterator[Any]):
 
     def __init__(self, loader: ImageLoader, start: Callable[[], Iterator[Any]]) -> None:
         self.loader, self.dataset, self.start, self.pid = loader, loader.dataset, start, os.getpid()
-        self.received = self.skipped = 0  # batches of this pass; those of them that a second start has yet to skip
+        self.received = self.skipped = 0  # batches of this pass, and how many of them a second start has yet to skip
         self.processes: set[BaseProcess] = set()
         self.watch: Watch | None = None
         self._start(START_SECONDS)

@@ -32,7 +32,7 @@ class ImageSet:
 
 
 def split_image_set(images: ImageSet, settings: SplitSettings) -> LabelledImages:
-    """The set with its own split, or one that is made. Raises UserError for classes that cannot be learned."""
+    """The set with the split that it states, or with a stratified one. Raises UserError for classes that cannot be learned."""
     classes, labels = images.classes, images.labels
     names = images.names or [f"{images.name}/{index:05d}" for index in range(len(labels))]
     members = splits.choose_split(names, [classes[label] for label in labels], images.splits, settings)

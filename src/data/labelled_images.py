@@ -63,8 +63,8 @@ class LabelledImages:
         ]
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Header and rows of split.csv. The digests let evaluate know an image again wherever its file has gone; a run
-        that is continued reads with the same bits, whatever the folder holds by then."""
+        """Header and rows of split.csv. By the digests evaluate recognises an image whose file was moved; by the
+        bits a continued run reads as before although the folder may have changed."""
         if self.digests is None:
             return ("path", "label", "split"), list(self.rows())
         digest_of = dict(zip(self.names, self.digests, strict=True))

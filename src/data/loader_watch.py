@@ -36,7 +36,7 @@ class Records(Protocol):
     timeout_seconds: float
 
     def records(self, pids: set[int]) -> dict[int, tuple[int, int]]:
-        """pid -> (number of the image it reads, reads begun), of those of the processes that have started."""
+        """pid -> (number of the image it reads, reads begun), of the processes that have started."""
 
     def names_at_hand(self, pids: set[int]) -> list[str]:
         """The images that these processes are reading."""

@@ -34,7 +34,7 @@ class TrainDataset(Dataset[Item]):
         return self.images.location(index)
 
     def replacements(self, key: tuple[int, int]) -> Iterator[tuple[int, int]]:
-        """The images of the same class that follow in the split: whatever breaks, a batch keeps its size and labels."""
+        """The following images of the same class in the split: with one of them a batch keeps its size and its labels."""
         epoch, index = key
         members, labels = self.images.splits["train"], self.images.labels
         place = members.index(index)
@@ -63,7 +63,7 @@ class EvalDataset(Dataset[Item]):
 def train_loader(
     images: LabelledImages, transform: Transform, sampler: EpochSampler, settings: LoaderSettings, image_size: int
 ) -> ImageLoader:
-    """Batches (uint8 (B, 3, S, S), int64 (B,)) in the sampler's order. Its seed is that of the augmentation, too."""
+    """Batches (uint8 (B, 3, S, S), int64 (B,)) in the sampler's order. The augmentation has its seed."""
     dataset = TrainDataset(images, transform, sampler.seed)
     return image_loader(dataset, sampler, settings, image_size, replacements=dataset.replacements)
 

@@ -42,7 +42,7 @@ class ImageData(L.LightningDataModule):
         return self._train_loader(train_transform(self.preprocessing, self.config.augment), self._sampler)
 
     def labels_of_batch(self, epoch: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The labels of a training batch: those of this process's part, which may be none, and those of the whole."""
+        """The labels of this process's share of a training batch, which may be empty, and of the whole batch."""
         whole = self._sampler.whole_batch(epoch, batch)
         own = self._sampler.share.of(whole)
         of_own, of_whole = ([self.images.labels[index] for index in part] for part in (own, whole))

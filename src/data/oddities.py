@@ -71,7 +71,7 @@ def report(checked: Mapping[str, CheckResult], bits: int) -> None:
 
 
 def other_bits(bits: int, read_with: int) -> str | None:
-    """What becomes of an image that uses so many bits, read with those of the model's training images; None: nothing."""
+    """The warning about an image of `bits` bits that is read with the bits of the training images; None: it is not needed."""
     if bits > read_with:
         return f"it uses {bits} bits of its 16-bit channels, the training images {read_with}: what is above is white"
     if 0 < bits <= read_with - FEW_BITS:

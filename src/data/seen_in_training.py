@@ -1,4 +1,4 @@
-"""Which images of an evaluation the run has learned from already: an accuracy on those says little of new ones.
+"""Which images of an evaluation the run was trained on: accuracy on them says little about new images.
 
 A file is known again by the digest of its bytes, wherever it lies by now. src/evaluation.py asks.
 """

@@ -53,7 +53,7 @@ def load_images(
 
 
 def load_unsplit(data: Data, *, cache_dir: Path, workers: int | None = None) -> LabelledImages:
-    """Files to evaluate on: those of test/ where the data states a split, otherwise all of them, as test."""
+    """Files to evaluate on, as the test split: the files of test/ where the data states a split, otherwise all files."""
     return image_files.load_unsplit(LISTINGS[data.source](data, None), _file_settings(data, cache_dir, None, workers))
 
 

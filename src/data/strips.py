@@ -16,7 +16,7 @@ _AT_ONCE = 100.0  # megapixels that the threads of a process decode at the same 
 
 
 def strips(image: Image.Image) -> Iterator[tuple[Box, Image.Image]]:
-    """The parts of an image from its top to its bottom; of one that is not large the only part is the image itself."""
+    """(box, part) of an image, from top to bottom. An image that is not large is a single part: the image itself."""
     width, height = image.size
     rows = max(1, _PIXELS // max(1, width))
     if rows >= height:

@@ -156,7 +156,7 @@ def relative(path: str, root: Path) -> str:
 
 
 def _decode(data: bytes) -> str:
-    """Text of the bytes; what is no UTF-8 becomes surrogates. Raises UnicodeError for UTF-16 that is cut."""
+    """The text; bytes that are not UTF-8 become surrogates. Raises UnicodeError for UTF-16 that is cut."""
     for mark, encoding in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "")):
         if data.startswith(mark):
             return data.decode(encoding) if encoding else data[3:].decode("utf-8", "surrogateescape")

@@ -33,7 +33,7 @@ def is_tiff(data: bytes) -> bool:
 
 
 def without_white_is_zero(data: bytes) -> tuple[bytes, bool]:
-    """The file with black as zero, and whether its values are the other way round; only for more than 8 bits."""
+    """(the file with its field changed to black-is-zero, whether its values are inverted); only for more than 8 bits."""
     entries = {entry.tag: entry for entry in _entries(data)}
     photometric, bits = entries.get(_PHOTOMETRIC), entries.get(_BITS)
     if photometric is None or photometric.value != 0 or photometric.kind != _SHORT:

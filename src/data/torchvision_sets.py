@@ -72,7 +72,7 @@ def open_torchvision_set(name: str, root: Path, background: tuple[int, int, int]
 
 
 def _open(name: str, root: Path, keywords: dict[str, Any]) -> Any:
-    """The part of the set: what is there already, else downloaded where torchvision can."""
+    """One part of the set, downloaded if it is not there and torchvision can download it."""
     make: Callable[..., Any] = getattr(datasets, name)
     try:
         try:  # first without a download: with one, some sets raise before they look at what is there

@@ -93,7 +93,7 @@ def correct_layout(image: ImageFile.ImageFile) -> None:
 
 
 def is_premultiplied(image: ImageFile.ImageFile) -> bool:
-    """Whether its colours are multiplied by alpha, of which Pillow would drop those where alpha is 0."""
+    """Whether its colours are multiplied by alpha. Pillow would drop them where alpha is 0."""
     return bool(image.tile) and (
         rawmode_of(image.tile[0]) == "RGBa" or (has_sixteen_bit_colour(image) and _layout(image) == "RGBa")
     )
@@ -180,7 +180,7 @@ def _extremes(image: Image.Image, counting: Callable[[np.ndarray], np.ndarray]) 
 
 @lru_cache(maxsize=17)
 def _table(bits: int) -> np.ndarray:
-    """Value -> level of 0..255; what is above the bits is white."""
+    """Value -> level of 0..255; values that need more bits are white."""
     top = 2**bits - 1
     return np.rint(np.minimum(np.arange(65536), top) * (255 / top)).astype(np.uint8)
 
@@ -190,7 +190,7 @@ def _layout(image: ImageFile.ImageFile) -> str | None:
     rawmode = rawmode_of(image.tile[0])
     if ";16" in rawmode:
         return rawmode.partition(";")[0]
-    # Pillow takes the planes of an uncompressed TIFF for 8 bits whatever they have.
+    # Pillow reads the planes of every uncompressed TIFF as 8 bits.
     if rawmode != "R" or 16 not in getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ()):
         return None
     return "RGBa" if "a" in map(rawmode_of, image.tile) else image.mode

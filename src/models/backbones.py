@@ -37,7 +37,7 @@ _OPENED = {"features", "classifier", "encoder", "layers", "blocks", "_blocks", "
 
 
 def backbone_names() -> list[str]:
-    """All names but those of timm, of which there are more than a thousand (timm.list_models() lists them)."""
+    """All names except timm's more than a thousand, which timm.list_models() lists."""
     return [efficientnet_lite.NAME, *torchvision.models.list_models(module=torchvision.models)]
 
 
@@ -146,7 +146,7 @@ def build_backbone(
         else:
             backbone = torchvision.models.get_model(name, weights=None, **_arguments(name))
         if isinstance(backbone, torchvision.models.MNASNet):
-            # Its own way refuses tensors that do not say of which version they are, as plain dictionaries cannot.
+            # MNASNet's loader wants a version in the state_dict's metadata, which a plain dict lacks.
             backbone._load_from_state_dict = functools.partial(nn.Module._load_from_state_dict, backbone)
         if not keep_classifier:
             remove_classifier(backbone)

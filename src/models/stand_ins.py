@@ -1,7 +1,7 @@
 """The plain objects that training programs keep beside their weights, and what torch.load makes of them instead.
 
 weight_files.py reads files with weights_only=True, under which torch refuses every class that it does not know. Those
-listed here are common and beside the point: each becomes an inert stand-in, so that nothing of the file is ever run.
+listed here are common and not needed: each becomes an inert stand-in, so that nothing of the file is ever run.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _OPTIMIZERS_AND_LOSSES = [
 
 
 def stand_ins() -> list[tuple[Any, str]]:
-    """What torch.load may meet beside tensors, and the stand-in that it makes of each."""
+    """(stand-in, name of the class it stands for) of every class that torch.load may meet beside tensors."""
     return [
         *((Inert, name) for name in (*_PLAIN_OBJECTS, *_OPTIMIZERS_AND_LOSSES)),
         *((OrderedDict, name) for name in _DICTIONARIES),

@@ -95,11 +95,11 @@ def _file_of_folder(folder: Path) -> Path:
     )
 
 
-# --- what is in it ---------------------------------------------------------------------------------------------------
+# --- its content -----------------------------------------------------------------------------------------------------
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name; those of dictionaries in dictionaries as 'state_dict.conv1.weight'.
+    """The tensors of a weights file by name, with the keys of nested dictionaries: 'state_dict.conv1.weight'.
 
     An optimizer's tensors are left out: its averages have the weights' names and shapes. Raises UserError for a file
     that is damaged, of another kind, or has code in it.

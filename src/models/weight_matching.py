@@ -35,7 +35,7 @@ class Match:
     alternatives: list[str]  # other such places that fit about as well
     counted: int = 0  # tensors of the backbone
     values: dict[str, Tensor] = field(default_factory=dict)  # what will be copied: same name and shape
-    adapted: dict[str, int] = field(default_factory=dict)  # of those: for so many input channels in the file
+    adapted: dict[str, int] = field(default_factory=dict)  # values made from a convolution of so many input channels
     missing: dict[str, str] = field(default_factory=dict)  # what the file lacks, and "", or in what its tensor differs
     unusable: dict[str, str] = field(default_factory=dict)  # what the file has in a form that is not copied, and which
     unused: list[str] = field(default_factory=list)  # tensors of the file that the backbone lacks
@@ -99,7 +99,7 @@ def _prefixes(
     backbone: dict[str, Tensor], plain_names: dict[str, str], file: dict[str, Tensor]
 ) -> tuple[str, list[str]]:
     """What stands before the backbone's names in the file ('', 'module.', 'state_dict.net.', ...): the prefix with which
-    most of them fit, and the others with which about as many do, such as that of a moving average."""
+    most of them fit, and other prefixes with which about as many fit, such as the one of a moving average."""
     fits, named = Counter({"": 0}), Counter()
     for key, tensor in file.items():
         parts = key.split(".")
@@ -118,7 +118,7 @@ def _fits(value: Tensor, own: Tensor) -> bool:
 
 
 def _form(value: Tensor, own: Tensor) -> str:
-    """What keeps a file's tensor from being copied whatever its shape is; "" for a plain tensor with numbers."""
+    """Why a file's tensor cannot be copied, apart from its shape; "" for a plain tensor of numbers."""
     if type(value) not in (Tensor, nn.Parameter):
         return f"a {type(value).__name__}, which is sharded or of a special kind"
     if value.is_quantized or (own.is_floating_point() and (not value.is_floating_point() or value.itemsize == 1)):
@@ -141,6 +141,6 @@ def _for_three_channels(value: Tensor, own: Tensor) -> Tensor | None:
 
 
 def _is_input_convolution(value: Tensor, own: Tensor) -> bool:
-    """Whether the file's tensor is that of the backbone's first convolution, but for the number of input channels."""
+    """Whether the file's tensor differs from the backbone's first convolution only in the number of input channels."""
     sizes, own_sizes = list(value.shape), list(own.shape)
     return len(sizes) == 4 and own_sizes[1:2] == [3] and sizes[:1] + sizes[2:] == own_sizes[:1] + own_sizes[2:]

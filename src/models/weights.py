@@ -82,7 +82,7 @@ def load_pretrained(
         raise _mismatch(fit, tensors, name, path, min_match)
     values = {key: value.to(own[key].dtype) for key, value in fit.values.items()}
     _check_values(values, path)
-    with torch.no_grad():  # not load_state_dict: what is copied is what was counted
+    with torch.no_grad():  # tensor by tensor: exactly the tensors that fit.values counted
         for key, value in values.items():
             own[key].copy_(value)
     random = [key for key in fit.missing if _learned(backbone, key)]
@@ -155,7 +155,7 @@ def refuse_frozen_random(network: nn.Module, loaded: LoadResult, weights: str) -
         )
 
 
-# --- what is wrong with a file ---------------------------------------------------------------------------------------
+# --- errors of a file ------------------------------------------------------------------------------------------------
 
 
 def _check_sha256(path: Path, expected: str, name: str) -> str:
