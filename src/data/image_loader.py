@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 SHARED_MEMORY = Path("/dev/shm")  # where loader processes hand over their batches (Linux)
 MOST_PROCESSES = 257  # 256 loader processes, and the trainer with num_workers=0
 START_SECONDS = 60.0  # a loader process that has not started by then is blocked
+# Of the second start: where processes are not forked, each of them imports torch, perhaps from a slow disk.
+SECOND_START_SECONDS = 300.0
 Replacements = Callable[[Any], Iterator[Any]]
 
 
@@ -115,6 +117,7 @@ class _Batches(Iterator[Any]):
     def __init__(self, loader: ImageLoader, start: Callable[[], Iterator[Any]]) -> None:
         self.loader, self.dataset, self.start, self.pid = loader, loader.dataset, start, os.getpid()
         self.received = self.skipped = 0  # batches of this pass, and how many of them a second start has yet to skip
+        self.started_again = False
         self.processes: set[BaseProcess] = set()
         self.watch: Watch | None = None
         self._start(START_SECONDS)
@@ -159,12 +162,12 @@ class _Batches(Iterator[Any]):
             fault = self.watch and self.watch.fault
             if fault is None:
                 raise loader_faults.explained(error, self.dataset, self.processes) from error
-            if not isinstance(fault, NotStarted) or self.watch.start_seconds > START_SECONDS:
+            if not isinstance(fault, NotStarted) or self.started_again:
                 raise fault from error
             log.warning(f"{fault}: all of them are started again")
         self._end()
-        # More time: where processes are not forked, each of them imports torch, perhaps from a slow disk.
-        self._start(5 * START_SECONDS)
+        self.started_again = True
+        self._start(SECOND_START_SECONDS)
         self.skipped = self.received
         return self._receive()
 

@@ -227,9 +227,10 @@ def test_a_loader_process_that_blocks_in_fork_is_replaced(blocked_forks, blocked
     assert blocked_forks.count == 4
 
 
-def test_loader_processes_that_block_twice_end_the_run_with_their_cause(blocked_forks):
+def test_loader_processes_that_block_twice_end_the_run_with_their_cause(blocked_forks, monkeypatch):
     blocked_forks.forks = {1, 3}
-    with pytest.raises(LoaderFault, match="did not start within 10 s") as caught:
+    monkeypatch.setattr(image_loader, "SECOND_START_SECONDS", 3.0)
+    with pytest.raises(LoaderFault, match="did not start within 3 s") as caught:
         list(val(_make_images(), 2))
     assert caught.value.code == ExitCode.PROCESS_LOST
 
