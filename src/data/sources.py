@@ -27,6 +27,56 @@ from src.errors import ExitCode, UserError
 from src.preprocessing import ReadOptions
 
 
+def image_folder(data: Data, run_split: Path | None) -> Listing:
+    """The images of the folders below data.root: one per class, perhaps in train/, val/ and test/."""
+    try:
+        return folders.list_image_folder(Path(data.root), data.layout)
+    except UserError as error:
+        if run_split is None or error.code != ExitCode.DATA:
+            raise
+        return image_files.listing_of_run(Path(data.root), run_split, error)
+
+
+def csv_table(data: Data, run_split: Path | None) -> Listing:
+    """The images of a CSV file with the columns path, label and perhaps split."""
+    return table.list_table(Path(data.table), image_root(data))
+
+
+def digits(data: Data, seed: int) -> ImageSet:
+    """scikit-learn's digits: 8x8, 17 levels of grey (UCI Optical Recognition of Handwritten Digits)."""
+    from sklearn.datasets import load_digits
+
+    images = load_digits()
+    grey = torch.from_numpy(np.rint(images.images * (255 / 16)).astype(np.uint8))
+    return ImageSet("digits", tuple(map(str, images.target_names)), images.target.tolist(), partial(_grey_image, grey))
+
+
+def _grey_image(grey: torch.Tensor, index: int) -> torch.Tensor:
+    return grey[index].expand(3, -1, -1)
+
+
+def synthetic(data: Data, seed: int) -> ImageSet:
+    """data.num_images drawings of data.num_classes classes."""
+    from src.data.synthetic import draw
+
+    num_classes = data.num_classes or 3
+    labels = [index % num_classes for index in range(data.num_images or 240)]
+    classes = tuple(f"class{label}" for label in range(num_classes))
+    return ImageSet("synthetic", classes, labels, partial(draw, seed, num_classes))
+
+
+def torchvision_set(data: Data, seed: int) -> ImageSet:
+    """One of torchvision's data sets, downloaded to data.root."""
+    from src.data.torchvision_sets import open_torchvision_set
+
+    return open_torchvision_set(data.name or "", Path(data.root or "data"), tuple(data.background))
+
+
+# By the name in Data.source: functions of (Data, split.csv of a run that goes on, or None), and of (Data, seed).
+LISTINGS = {"image_folder": image_folder, "table": csv_table}
+IMAGE_SETS = {"digits": digits, "synthetic": synthetic, "torchvision": torchvision_set}
+
+
 def load_images(
     data: Data,
     seed: int,
@@ -87,52 +137,3 @@ def loader_settings(data: Data, images: LabelledImages, processes: int = 1) -> L
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
-
-
-def image_folder(data: Data, run_split: Path | None) -> Listing:
-    """The images of the folders below data.root: one per class, perhaps in train/, val/ and test/."""
-    try:
-        return folders.list_image_folder(Path(data.root), data.layout)
-    except UserError as error:
-        if run_split is None or error.code != ExitCode.DATA:
-            raise
-        return image_files.listing_of_run(Path(data.root), run_split, error)
-
-
-def csv_table(data: Data, run_split: Path | None) -> Listing:
-    """The images of a CSV file with the columns path, label and perhaps split."""
-    return table.list_table(Path(data.table), image_root(data))
-
-
-def digits(data: Data, seed: int) -> ImageSet:
-    """scikit-learn's digits: 8x8, 17 levels of grey (UCI Optical Recognition of Handwritten Digits)."""
-    from sklearn.datasets import load_digits
-
-    images = load_digits()
-    grey = torch.from_numpy(np.rint(images.images * (255 / 16)).astype(np.uint8))
-    return ImageSet("digits", tuple(map(str, images.target_names)), images.target.tolist(), partial(_grey_image, grey))
-
-
-def _grey_image(grey: torch.Tensor, index: int) -> torch.Tensor:
-    return grey[index].expand(3, -1, -1)
-
-
-def synthetic(data: Data, seed: int) -> ImageSet:
-    """data.num_images drawings of data.num_classes classes."""
-    from src.data.synthetic import draw
-
-    num_classes = data.num_classes or 3
-    labels = [index % num_classes for index in range(data.num_images or 240)]
-    classes = tuple(f"class{label}" for label in range(num_classes))
-    return ImageSet("synthetic", classes, labels, partial(draw, seed, num_classes))
-
-
-def torchvision_set(data: Data, seed: int) -> ImageSet:
-    """One of torchvision's data sets, downloaded to data.root."""
-    from src.data.torchvision_sets import open_torchvision_set
-
-    return open_torchvision_set(data.name or "", Path(data.root or "data"), tuple(data.background))
-
-
-LISTINGS = {"image_folder": image_folder, "table": csv_table}
-IMAGE_SETS = {"digits": digits, "synthetic": synthetic, "torchvision": torchvision_set}
