@@ -1,6 +1,6 @@
-"""data.batch_size=auto: which sizes are tried, what is printed of them, and what a run remembers.
+"""data.batch_size=auto: the order in which sizes are tried, the lines that say so, and the run's record of its choice.
 
-src/batch_size.py measures. Nothing here needs torch, so that what a run chose can be read before torch is imported.
+src/batch_size.py measures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Measured(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trial:
+class Attempt:
     """One row of the table. Without a speed it was not run, without a peak it ran out of memory."""
 
     batch_size: int
@@ -48,77 +48,72 @@ class Trial:
 
 def search(
     measure: Callable[[int], Measured | None], allowed_mib: int, largest: int, *, extrapolate: bool
-) -> list[Trial]:
-    """The sizes that were tried, each printed as soon as it is known: doubled until one does not fit, then bisected.
+) -> list[Attempt]:
+    """Doubles the size until it does not fit, then bisects; prints each attempt and returns them all.
 
-    measure: runs steps of a size; None where they run out of memory. largest: no size beyond it is tried. extrapolate:
-    do not run a size that would need more than is allowed, on a line through what was measured: a CPU that runs out of
-    memory swaps, or has its process killed. Above 8 the sizes are multiples of 8, found to about an eighth.
+    measure: runs steps of a size; None where they run out of memory. largest: the largest size to try. extrapolate: skip a
+    size whose peak, extrapolated from smaller ones, would be more than is allowed, since a CPU that runs out of memory
+    swaps, or its process is killed. Above 8 the sizes are multiples of 8, and the result is within about an eighth.
     """
-    trials: list[Trial] = []
+    attempts: list[Attempt] = []
     measured: dict[int, Measured] = {}
 
-    def attempt(size: int) -> Trial:
+    def attempt(size: int) -> Attempt:
         if extrapolate and measured and (expected := _expected_peak(measured, size)) > allowed_mib:
-            return Trial(size, expected, None, False, "not tried: the peak is an estimate, and too much")
-        found = measure(size)
-        if found is None:
-            return Trial(size, None, None, False, "out of memory")
-        measured[size] = found
-        fits = found.peak_mib <= allowed_mib
-        return Trial(size, found.peak_mib, found.images_per_second, fits, "fits" if fits else "too much")
-
-    def fits(size: int) -> bool:
-        trials.append(attempt(size))
-        log.info(trials[-1].row())
-        return trials[-1].fits
+            return Attempt(size, expected, None, False, "not tried: the peak is an estimate, and too much")
+        reading = measure(size)
+        if reading is None:
+            return Attempt(size, None, None, False, "out of memory")
+        measured[size] = reading
+        fits = reading.peak_mib <= allowed_mib
+        return Attempt(size, reading.peak_mib, reading.images_per_second, fits, "fits" if fits else "too much")
 
     log.info(HEADER)
     largest = _even(largest)
     low, high = 0, None  # the largest that fits, the smallest that does not
-    while high is None and low < largest:
-        size = min(2 * low or FIRST, largest)
-        if fits(size):
+    while True:
+        size = min(2 * low or FIRST, largest) if high is None else _even((low + high) // 2)
+        if size <= low or (high is not None and high - low <= low // 8):
+            return attempts
+        attempts.append(attempt(size))
+        log.info(attempts[-1].row())
+        if attempts[-1].fits:
             low = size
         else:
             high = size
-    while high is not None and high - low > low // 8 and (middle := _even((low + high) // 2)) > low:
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
-    return trials
 
 
 def _even(size: int) -> int:
-    """Above 8 a multiple of 8, which is what tensor cores and vector units divide their work by."""
+    """Above 8 a multiple of 8: tensor cores and vector units work in such units."""
     return size if size <= 8 else size - size % 8
 
 
 def _expected_peak(measured: dict[int, Measured], size: int) -> int:
-    """Activations are a line over the batch size; what a step holds without images is where the line starts."""
-    fixed = measured[min(measured)].fixed_mib  # the first reading: later ones hold what malloc kept of earlier trials
-    known = max(measured)
-    return fixed + (measured[known].peak_mib - fixed) * size // known
+    """Activations grow in proportion to the batch, from what a step holds without images."""
+    fixed = measured[min(measured)].fixed_mib  # the first reading: later ones hold what malloc kept of earlier attempts
+    largest = max(measured)
+    return fixed + (measured[largest].peak_mib - fixed) * size // largest
 
 
-def largest_fitting(trials: Sequence[Trial]) -> Trial | None:
-    return max((trial for trial in trials if trial.fits), key=lambda trial: trial.batch_size, default=None)
+def largest_fitting(attempts: Sequence[Attempt]) -> Attempt | None:
+    return max((attempt for attempt in attempts if attempt.fits), key=lambda attempt: attempt.batch_size, default=None)
 
 
-def smallest_as_fast(trials: Sequence[Trial]) -> int:
+def smallest_as_fast(attempts: Sequence[Attempt]) -> int:
     """The smallest size within 5 % of the quickest; beyond it, larger batches save no time."""
-    speeds = {trial.batch_size: trial.images_per_second for trial in trials if trial.fits}
+    speeds = {attempt.batch_size: attempt.images_per_second for attempt in attempts if attempt.fits}
     return min(size for size, speed in speeds.items() if speed >= 0.95 * max(speeds.values()))
 
 
-def remember(folder: Path, batch_size: int, trials: Sequence[Trial]) -> None:
+def remember(folder: Path, batch_size: int, attempts: Sequence[Attempt]) -> None:
     """Writes batch_size.json into the run's folder. batch_size: over all devices."""
-    write_json(folder / "batch_size.json", {"batch_size": batch_size, "tried": [asdict(trial) for trial in trials]})
+    write_json(
+        folder / "batch_size.json", {"batch_size": batch_size, "tried": [asdict(attempt) for attempt in attempts]}
+    )
 
 
 def chosen_batch_size(folder: Path) -> int | None:
-    """What data.batch_size=auto chose in the run of this folder, or None if nothing was chosen yet."""
+    """What data.batch_size=auto chose when the run began; None if it has not chosen yet."""
     path = folder / "batch_size.json"
     if not path.exists():
         return None

@@ -51,15 +51,17 @@ def work() -> None:
     evaluate_run(run, settings, changes, words.split, path_in(words.out) if words.out else run, words.accelerator)
 
 
+ABOUT_OTHER_IMAGES = {  # settings without effect on the run's own images
+    "data.on_bad_image": "of the run's own images, what cannot be read any more is left out and counted",
+    "data.layout": "it says how the folders below data.root are read",
+}
+
+
 def _check_effects(changes: dict[str, object], source: str) -> None:
-    """Settings that other ones make without effect."""
-    other_images = "data.root" in changes or "data.table" in changes
-    others = {
-        "data.on_bad_image": "of the run's own images, what cannot be read any more is left out and counted",
-        "data.layout": "it says how the folders below data.root are read",
-    }
-    for key, why in others.items():
-        if key in changes and source in ("image_folder", "table") and not other_images:
+    if source not in ("image_folder", "table") or "data.root" in changes or "data.table" in changes:
+        return
+    for key, why in ABOUT_OTHER_IMAGES.items():
+        if key in changes:
             raise UserError(f"{key} has no effect here", why=why, fix=corrected(remove=[key]))
 
 

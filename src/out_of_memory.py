@@ -37,7 +37,7 @@ _OUT_OF_MEMORY = (
     "Unable to find a valid cuDNN algorithm",
 )
 # After these the process cannot use its GPU any more.
-_GPU_FAULT = ("device-side assert", "illegal memory access", "misaligned address", "unspecified launch failure")
+GPU_FAULT = ("device-side assert", "illegal memory access", "misaligned address", "unspecified launch failure")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -48,12 +48,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return _says(error, _OUT_OF_MEMORY) and not _says(error, (*_GPU_FAULT, "NCCL"))
+    return _says(error, _OUT_OF_MEMORY) and not _says(error, (*GPU_FAULT, "NCCL"))
 
 
 def is_gpu_fault(error: BaseException) -> bool:
     """Whether a GPU stopped in a way after which nothing can be repeated in this process."""
-    return _says(error, _GPU_FAULT)
+    return _says(error, GPU_FAULT)
 
 
 def _says(error: BaseException, words: tuple[str, ...]) -> bool:

@@ -49,11 +49,18 @@ def work() -> None:
             fix=corrected(remove=["model"]) if words.run else "python -m src.predict --help",
         )
     model = find_run(words.run) / "model" if words.run else find_model(words.model or "")
-    from src.prediction import predict  # after the words are known to be right: torch takes seconds to import
+    # After the words are known to be right: torch takes seconds to import.
+    from src.prediction import predict
+    from src.trained_model import TrainedModel
 
-    images, out = path_in(words.images), path_in(words.out)
-    limits = {"num_workers": words.num_workers, "timeout_seconds": words.timeout_seconds}
-    predict(model, images, out, words.batch_size, words.accelerator, **limits)
+    predict(
+        TrainedModel.load(model, words.accelerator),
+        path_in(words.images),
+        path_in(words.out),
+        words.batch_size,
+        num_workers=words.num_workers,
+        timeout_seconds=words.timeout_seconds,
+    )
 
 
 if __name__ == "__main__":

@@ -6,23 +6,24 @@ import logging
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.callbacks.averaging import WeightAverage
 from src.callbacks.checkpoint_selection import BEST, BestCheckpoint, Score, epoch_file, file_of
-from src.callbacks.freezing import Phases
-from src.callbacks.freezing import apply as freeze
 from src.checkpoints.reading import FOREIGN, flaw, read_checkpoint, unusable
 from src.checkpoints.writing import LAST
-from src.config import Config
-from src.data.module import ImageData
 from src.errors import ExitCode, UserError
-from src.evaluation import measure_split
+from src.job import Job
+from src.measuring import measure_split
+from src.models.building import build_loss
+from src.models.freezing import BATCHNORM
 from src.models.network import TransferNetwork
 from src.strategies.precision import autocast
+from src.task import Task
 from src.text import shell_word
 from src.trainer import find_callback
 from src.user_command import named
@@ -32,55 +33,78 @@ log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
 
-def choose_weights(
-    config: Config, folder: Path, trainer: L.Trainer, data: ImageData, phases: Phases, device: torch.device
-) -> tuple[int, str]:
-    """Puts the chosen weights into the network; returns the best epoch, counted from 1, and a name for what was chosen.
+class Chosen(NamedTuple):
+    best_epoch: int  # counted from 1
+    name: str  # whose weights the network has: epoch 7, the last step, the moving average, ...
 
-    folder: of the checkpoints. An average of weights was trained by nobody: its BatchNorm statistics are computed anew,
-    it is measured on val, and it is taken only if it beats the best epoch there. Raises UserError.
+
+def choose_weights(job: Job, task: Task, trainer: L.Trainer) -> Chosen:
+    """Puts the chosen weights into the network. Raises UserError.
+
+    Nobody trained an average of weights: its BatchNorm statistics are computed anew, it is measured on val, and it is taken
+    only if it beats the best epoch there.
     """
+    folder, network, select = job.folder.checkpoints, task.network, job.config.checkpoint.select
     _refuse_unwritten(folder, trainer)
-    network, select = trainer.lightning_module.network, config.checkpoint.select
     ranking = [score.epoch for score in find_callback(trainer, BestCheckpoint).kept]
-    found = best_weights(folder, ranking, network.state_dict())
-    if found is None and select != "last":
-        log.warning(f"The weights of the best epochs are lost in {folder}: those of the last step take their place.")
-    epoch, best = found or (trainer.current_epoch, {key: one.clone() for key, one in network.state_dict().items()})
-    best_name = f"epoch {epoch}" if found else "the last step"
+    read = best_weights(folder, ranking, network.state_dict())
+    if read is None:
+        if select != "last":
+            log.warning(
+                f"The weights of the best epochs are lost in {folder}: those of the last step take their place."
+            )
+        chosen, best = Chosen(trainer.current_epoch, "the last step"), _copy(network.state_dict())
+    else:
+        epoch, best = read
+        chosen = Chosen(epoch, f"epoch {epoch}")
     if select == "last":
-        return epoch, "the last step"
+        return chosen._replace(name="the last step")
     if select == "best":
         network.load_state_dict(best)
-        return epoch, best_name
+        return chosen
 
     if select == "ema":
         name, average = "the moving average", network.state_dict() | find_callback(trainer, WeightAverage).weights()
     else:
         name, average = average_of_epochs(folder, ranking, best)
-    network.load_state_dict(average)
-    freeze(network, phases, max(0, trainer.current_epoch - 1), config.freeze.batchnorm)
-    recompute_batchnorm(network, islice(data.statistics_loader(), data.steps_per_epoch), device, config.precision.name)
-    average = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-
-    scores = []
-    for state in (average, best):
-        network.load_state_dict(state)
-        values, _ = measure_split(config, network, data.images, "val", data.preprocessing, device)
-        metrics = {f"val/{key}": value for key, value in values.items()}
-        scores.append(Score.of(metrics, config.checkpoint.monitor))
-    shown = [f"{config.checkpoint.monitor} {abs(score.metric):.4f}, val/loss {score.loss:.4f}" for score in scores]
-    log.info(f"select    {name}: {shown[0]}; {best_name}: {shown[1]}")
-    if scores[0].goodness > scores[1].goodness:
+    average = _with_statistics(job, task, trainer, average)
+    score, best_score = _score(job, task, trainer, average), _score(job, task, trainer, best)
+    log.info(f"select    {name}: {_shown(job, score)}; {chosen.name}: {_shown(job, best_score)}")
+    if score.goodness > best_score.goodness:
         network.load_state_dict(average)
-        return epoch, name
-    return epoch, best_name
+        return chosen._replace(name=name)
+    return chosen
+
+
+def _with_statistics(job: Job, task: Task, trainer: L.Trainer, average: State) -> State:
+    """The weights with BatchNorm statistics of their own, in the layers that learned in the last epoch."""
+    network, data = task.network, trainer.datamodule
+    network.load_state_dict(average)
+    task.freezing.apply(network, max(0, trainer.current_epoch - 1))
+    batches = islice(data.statistics_loader(), data.steps_per_epoch)
+    recompute_batchnorm(network, batches, job.device, job.config.precision.name)
+    return _copy(network.state_dict())
+
+
+def _score(job: Job, task: Task, trainer: L.Trainer, state: State) -> Score:
+    task.network.load_state_dict(state)
+    loss = build_loss(job.config, task.images.counts("train"))
+    values, _ = measure_split(task.trained(job), task.images, "val", trainer.datamodule.config, loss)
+    return Score.of({f"val/{name}": value for name, value in values.items()}, job.config.checkpoint.monitor)
+
+
+def _shown(job: Job, score: Score) -> str:
+    return f"{job.config.checkpoint.monitor} {abs(score.metric):.4f}, val/loss {score.loss:.4f}"
+
+
+def _copy(state: State) -> State:
+    return {name: tensor.clone() for name, tensor in state.items()}
 
 
 def best_weights(folder: Path, ranking: Sequence[int], own: State) -> tuple[int, State] | None:
     """The epoch, counted from 1, and the network's weights of the best epoch that can be read; None where all are lost.
 
-    own: the network's, whose names and shapes they have. Raises UserError where what is there is foreign.
+    own: the network's state, whose names and shapes the weights must have. Raises UserError for a foreign file.
     """
     paths = [folder / BEST, *(epoch_file(folder, epoch) for epoch in ranking)]
     flaws = {path: flaw(path) or _other_network(path, own) for path in paths}
@@ -94,17 +118,24 @@ def best_weights(folder: Path, ranking: Sequence[int], own: State) -> tuple[int,
     if ranking and epochs[path] != ranking[0]:
         why = why or [f"{path.name} holds another epoch"]
         log.warning(f"The best epoch, {ranking[0] + 1}, is lost ({'; '.join(why)}): epoch {epochs[path] + 1} is taken.")
-    return epochs[path] + 1, _network(read_checkpoint(path)["state_dict"])
+    return epochs[path] + 1, _network_weights(path)
+
+
+def _network_weights(path: Path) -> State:
+    """The network's part of a LightningModule's state_dict."""
+    state = read_checkpoint(path)["state_dict"]
+    return {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
 
 
 def _other_network(path: Path, own: State) -> str | None:
+    """FOREIGN where the weights of a file have other names or shapes."""
     shapes = {name: tensor.shape for name, tensor in own.items()}
-    found = {name: tensor.shape for name, tensor in _network(read_checkpoint(path)["state_dict"]).items()}
-    return None if found == shapes else FOREIGN
+    same = shapes == {name: tensor.shape for name, tensor in _network_weights(path).items()}
+    return None if same else FOREIGN
 
 
 def _refuse_unwritten(folder: Path, trainer: L.Trainer) -> None:
-    """Where the disk did not take the best weights, the command goes on from the last position that it took."""
+    """Where the disk did not take the best weights, the repeated command goes on from the last position that it took."""
     unwritten = [path.name for path in sorted(trainer.strategy.checkpoint_io.unwritten) if path.name != LAST]
     if unwritten:
         raise UserError(
@@ -118,17 +149,17 @@ def _refuse_unwritten(folder: Path, trainer: L.Trainer) -> None:
 
 def average_of_epochs(folder: Path, ranking: Sequence[int], best: State) -> tuple[str, State]:
     """The mean of the weights of the kept epochs (Izmailov et al., 2018); counters are the best epoch's."""
-    found = {epoch: file_of(folder, epoch) for epoch in sorted(ranking)}
-    files = {epoch: path for epoch, path in found.items() if path is not None and _other_network(path, best) is None}
+    paths = {epoch: file_of(folder, epoch) for epoch in sorted(ranking)}
+    files = {epoch: path for epoch, path in paths.items() if path is not None and _other_network(path, best) is None}
     if len(files) < len(ranking):
         log.warning(f"{len(ranking) - len(files)} of {len(ranking)} epochs to average cannot be read; the others are.")
-    total = {key: torch.zeros_like(tensor, dtype=torch.float64) for key, tensor in best.items()}
+    total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in best.items()}
     for path in files.values():
-        for key, tensor in _network(read_checkpoint(path)["state_dict"]).items():
-            total[key] += tensor / len(files)
+        for name, tensor in _network_weights(path).items():
+            total[name] += tensor / len(files)
     average = {
-        key: total[key].to(tensor.dtype) if files and tensor.is_floating_point() else tensor
-        for key, tensor in best.items()
+        name: total[name].to(tensor.dtype) if files and tensor.is_floating_point() else tensor
+        for name, tensor in best.items()
     }
     return f"the average of epochs {', '.join(str(epoch + 1) for epoch in files)}", average
 
@@ -138,9 +169,7 @@ def recompute_batchnorm(
     network: TransferNetwork, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, precision: str
 ) -> None:
     """Sets the statistics of the BatchNorm layers in training mode to the mean over the batches; leaves eval mode."""
-    layers = [
-        layer for layer in network.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training
-    ]
+    layers = [layer for layer in network.modules() if isinstance(layer, BATCHNORM) and layer.training]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
@@ -155,8 +184,3 @@ def recompute_batchnorm(
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     network.eval()
-
-
-def _network(state: State) -> State:
-    """The part of a LightningModule's state_dict that is the network's."""
-    return {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}

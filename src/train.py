@@ -66,21 +66,21 @@ def train(composed: DictConfig) -> float:
 
 
 def _check_multirun(hydra: HydraConf) -> None:
-    """Ray Tune is asked for, and only -m would use it. Who types hydra.mode=RUN means one run of a sweep's recipe."""
-    asked = [
+    """Raises UserError where Ray Tune is chosen without -m, which would use it; hydra.mode=RUN, typed, means one run of a
+    sweep's recipe."""
+    chosen = [
         f"{part}=ray_tune" for part in ("hydra/launcher", "hydra/sweeper") if hydra.runtime.choices[part] == "ray_tune"
     ]
-    if asked and hydra.mode == RunMode.RUN and "hydra.mode=RUN" not in sys.argv:
+    if chosen and hydra.mode == RunMode.RUN and "hydra.mode=RUN" not in sys.argv:
         raise UserError(
-            f"{asked[0]} has no effect without -m",
+            f"{chosen[0]} has no effect without -m",
             why="without it the command is one run, and not a sweep",
             fix=corrected("-m"),
         )
 
 
 def check(composed: DictConfig) -> None:
-    """What a sweep with Ray Tune asks of its trials' configs before it starts any; the trials' own warnings are in their
-    logs only."""
+    """Checks a trial's config before a sweep with Ray Tune starts any trial, whose own warnings are in its log only."""
     for warning in without_effect(config_checks.read(composed)):
         _say(warning)
 

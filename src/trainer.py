@@ -5,18 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import lightning as L
-import torch
-from hydra.utils import get_object
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from src.callbacks.averaging import WeightAverage
 from src.callbacks.checkpoint_selection import BestCheckpoint
-from src.callbacks.freezing import FreezingSchedule, Phases
+from src.callbacks.freezing import FreezingSchedule
 from src.callbacks.gpu_memory import MemoryLog
 from src.callbacks.limits import StopAtMaxSteps
 from src.callbacks.memory_growth import MemoryGrowth
@@ -27,61 +24,44 @@ from src.callbacks.position import PositionCheckpoint, StopOnSignal
 from src.callbacks.progress import EpochBar, EpochLines, Throughput
 from src.callbacks.trial_report import TrialReport
 from src.checkpoints.writing import DurableCheckpointIO
-from src.config import Checkpoint, Config, Memory
+from src.config import Checkpoint
 from src.config import Logger as LoggerConfig
 from src.errors import ExitCode, UserError
+from src.job import Job
+from src.own_callbacks import own_callback
 from src.reporting.metrics_csv import EpochRow, MetricsCsv
-from src.run_dir import RunFolder
 from src.strategies.building import build_precision, build_strategy, can_repeat_steps
 from src.strategies.sync_batchnorm import SyncedBatchNorm
+from src.task import Task
 from src.trial import current
 from src.user_command import corrected
 
 Kind = TypeVar("Kind", bound=L.Callback)
 
 
-def build_trainer(config: Config, folder: RunFolder, devices: Sequence[torch.device], phases: Phases) -> L.Trainer:
-    """The Trainer of a run. devices: those of this machine that it uses.
-
-    Raises UserError for a logger that is not installed or a callback that is not allowed.
-    """
-    settings, kind = config.trainer, devices[0].type
-    metrics = MetricsCsv(folder.path / "metrics.csv")
-    callbacks: list[L.Callback] = [
-        FreezingSchedule(phases, config.freeze.batchnorm, config.freeze.batchnorm_momentum),
-        Throughput(),
-        OutOfMemory(
-            config.oom.policy if can_repeat_steps(config) else "stop", config.oom.grow_after, config.memory.history
-        ),
-        NonFinite(settings.on_nan, folder.path),
-        *_memory_watchers(config.memory, folder.path / "memory.csv", phases),
-        EpochRow(metrics),
-        EpochLines(),
-        *_checkpoints(config.checkpoint, folder.checkpoints),
-        *[_own_callback(entry) for entry in config.callbacks.extra],
-    ]
-    if settings.max_steps > 0:
-        callbacks.append(StopAtMaxSteps(settings.max_steps))
-    if sys.stdout.isatty() and os.environ.get("RANK", "0") == "0":
-        callbacks.append(EpochBar())
+def build_trainer(job: Job, task: Task) -> L.Trainer:
+    """Raises UserError for a logger that is not installed or a callback that is not allowed."""
+    config, folder, settings = job.config, job.folder.path, job.config.trainer
+    kind = job.devices[0].type
+    metrics = MetricsCsv(folder / "metrics.csv")
     return L.Trainer(
-        accelerator={"cuda": "gpu"}.get(kind, kind),
-        devices=[device.index for device in devices] if kind == "cuda" else len(devices),
+        accelerator="gpu" if kind == "cuda" else kind,
+        devices=[device.index for device in job.devices] if kind == "cuda" else len(job.devices),
         num_nodes=settings.num_nodes,
-        strategy=build_strategy(config, devices),
+        strategy=build_strategy(config, job.devices),
         max_epochs=settings.max_epochs,
         max_time=settings.max_time,
         limit_train_batches=settings.limit_batches,
         limit_val_batches=settings.limit_batches,
         gradient_clip_val=settings.gradient_clip,
-        callbacks=callbacks,
-        logger=[metrics, *_loggers(config.logger, folder.path)],
+        callbacks=build_callbacks(job, task, metrics),
+        logger=[metrics, *_loggers(config.logger, folder)],
         plugins=[
             DurableCheckpointIO(config.checkpoint.background),
-            build_precision(config, devices[0]),  # not by name: Lightning would turn fp16 on a CPU into bf16
+            build_precision(config, job.devices[0]),  # not by name: Lightning would turn fp16 on a CPU into bf16
             *([SyncedBatchNorm()] if config.strategy.sync_batchnorm else []),  # Lightning's own drops activations
         ],
-        default_root_dir=folder.path,
+        default_root_dir=folder,
         use_distributed_sampler=False,  # src/data/sampler.py divides the batches
         num_sanity_val_steps=0,  # the first validation comes soon enough, and this one would move random states
         enable_model_summary=False,  # src/reporting/summary.py writes a better one
@@ -90,22 +70,31 @@ def build_trainer(config: Config, folder: RunFolder, devices: Sequence[torch.dev
     )
 
 
-def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind | None:
-    """The trainer's callback of that class, if it has one."""
-    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
-
-
-def _memory_watchers(config: Memory, path: Path, phases: Phases) -> list[L.Callback]:
-    callbacks: list[L.Callback] = []
-    if config.log:
-        callbacks.append(MemoryLog(path, everything_trains_from=max(phases)))
-    if config.detect_growth:
+def build_callbacks(job: Job, task: Task, metrics: MetricsCsv) -> list[L.Callback]:
+    """In the order in which Lightning calls them."""
+    config, folder = job.config, job.folder
+    policy = config.oom.policy if can_repeat_steps(config) else "stop"
+    callbacks: list[L.Callback] = [
+        FreezingSchedule(task.freezing, config.freeze.batchnorm_momentum),
+        Throughput(),
+        OutOfMemory(policy, config.oom.grow_after, config.memory.history),
+        NonFinite(config.trainer.on_nan, folder.path),
+    ]
+    if config.memory.log:
+        callbacks.append(MemoryLog(folder.path / "memory.csv", everything_trains_from=max(task.freezing.phases)))
+    if config.memory.detect_growth:
         callbacks.append(MemoryGrowth())
+    callbacks += [EpochRow(metrics), EpochLines(), *checkpoint_callbacks(config.checkpoint, folder.checkpoints)]
+    callbacks += [own_callback(entry) for entry in config.callbacks.extra]
+    if config.trainer.max_steps > 0:
+        callbacks.append(StopAtMaxSteps(config.trainer.max_steps))
+    if sys.stdout.isatty() and os.environ.get("RANK", "0") == "0":
+        callbacks.append(EpochBar())
     return callbacks
 
 
-def _checkpoints(config: Checkpoint, folder: Path) -> list[L.Callback]:
-    """What is kept of the weights, and of the position."""
+def checkpoint_callbacks(config: Checkpoint, folder: Path) -> list[L.Callback]:
+    """Those that keep weights and positions; in a trial of a sweep also the one that reports to it."""
     top_k = config.top_k or (3 if config.select == "average_top_k" else 1)
     position = PositionCheckpoint(folder, config.every_n_steps, config.every_n_minutes)
     stop = StopOnSignal(position)
@@ -117,6 +106,11 @@ def _checkpoints(config: Checkpoint, folder: Path) -> list[L.Callback]:
     if config.select == "ema":
         callbacks.append(WeightAverage(0.99 if config.ema_decay is None else config.ema_decay))
     return callbacks
+
+
+def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind | None:
+    """The trainer's callback of that class, if it has one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
 
 
 def _loggers(config: LoggerConfig, folder: Path) -> list[Logger]:
@@ -137,46 +131,10 @@ def _need(package: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise UserError(
             f"logger={extra} needs the package {package}, which is not installed",
-            why="it is an extra, so that those who do not use it need not install it",
+            why="it is an extra: an installation without it is smaller",
             fix=[
                 f'pip install -e ".[{extra}]"',
                 corrected("logger=default", remove=["logger.project", "logger.offline", "logger.tracking_uri"]),
             ],
             code=ExitCode.UNAVAILABLE,
         )
-
-
-def _own_callback(entry: Any) -> L.Callback:
-    """{_target_: src.callbacks.mine.MyCallback, key: value}: a callback class of this project, called with the keys.
-
-    Nothing else is ever called: a _target_ such as torch.load would be code from a config file.
-    """
-    target = entry.get("_target_") if isinstance(entry, dict) else None
-    made = None
-    if isinstance(target, str) and target.startswith("src."):
-        try:
-            made = get_object(target)
-        except Exception as error:
-            raise _refused(entry, f"it cannot be imported: {error}") from error
-    if not (isinstance(made, type) and issubclass(made, L.Callback) and made.__module__.startswith("src.")):
-        raise _refused(entry, "a callback is a class below src. that inherits from lightning.Callback")
-    values = {key: value for key, value in entry.items() if key != "_target_"}
-    try:
-        return made(**values)
-    except TypeError as error:
-        raise _refused(entry, str(error)) from error
-
-
-def _refused(entry: Any, why: str) -> UserError:
-    target = str(entry.get("_target_", "") if isinstance(entry, dict) else "")
-    package, _, name = target.rpartition(".")
-    fix = [corrected("callbacks.extra=[{_target_: src.callbacks.mine.MyCallback}]")]
-    if target.startswith("src.callbacks.mine.") or (target.startswith("src.") and "argument" in why):
-        fix = [corrected(f"callbacks.extra=[{{_target_: {target}}}]"), corrected("callbacks.extra=[]")]
-    elif package and name.isidentifier() and not target.startswith("src."):  # a class of two lines makes it ours
-        keys = "".join(f", {key}: {value}" for key, value in entry.items() if key != "_target_")
-        fix = [
-            f"printf 'from {package} import {name} as Base\\nclass {name}(Base):\\n    pass\\n' > src/callbacks/mine.py",
-            corrected(f"callbacks.extra=[{{_target_: src.callbacks.mine.{name}{keys}}}]"),
-        ]
-    return UserError(f"callbacks.extra: {entry} is not allowed", where="callbacks.extra", why=why, fix=fix)

@@ -7,6 +7,8 @@ import gc
 import json
 import sys
 from collections import OrderedDict
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,11 +18,17 @@ from src import batch_size
 from src.batch_size import find_batch_size
 from src.batch_size_search import Measured, chosen_batch_size
 from src.config import Config, Optimizer, Precision, Trainer
+from src.data.labelled_images import LabelledImages
 from src.errors import ExitCode, UserError
+from src.job import Job
 from src.memory import MIB, memory_of
+from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
+from src.strategies.ranks import Ranks
+from src.task import Task
+from tests.checkpoints.test_model_folder import CARD
 from tests.conftest import parses
 
 CPU = torch.device("cpu")
@@ -80,13 +88,18 @@ def find(network, freed, tmp_path, monkeypatch):
 
     def run(memory=None, *, of=network, loss=None, precision="fp32", epochs=3, images=10**6, devices=1) -> int:
         monkeypatch.setattr(batch_size, "memory_of", lambda device: memory or Steady())
+        if loss is not None:
+            monkeypatch.setattr(batch_size, "build_loss", lambda *_: loss)
         config = Config(
             optimizer=Optimizer(name="adamw", lr=0.002),
             precision=Precision(name=precision),
-            trainer=Trainer(max_epochs=epochs),
+            trainer=Trainer(max_epochs=epochs, devices=devices),
         )
-        loss = loss or ClassificationLoss("multiclass")
-        return find_batch_size(config, of, loss, PHASES, CPU, images, 32, tmp_path, devices=devices)
+        labels = LabelledImages(("a", "b", "c"), [], [0] * images, {"train": range(images)}, read=None)
+        job = Job(config, SimpleNamespace(path=tmp_path), Ranks(), (CPU,) * devices)
+        return find_batch_size(
+            job, Task(labels, replace(CARD, preprocessing=SMALL), of, FreezePlan(PHASES, epochs), origin="")
+        )
 
     return run
 
@@ -130,19 +143,17 @@ def test_nothing_is_different_afterwards(network, find):
     network.backbone.conv1.requires_grad_(False).eval()
     network.head.eval()
     out_of_memory_above(network, 3)
-    loss = ClassificationLoss("multiclass").eval()
     weights = copy.deepcopy(network.state_dict())
     flags = [parameter.requires_grad for parameter in network.parameters()]
     modes = [module.training for module in network.modules()]
     random_state = torch.get_rng_state()
     networks = count_networks()
-    find(loss=loss)
+    find()
     assert weights.keys() == network.state_dict().keys()
     assert all(value.equal(weights[name]) for name, value in network.state_dict().items())
     assert [parameter.requires_grad for parameter in network.parameters()] == flags
     assert [module.training for module in network.modules()] == modes
     assert all(parameter.grad is None for parameter in network.parameters())
-    assert not loss.training
     assert torch.get_rng_state().equal(random_state)
     assert count_networks() == networks
 
@@ -225,7 +236,7 @@ def test_speed_is_measured_after_a_first_step_and_not_for_long(find, monkeypatch
 def test_it_is_said_when_a_smaller_batch_is_as_fast(find, monkeypatch, caplog, growing):
     caplog.set_level("INFO")
     monkeypatch.setattr(
-        batch_size, "measure_steps", lambda *given: Measured(1, 1, 100.0 * given[-2] if growing else 100.0)
+        batch_size, "measure_steps", lambda *given: Measured(1, 1, 100.0 * given[-1] if growing else 100.0)
     )
     assert find(images=80) == 8
     assert ("2 images at a time are about as fast" in caplog.messages) == (not growing)

@@ -202,9 +202,10 @@ def test_conf_and_the_schema_have_the_same_defaults():
 
 
 def test_a_warning_where_a_phase_is_never_reached(caplog):
-    from src.callbacks.freezing import schedule
+    from src.models.freezing import FreezePlan
+    from tests.callbacks.small_training import Backbone
 
-    schedule(config.Freeze(preset="last_n", unfreeze_epoch=5), ["a", "b"], max_epochs=3)
+    FreezePlan.of(config.Freeze(preset="last_n", unfreeze_epoch=5), Backbone(), max_epochs=3)
     assert "never reached" in caplog.text
 
 
@@ -218,9 +219,9 @@ def test_imports_go_down_only():
         "data",
         "models strategies",
         "callbacks",
-        "reporting",
-        "trainer evaluation prediction batch_size batch_size_search",
-        "selection exporting",
+        "job task reporting trained_model",
+        "trainer own_callbacks measuring evaluation prediction batch_size batch_size_search",
+        "selection exporting fit_errors",
         "run",
         "tuning",
         "plugins",

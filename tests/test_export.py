@@ -21,8 +21,9 @@ from src.errors import ExitCode, UserError
 from src.exporting import export_run, verification
 from src.exporting.formats import FORMATS, TORCH_EXPORT, Format, choose_format
 from src.exporting.verification import TOLERANCE, verify
-from src.exporting.writers import WRITERS, LoadedModel
+from src.exporting.writers import WRITERS
 from src.models.building import load_whole
+from src.trained_model import TrainedModel
 from tests.conftest import SMALL, check_error, command_environment, write_images
 from tests.tolerance import rounding
 
@@ -90,7 +91,7 @@ def test_every_format_gives_the_networks_outputs(work, run, tmp_path, monkeypatc
     assert ("not for sharing" in said) == (name == "whole")
 
     monkeypatch.chdir(out)
-    network = LoadedModel.read(run / "model").network
+    network = TrainedModel.load(run / "model").network
     for count in (1, 3):
         scope = {"images": noise(count)}
         exec(form.load + form.call, scope)
@@ -102,7 +103,7 @@ def test_every_format_gives_the_networks_outputs(work, run, tmp_path, monkeypatc
 
 def test_a_whole_network_is_loaded_without_the_code_of_others(run, tmp_path):
     """A file with the network's own classes and one of somebody else, such as print, is refused before anything runs."""
-    model = LoadedModel.read(run / "model")
+    model = TrainedModel.load(run / "model")
     model.network.head.extra = print
     WRITERS["whole"](model, tmp_path / "model_whole.pt")
     with pytest.raises(UserError, match="holds code") as error:
@@ -118,7 +119,7 @@ def test_nothing_advises_to_load_code():
 
 
 def test_channels_last_survives_torch_export(run, tmp_path):
-    WRITERS["torch_export"](LoadedModel.read(run / "model"), tmp_path / "model.pt2")
+    WRITERS["torch_export"](TrainedModel.load(run / "model"), tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").state_dict
     weights = [tensor for tensor in loaded.values() if tensor.dim() == 4]
     assert len(weights) == 56
@@ -126,7 +127,7 @@ def test_channels_last_survives_torch_export(run, tmp_path):
 
 
 def test_a_changed_weight_is_noticed_and_the_file_is_not_kept(work, run, tmp_path, monkeypatch):
-    def spoil(model: LoadedModel, path: Path) -> None:
+    def spoil(model: TrainedModel, path: Path) -> None:
         state = model.network.state_dict()
         state["head.bias"] = state["head.bias"] + torch.tensor([0.0, 0.001, 0.0])
         torch.save(state, path)
@@ -246,12 +247,8 @@ def test_a_run_without_a_model_is_refused(work, run, tmp_path):
 def test_the_images_are_held_out_ones_of_every_class(work, run, compared, monkeypatch):
     """Without out= the file goes to the run's own export/."""
     opened = []
-    read = export_run.images_of_run.__globals__["read_image"]
-    monkeypatch.setitem(
-        export_run.images_of_run.__globals__,
-        "read_image",
-        lambda path, options: opened.append(path) or read(path, options),
-    )
+    read = TrainedModel.read
+    monkeypatch.setattr(TrainedModel, "read", lambda self, path: opened.append(path) or read(self, path))
     work(f"run={run}", "format=state_dict")
     assert (run / "export" / "model_state_dict.pt").is_file()
     assert compared[0].shape == (16, 3, 32, 32)

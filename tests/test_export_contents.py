@@ -17,10 +17,11 @@ from PIL import Image
 from src.checkpoints.model_folder import ModelCard
 from src.data.reading import read_image
 from src.data.transforms import eval_transform
-from src.exporting.writers import WRITERS, LoadedModel
+from src.exporting.writers import WRITERS
 from src.models.losses import probabilities
 from src.models.network import Architecture, build_network
 from src.preprocessing import Preprocessing
+from src.trained_model import TrainedModel
 from tests.data.odd_images import orientation_exif
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ STEPS = Preprocessing(64, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.22
 
 
 @pytest.fixture(scope="module")
-def model() -> LoadedModel:
+def model() -> TrainedModel:
     torch.manual_seed(0)
     architecture = Architecture("shufflenet_v2_x0_5", "linear", 3)
     network = build_network(architecture, STEPS)
@@ -41,7 +42,7 @@ def model() -> LoadedModel:
         network.train()(torch.nn.functional.interpolate(small, (64, 64), mode="bilinear"))
         network.head.weight.mul_(2)
     card = ModelCard(architecture.to_dict(), STEPS, CLASSES, "multiclass", (255, 255, 255), 100.0, True, "fp32", {})
-    return LoadedModel(Path(), card, network.eval())
+    return TrainedModel(card, network)
 
 
 @pytest.fixture(scope="module")

@@ -9,27 +9,27 @@ import pytest
 
 from src.data.folders import list_images
 from src.errors import UserError
-from src.prediction import _show, _try
+from src.prediction import check_out, show
 
 
 def test_the_folder_of_out_is_made_and_tried(tmp_path):
-    assert _try(tmp_path / "a b/c/p.csv") is False
+    assert check_out(tmp_path / "a b/c/p.csv") is False
     assert (tmp_path / "a b/c").is_dir()
     with pytest.raises(UserError, match="is a folder"):
-        _try(tmp_path)
+        check_out(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be made or written to") as caught:
-        _try(tmp_path / "file/p.csv")
+        check_out(tmp_path / "file/p.csv")
     assert caught.value.code == 73
 
 
 def test_only_an_earlier_prediction_is_replaced(tmp_path):
     file = tmp_path / "p.csv"
     file.write_text("path,class,probability,class_1\n")
-    assert _try(file) is True
+    assert check_out(file) is True
     file.write_text("image,label\n")
     with pytest.raises(UserError, match="was not written by"):
-        _try(file)
+        check_out(file)
 
 
 def test_the_table_keeps_the_end_of_paths_and_no_markup(caplog, monkeypatch):
@@ -37,7 +37,7 @@ def test_the_table_keeps_the_end_of_paths_and_no_markup(caplog, monkeypatch):
     caplog.set_level("INFO")
     path = f"/photos/{'deep/' * 30}[red]猫\x1b[31m.png"
     broken = ["/photos/a.png", "", "", "", "", "", "", "/photos/a.png: empty file"]
-    _show([[path, "[/]", "0.963805", "[/]", "0.963805", "b", "0.036195", ""], broken], top=2)
+    show([[path, "[/]", "0.963805", "[/]", "0.963805", "b", "0.036195", ""], broken], top=2)
     header, first, second = caplog.messages
     assert header.split() == ["path", "class", "probability", "next", "1"]
     assert "/[red]猫\\x1b[31m.png  [/]" in first

@@ -265,7 +265,7 @@ def test_a_folder_of_odd_and_broken_images(command, tmp_path):
     }
     done = command("train", *FOLDER, "name=skipped", "data.on_bad_image=skip")
     assert done.code == 0, done.text
-    assert f"images  {24 + len(odd)} in 2 classes" in done.out
+    assert f"images    {24 + len(odd)} in 2 classes" in done.out
     assert not set(bad) & {Path(row["path"]).name for row in table(tmp_path / "runs/skipped/split.csv")}
     predicted = command("predict", "run=runs/skipped", "images=photos/a")
     assert predicted.code == 0, predicted.text

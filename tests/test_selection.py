@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,12 @@ from src.callbacks.checkpoint_selection import BestCheckpoint
 from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Checkpoint, Config
 from src.errors import ExitCode, UserError
+from src.job import Job
 from src.selection import choose_weights, recompute_batchnorm
-from tests.callbacks.small_training import classifier, data, fit, freezing, phases
+from src.strategies.ranks import Ranks
+from src.task import Task
+from tests.callbacks.small_training import SQUARE, classifier, data, fit, freezing, images, plan
+from tests.checkpoints.test_model_folder import CARD
 
 CPU = torch.device("cpu")
 
@@ -34,7 +39,15 @@ def choose(trainer, folder, select, monkeypatch=None, values=None):
     if values:
         answers = iter([({"loss": value, "acc": 0.0}, None) for value in values])
         monkeypatch.setattr(selection, "measure_split", lambda *_: next(answers))
-    return choose_weights(config, folder, trainer, data(), phases(5, preset="full"), CPU)
+    job = Job(config, SimpleNamespace(checkpoints=folder), Ranks(), (CPU,))
+    task = Task(
+        images(),
+        replace(CARD, preprocessing=SQUARE, classes=("a", "b", "c")),
+        trainer.lightning_module.network,
+        plan(5, preset="full"),
+        origin="",
+    )
+    return choose_weights(job, task, trainer)
 
 
 def file_weights(path):

@@ -39,6 +39,7 @@ from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
 from src.models.backbones import build_backbone
 from src.models.classifier import Classifier
+from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
@@ -62,7 +63,7 @@ class StepTimes(L.Callback):
 def variants(folder: Path) -> dict[str, Callable[[], list[L.Callback]]]:
     position = PositionCheckpoint(folder)
     each = {
-        "FreezingSchedule": lambda: FreezingSchedule({0: ["head", "backbone"]}, "update"),
+        "FreezingSchedule": lambda: FreezingSchedule(FreezePlan({0: ["head", "backbone"]}, 1)),
         "Throughput": Throughput,
         "OutOfMemory": lambda: OutOfMemory("split", 200),
         "MemoryLog": lambda: MemoryLog(folder / "memory.csv"),

@@ -145,12 +145,12 @@ TARGETS = """
 )
 def target_allowlist(project: Project) -> str:
     from src.errors import UserError
-    from src.trainer import _own_callback
+    from src.own_callbacks import own_callback
 
     taken = []
     for target in TARGETS:
         try:
-            _own_callback({"_target_": target})
+            own_callback({"_target_": target})
         except UserError:
             continue
         taken.append(target)

@@ -44,7 +44,7 @@ class ModelCard:
     channels_last: bool
     precision: str = limited(options=("fp32", "fp16", "bf16"))
     metrics: dict[str, float | None]
-    # Of 16-bit channels, see ReadOptions; models of older runs were trained with all 16.
+    # Used bits of 16-bit channels, see ReadOptions; models of older runs were trained with all 16.
     bits: int = limited(16, range=(0, 16))
 
     @property
@@ -57,15 +57,15 @@ class ModelCard:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelCard:
-        """Raises ValueError, KeyError or TypeError for values that cannot be meant."""
+        """Raises ValueError, KeyError or TypeError for values that `to_dict` never writes."""
         unknown = values.keys() - cls.__dataclass_fields__.keys() - {*OF_THE_FOLDER}
         if unknown:
             raise ValueError(f"{', '.join(sorted(unknown))[:100]} is not known")
-        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        known["preprocessing"] = Preprocessing.from_dict(known["preprocessing"])
+        own = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        own["preprocessing"] = Preprocessing.from_dict(own["preprocessing"])
         for key in ("classes", "background"):
-            known[key] = tuple(known[key]) if isinstance(known[key], list | tuple) else known[key]
-        card = cls(**known)
+            own[key] = tuple(own[key]) if isinstance(own[key], list | tuple) else own[key]
+        card = cls(**own)
         check(card)
         if len({*card.classes}) != len(card.classes):
             raise ValueError("a class stands in it twice")
@@ -75,7 +75,7 @@ class ModelCard:
 def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> None:
     """Writes model.safetensors, then model.json with its SHA-256: a model.json that exists belongs to whole weights.
 
-    Raises UserError (DIVERGED) for weights that hold nan or inf: whatever they are asked, they answer nothing.
+    Raises UserError (DIVERGED) for weights that hold nan or inf.
     """
     if spoilt := [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
         raise UserError(
@@ -94,24 +94,24 @@ def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> No
 
 
 def _checksum(values: dict[str, Any]) -> str:
-    """SHA-256 of all of model.json but the checksum itself, however it is laid out."""
+    """SHA-256 of the values of model.json without the checksum, whatever the layout of the file."""
     rest = {key: value for key, value in values.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state_dict in main memory, without two names for the same memory, which safetensors refuses."""
+    """The tensors in main memory; of two that share memory, which safetensors refuses, the second as a copy."""
     tensors: dict[str, Tensor] = {}
-    memory: set[int] = set()
+    storages: set[int] = set()
     for name, tensor in state.items():
         value = tensor.detach().cpu().contiguous()
-        tensors[name] = value.clone() if value.untyped_storage().data_ptr() in memory else value
-        memory.add(value.untyped_storage().data_ptr())
+        tensors[name] = value.clone() if value.untyped_storage().data_ptr() in storages else value
+        storages.add(value.untyped_storage().data_ptr())
     return tensors
 
 
 def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
-    """The card and the weights of a model folder. Raises UserError for a folder that is none, or is damaged."""
+    """The card and the weights of a model/ folder. Raises UserError for a folder without a model, or a damaged one."""
     file, weights = folder / "model.json", folder / "model.safetensors"
     if not (file.is_file() and weights.is_file()):
         missing = file.name if not file.is_file() else weights.name
@@ -143,7 +143,7 @@ def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:
 
 
 def damaged(path: Path, why: str) -> UserError:
-    """For a file of a model folder that cannot be used."""
+    """The error for a file of a model/ folder that cannot be used."""
     return UserError(
         f"{printable(path)} is not what was written",
         where=printable(path.absolute()),

@@ -1,4 +1,4 @@
-"""From a run to one file that is known to work: the work of src/export.py."""
+"""From a run to one verified file: the work of src/export.py."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-
 from src.exporting.formats import Format
 from src.exporting.images import images_below, images_of_run
 from src.exporting.verification import TOLERANCE, verify
-from src.exporting.writers import WRITERS, LoadedModel
+from src.exporting.writers import WRITERS
 from src.files import make_folder, write_atomically
 from src.run_settings import merged, stored_settings
+from src.trained_model import TrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +24,10 @@ def export_run(run: Path, form: Format, out: Path, images: Path | None) -> None:
     Raises UserError, and then leaves `out` as it was.
     """
     config = merged(stored_settings(run), {})
-    model = LoadedModel.read(run / "model")
-    examples = images_below(images, model.card) if images else images_of_run(run, config, model.card)
+    model = TrainedModel.load(run / "model", precision="fp32")
+    examples = images_below(images, model) if images else images_of_run(run, config, model)
     make_folder(out, "out")
-    with torch.inference_mode():
-        expected = model.network(examples).numpy()
+    expected = model.logits(examples).numpy()
 
     with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out) as name:
         draft = Path(name)
@@ -47,7 +45,7 @@ def _copy(source: Path, target: Path) -> None:
         write_atomically(target, lambda file: shutil.copyfileobj(content, file))
 
 
-def _report(form: Format, files: list[Path], model: LoadedModel, count: int, difference: float) -> None:
+def _report(form: Format, files: list[Path], model: TrainedModel, count: int, difference: float) -> None:
     """What was written, how far it can be trusted, and how to use it."""
     out, size = files[0].parent, model.card.preprocessing.image_size
     project = "with this project" if form.needs_project else "without this project"

@@ -77,13 +77,11 @@ from pathlib import Path
 
 import torch
 
-from src.checkpoints.model_folder import load_model
-from src.models.building import rebuild
+from src.trained_model import TrainedModel
 
-card, state = load_model(Path("."))
-network = rebuild(card, state).eval()
+model = TrainedModel.load(Path("."), precision="fp32")
 """,
-    call=_CALL,
+    call="logits = model.logits(torch.from_numpy(images)).numpy()\n",
     needs_project=True,
 )
 

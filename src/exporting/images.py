@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from src import config_checks
-from src.checkpoints.model_folder import ModelCard
 from src.config import Config
 from src.data.folders import list_images
-from src.data.reading import ImageError, read_image
+from src.data.reading import ImageError
 from src.data.sources import image_root, lists_files, load_images
 from src.data.splits import read_split_file
 from src.data.time_limit import in_time
 from src.data.transforms import eval_transform
 from src.errors import ExitCode, UserError
+from src.trained_model import TrainedModel
 from src.user_command import corrected
 
 MOST = 16
@@ -26,16 +26,16 @@ MOST = 16
 Name = TypeVar("Name")
 
 
-def images_of_run(run: Path, config: dict[str, Any], card: ModelCard) -> Tensor:
+def images_of_run(run: Path, config: dict[str, Any], model: TrainedModel) -> Tensor:
     """Up to MOST images of the test split, or of val where there is no test: uint8 (N, 3, S, S). Raises UserError.
 
     config: the run's config.yaml.
     """
     try:
-        read = _reader(config_checks.read(config), card)
+        read = _reader(config_checks.read(config), model)
         split_of = read_split_file(run / "split.csv")
         held_out = [[name for name, (split, _) in split_of.items() if split == wanted] for wanted in ("test", "val")]
-        return _read(held_out[0] or held_out[1], read, card)
+        return _read(held_out[0] or held_out[1], read)
     except (ImageError, UserError) as error:
         raise UserError(
             f"the run's images cannot be read any more: {error}",
@@ -47,32 +47,30 @@ def images_of_run(run: Path, config: dict[str, Any], card: ModelCard) -> Tensor:
         ) from error
 
 
-def images_below(images: Path, card: ModelCard) -> Tensor:
+def images_below(images: Path, model: TrainedModel) -> Tensor:
     """Up to MOST images of a folder and its sub-folders, or the one file: uint8 (N, 3, S, S). Raises UserError."""
     files = list_images(images)
-    options = card.read_options
     try:
-        return _read(files, lambda file: read_image(file, options), card)
+        return _read(files, model.read)
     except ImageError as error:
         raise UserError(
             str(error), where=f"images={images}", fix="remove it, or name other images", code=ExitCode.DATA
         ) from error
 
 
-def _reader(config: Config, card: ModelCard) -> Callable[[str], Tensor]:
-    """A name of split.csv -> uint8 (3, H, W). Only the images that are asked for are opened."""
+def _reader(config: Config, model: TrainedModel) -> Callable[[str], Tensor]:
+    """A name of split.csv -> uint8 (3, S, S). Only the images that are asked for are opened."""
     data = config.data
     if lists_files(data):
-        root, options = image_root(data), card.read_options
-        return lambda name: read_image(root / name, options)
+        root = image_root(data)
+        return lambda name: model.read(root / name)
     images = load_images(data, config.seed, cache_dir=Path(config.runs_dir) / ".checked")
     index = {name: index for index, name in enumerate(images.names)}
-    return lambda name: images.read(index[name])
+    transform = eval_transform(model.card.preprocessing)
+    return lambda name: transform(images.read(index[name]))
 
 
-def _read(names: Sequence[Name], read: Callable[[Name], Tensor], card: ModelCard) -> Tensor:
-    """Images from all over the list, since it is sorted by class, as the network sees them."""
+def _read(names: Sequence[Name], read: Callable[[Name], Tensor]) -> Tensor:
+    """Images from all over the list, since it is sorted by class."""
     count = min(MOST, len(names))
-    transform = eval_transform(card.preprocessing)
-    chosen = [names[place * len(names) // count] for place in range(count)]
-    return torch.stack(in_time(lambda name: transform(read(name)), chosen))
+    return torch.stack(in_time(read, [names[place * len(names) // count] for place in range(count)]))

@@ -39,18 +39,18 @@ _WITHOUT_PROJECT = 'sys.modules["src"] = None  # any import of the project is an
 
 
 def verify(form: Format, folder: Path, images: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference between the outputs of the export in `folder` and the network's, relative to the largest.
+    """The largest difference between the outputs of the export in `folder` and the network's.
 
-    images: uint8 (B, 3, S, S); expected: the network's logits, float32 (B, outputs). Where all of them are below 1 the
-    difference is absolute: it is what a probability changes by. Raises UserError if the export cannot be loaded or
-    differs by more than TOLERANCE.
+    images: uint8 (B, 3, S, S); expected: the network's logits, float32 (B, outputs). The difference is relative to the
+    largest logit, or absolute where all are below 1: a probability changes by as much. Raises UserError if the export
+    cannot be loaded or differs by more than TOLERANCE.
     """
-    found = _outputs_in_fresh_process(form, folder, images)
+    outputs = _outputs_in_fresh_process(form, folder, images)
     expected = np.concatenate([expected, expected[:1]])
-    if found.shape != expected.shape:
-        raise _refused(form, f"its outputs have the shape {found.shape} instead of {expected.shape}")
-    difference = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
-    if not difference <= TOLERANCE:  # not a number, too
+    if outputs.shape != expected.shape:
+        raise _refused(form, f"its outputs have the shape {outputs.shape} instead of {expected.shape}")
+    difference = float(np.abs(outputs - expected).max() / max(1.0, np.abs(expected).max()))
+    if not difference <= TOLERANCE:  # nan too
         raise _refused(
             form, f"its outputs differ by {difference:.1e}, relative to the largest; {TOLERANCE:.0e} is allowed"
         )
@@ -65,10 +65,10 @@ def _outputs_in_fresh_process(form: Format, folder: Path, images: np.ndarray) ->
     if form.needs_project:
         environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as name:
-        given, found = Path(name) / "images.npy", Path(name) / "logits.npy"
-        np.save(given, images)
+        inputs, outputs = Path(name) / "images.npy", Path(name) / "logits.npy"
+        np.save(inputs, images)
         done = subprocess.run(
-            [sys.executable, "-c", script, str(given), str(found)],
+            [sys.executable, "-c", script, str(inputs), str(outputs)],
             cwd=folder,
             env=environment,
             capture_output=True,
@@ -78,7 +78,7 @@ def _outputs_in_fresh_process(form: Format, folder: Path, images: np.ndarray) ->
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1]
             raise _refused(form, f"a fresh process cannot use it: {last[:300]}")
-        return np.load(found)
+        return np.load(outputs)
 
 
 def _refused(form: Format, why: str) -> UserError:

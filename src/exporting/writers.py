@@ -6,48 +6,31 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from src.checkpoints.model_folder import ModelCard, load_model
 from src.exporting.formats import ONNX, SAFETENSORS, STATE_DICT, TORCH_EXPORT, WHOLE
-from src.models.building import rebuild
-from src.models.network import TransferNetwork
+from src.trained_model import TrainedModel
 
 _ABOUT = ("task", "classes", "preprocessing", "background", "bits")
 _ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model folder and what is in it; the network is on the CPU, in eval mode."""
-
-    folder: Path
-    card: ModelCard
-    network: TransferNetwork
-
-    @classmethod
-    def read(cls, folder: Path) -> LoadedModel:
-        """Raises UserError, as load_model does."""
-        card, state = load_model(folder)
-        return cls(folder, card, rebuild(card, state, folder).eval())
-
-
-def _write_state_dict(model: LoadedModel, path: Path) -> None:
+def _write_state_dict(model: TrainedModel, path: Path) -> None:
     torch.save(model.network.state_dict(), path)
 
 
-def _write_whole(model: LoadedModel, path: Path) -> None:
+def _write_whole(model: TrainedModel, path: Path) -> None:
     torch.save(model.network, path)
 
 
-def _write_safetensors(model: LoadedModel, path: Path) -> None:
+def _write_safetensors(model: TrainedModel, path: Path) -> None:
+    assert model.folder is not None
     shutil.copyfile(model.folder / "model.safetensors", path)  # the bytes whose SHA-256 model.json has
 
 
-def _write_torch_export(model: LoadedModel, path: Path) -> None:
+def _write_torch_export(model: TrainedModel, path: Path) -> None:
     program = torch.export.export(model.network, _example(model), dynamic_shapes=_ANY_BATCH)
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
@@ -58,7 +41,7 @@ def _write_torch_export(model: LoadedModel, path: Path) -> None:
         torch.export.save(program, path, extra_files=_about(model))
 
 
-def _write_onnx(model: LoadedModel, path: Path) -> None:
+def _write_onnx(model: TrainedModel, path: Path) -> None:
     """One file; above 1.5 GiB of weights the exporter puts them beside it, since protobuf ends at 2 GiB."""
     program = torch.onnx.export(
         model.network,
@@ -78,19 +61,19 @@ def _write_onnx(model: LoadedModel, path: Path) -> None:
     program.save(path, external_data=False)
 
 
-def _about(model: LoadedModel) -> dict[str, str]:
+def _about(model: TrainedModel) -> dict[str, str]:
     """What a file needs beside its weights to be used, as JSON texts."""
     card = model.card.to_dict()
     return {name: json.dumps(card[name], ensure_ascii=False) for name in _ABOUT}
 
 
-def _example(model: LoadedModel) -> tuple[torch.Tensor]:
+def _example(model: TrainedModel) -> tuple[torch.Tensor]:
     """Two images: a batch of one would be taken for a number that never changes."""
     size = model.card.preprocessing.image_size
     return (torch.zeros(2, 3, size, size, dtype=torch.uint8),)
 
 
-WRITERS: dict[str, Callable[[LoadedModel, Path], None]] = {
+WRITERS: dict[str, Callable[[TrainedModel, Path], None]] = {
     STATE_DICT.name: _write_state_dict,
     WHOLE.name: _write_whole,
     SAFETENSORS.name: _write_safetensors,

@@ -1,6 +1,6 @@
 """Backbones by name: efficientnet_lite0, torchvision's classification models, and timm/NAME.
 
-network.py builds them, run.py checks their names and reads their preprocessing, callbacks/freezing.py asks for their
+network.py builds them, run.py checks their names and reads their preprocessing, models/freezing.py asks for their
 blocks. Nothing here loads weights: that is weights.py.
 """
 

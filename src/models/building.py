@@ -75,20 +75,18 @@ def build_pretrained(
 
 
 def rebuild(card: ModelCard, state: dict[str, torch.Tensor], folder: Path = Path("model")) -> TransferNetwork:
-    """The network of a model folder, as it was trained: nothing is taken from today's config.
+    """The network of a model/ folder, as it was trained: nothing is taken from today's config.
 
-    folder: for the message of the UserError that is raised where the weights are not those of the card's network.
+    Raises UserError, which names the folder, where the weights are not those of the card's network.
     """
     try:
-        architecture = Architecture.from_dict(card.architecture)
-        check(architecture, "architecture.")
+        check(Architecture.from_dict(card.architecture), "architecture.")
         outputs = 1 if card.task == "binary" else len(card.classes)
-        head = [tensor.shape for name, tensor in state.items() if name.startswith("head.") and tensor.ndim == 2]
-        if not outputs == architecture.outputs == head[-1][0]:  # before a layer of any size is made
-            raise ValueError(
-                f"{len(card.classes)} classes, {architecture.outputs} and {head[-1][0]} outputs contradict"
-            )
-        network = build_network(architecture, card.preprocessing, channels_last=card.channels_last)
+        claimed = card.architecture["outputs"]
+        saved = [tensor.shape[0] for name, tensor in state.items() if name.startswith("head.") and tensor.ndim == 2][-1]
+        if not outputs == claimed == saved:  # before a layer of any size is made
+            raise ValueError(f"{len(card.classes)} classes, {claimed} and {saved} outputs contradict")
+        network = _untrained(card)
         network.load_state_dict(state)
     except (UserError, RuntimeError, ValueError, TypeError, LookupError) as error:
         if isinstance(error, UserError) and error.code == ExitCode.UNAVAILABLE:  # timm is not installed
@@ -99,10 +97,10 @@ def rebuild(card: ModelCard, state: dict[str, torch.Tensor], folder: Path = Path
 
 
 def load_whole(card: ModelCard, file: Path) -> TransferNetwork:
-    """A pickled network. Of the classes that the file names, only those are let in that the network of the card has too,
-    so that no code runs that the file brings. Raises UserError for a file that names others."""
+    """A pickled network. The file may name only classes that the card's network has too, so that no code of the file's own
+    runs. Raises UserError for a file that names others."""
     own = io.BytesIO()
-    torch.save(_of_card(card), own)
+    torch.save(_untrained(card), own)
     own.seek(0)
     names = [name.rpartition(".") for name in torch.serialization.get_unsafe_globals_in_checkpoint(own)]
     classes = [getattr(importlib.import_module(module), name) for module, _, name in names]
@@ -113,7 +111,7 @@ def load_whole(card: ModelCard, file: Path) -> TransferNetwork:
         raise unreadable(file, error) from None  # torch's own text advises to let all code in
 
 
-def _of_card(card: ModelCard) -> TransferNetwork:
+def _untrained(card: ModelCard) -> TransferNetwork:
     architecture = Architecture.from_dict(card.architecture)
     return build_network(architecture, card.preprocessing, channels_last=card.channels_last)
 

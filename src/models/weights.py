@@ -133,7 +133,7 @@ def _line(fit: Match, path: Path, sha256: str) -> str:
 def refuse_frozen_random(network: nn.Module, loaded: LoadResult, weights: str) -> None:
     """Raises UserError if a tensor of the backbone that stayed random does not learn in the network's present state.
 
-    network: a TransferNetwork as callbacks/freezing.py left it for epoch 0. What is random and frozen turns every image
+    network: a TransferNetwork in the state of epoch 0 of its FreezePlan. What is random and frozen turns every image
     into noise before the first layer that could learn from it.
     """
     parameters = dict(network.backbone.named_parameters(remove_duplicate=False))

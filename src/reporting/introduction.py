@@ -1,21 +1,16 @@
-"""What a run prints before its first step."""
+"""The lines that a run prints before its first step."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
 
 import torch
 
-from src.callbacks import freezing
-from src.callbacks.freezing import Phases
-from src.config import Config
 from src.data.labelled_images import LabelledImages
-from src.models.network import TransferNetwork
-from src.preprocessing import Preprocessing
+from src.job import Job
 from src.reporting.summary import write_summary
-from src.run_dir import RunFolder
+from src.task import Task
 from src.text import printable
 
 log = logging.getLogger(__name__)
@@ -23,29 +18,24 @@ log = logging.getLogger(__name__)
 FEW = 10  # training images of a class; with fewer, one image more or less moves its accuracy by over 10 points
 
 
-def introduce(
-    config: Config,
-    folder: RunFolder,
-    images: LabelledImages,
-    network: TransferNetwork,
-    weights: str,
-    preprocessing: Preprocessing,
-    steps: int,
-    devices: Sequence[torch.device],
-    phases: Phases,
-) -> None:
-    """Says what is about to happen, and writes the model's summary. devices: those of this machine."""
+def introduce(job: Job, task: Task, steps: int) -> None:
+    """Says what is about to happen, and writes the model's summary. steps: of the whole run."""
+    if not job.ranks.is_first:
+        return
+    config, images = job.config, task.images
     counts = ", ".join(f"{len(members)} {split}" for split, members in images.splits.items())
-    log.info(f"run       {printable(folder.path)}")
-    log.info(f"images  {len(images.names)} in {len(images.classes)} classes: {counts}")
+    summary = write_summary(job.folder.path / "model_summary.txt", task.network, task.preprocessing.image_size)
+    log.info(f"run       {printable(job.folder.path)}")
+    log.info(f"images    {len(images.names)} in {len(images.classes)} classes: {counts}")
     log.info(f"classes   {class_counts(images)}")
     if uneven := uneven_classes(images):
         log.warning(uneven)
-    log.info(f"backbone  {config.model.backbone}: {weights}")
-    log.info(f"model     {write_summary(folder.path / 'model_summary.txt', network, preprocessing.image_size)}")
-    log.info(f"freezing  {freezing.described(network, phases, config.trainer.max_epochs)}")
-    where = f"{described(config, devices)}, {config.precision.name}"
-    log.info(f"training  {steps} steps of {config.data.batch_size} images on {where}")
+    log.info(f"backbone  {config.model.backbone}: {task.origin}")
+    log.info(f"model     {summary}")
+    log.info(f"freezing  {task.freezing.described(task.network)}")
+    log.info(
+        f"training  {steps} steps of {config.data.batch_size} images on {_device_text(job)}, {config.precision.name}"
+    )
     log.info("")
 
 
@@ -79,9 +69,10 @@ def _totals(images: LabelledImages) -> Counter[str]:
     return Counter({name: sum(counts) for name, *counts in zip(images.classes, *of_splits, strict=True)})
 
 
-def described(config: Config, devices: Sequence[torch.device]) -> str:
-    """The devices of a run in words, such as 'cpu with 2 threads' or '2 x cuda (ddp)'."""
-    kind, count = devices[0].type, len(devices) * config.trainer.num_nodes
-    number = torch.get_num_threads()
-    threads = f" with {number} thread{'s' if number > 1 else ''}" if kind == "cpu" else ""
-    return f"{kind}{threads}" if count == 1 else f"{count} x {kind}{threads} ({config.strategy.name})"
+def _device_text(job: Job) -> str:
+    """'cpu with 2 threads' or '2 x cuda (ddp)'."""
+    kind, number = job.devices[0].type, torch.get_num_threads()
+    if kind == "cpu":
+        kind = f"cpu with {number} thread{'s' if number > 1 else ''}"
+    count = len(job.devices) * job.config.trainer.num_nodes
+    return kind if count == 1 else f"{count} x {kind} ({job.config.strategy.name})"

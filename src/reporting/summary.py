@@ -1,4 +1,4 @@
-"""What the model is made of: a line on the screen, everything in model_summary.txt."""
+"""The model's layers and tensors: a line on the screen, the whole in model_summary.txt."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from src.config import Config
 from src.errors import UserError
 from src.models.model_parallel_resnet50 import BLOCKS, Stage
 from src.models.network import TransferNetwork
-from src.models.optimizers import build_optimizer
+from src.models.optimizers import build_optimizer, make_states
 from src.strategies.precision import autocast
 from src.strategies.stage_threads import warmup
 from src.user_command import corrected
@@ -97,10 +97,7 @@ def measure(config: Config, network: TransferNetwork, device: torch.device, imag
     blocks = network.stages()
     network.place([device] * len(blocks))
     optimizer = build_optimizer(network, config.optimizer, config.freeze.lr_decay)
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # makes the optimizer's states
+    make_states(optimizer)
 
     size = -(-config.data.batch_size // config.strategy.micro_batches)
     generator = seeding.generator("stage balance")

@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-from src.callbacks.freezing import FreezingSchedule, Phases, schedule
+from src.callbacks.freezing import FreezingSchedule
 from src.config import Data, Freeze, Optimizer
 from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
-from src.models.backbones import blocks
 from src.models.classifier import Classifier
+from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
@@ -71,9 +71,9 @@ def classifier(
     return Classifier(network(), loss, config, lr_decay=lr_decay, monitor=monitor, **total)
 
 
-def phases(epochs: int = 5, **freeze: Any) -> Phases:
-    """The schedule for freeze.* of the config."""
-    return schedule(Freeze(**freeze), blocks(Backbone()), epochs, [name for name, _ in Backbone().named_parameters()])
+def plan(epochs: int = 5, **freeze: Any) -> FreezePlan:
+    """The plan for freeze.* of the config."""
+    return FreezePlan.of(Freeze(**freeze), Backbone(), epochs)
 
 
 # Of a Trainer that prints and keeps nothing, and leaves batches to ImageData.
@@ -108,7 +108,7 @@ def fit(
 
 
 def freezing(epochs: int = 5, **freeze: Any) -> FreezingSchedule:
-    return FreezingSchedule(phases(epochs, **freeze), "update")
+    return FreezingSchedule(plan(epochs, **freeze))
 
 
 class Stock(L.LightningModule):

@@ -10,8 +10,7 @@ import torch
 from lightning.pytorch.callbacks import BackboneFinetuning
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from src.callbacks.freezing import apply
-from tests.callbacks.small_training import Stock, classifier, fit, freezing, images, phases
+from tests.callbacks.small_training import Stock, classifier, fit, freezing, images, plan
 
 MENDED = "Lightning has mended this defect: strike it from docs/freezing.md, and this test"
 IMAGES = torch.stack([images().read(index) for index in range(6)])
@@ -47,7 +46,7 @@ def test_defect_1_a_frozen_backbone_keeps_its_activations():
     stock, ours = Stock(), classifier()
     BackboneFinetuning().freeze_before_training(stock)
     everything = kept(ours)
-    apply(ours.network, phases(preset="head_only"), 0, "update")
+    plan(preset="head_only").apply(ours.network, 0)
     assert kept(stock) > everything / 2, MENDED
     assert kept(ours) < everything / 50
 

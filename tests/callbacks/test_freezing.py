@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import OrderedDict
 from pathlib import Path
@@ -10,13 +11,15 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
+import torchvision
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-from src.callbacks.freezing import FreezingSchedule, apply, described, schedule, trainable
+from src.callbacks.freezing import FreezingSchedule
 from src.config import Freeze
 from src.errors import UserError
 from src.models.backbones import blocks
+from src.models.freezing import FreezePlan
 from src.models.network import Architecture, build_network
 from src.preprocessing import Preprocessing
 from tests.callbacks import small_training
@@ -33,8 +36,19 @@ def network():
     return build_network(Architecture("resnet18", "linear", 3), SMALL)
 
 
-def phases(max_epochs=100, names=RESNET_BLOCKS, **settings):
-    return schedule(Freeze(**settings), names, max_epochs, ["layer4.0.conv1.weight", "layer4.1.conv1.weight"])
+@functools.cache
+def resnet18():
+    backbone = torchvision.models.resnet18()
+    backbone.fc = nn.Identity()
+    return backbone
+
+
+def plan(max_epochs=100, backbone=None, **settings):
+    return FreezePlan.of(Freeze(**settings), backbone or resnet18(), max_epochs)
+
+
+def phases(max_epochs=100, **settings):
+    return plan(max_epochs, **settings).phases
 
 
 def test_presets():
@@ -80,9 +94,9 @@ def test_what_is_hardly_meant_is_said(settings, said, caplog):
 def test_batchnorm_that_is_not_there_cannot_be_kept(caplog):
     model = SimpleNamespace(network=nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)}))
     trainer = SimpleNamespace(current_epoch=0, is_global_zero=True)
-    FreezingSchedule({0: ["head"]}, "update").setup(trainer, model, "fit")
+    FreezingSchedule(FreezePlan({0: ["head"]}, 1)).setup(trainer, model, "fit")
     assert not caplog.messages
-    FreezingSchedule({0: ["head"]}, "keep").setup(trainer, model, "fit")
+    FreezingSchedule(FreezePlan({0: ["head"]}, 1, "keep")).setup(trainer, model, "fit")
     assert "freeze.batchnorm=keep has no effect" in caplog.text
 
 
@@ -95,7 +109,7 @@ def test_usual_phases_say_nothing(caplog):
 
 def test_the_first_lines_say_what_is_trained_from_which_epoch(network):
     def said(max_epochs: int = 9, **settings: object) -> str:
-        return described(network, phases(**settings), max_epochs)
+        return plan(max_epochs, **settings).described(network)
 
     assert said() == "epoch 0 (the first): head; from epoch 1: head and 100 % of the backbone (all 6 blocks)"
     assert said(last_n=1) == "epoch 0 (the first): head; from epoch 1: head and 75 % of the backbone (1 of 6 blocks)"
@@ -125,10 +139,10 @@ def test_a_name_that_trains_nothing_is_refused(word):
 
 
 def test_the_trainable_set_is_a_function_of_the_epoch(network):
-    plan = phases(preset="gradual", last_n=2, unfreeze_epoch=1)
+    gradual = plan(preset="gradual", last_n=2, unfreeze_epoch=1)
     for epoch in (0, 3, 1, 2, 0):  # in any order: a resumed run jumps
-        apply(network, plan, epoch, "update")
-        names = tuple(trainable(plan, epoch))
+        gradual.apply(network, epoch)
+        names = tuple(gradual.trainable(epoch))
         for name, parameter in network.named_parameters():
             assert parameter.requires_grad == name.startswith(tuple(f"{own}." for own in names)), (epoch, name)
 
@@ -236,30 +250,29 @@ def test_frozen_blocks_run_in_eval_mode_and_keep_no_activations(network):
             network(torch.zeros(4, 3, 32, 32, dtype=torch.uint8))
         return count
 
-    apply(network, phases(preset="full"), 0, "update")
+    plan(preset="full").apply(network, 0)
     everything = saved_elements()
-    apply(network, phases(preset="head_only"), 0, "update")
+    plan(preset="head_only").apply(network, 0)
     assert saved_elements() < everything / 100
     assert not any(module.training for module in network.backbone.modules())
 
 
 def test_batchnorm_keep_leaves_the_statistics_where_weights_learn(network):
-    apply(network, phases(preset="full"), 0, "keep")
+    plan(preset="full", batchnorm="keep").apply(network, 0)
     norm, weight = network.backbone.bn1, network.backbone.bn1.weight.detach().clone()
     mean = norm.running_mean.clone()
     step(network, torch.optim.SGD(network.parameters(), lr=0.01))
     assert norm.running_mean.equal(mean)
     assert not norm.weight.equal(weight)
-    apply(network, phases(preset="full"), 0, "update")
+    plan(preset="full").apply(network, 0)
     step(network, torch.optim.SGD(network.parameters(), lr=0.0))
     assert not norm.running_mean.equal(mean)
 
 
 def test_the_append_heads_backbone_keeps_its_classifier_frozen():
     network = build_network(Architecture("resnet18", "append", 3), SMALL)
-    names = blocks(network.backbone)
-    assert names[-1] == "fc"
-    apply(network, phases(names=names, preset="last_n", last_n=1, unfreeze_epoch=1), 0, "update")
+    assert blocks(network.backbone)[-1] == "fc"
+    plan(backbone=network.backbone, preset="last_n", last_n=1, unfreeze_epoch=1).apply(network, 0)
     assert [name for name, p in network.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
 
 
@@ -272,7 +285,7 @@ def test_a_layer_without_weights_goes_with_the_layer_before_it():
     network.head = nn.Sequential(nn.Dropout(0.5), network.head)
 
     def on(**settings) -> set[str]:
-        apply(network, small_training.phases(**settings), 0, "update")
+        small_training.plan(**settings).apply(network, 0)
         return {name for name, layer in network.named_modules() if isinstance(layer, nn.Dropout) and layer.training}
 
     assert on(preset="head_only") == {"head.0"}
@@ -286,7 +299,7 @@ def test_the_callback_sets_the_momentum_of_batchnorm(network):
     for layer in network.backbone.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 0.01
-    callback = FreezingSchedule({0: ["head"]}, "update", 0.1)
+    callback = FreezingSchedule(FreezePlan({0: ["head"]}, 1), momentum=0.1)
     callback.setup(SimpleNamespace(current_epoch=0), SimpleNamespace(network=network), "fit")
     assert network.backbone.bn1.momentum == 0.1
     assert not network.backbone.conv1.weight.requires_grad
@@ -302,7 +315,7 @@ def test_a_change_of_phase_is_said_once(caplog):
 def test_a_change_of_phase_empties_the_gpus_cache(network, monkeypatch):
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
-    callback = FreezingSchedule({0: ["head"], 1: ["backbone.layer4"]}, "update")
+    callback = FreezingSchedule(FreezePlan({0: ["head"], 1: ["backbone.layer4"]}, 2))
     for epoch, device, count in ((0, "cuda", 1), (0, "cuda", 1), (1, "cuda", 2), (0, "cpu", 2)):
         trainer = SimpleNamespace(current_epoch=epoch, is_global_zero=True, strategy=SimpleNamespace(model=network))
         callback.on_train_epoch_start(trainer, SimpleNamespace(network=network, device=torch.device(device)))

@@ -25,6 +25,7 @@ from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
 from src.memory import live_bytes
 from src.models.classifier import Classifier
+from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
@@ -308,7 +309,7 @@ def test_no_alarm_in_500_healthy_steps(caplog, tmp_path, monkeypatch, workers):
     looked = []
     monkeypatch.setattr(memory_growth, "_read", lambda kind: looked.append(kind) or READ(kind))
     callbacks = [
-        FreezingSchedule({0: ["head"], 1: ["backbone.1"], 3: ["backbone.0"]}, "update"),
+        FreezingSchedule(FreezePlan({0: ["head"], 1: ["backbone.1"], 3: ["backbone.0"]}, 4)),
         Throughput(),
         ModelCheckpoint(tmp_path, every_n_train_steps=30),
         SavesInTheBackground(),

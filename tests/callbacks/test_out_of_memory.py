@@ -20,6 +20,7 @@ from src.callbacks.out_of_memory import OutOfMemory
 from src.config import Optimizer
 from src.errors import ExitCode, UserError
 from src.models.classifier import Classifier
+from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import Architecture, build_network
 from src.preprocessing import Preprocessing
@@ -218,7 +219,7 @@ def test_the_classifier_of_the_project(float64, class_weights):
         loss = ClassificationLoss("multiclass", class_weights, label_smoothing=0.1)
         optimizer = Optimizer(name="sgd", lr=1e-3, momentum=0.9)
         model = Classifier(network, loss, optimizer, num_classes=4, total_steps=3, seed=0, hparams={})
-        freezing = FreezingSchedule({0: ["backbone.layer4", "head"]}, "keep")
+        freezing = FreezingSchedule(FreezePlan({0: ["backbone.layer4", "head"]}, 1, "keep"))
         images, labels = noise(32).tensors
         data = TensorDataset((images * 40 + 128).clamp(0, 255).byte(), labels)
         callback = split()

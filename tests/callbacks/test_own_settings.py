@@ -9,7 +9,7 @@ from src.callbacks.own_settings import OwnSettings
 from src.callbacks.position import PositionCheckpoint
 from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Checkpoint
-from src.trainer import _checkpoints
+from src.trainer import checkpoint_callbacks
 from src.trial import Trial, working_on
 from tests.callbacks.small_training import classifier, fit
 
@@ -92,5 +92,5 @@ def test_a_backbone_that_did_not_learn_in_the_other_run(tmp_path, now):
 @pytest.mark.parametrize("copies", [False, True])
 def test_only_a_trial_whose_checkpoints_are_copied_has_it(tmp_path, copies):
     with working_on(Trial(keeps_checkpoints=copies)):
-        kinds = [type(callback) for callback in _checkpoints(Checkpoint(), tmp_path)]
+        kinds = [type(callback) for callback in checkpoint_callbacks(Checkpoint(), tmp_path)]
     assert (OwnSettings in kinds) is copies

@@ -19,7 +19,7 @@ from src.checkpoints.reading import read_checkpoint
 from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Checkpoint
 from src.errors import Terminated
-from src.trainer import _checkpoints
+from src.trainer import checkpoint_callbacks
 from src.trial import FINISH, GO_ON, INTERRUPT, ReportingProcess, Trial, working_on
 from tests.callbacks.small_training import classifier, fit, freezing
 from tests.callbacks.test_position import At
@@ -144,9 +144,9 @@ def test_checkpoints_that_are_to_be_copied_are_there_when_the_epoch_is_reported(
 def test_an_epoch_is_reported_after_all_else_of_it(tmp_path):
     """Of CheckpointCallbacks the order is that of the list."""
     with working_on(Trial()):
-        kinds = [type(callback) for callback in _checkpoints(Checkpoint(), tmp_path)]
+        kinds = [type(callback) for callback in checkpoint_callbacks(Checkpoint(), tmp_path)]
     assert kinds.index(TrialReport) > kinds.index(PositionCheckpoint)
-    assert TrialReport not in [type(callback) for callback in _checkpoints(Checkpoint(), tmp_path)]
+    assert TrialReport not in [type(callback) for callback in checkpoint_callbacks(Checkpoint(), tmp_path)]
 
 
 def report(trial, broadcast, first: bool):

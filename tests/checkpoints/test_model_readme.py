@@ -15,7 +15,7 @@ import torch
 
 from src import predict
 from src.checkpoints.model_folder import ModelCard, save_model
-from src.checkpoints.model_readme import model_readme
+from src.checkpoints.model_readme import Origin, model_readme
 from src.config import Config, Data, Model, Optimizer, Precision, Trainer
 from src.models.network import Architecture, build_network
 from src.preprocessing import Preprocessing
@@ -42,16 +42,9 @@ CONFIG = Config(
 
 
 def readme(card: ModelCard = CARD, config: Config = CONFIG) -> str:
-    return model_readme(
-        card,
-        config,
-        name="fruit_2",
-        images={"train": 700, "val": 150, "test": 9},
-        weights="ImageNet, 120 of 122 tensors",
-        chosen="epoch 7",
-        epochs=10,
-        day=date(2026, 1, 31),
-    )
+    images = {"train": 700, "val": 150, "test": 9}
+    origin = Origin("fruit_2", images, "ImageNet, 120 of 122 tensors", "epoch 7", epochs=10, day=date(2026, 1, 31))
+    return model_readme(card, config, origin)
 
 
 def test_it_says_what_the_run_knows():

@@ -194,7 +194,7 @@ def test_a_torchvision_set_that_is_there_is_used_without_a_network(command, tmp_
     words = ("data=torchvision", "data.name=MNIST", "data.root=sets", *FOLDER[2:], "debug=true", "logger=csv", "name=x")
     done = command("train", *words)
     assert done.code == 0, done.text
-    assert "images  110 in 10 classes: 70 train, 10 val, 30 test" in done.out
+    assert "images    110 in 10 classes: 70 train, 10 val, 30 test" in done.out
     assert command("evaluate", "run=runs/x").code == 0
 
 

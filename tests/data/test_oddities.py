@@ -18,7 +18,7 @@ from src.data.oddities import bits_used, report
 from src.data.reading import ReadOptions
 from src.data.sources import load_images
 from src.files import write_csv
-from src.prediction import _Files
+from src.prediction import ImageFiles
 from tests.checkpoints.test_model_folder import CARD
 from tests.data.odd_images import colour_ramp
 from tests.data.tiff_files import tiff
@@ -134,7 +134,7 @@ def test_predict_says_once_that_images_use_other_bits_than_those_of_the_training
     paths = [tmp_path / f"{index}.tif" for index in range(3)]
     for path in paths:
         Image.fromarray(TWELVE).save(path)
-    files = _Files(paths, replace(CARD, bits=read_with))
+    files = ImageFiles(paths, replace(CARD, bits=read_with))
     with caplog.at_level(logging.WARNING):
         assert all(isinstance(files[place][1], torch.Tensor) for place in range(3))
     assert [word in record.getMessage() for record in caplog.records] == [True] * bool(word)

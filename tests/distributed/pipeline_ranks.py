@@ -30,11 +30,12 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.callbacks.freezing import FreezingSchedule, Phases
+from src.callbacks.freezing import FreezingSchedule
 from src.callbacks.position import PositionCheckpoint
 from src.checkpoints.writing import PREVIOUS, DurableCheckpointIO
 from src.config import Optimizer
 from src.models.classifier import Classifier
+from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.model_parallel_resnet50 import UNITS
 from src.models.network import TransferNetwork
@@ -241,14 +242,14 @@ def train(scenario: Scenario, folder: Path, alone: bool, resume: Path | None = N
     overflows = scenario.overflow is not None and (alone or scenario.overflow == rank())
     layer = ("backbone.conv1.weight", "head.weight")[scenario.overflow or 0]
     watch = Watch(layer if overflows else None)
-    phases: Phases = {epoch: list(names) for epoch, names in scenario.phases}
+    plan = FreezePlan({epoch: list(names) for epoch, names in scenario.phases}, scenario.epochs)
     name, parts = scenario.precision, scenario.micro_batches
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1 if alone else 2,
         strategy=InTurn(parts) if alone else Pipeline(parts, scenario.schedule, SECONDS),
         plugins=[DurableCheckpointIO(background=False), (precision_plugin if alone else stage_precision)(name, CPU)],
-        callbacks=[FreezingSchedule(phases, "update"), watch, PositionCheckpoint(folder), *more],
+        callbacks=[FreezingSchedule(plan), watch, PositionCheckpoint(folder), *more],
         max_epochs=scenario.epochs,
         gradient_clip_val=scenario.clip,
         use_distributed_sampler=False,

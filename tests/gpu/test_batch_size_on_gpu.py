@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from src.batch_size import find_batch_size
 from src.config import Config, Optimizer, Precision
-from src.models.losses import ClassificationLoss
+from src.data.labelled_images import LabelledImages
+from src.job import Job
+from src.models.freezing import FreezePlan
 from src.models.network import Architecture, build_network
 from src.preprocessing import Preprocessing
+from src.strategies.ranks import Ranks
+from src.task import Task
+from tests.checkpoints.test_model_folder import CARD
 from tests.conftest import SMALL
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -29,14 +36,15 @@ def small_gpu():
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_the_largest_batch_of_a_gpu(small_gpu, tmp_path, precision):
     """The peak grows with the batch, larger ones run out of memory, and afterwards nothing is different."""
-    network = build_network(
-        Architecture("resnet18", "linear", 3), Preprocessing(128, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    )
+    preprocessing = Preprocessing(128, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    network = build_network(Architecture("resnet18", "linear", 3), preprocessing)
     config = Config(optimizer=Optimizer(name="adamw", lr=0.001), precision=Precision(name=precision))
-    loss, phases = ClassificationLoss("multiclass"), {0: ["head", "backbone"]}
+    images = LabelledImages(("a", "b", "c"), [], [0] * 10**6, {"train": range(10**6)}, read=None)
+    freezing = FreezePlan({0: ["head", "backbone"]}, config.trainer.max_epochs)
+    task = Task(images, replace(CARD, preprocessing=preprocessing), network, freezing, origin="")
     before, random_state = torch.cuda.memory_allocated(), torch.cuda.get_rng_state()
 
-    size = find_batch_size(config, network, loss, phases, small_gpu, 10**6, 128, tmp_path)
+    size = find_batch_size(Job(config, SimpleNamespace(path=tmp_path), Ranks(), (small_gpu,)), task)
 
     tried = json.loads((tmp_path / "batch_size.json").read_text())["tried"]
     peaks = [row["peak_mib"] for row in sorted(tried, key=lambda row: row["batch_size"]) if row["fits"]]

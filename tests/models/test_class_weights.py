@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning as L
@@ -12,11 +13,13 @@ import torch.nn.functional as F
 from src.config import Data, Optimizer
 from src.data.module import ImageData
 from src.data.sampler import EpochSampler, Share
-from src.evaluation import evaluate
+from src.measuring import measure_split
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss, class_weights
 from src.models.metrics import SplitMetrics, WeightedMean
+from src.trained_model import TrainedModel
 from tests.callbacks.small_training import QUIET, SQUARE, freezing, images, network
+from tests.checkpoints.test_model_folder import CARD
 
 WEIGHTS = [0.2, 1.0, 34.6]  # as 171 images and one have them
 
@@ -181,13 +184,11 @@ def test_the_gradients_of_processes_with_other_labels_are_those_of_the_whole_bat
 
 @pytest.mark.numbers
 def test_evaluate_gives_the_same_for_every_batch_size(float64):
-    all_of_them, net = images(), network()
-    batch = torch.stack([all_of_them.read(index) for index in range(30)])
-    labels = torch.tensor(all_of_them.labels)
-    loss, device = ClassificationLoss("multiclass", WEIGHTS), torch.device("cpu")
-    found = []
-    for size in (1, 7, 30):
-        batches = list(zip(batch.split(size), labels.split(size), strict=True))
-        found.append(evaluate(net, batches, loss, 3, device, "fp32")[0])
+    everything = replace(images(), splits={"val": list(range(30))})
+    model = TrainedModel(replace(CARD, preprocessing=SQUARE, classes=("a", "b", "c")), network())
+    loss = ClassificationLoss("multiclass", WEIGHTS)
+    found = [
+        measure_split(model, everything, "val", Data(batch_size=size, num_workers=0), loss)[0] for size in (1, 7, 30)
+    ]
     assert found[0] == pytest.approx(found[2], rel=1e-6)
     assert found[1] == pytest.approx(found[2], rel=1e-6)

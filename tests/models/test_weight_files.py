@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from src.callbacks.freezing import apply as freeze
 from src.errors import ExitCode, UserError
 from src.models.backbones import build_backbone
+from src.models.freezing import FreezePlan
 from src.models.network import Architecture, TransferNetwork, build_network
 from src.models.weights import LoadResult, load_pretrained, refuse_frozen_random
 from src.preprocessing import Preprocessing
@@ -224,14 +224,14 @@ def test_what_is_random_and_frozen_is_an_error(missing, network, tmp_path):
     torch.save({key: value for key, value in states.items() if key != missing}, tmp_path / "mine.pth")
     path = str(tmp_path / "mine.pth")
     loaded = load_pretrained(network.backbone, "resnet18", path, keep_classifier=False, min_match=0.9)
-    everything = {0: ["head", *(f"backbone.{name}" for name, _ in network.backbone.named_children())]}
-    freeze(network, everything, 0, "train")
+    everything = ["head", *(f"backbone.{name}" for name, _ in network.backbone.named_children())]
+    FreezePlan({0: everything}, 2).apply(network, 0)
     refuse_frozen_random(network, loaded, path)
-    freeze(network, {0: ["head"], 1: everything[0]}, 0, "train")
+    FreezePlan({0: ["head"], 1: everything}, 2).apply(network, 0)
     with pytest.raises(UserError, match=f"not in the weights file, and frozen: {missing}") as caught:
         refuse_frozen_random(network, loaded, path)
     assert caught.value.code == ExitCode.DATA
-    freeze(network, everything, 0, "keep")  # statistics that are kept are frozen too
+    FreezePlan({0: everything}, 2, "keep").apply(network, 0)  # statistics that are kept are frozen too
     if "running" in missing:
         with pytest.raises(UserError):
             refuse_frozen_random(network, loaded, path)

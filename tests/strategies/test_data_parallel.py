@@ -23,7 +23,7 @@ from src.strategies.precision import DTYPES, precision_plugin
 from src.strategies.replication import CpuEngine, GpuEngine, chunk_sizes
 from tests.callbacks import little_memory
 from tests.callbacks.little_memory import MESSAGE, Small, at_most
-from tests.callbacks.small_training import QUIET, SQUARE, classifier, images, network, phases
+from tests.callbacks.small_training import QUIET, SQUARE, classifier, images, network, plan
 from tests.tolerance import DOUBLE
 
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def train(
     settings = {"accelerator": "cpu", "devices": replicas or 1, "strategy": strategy} | settings
     trainer = L.Trainer(
         max_epochs=epochs,
-        callbacks=[FreezingSchedule(phases(epochs, **freeze), batchnorm), watch],
+        callbacks=[FreezingSchedule(plan(epochs, batchnorm=batchnorm, **freeze)), watch],
         gradient_clip_val=0.5,
         enable_checkpointing=False,
         **QUIET,

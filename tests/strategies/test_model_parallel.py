@@ -22,6 +22,7 @@ from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
 from src.errors import UserError
 from src.models.classifier import Classifier
+from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
@@ -75,7 +76,7 @@ def fit(
         devices=1 if strategy is None else len(model.network.backbone.split_at) + 1,
         strategy=strategy or SingleDeviceStrategy("cpu"),
         max_epochs=epochs,
-        callbacks=[FreezingSchedule(phases, batchnorm), *callbacks],
+        callbacks=[FreezingSchedule(FreezePlan(phases, epochs, batchnorm)), *callbacks],
         enable_checkpointing=False,
         **QUIET,
         **settings,

@@ -1,0 +1,98 @@
+"""A task: what a run learns. Which images, seen how, by which network, and what of it is frozen when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.checkpoints.model_folder import ModelCard
+from src.config import Config
+from src.data.labelled_images import LabelledImages
+from src.data.sources import load_images
+from src.files import write_csv
+from src.job import Job
+from src.models.building import architecture_of, build_pretrained, choose_preprocessing
+from src.models.freezing import FreezePlan
+from src.models.model_parallel_resnet50 import ModelParallelResNet50
+from src.models.network import TransferNetwork
+from src.models.weights import refuse_frozen_random
+from src.preprocessing import Preprocessing
+from src.strategies.stage_balance import choose_split
+from src.trained_model import TrainedModel
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned. The network is changed by training, the rest stays as it is."""
+
+    images: LabelledImages
+    card: ModelCard  # how an image becomes the network's input and what its outputs mean; still without metrics
+    network: TransferNetwork
+    freezing: FreezePlan
+    origin: str  # the line that says which weights the backbone started from
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.card.preprocessing
+
+    def trained(self, job: Job) -> TrainedModel:
+        """The network with the weights that it has now, to be measured."""
+        return TrainedModel(self.card, self.network, job.device, job.config.precision.name)
+
+
+def build_task(job: Job) -> Task:
+    """The images, checked and split, and the network with its pretrained weights, as frozen in epoch 0.
+
+    Raises UserError; of several processes also where one has other images.
+    """
+    config, ranks = job.config, job.ranks
+    preprocessing = choose_preprocessing(config.model, config.data)
+    images = ranks.after_first(lambda: _find_images(job))
+    ranks.check_same("images", {"images": len(images.names), "names, labels, splits": images.digest()})
+    network, loaded = ranks.after_first(
+        lambda: build_pretrained(config.model, images.classes, preprocessing, config.seed)
+    )
+    freezing = FreezePlan.of(config.freeze, network.backbone, config.trainer.max_epochs)
+    task = Task(images, _card(config, images, preprocessing), network, freezing, loaded.line)
+    if config.model.split_at in ("auto", "auto_memory"):
+        assert isinstance(network.backbone, ModelParallelResNet50)
+        freezing.apply_last(network)
+        split_at = ranks.told_by_first(
+            lambda: choose_split(config, network, job.device, job.num_devices, preprocessing.image_size)
+        )
+        network.backbone.split(split_at)
+    freezing.apply(network, 0)  # the later epochs: callbacks/freezing.py
+    if job.resume_point is None:  # a run that made steps goes on as it began
+        refuse_frozen_random(network, loaded, config.model.weights)
+    return task
+
+
+def _card(config: Config, images: LabelledImages, preprocessing: Preprocessing) -> ModelCard:
+    red, green, blue = config.data.background
+    return ModelCard(
+        architecture=architecture_of(config.model, images.classes).to_dict(),
+        preprocessing=preprocessing,
+        classes=images.classes,
+        task=config.model.task,
+        background=(red, green, blue),
+        max_megapixels=config.data.max_megapixels,
+        channels_last=config.model.channels_last,
+        precision=config.precision.name,
+        metrics={},
+        bits=images.bits,
+    )
+
+
+def _find_images(job: Job) -> LabelledImages:
+    """A run that is continued keeps its split, which is in split.csv."""
+    split, begun = job.folder.path / "split.csv", job.resume_point is not None
+    images = load_images(
+        job.config.data,
+        job.config.seed,
+        cache_dir=Path(job.config.runs_dir) / ".checked",
+        bad_list=job.folder.path / "bad_images.txt" if job.ranks.is_first else None,
+        run_split=split if begun else None,
+    )
+    if job.ranks.is_first and not begun:  # what a run has trained on stays written, whatever becomes of the files
+        write_csv(split, *images.table())
+    return images
