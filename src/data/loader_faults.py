@@ -27,7 +27,7 @@ def explained(error: Exception, dataset: Records, processes: set[BaseProcess]) -
         for process in processes:
             if process.sentinel in gone:
                 process.join()  # a process closes its pipes before it has an exit code
-    ended = {process.pid: process.exitcode for process in processes if process.exitcode}
+    ended = {process.pid: process.exitcode for process in processes if process.exitcode and process.pid}
     if not ended and "DataLoader worker" not in str(error):
         return error
     return _lost(ended, dataset.names_at_hand(set(ended)))
@@ -42,7 +42,7 @@ def _broken(cause: str) -> LoaderFault:
     )
 
 
-def _lost(ended: dict[int | None, int], names: list[str]) -> BaseException:
+def _lost(ended: dict[int, int], names: list[str]) -> BaseException:
     pid, code = next(iter(ended.items()), ("unknown", 0))
     if code == -signal.SIGTERM:
         return Terminated()  # a scheduler such as SLURM signals every process, and a loader ended first

@@ -37,9 +37,11 @@ class Records(Protocol):
 
     def records(self, pids: set[int]) -> dict[int, tuple[int, int]]:
         """pid -> (number of the image it reads, reads begun), of the processes that have started."""
+        ...
 
     def names_at_hand(self, pids: set[int]) -> list[str]:
         """The images that these processes are reading."""
+        ...
 
 
 class Watch:
@@ -51,6 +53,7 @@ class Watch:
 
     def __init__(self, processes: set[BaseProcess], dataset: Records, start_seconds: float) -> None:
         self.processes, self.dataset, self.start_seconds = processes, dataset, start_seconds
+        self.pids = {process.pid for process in processes if process.pid}
         self.fault: LoaderFault | None = None
         self.waits = 0  # odd while the trainer waits
         self.ended = threading.Event()
@@ -64,7 +67,7 @@ class Watch:
         self.waits += 1
 
     def kill_blocked(self) -> None:
-        started = self.dataset.records({process.pid for process in self.processes})
+        started = self.dataset.records(self.pids)
         _kill({process for process in self.processes if process.pid not in started})
 
     def end(self) -> None:
@@ -75,7 +78,7 @@ class Watch:
             process.join(timeout=5)
 
     def _run(self) -> None:
-        pids = {process.pid for process in self.processes}
+        pids = self.pids
         last, waited, silent = (0, {}), 0.0, 0.0
         limit = self.dataset.timeout_seconds
         while not self.ended.wait(WAIT_SECONDS):

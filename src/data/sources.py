@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,24 +30,25 @@ from src.preprocessing import ReadOptions
 
 def image_folder(data: Data, run_split: Path | None) -> Listing:
     """The images of the folders below data.root: one per class, perhaps in train/, val/ and test/."""
+    root = image_root(data)
     try:
-        return folders.list_image_folder(Path(data.root), data.layout)
+        return folders.list_image_folder(root, data.layout)
     except UserError as error:
         if run_split is None or error.code != ExitCode.DATA:
             raise
-        return image_files.listing_of_run(Path(data.root), run_split, error)
+        return image_files.listing_of_run(root, run_split, error)
 
 
 def csv_table(data: Data, run_split: Path | None) -> Listing:
     """The images of a CSV file with the columns path, label and perhaps split."""
-    return table.list_table(Path(data.table), image_root(data))
+    return table.list_table(Path(data.table or ""), image_root(data))
 
 
 def digits(data: Data, seed: int) -> ImageSet:
     """scikit-learn's digits: 8x8, 17 levels of grey (UCI Optical Recognition of Handwritten Digits)."""
     from sklearn.datasets import load_digits
 
-    images = load_digits()
+    images: Any = load_digits()
     grey = torch.from_numpy(np.rint(images.images * (255 / 16)).astype(np.uint8))
     return ImageSet("digits", tuple(map(str, images.target_names)), images.target.tolist(), partial(_grey_image, grey))
 
@@ -69,7 +71,7 @@ def torchvision_set(data: Data, seed: int) -> ImageSet:
     """One of torchvision's data sets, downloaded to data.root."""
     from src.data.torchvision_sets import open_torchvision_set
 
-    return open_torchvision_set(data.name or "", Path(data.root or "data"), tuple(data.background))
+    return open_torchvision_set(data.name or "", Path(data.root or "data"), _background(data))
 
 
 # By the name in Data.source: functions of (Data, split.csv of a run that goes on, or None), and of (Data, seed).
@@ -119,7 +121,7 @@ def image_root(data: Data) -> Path:
 
 def _file_settings(data: Data, cache_dir: Path, bad_list: Path | None, workers: int | None) -> FileSettings:
     return FileSettings(
-        options=ReadOptions(tuple(data.background), data.max_megapixels),
+        options=ReadOptions(_background(data), data.max_megapixels),
         bits=data.bits,
         timeout_seconds=data.timeout_seconds,
         skip_bad=data.on_bad_image == "skip",
@@ -133,6 +135,11 @@ def loader_settings(data: Data, images: LabelledImages, processes: int = 1) -> L
     """For one of the processes that train on this machine."""
     workers = num_workers(data.num_workers, images, processes)
     return LoaderSettings(data.batch_size, workers, data.timeout_seconds, data.on_bad_image == "skip")
+
+
+def _background(data: Data) -> tuple[int, int, int]:
+    red, green, blue = data.background
+    return red, green, blue
 
 
 def _path(text: str | None) -> Path | None:
