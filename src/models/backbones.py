@@ -20,8 +20,8 @@ from torch import nn
 
 from src.errors import ExitCode, UserError
 from src.models import efficientnet_lite
-from src.models.heads import Attempt, attempt
 from src.models.model_parallel_resnet50 import ModelParallelResNet50
+from src.models.shape_errors import Attempt, attempt
 from src.preprocessing import INTERPOLATIONS, Preprocessing
 from src.user_command import corrected
 

@@ -16,9 +16,9 @@ from src.checkpoints.model_folder import ModelCard, damaged
 from src.config import Config, Data, Model
 from src.errors import ExitCode, UserError
 from src.models.backbones import check_backbone_name, pretrained_preprocessing
-from src.models.heads import explain_shape_mismatch
 from src.models.losses import ClassificationLoss, class_weights
 from src.models.network import Architecture, TransferNetwork, build_network
+from src.models.shape_errors import explain_shape_mismatch
 from src.models.weight_files import unreadable
 from src.models.weights import LoadResult, load_pretrained
 from src.plain_values import check

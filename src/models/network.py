@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from src.models.backbones import build_backbone
-from src.models.heads import HEADS, build_head
+from src.models.heads import HEADS, KEEP_CLASSIFIER, build_head
 from src.models.model_parallel_resnet50 import ModelParallelResNet50, Stage
 from src.plain_values import limited
 from src.preprocessing import Preprocessing
@@ -22,10 +22,10 @@ from src.preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Architecture:
-    """What must be known to build the network again, as plain values for checkpoints and model.json."""
+    """All that is needed to build the network again, as plain values for checkpoints and model.json."""
 
     backbone: str  # see backbones.backbone_names()
-    head: str = limited(options=HEADS)  # see heads.build_head()
+    head: str = limited(options=tuple(HEADS))  # see heads.build_head()
     outputs: int = limited(range=(1, 10**5))  # the number of classes
     hidden: int = limited(512, range=(1, 10**5))  # width of the head's hidden layer (head mlp)
     dropout: float = limited(0.0, range=(0.0, 0.95))
@@ -33,7 +33,7 @@ class Architecture:
     @property
     def keep_classifier(self) -> bool:
         """Whether the backbone keeps its ImageNet classifier."""
-        return self.head == "append"
+        return self.head in KEEP_CLASSIFIER
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,13 +78,13 @@ class TransferNetwork(nn.Module):
         return self.head(self.features(images))
 
     def stages(self) -> list[Stage]:
-        """Of a backbone that is split: modules that share these layers, and are the network one after another."""
+        """For a split backbone: modules that share these layers; called one after another they are the network."""
         assert isinstance(self.backbone, ModelParallelResNet50)
         first, *middle, last = self.backbone.stage_layers()
         return [Stage(first, before=self.normalise), *map(Stage, middle), Stage([*last, self.head])]
 
     def place(self, devices: Sequence[torch.device]) -> None:
-        """Moves each stage of a backbone that is split to its device, the head to that of the last."""
+        """Moves each stage of a split backbone to its device, and the head to the last one."""
         for stage, device in zip(self.stages(), devices, strict=True):
             stage.place(device)
         self.mean, self.std = self.mean.to(devices[0]), self.std.to(devices[0])

@@ -62,7 +62,7 @@ def test_a_head_that_was_changed_and_does_not_fit_is_explained(command, tmp_path
     for folder in ("src", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / "mine" / folder)
     heads = tmp_path / "mine" / "src" / "models" / "heads.py"
-    changed = heads.read_text().replace("linear = nn.Linear(in_features, outputs)", "linear = nn.Linear(1234, outputs)")
+    changed = heads.read_text().replace("layer = nn.Linear(in_features, outputs)", "layer = nn.Linear(1234, outputs)")
     assert "1234" in changed
     heads.write_text(changed)
     (tmp_path / "src").symlink_to(tmp_path / "mine" / "src")  # the current folder comes first for python -m
