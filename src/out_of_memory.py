@@ -1,4 +1,4 @@
-"""Running out of memory: how it is recognised, what can be freed, what is said, and forward passes in parts.
+"""Running out of memory: which errors mean it, freeing memory, the messages, and forward passes in parts.
 
 src/callbacks/out_of_memory.py repeats a training step in parts; `InParts` is for validation, evaluate and predict.
 """
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 SMALLEST = "shufflenet_v2_x0_5"  # of the backbones
 
-# What a RuntimeError says where its type does not tell. cuBLAS and cuDNN fail to start when there is no room for what they
-# work in, and cuDNN finds no algorithm that is small enough.
+# Texts of a RuntimeError, where its type does not tell. cuBLAS and cuDNN fail to start without room for their workspace,
+# and cuDNN finds no algorithm that is small enough.
 _OUT_OF_MEMORY = (
     "out of memory",  # CUDA, ROCm, Apple's MPS
     "can't allocate memory",  # the CPU on Linux and macOS
@@ -36,15 +36,15 @@ _OUT_OF_MEMORY = (
     "CUDNN_STATUS_NOT_SUPPORTED",
     "Unable to find a valid cuDNN algorithm",
 )
-# After these the process cannot use its GPU any more.
+# After these errors the process cannot use its GPU any more.
 GPU_FAULT = ("device-side assert", "illegal memory access", "misaligned address", "unspecified launch failure")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was too little memory, of a GPU or of the machine, so that less of the same may work.
+    """Whether a GPU or the machine had too little memory, so that a smaller batch may work.
 
-    Knows more than Lightning's own test: cuBLAS, cuDNN's start, MPS and Python's MemoryError (numpy raises it). Not meant
-    is a lack of memory in an exchange between processes, which none of them can repeat alone.
+    Unlike Lightning's own test it includes cuBLAS, cuDNN's start, MPS and Python's MemoryError (numpy raises it). NCCL
+    errors are excluded: no process can repeat an exchange alone.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -52,7 +52,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_gpu_fault(error: BaseException) -> bool:
-    """Whether a GPU stopped in a way after which nothing can be repeated in this process."""
+    """Whether a GPU stopped, so that this process can repeat nothing."""
     return _says(error, GPU_FAULT)
 
 
@@ -61,7 +61,7 @@ def _says(error: BaseException, words: tuple[str, ...]) -> bool:
 
 
 def gpu_fault_explained(error: BaseException) -> UserError:
-    """What a user reads after a fault of the GPU."""
+    """The UserError for a fault of the GPU."""
     return UserError(
         f"the GPU stopped while it computed: {_first_line(error)}",
         why="usually a label that is not in 0..num_classes-1; a GPU reports it late and not where it happened",
@@ -75,8 +75,8 @@ def gpu_fault_explained(error: BaseException) -> UserError:
 
 @contextmanager
 def gpu_faults_explained() -> Iterator[None]:
-    """Inside, a fault of the GPU becomes the UserError that explains it. Lightning's fit as a whole belongs inside: a GPU
-    that has failed fails again when Lightning tidies up, and only that error comes out."""
+    """Inside, a fault of the GPU becomes the UserError that explains it. All of Lightning's fit belongs inside: the GPU fails
+    again when Lightning tidies up, and only that second error comes out."""
     try:
         yield
     except RuntimeError as error:
@@ -86,8 +86,8 @@ def gpu_faults_explained() -> Iterator[None]:
 
 
 def free() -> None:
-    """Gives memory that nothing refers to back to the device. Call it after leaving the except block: inside, the
-    traceback still refers to the tensors of the step that failed."""
+    """Gives unreferenced memory back to the device. Call it outside of the except block: inside, the traceback still refers
+    to the tensors of the failed step."""
     gc.collect()
     torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
@@ -112,50 +112,37 @@ class Exhausted:
         return cls("another process ran out of memory", memory_state(device), device)
 
     def with_one_image(self) -> UserError:
-        """What a user reads when the batch cannot be divided any further."""
-        others = [corrected("precision=bf16") + "  # or fp16", "nvidia-smi  # other processes on the GPU"]
-        return UserError(
-            "out of memory with a single image at a time",
-            where=self.memory,
-            why=self.message,
-            fix=[
-                *smaller(),
-                *(others if self.device.type == "cuda" else []),
-            ],
-            code=ExitCode.OUT_OF_MEMORY,
-        )
+        """The UserError when the batch cannot be divided any further."""
+        fix = smaller()
+        if self.device.type == "cuda":
+            fix += [corrected("precision=bf16") + "  # or fp16", "nvidia-smi  # other processes on the GPU"]
+        return self._error("out of memory with a single image at a time", self.message, fix)
 
     def told_to_stop(self, step: int, images: int, processes: int) -> UserError:
-        """What a user reads at the first failure where nothing is repeated (oom.policy=stop)."""
-        return UserError(
-            f"out of memory in step {step} with {images} images at a time",
-            where=self.memory,
-            why=f"oom.policy=stop looks for no size that fits; {self.message}",
-            fix=[
-                corrected("oom.policy=split"),
-                corrected(f"data.batch_size={max(1, images * processes // 2)}"),
-            ],
-            code=ExitCode.OUT_OF_MEMORY,
-        )
+        """The UserError at the first failure under oom.policy=stop."""
+        fix = [corrected("oom.policy=split"), corrected(f"data.batch_size={max(1, images * processes // 2)}")]
+        why = f"oom.policy=stop looks for no size that fits; {self.message}"
+        return self._error(f"out of memory in step {step} with {images} images at a time", why, fix)
 
     def in_optimizer(self, step: int) -> UserError:
-        """What a user reads when the gradients fitted, but not what the optimizer makes of them."""
-        return UserError(
-            f"out of memory in the optimizer, in step {step}, which cannot be repeated",
-            where=self.memory,
-            why="some weights may have moved already, and fewer images at a time would not help: AdamW keeps two "
-            f"numbers for every weight that is trained; {self.message}",
-            fix=[
-                corrected("optimizer=sgd"),
-                corrected("freeze.preset=head_only", remove=["freeze.phases"]) + "  # or a smaller freeze.last_n",
-                *smaller()[-1:],
-            ],
-            code=ExitCode.OUT_OF_MEMORY,
+        """The UserError when the gradients fitted, but not the optimizer's step."""
+        why = (
+            "some weights may have moved already, and fewer images at a time would not help: AdamW keeps two "
+            f"numbers for every weight that is trained; {self.message}"
         )
+        fix = [
+            corrected("optimizer=sgd"),
+            corrected("freeze.preset=head_only", remove=["freeze.phases"]) + "  # or a smaller freeze.last_n",
+            *smaller()[-1:],
+        ]
+        return self._error(f"out of memory in the optimizer, in step {step}, which cannot be repeated", why, fix)
+
+    def _error(self, found: str, why: str, fix: list[str]) -> UserError:
+        return UserError(found, where=self.memory, why=why, fix=fix, code=ExitCode.OUT_OF_MEMORY)
 
 
 def smaller() -> list[str]:
-    """The user's command with smaller images and with a smaller backbone, where those of the command are not small already."""
+    """The user's command with smaller images and with a smaller backbone, unless those of the command are small already."""
     typed = dict(word.partition("=")[::2] for word in typed_words())
     drawn = typed and typed.get("data", "digits") in ("digits", "synthetic")  # which are small already
     size, fixes = typed.get("data.image_size", "" if drawn else "224"), []
@@ -167,7 +154,7 @@ def smaller() -> list[str]:
 
 
 def memory_state(device: torch.device) -> str:
-    """How full the memory is, in words; of a CPU what is available, where that can be known."""
+    """How full the memory is, in words; for a CPU the available memory, on Linux."""
     if device.type == "cuda":
         unused, total = torch.cuda.mem_get_info(device)
         allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
@@ -184,12 +171,12 @@ def memory_state(device: torch.device) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """What the error says, without the advice that torch adds."""
+    """The error's text without the advice that torch adds."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def part_sizes(total: int, most: int) -> list[int]:
-    """How many images each part of a batch has: at most `most`, as alike as possible, the largest first."""
+    """The images in each part of a batch: at most `most`, as even as possible, the largest part first."""
     parts = -(-total // most)
     smallest, larger = divmod(total, parts)
     return [smallest + 1] * larger + [smallest] * (parts - larger)
@@ -197,16 +184,14 @@ def part_sizes(total: int, most: int) -> list[int]:
 
 @dataclass
 class PartSize:
-    """How many images a training step takes at a time: fewer after each failure, more after many clean steps.
-
-    grow_after: clean steps after which parts twice as large are tried. If they fail, the next try waits twice as long.
-    """
+    """Images that a training step takes at a time: half after each failure, twice as many after `grow_after` clean steps. If
+    a larger size fails, the next try waits twice as long."""
 
     grow_after: int
     size: int | None = None  # images at a time; None: the whole batch
     whole: int = 0  # the largest batch that did not fit
-    clean: int = 0  # steps since the size was changed
-    grown: bool = False  # whether that change made it larger
+    clean: int = 0  # steps since the size changed
+    grown: bool = False  # whether that change was an increase
 
     def shrink(self, failed: int) -> None:
         """After a failure with parts of `failed` images."""
@@ -216,7 +201,7 @@ class PartSize:
         self.clean, self.grown = 0, False
 
     def grow(self) -> bool:
-        """After a step that fitted; whether the next one shall take more."""
+        """After a step that fitted; returns whether the next step takes more."""
         if self.size is None:
             return False
         self.clean += 1
@@ -228,10 +213,10 @@ class PartSize:
 
 
 class InParts:
-    """Calls forward with whole batches as long as they fit, then with fewer and fewer images at a time.
+    """Calls forward with whole batches as long as they fit, then with ever smaller parts.
 
-    forward: images (B, ...) -> (B, outputs), in eval mode, where an image's result does not depend on the others. The
-    size that fitted is kept for the batches to come. Raises UserError if a single image does not fit.
+    forward: images (B, ...) -> (B, outputs), in eval mode, where an image's result does not depend on the others. A part
+    size that fits is kept for later batches. Raises UserError if a single image does not fit.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:

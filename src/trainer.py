@@ -53,7 +53,6 @@ def build_trainer(job: Job, task: Task) -> L.Trainer:
         max_time=settings.max_time,
         limit_train_batches=settings.limit_batches,
         limit_val_batches=settings.limit_batches,
-        gradient_clip_val=settings.gradient_clip,
         callbacks=build_callbacks(job, task, metrics),
         logger=[metrics, *_loggers(config.logger, folder)],
         plugins=[

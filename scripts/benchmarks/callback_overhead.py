@@ -39,6 +39,7 @@ from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
 from src.models.backbones import build_backbone
 from src.models.classifier import Classifier
+from src.models.engine_module import Training
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
@@ -104,10 +105,8 @@ def step_time(
         TransferNetwork(backbone, nn.Linear(features, 2), preprocessing),
         ClassificationLoss("multiclass"),
         Optimizer(name="adamw", lr=1e-3),
-        num_classes=2,
-        total_steps=steps,
-        seed=0,
-        hparams={},
+        2,
+        Training(total_steps=steps),
     )
     data = ImageData(Data(augment="none", batch_size=BATCH, num_workers=0), images(size, steps), preprocessing, seed=0)
     times = StepTimes()

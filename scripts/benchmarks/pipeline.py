@@ -32,7 +32,7 @@ from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
 from src.reporting.plots import COLOURS
 from src.strategies import pipeline
-from src.strategies.pipeline import OwnStage
+from src.strategies.pipeline_stage import LocalStage
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -89,7 +89,7 @@ class Contest:
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
         self.labels = torch.randint(0, CLASSES, (BATCH,), generator=generator)
-        self._stages: dict[tuple[int, str], OwnStage] = {}
+        self._stages: dict[tuple[int, str], LocalStage] = {}
 
     def unsplit(self, micro_batches: int) -> float:
         """Seconds."""
@@ -107,9 +107,7 @@ class Contest:
         """Seconds."""
         key = micro_batches, schedule
         if key not in self._stages:
-            self._stages[key] = OwnStage(
-                self.split, self.rank, torch.device("cpu"), micro_batches, schedule, loss, nullcontext
-            )
+            self._stages[key] = LocalStage(self.split, torch.device("cpu"), micro_batches, schedule, loss, nullcontext)
         return self._timed(self.split, lambda: self._stages[key].forward_backward(self.images, self.labels))
 
     def _timed(self, network: nn.Module, work: Callable[[], None]) -> float:

@@ -6,9 +6,9 @@ import logging
 
 import lightning as L
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from src.models.freezing import BATCHNORM, FreezePlan
+from src.strategies.ddp import Ddp
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,7 @@ class FreezingSchedule(L.Callback):
             if len(names) > 6:
                 names = [*names[:3], "...", names[-1]]
             log.info(f"from here on these learn: {', '.join(names)}")
-        if isinstance(trainer.strategy.model, DistributedDataParallel):
-            # DistributedDataParallel looks once, when it is made, which parameters need their gradients averaged: those
-            # unfrozen later would go their own way on every rank (Lightning issue 20340). So a new one takes its place;
-            # the old one goes first, and its hooks on the parameters with it.
-            trainer.strategy.model = pl_module
+        if isinstance(trainer.strategy, Ddp) and trainer.strategy.wrapper is not None:
             trainer.strategy.configure_ddp()
         if pl_module.device.type == "cuda":
             # Activations have other sizes from here on: cached memory in pieces of the old sizes would be in the way.

@@ -1,22 +1,22 @@
-"""What a run does when a loss or a gradient is nan or inf (trainer.on_nan): it ends, leaves the step out, or goes back.
-
-It is noticed after the backward pass, before the weights change. A loss that is not finite makes all its gradients nan
-(src/models/losses.py), so that in strategy=ddp the averaged gradients tell every process of it, and strategy=pipeline
-sends with the loss whether each stage's gradients were finite: all decide alike, without a message of their own. fp16 is
-the exception. Its loss scale is tried out by gradients that overflow, after which GradScaler leaves the step out; there
-the loss decides, and gradients only once the scale is so small that it is not to blame.
+"""What a run does when a loss or a gradient is nan or inf (trainer.on_nan): it ends, skips the step, or goes back.
 
 stop:    the run ends with exit code 77. The last position and the best epoch are from before the step.
-skip:    the update is left out: weights, statistics of BatchNorm, optimizer and train/* are as if the batch had not been
-         there. The schedule and the moving average of the weights count it as a step.
-restore: the weights go back to those of the last epoch's end, or of the start. The optimizer begins anew with a tenth of
-         the learning rate, and the data goes on with the next batch. The weights to go back to are in each position.
+skip:    there is no update: weights, statistics of BatchNorm, optimizer and train/* are as if the batch had not existed.
+         The schedule and the moving average of the weights count it as a step.
+restore: the weights of the last epoch's end, or of the start, come back. The optimizer begins anew with a tenth of the
+         learning rate, and the data goes on with the next batch. The weights to go back to are part of each position.
 
-skip and restore end as stop does when MOST_IN_A_ROW steps come to nothing, with no good step in between (skip) or no epoch
-that ends with one (restore).
+skip and restore end as stop does after MOST_IN_A_ROW bad steps, without a good step in between (skip) or an epoch that ends
+with one (restore).
+
+It is noticed after the backward pass, before the weights change. A loss that is not finite makes all its gradients nan
+(src/models/losses.py), so that in strategy=ddp the averaged gradients tell every process, and the loss of strategy=pipeline
+is nan where any stage's gradients are not finite: all decide alike, without a message of their own. fp16 is the exception:
+its GradScaler tries scales until gradients overflow and skips those steps itself. There the loss decides, and gradients
+only once the scale is so small that it is not to blame.
 
 A step on a CPU pays for this with a norm of the gradients, 1 % of its time or less. On a GPU, stop looks at a step's norm
-while the next one is under way, and before anything is saved or measured; skip and restore wait for it.
+while the next step is under way, and before anything is saved or measured; skip and restore wait for it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from src.callbacks.batch_parts import State
+from src.callbacks.step_snapshot import StepSnapshot
 from src.data.module import shared_out
 from src.errors import ExitCode, UserError
 from src.files import NAMES
+from src.models.engine_module import engine_module
 from src.run_names import free_name
 from src.text import printable
 from src.user_command import corrected, typed_name, typed_words
@@ -58,7 +60,7 @@ class _Step:
     epoch: int  # counted from 0, as the batch is
     batch: int
     rates: dict[str, float]
-    copied: torch.cuda.Event | None = None  # when the numbers have arrived from the GPU
+    arrived: torch.cuda.Event | None = None  # from the GPU
 
 
 class NonFinite(L.Callback):
@@ -66,11 +68,10 @@ class NonFinite(L.Callback):
 
     def __init__(self, policy: str, folder: Path) -> None:
         self.policy, self.folder = policy, folder
-        self.in_a_row = self.total = 0
+        self.in_a_row = self.total = 0  # bad steps
         self._last_was_good = True
-        self._loss: Tensor | None = None
-        self._begun: State | None = None  # skip: what the step changes before it is known to be bad
-        self._weights: dict[str, Tensor] | None = None  # restore: where to go back to
+        self._before: StepSnapshot | None = None  # skip
+        self._weights: dict[str, Tensor] | None = None  # restore: of the last epoch's end, or of the start
         self._waiting: _Step | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -78,30 +79,23 @@ class NonFinite(L.Callback):
             self._keep_weights(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._begun = None  # a new phase may train other BatchNorm layers
+        self._before = None  # a new phase may train other BatchNorm layers
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._batch = batch_idx
         if self.policy == "skip":
-            self._begun = self._begun or State(pl_module, trainer.strategy.root_device)
-            self._begun.keep(gradients=False)
-
-    def on_before_zero_grad(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        self._loss = None  # a batch that did not fit begins again
-
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Of the batch, or of each of its parts."""
-        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+            self._before = self._before or StepSnapshot(pl_module, trainer.strategy.root_device)
+            self._before.keep()
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         rates = {group["name"].removesuffix("/no_decay"): group["lr"] for group in optimizer.param_groups}
         numbers = self._numbers(trainer, pl_module)
         step = _Step(numbers, trainer.global_step + 1, trainer.current_epoch, self._batch, rates)
         if numbers.device.type == "cuda" and self.policy == "stop":
-            step.numbers, step.copied = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
-            step.copied.record()
+            step.numbers, step.arrived = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
+            step.arrived.record()
         self._settle(trainer)
         self._waiting = step
         if not self.may_wait(step):
@@ -109,7 +103,7 @@ class NonFinite(L.Callback):
 
     def may_wait(self, step: _Step) -> bool:
         """Whether the verdict may come one step later."""
-        return step.copied is not None
+        return step.arrived is not None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._settle(trainer)
@@ -142,24 +136,23 @@ class NonFinite(L.Callback):
 
     def _numbers(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        loss = self._loss.float()
+        loss = engine_module(module).step_loss.float()
         if scaler is None or scaler.get_scale() < 1:
             norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
         else:
             norm = torch.zeros((), device=loss.device)
-        if scaler is not None:
-            loss = loss / scaler.get_scale()
-            if shared_out(trainer)[1] > 1:  # the gradients do not tell: they may have overflowed
-                dist.all_reduce(loss, dist.ReduceOp.SUM)
+        if scaler is not None and shared_out(trainer)[1] > 1:  # the gradients do not tell: they may have overflowed
+            loss = loss.clone()
+            dist.all_reduce(loss, dist.ReduceOp.SUM)
         return torch.stack([loss.to(norm.device), norm.float()])
 
     def _settle(self, trainer: L.Trainer) -> None:
-        """Judges the step that waits for its numbers."""
+        """Judges the step whose numbers were not awaited yet."""
         step, self._waiting = self._waiting, None
         if step is None:
             return
-        if step.copied is not None:
-            step.copied.synchronize()
+        if step.arrived is not None:
+            step.arrived.synchronize()
         loss, norm = step.numbers.tolist()
         if math.isfinite(loss) and math.isfinite(norm):
             self._last_was_good = True
@@ -197,12 +190,11 @@ class NonFinite(L.Callback):
         self.in_a_row, self.total, self._last_was_good = self.in_a_row + 1, self.total + 1, False
         if self.in_a_row >= MOST_IN_A_ROW:
             raise self._diverged(trainer, f"{what}, for the {MOST_IN_A_ROW}th time in a row", where)
-        module = trainer.lightning_module
+        module = engine_module(trainer.lightning_module)
         module.step_counts = False
-        for parameter in module.parameters():
-            parameter.grad = None  # optimizers pass over a parameter without a gradient
+        module.zero_grad()  # optimizers pass over a parameter without a gradient
         if self.policy == "skip":
-            self._begun.restore()
+            self._before.restore()
             done = "the step is left out"
         else:
             trainer.strategy.load_model_state_dict({"state_dict": self._weights}, strict=True)
@@ -210,9 +202,9 @@ class NonFinite(L.Callback):
                 optimizer.state.clear()
                 for group in optimizer.param_groups:
                     group["lr"] *= LR_FACTOR
-            for config in trainer.lr_scheduler_configs:
-                if hasattr(config.scheduler, "base_lrs"):
-                    config.scheduler.base_lrs = [rate * LR_FACTOR for rate in config.scheduler.base_lrs]
+            for schedule in module.schedules():
+                if not isinstance(schedule, ReduceLROnPlateau):  # which has no base, and changes lr itself
+                    schedule.base_lrs = [rate * LR_FACTOR for rate in schedule.base_lrs]
             done = "back to the last epoch's weights, with a tenth of the learning rate"
         if trainer.is_global_zero:
             log.warning(f"{what}: {done} ({self.in_a_row} in a row). {where}".replace("\n", "; "))

@@ -1,4 +1,4 @@
-"""A continued run takes up its position: what Lightning restores must fit the run, and a file that does not is said so."""
+"""A run that continues from a position: what Lightning restores must fit the run, or a UserError names the file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import lightning as L
 from torch import Tensor
 
 from src.checkpoints.reading import FOREIGN, unusable
+from src.models.engine_module import engine_module
 from src.out_of_memory import is_out_of_memory
 
 
 @contextmanager
 def taking_up(trainer: L.Trainer, start: Path | None) -> Iterator[None]:
-    """Inside, trainer.fit goes on from `start`; what goes wrong before it trains is a UserError about that file."""
+    """Inside, trainer.fit continues from `start`; an error before the first step is a UserError about that file."""
     if start is None:
         yield
         return
@@ -34,8 +35,8 @@ def taking_up(trainer: L.Trainer, start: Path | None) -> Iterator[None]:
 class _Restored(L.Callback):
     """`done` as soon as Lightning has restored everything.
 
-    torch lets an optimizer's averages have any shape, and a schedule's state replace its methods: both would show in some
-    later step only. Raises ValueError.
+    torch accepts any shape for an optimizer's averages, and a schedule's state that replaces its methods: both would show
+    only in a later step. Raises ValueError.
     """
 
     def __init__(self) -> None:
@@ -43,19 +44,17 @@ class _Restored(L.Callback):
         self._built: list[dict[str, Any]] = []  # the schedules' values before they are restored
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._built = [dict(vars(one.scheduler)) for one in trainer.lr_scheduler_configs]
+        self._built = [dict(vars(schedule)) for schedule in engine_module(pl_module).schedules()]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for optimizer in trainer.optimizers:
-            for parameter, state in optimizer.state.items():
-                if any(
-                    value.shape not in ((), parameter.shape) for value in state.values() if isinstance(value, Tensor)
-                ):
-                    raise ValueError("the optimizer's state is that of another network")
-        for one, built in zip(trainer.lr_scheduler_configs, self._built, strict=True):
-            for name, value in vars(one.scheduler).items():
-                replaced = callable(getattr(type(one.scheduler), name, None))
-                if replaced or (name in built and _kind(value) is not _kind(built[name])):
+        for parameter, state in engine_module(pl_module).optimizer.state.items():
+            tensors = [value for value in state.values() if isinstance(value, Tensor)]
+            if any(tensor.shape not in ((), parameter.shape) for tensor in tensors):
+                raise ValueError("the optimizer's state is that of another network")
+        for schedule, built in zip(engine_module(pl_module).schedules(), self._built, strict=True):
+            for name, value in vars(schedule).items():
+                replaces_method = callable(getattr(type(schedule), name, None))
+                if replaces_method or (name in built and _kind(value) is not _kind(built[name])):
                     raise ValueError(f"{name} of the learning rate's schedule cannot be this")
         self.done = True
 

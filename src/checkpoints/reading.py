@@ -68,7 +68,8 @@ def _no_position(content: dict[str, Any], max_epochs: int) -> str | None:
     """Why Lightning cannot continue from the counters. It believes them: one too high would end the run as if finished."""
     loop = content["loops"]["fit_loop"]
     epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]["total"]
-    steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+    steps = loop["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]
+    steps = steps or loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
     agree = epochs["processed"] - 1 <= content["epoch"] <= epochs["processed"] <= max_epochs
     agree = agree and steps == content["global_step"] <= batches["ready"] and _counts(loop, DEEPEST)
     lists = all(isinstance(content[key], list) and content[key] for key in ("optimizer_states", "lr_schedulers"))

@@ -33,7 +33,7 @@ class ImageData(L.LightningDataModule):
 
     def train_dataloader(self) -> ImageLoader:
         """Called by Lightning after the loops were restored, so that the sampler can start where the run stopped."""
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
+        done = self.trainer.global_step if self.trainer else 0
         # Not trainer.current_epoch: after a save at the end of an epoch it is still that epoch, and loader processes
         # fetch the first batches before Lightning calls set_epoch.
         start = divmod(done, self.steps_per_epoch)

@@ -78,7 +78,6 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 _epoch_order = lru_cache(maxsize=2)(seeding.epoch_order)  # each batch asks for it
 
 PADDING = -1  # the place of an image that does not count: the split's last one, with PADDING as its label
-NOBODYS = PADDING  # its name until src/models/classifier.py is on the new one
 
 
 class PartSampler(Sampler[list[int]]):

@@ -1,4 +1,4 @@
-"""The loss of a task, and what its logits mean."""
+"""The loss of a task, and the classes and probabilities that its logits stand for."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import torch.nn.functional as F
 class ClassificationLoss(torch.nn.Module):
     """Cross-entropy of (B, C) logits, or binary cross-entropy of (B, 1) logits; a mean over the batch.
 
-    class_weights: one factor per class, or None. An image weighs as much as its class: the loss is the weighted mean of the
-    images' cross-entropies. torch's own weight= is not used, since it also multiplies each class's term of the smoothed
-    target: the smoothing mass then falls on the rare classes, and a common class is trained to be called a rare one.
-    label_smoothing: share of the target spread evenly over the classes (Szegedy et al., 2016), while training only: what
-    is measured is the plain loss.
+    class_weights: one factor per class, or None: the loss is the mean of the images' cross-entropies, weighted by their
+    classes. torch's own weight= also multiplies each class's term of the smoothed target: the smoothing mass would fall on
+    the rare classes, and a common class would be trained to be called a rare one.
+    label_smoothing: share of the target spread evenly over the classes (Szegedy et al., 2016), in train mode only.
     """
 
     def __init__(self, task: str, class_weights: list[float] | None = None, label_smoothing: float = 0.0) -> None:
@@ -36,14 +35,8 @@ class ClassificationLoss(torch.nn.Module):
         return (each * weights).sum() / weights.sum()
 
     def weight(self, labels: torch.Tensor) -> torch.Tensor | int:
-        """What the mean over these labels is divided by: their number, or the sum of their classes' weights."""
+        """The divisor of the mean over these labels: their number, or the sum of their classes' weights."""
         return len(labels) if self.class_weights is None else self.class_weights[labels].sum()
-
-
-def with_telling_gradient(loss: torch.Tensor) -> torch.Tensor:
-    """The same loss, to the bit. One that is nan or inf has gradients of nan, which reach every process that averages them:
-    without this a loss of inf may have finite ones."""
-    return loss * (1 + 0 * loss.detach())
 
 
 def probabilities(logits: torch.Tensor, task: str) -> torch.Tensor:
@@ -59,16 +52,16 @@ def predicted_classes(logits: torch.Tensor, task: str) -> torch.Tensor:
     return logits.argmax(1) if task == "multiclass" else (logits[:, 0] > 0).long()
 
 
-# How many times an image of the largest class an image of a rare class weighs at most (data.class_weights=balanced). Inverse
-# frequency alone makes a lottery of a class with one image, which then weighs 171 times one of 171: docs/uneven.md has numbers.
+# data.class_weights=balanced: an image of a rare class weighs at most this many times an image of the largest class. By
+# inverse frequency alone, a class of one image would weigh 171 times an image of a class of 171: docs/uneven.md has numbers.
 LARGEST_WEIGHT = 10
 
 
 def class_weights(counts: Sequence[int], form: str) -> list[float] | None:
-    """One weight per class, inverse to its count, 1 on average over the images; None for form none.
+    """One weight per class, inverse to its count, 1 on average over the images; None for form 'none'.
 
-    counts: training images of each class; none weighs as much as one. form: inverse as it is (scikit-learn's 'balanced'), or
-    balanced, which goes no further than LARGEST_WEIGHT times the weight of the largest class.
+    counts: training images of each class; 0 counts as 1. form: 'inverse' (scikit-learn calls it balanced), or 'balanced',
+    which is capped at LARGEST_WEIGHT times the weight of the largest class.
     """
     if form == "none":
         return None

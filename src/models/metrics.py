@@ -1,4 +1,4 @@
-"""What is measured on a split: loss, accuracy, and two numbers that rare classes weigh as much in as common ones."""
+"""The metrics of a split: loss, accuracy, and two in which rare classes weigh as much as common ones."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torchmetrics import Metric
 
 
 class WeightedMean(Metric):
-    """Mean of numbers with weights, the same for every order and division of them to about 1e-7.
+    """Weighted mean; any order and division of the values gives the same to about 1e-7.
 
-    float32 sums would lose an image beside a million others, and Apple GPUs have no float64. So what each addition rounds
-    off is summed beside the sums (Knuth's TwoSum, The Art of Computer Programming 2, 4.2.2), without waiting for the device.
+    float32 sums would lose an image beside a million others, and Apple GPUs have no float64. So the rounding error of each
+    addition is summed too (Knuth's TwoSum, The Art of Computer Programming 2, 4.2.2), without waiting for the device.
     """
 
     full_state_update = False
     sums: torch.Tensor  # float32 (2,): of value * weight, and of weight
-    rounded_off: torch.Tensor  # float32 (2,): what is missing in the sums
+    rounded_off: torch.Tensor  # float32 (2,): the rounding errors of the sums
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ class WeightedMean(Metric):
         weight = torch.as_tensor(weight, dtype=torch.float32, device=self.sums.device)
         added = torch.stack([value.float() * weight, weight])
         total = self.sums + added
-        counted = total - self.sums
-        self.rounded_off = self.rounded_off + ((self.sums - (total - counted)) + (added - counted))
+        arrived = total - self.sums  # of `added`
+        self.rounded_off = self.rounded_off + ((self.sums - (total - arrived)) + (added - arrived))
         self.sums = total
 
     def compute(self) -> torch.Tensor:
@@ -39,7 +39,7 @@ class WeightedMean(Metric):
 
 
 class ClassCounts(Metric):
-    """Per class: how many images were recognised, taken for it, and of it. A matrix of 10,000 classes would fill 800 MB."""
+    """Images per class: predicted correctly, predicted, true. A confusion matrix of 10,000 classes would fill 800 MB."""
 
     full_state_update = False
     counts: torch.Tensor  # int32 (3, C): correct, predicted, true
@@ -60,23 +60,22 @@ class ClassCounts(Metric):
 
 
 class SplitMetrics(torch.nn.Module):
-    """Collects what was predicted of a split; updated per batch and computed once per epoch: each `self.log` of Lightning
-    costs 0.36 ms."""
+    """Updated per batch and computed once per epoch: each `self.log` of Lightning costs 0.36 ms."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.loss, self.classes = WeightedMean(), ClassCounts(num_classes)
 
-    def share(self, shared: bool) -> None:
-        """Whether compute sums up what all processes have seen, or each has seen everything by itself."""
+    def sync(self, shared: bool) -> None:
+        """Whether compute sums over all processes; not where each of them sees every image."""
         self.loss.sync_on_compute = self.classes.sync_on_compute = shared
 
     @torch.no_grad()
     def update(
         self, loss: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | float
     ) -> None:
-        """loss: mean over the batch; weight: by what that mean is divided (ClassificationLoss.weight), so that the loss of
-        the split is that of the whole split, however it is divided. predicted, labels: int64 (B,)."""
+        """loss: mean over the batch; weight: its divisor (ClassificationLoss.weight), so that the loss of the split does not
+        depend on how it is divided into batches. predicted, labels: int64 (B,)."""
         self.loss.update(loss, weight)
         self.classes.update(predicted, labels)
 
@@ -89,11 +88,11 @@ class SplitMetrics(torch.nn.Module):
         self.classes.reset()
 
     def sums(self) -> dict[str, torch.Tensor]:
-        """What this process has summed up since the last reset: a part of the position in training."""
+        """The sums of this process since the last reset: a part of the position in training."""
         return {"loss": torch.stack([self.loss.sums, self.loss.rounded_off]), "classes": self.classes.counts}
 
     def resume(self, sums: Mapping[str, torch.Tensor], rank: int, world: int) -> None:
-        """Takes up the sums of all processes, stacked: its own, or, where they were not so many, all of them in the first."""
+        """sums: of all processes, stacked. Each takes its own; if their number has changed, the first takes all."""
         loss, classes = sums["loss"], sums["classes"]
         if len(loss) == world:
             loss, classes = loss[rank], classes[rank]

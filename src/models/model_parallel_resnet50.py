@@ -1,8 +1,8 @@
-"""A ResNet50 that is cut into stages, which can lie on different devices: model parallelism by hand, as in the lecture.
+"""A ResNet50 cut into stages, which can lie on different devices: model parallelism by hand, as in the lecture.
 
-The layers and their names are torchvision's, so that pretrained weights go in and come out, and what was trained in
-stages is a plain ResNet50 afterwards. Which devices the stages go to, and how several batches are under way in them at
-once: src/strategies/model_parallel.py (one process) and src/strategies/pipeline.py (one process per stage).
+The layers and their names are torchvision's, so pretrained weights load, and a network trained in stages is a plain
+ResNet50 afterwards. src/strategies/model_parallel.py places the stages on devices in one process,
+src/strategies/pipeline.py has one process per stage; both keep several micro-batches under way at once.
 """
 
 from __future__ import annotations
@@ -23,15 +23,12 @@ UNITS = (
     *(f"layer{layer}.{block}" for layer, blocks in enumerate((3, 4, 6, 3), 1) for block in range(blocks)),
     *("avgpool", "fc"),
 )
-BLOCKS = UNITS[3:-3]  # cut after all of these, it is in the smallest stages that have weights
-CUTS = (*BLOCKS, "layer1", "layer2", "layer3")  # after these it can be cut
+BLOCKS = UNITS[3:-3]  # cuts after all of these give the smallest stages that have weights
+CUTS = (*BLOCKS, "layer1", "layer2", "layer3")  # the layers after which it can be cut
 
 
 class Stage(nn.Module):
-    """Some layers in a row, shared with the network that they belong to.
-
-    before: what is done to the input first, such as a network's normalisation.
-    """
+    """Some layers in a row, shared with their network. before: applied to the input first, such as normalisation."""
 
     def __init__(self, layers: Sequence[nn.Module], before: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
@@ -50,7 +47,7 @@ class Stage(nn.Module):
         return x
 
     def place(self, device: torch.device) -> None:
-        """Puts copies on the device in the place of weights and buffers; an optimizer is to be made afterwards.
+        """Replaces weights and buffers by copies on the device; build the optimizer afterwards.
 
         Module.to changes tensors in place, which fails on the fake tensors that the tests put on GPUs.
         """
@@ -81,7 +78,7 @@ class ModelParallelResNet50(ResNet):
             self.place(devices)
 
     def split(self, split_at: Sequence[str]) -> None:
-        """Cuts it after other layers; which devices they are on stays as it is. Raises UserError."""
+        """Cuts after other layers; the layers stay on their devices. Raises UserError."""
         self._bounds, self.split_at = stage_bounds(split_at), tuple(split_at)
 
     def stage_layers(self) -> list[list[nn.Module]]:
@@ -125,21 +122,20 @@ class ModelParallelResNet50(ResNet):
 
 def stage_bounds(split_at: Sequence[str]) -> list[int]:
     """Where each stage begins in UNITS, and the end. Raises UserError."""
+    cuts = ",".join(split_at)
     unknown = [name for name in split_at if name not in CUTS]
     if unknown:
         raise UserError(
             f"a ResNet50 cannot be split after {unknown[0]!r}",
-            where=f"model.split_at=[{','.join(split_at)}]",
+            where=f"model.split_at=[{cuts}]",
             why=f"it can be split after: {', '.join(CUTS)}",
             fix=corrected("model.split_at=[layer2]", "trainer.devices=2"),
         )
-    ends = [
-        max(at for at, unit in enumerate(UNITS) if unit == name or unit.startswith(name + ".")) for name in split_at
-    ]
-    bounds = [0, *(end + 1 for end in ends), len(UNITS)]
+    last_units = [max(unit for unit in UNITS if unit == name or unit.startswith(f"{name}.")) for name in split_at]
+    bounds = [0, *(UNITS.index(unit) + 1 for unit in last_units), len(UNITS)]
     if bounds != sorted(set(bounds)):
         raise UserError(
-            f"model.split_at=[{','.join(split_at)}] is not in the order of the layers",
+            f"model.split_at=[{cuts}] is not in the order of the layers",
             why="each cut comes after the one before it, and a stage has at least one layer with weights",
             fix=corrected("model.split_at=[layer1,layer3]", "trainer.devices=3"),
         )

@@ -4,6 +4,7 @@ no new group, so every scheduler works and a resumed run finds the groups it sav
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from src.config import METRICS
 from src.config import Optimizer as OptimizerConfig
 from src.models.backbones import blocks
 
-# In a run of ten to thirty epochs there is time for two or three such steps; a single bad epoch says nothing.
+# lr * 0.3 after 3 epochs without improvement: two or three reductions fit into 10 to 30 epochs.
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 2
 
 
@@ -27,7 +28,7 @@ def parameter_groups(
     lr_decay: null, or a group per block of the backbone ('backbone.layer4'), each of which learns with lr_decay times
     the lr of the block after it, so that the general features near the input change least ("discriminative
     fine-tuning", Howard and Ruder, 2018, https://arxiv.org/abs/1801.06146).
-    by_shape: decay whatever has two dimensions or more, as this project did once (Classifier.on_load_checkpoint).
+    by_shape: decay whatever has two dimensions or more, as this project did once (see build_optimizer).
     """
     lr = config.lr * config.backbone_lr_scale
     if lr_decay is None:
@@ -35,13 +36,13 @@ def parameter_groups(
     else:
         names = blocks(network.backbone)
         rates = {f"backbone.{name}": lr * lr_decay ** (len(names) - 1 - i) for i, name in enumerate(names)}
-    listed = _named_by_timm(network.backbone)
+    exempt = _exempt_by_timm(network.backbone)
     groups: list[dict[str, Any]] = []
     for part, rate in (rates | {"head": config.lr}).items():
-        own = [(name, p) for name, p in network.named_parameters() if name == part or name.startswith(part + ".")]
-        decayed = [p.ndim > 1 if by_shape else decays(name, p) and name not in listed for name, p in own]
-        for name, wanted, decay in ((part, True, config.weight_decay), (f"{part}/no_decay", False, 0.0)):
-            members = [p for (_, p), found in zip(own, decayed, strict=True) if found == wanted]
+        named = [(name, p) for name, p in network.named_parameters() if name == part or name.startswith(part + ".")]
+        decayed = [p.ndim > 1 if by_shape else decays(name, p) and name not in exempt for name, p in named]
+        for name, with_decay, decay in ((part, True, config.weight_decay), (f"{part}/no_decay", False, 0.0)):
+            members = [p for (_, p), decays_it in zip(named, decayed, strict=True) if decays_it == with_decay]
             if members:
                 groups.append({"params": members, "lr": rate, "weight_decay": decay, "name": name})
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters())), "a parameter in no group"
@@ -49,26 +50,34 @@ def parameter_groups(
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether weight decay falls on a parameter: on the weights of layers, which are matrices and kernels.
+    """Whether weight decay applies to a parameter: to the weights of layers, which are matrices and kernels.
 
-    Not on biases and norms, which are 1-d, nor on what has a name of its own, whatever its shape: class tokens, position
-    embeddings and relative position biases, layer scales, temperatures; they are no weights to be kept small. cpb_mlp makes
-    Swin V2's position biases, and its authors do not decay it either.
+    Not to biases and norms, which are 1-d, nor to class tokens, position embeddings and biases, layer scales and
+    temperatures, whatever their shape. cpb_mlp makes Swin V2's position biases; its authors do not decay it either.
     """
     return parameter.ndim > 1 and "weight" in name.rpartition(".")[2] and "cpb_mlp" not in name
 
 
-def _named_by_timm(backbone: nn.Module) -> set[str]:
-    """The parameters that a timm model says are not to be decayed."""
+def _exempt_by_timm(backbone: nn.Module) -> set[str]:
+    """The parameters that a timm model exempts from weight decay."""
     ask = getattr(backbone, "no_weight_decay", None)
     return {f"backbone.{name}" for name in ask()} if callable(ask) else set()
 
 
 def build_optimizer(
-    network: nn.Module, config: OptimizerConfig, lr_decay: float | None = None, *, by_shape: bool = False
+    network: nn.Module,
+    config: OptimizerConfig,
+    lr_decay: float | None = None,
+    saved_group_sizes: Sequence[int] | None = None,
 ) -> Optimizer:
-    """AdamW skips parameters without a gradient, and so does SGD: the frozen ones stay as they are."""
-    groups = parameter_groups(network, config, lr_decay, by_shape=by_shape)
+    """AdamW and SGD skip parameters without a gradient: frozen weights do not change.
+
+    saved_group_sizes: parameters in each group of the optimizer that a run continues with. One that began when weight decay
+    also fell on tokens and position embeddings keeps its groups.
+    """
+    groups = parameter_groups(network, config, lr_decay)
+    if saved_group_sizes is not None and list(saved_group_sizes) != [len(group["params"]) for group in groups]:
+        groups = parameter_groups(network, config, lr_decay, by_shape=True)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum or 0.0, nesterov=bool(config.momentum))
     return torch.optim.AdamW(groups, lr=config.lr)
@@ -84,9 +93,9 @@ def make_states(optimizer: Optimizer) -> None:
 
 
 def build_schedule(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> LRScheduler:
-    """What changes every group's lr after each step. Of plateau, only the warm-up: build_plateau does the rest."""
+    """The schedule of every group's lr, stepped after each step. For plateau only the warm-up: build_plateau is the rest."""
     warmup = round(config.warmup_fraction * total_steps)
-    if config.schedule == "plateau":  # a factor on the lr as it is, where LambdaLR would undo what the plateau did
+    if config.schedule == "plateau":  # multiplies the current lr; LambdaLR would undo the plateau's reductions
         return LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
 
     def factor(step: int) -> float:
@@ -105,5 +114,5 @@ def build_schedule(optimizer: Optimizer, config: OptimizerConfig, total_steps: i
 
 
 def build_plateau(optimizer: Optimizer, metric: str) -> ReduceLROnPlateau:
-    """Every group's lr times 0.3 after three validations in a row that were not better than the best before them."""
+    """Multiplies every group's lr by 0.3 after three validations in a row without improvement."""
     return ReduceLROnPlateau(optimizer, METRICS[metric], PLATEAU_FACTOR, PLATEAU_PATIENCE, eps=0.0)

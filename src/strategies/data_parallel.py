@@ -1,39 +1,31 @@
-"""strategy=dp: several devices in one process, which each take a part of every batch (DataParallel).
+"""strategy=dp: several devices in one process, each of which takes a chunk of every batch (docs/multi_gpu.md).
 
-In every step the batch is cut into chunks, one for each device; the network is copied to the devices; each copy, a
-replica, runs forward with its chunk in a thread of its own; and the logits are gathered on the first device. Loss,
-metrics and logs are made there, once, of the whole batch. The backward pass goes the same way back, and adds up the
-gradients on the first device, which also holds the optimizer.
+In every step the network is copied to the devices; each replica runs forward with its chunk in a thread of its own; and the
+logits are gathered on the first device, where loss, metrics and optimizer are. The backward pass goes the same way back and
+adds up the gradients on the first device.
 
-Why strategy=ddp is better, even on one machine:
-
-- The first device also has the batch, all logits, the gradients of all and the optimizer: it is full first, while the
-  others have room left, and they wait while it works alone.
-- Threads share one Python interpreter, whose lock (the GIL) lets one of them at a time start the kernels of its device.
-- The whole network is copied to every device in every step, also in validation. ddp keeps a copy on each, and while the
-  backward pass still runs it exchanges gradients only.
-
-What to expect of the result: it is that of one device, as far as sums of floats in another order are, but for layers
-that look at the whole batch. BatchNorm in training mode normalises each chunk by itself, and only the statistics of the
-first device are kept; freeze.batchnorm=keep makes it exact. GPUs also draw the same dropout for the first image of each
-chunk, for the second, and so on, since all are seeded alike.
+The result is that of one device up to rounding, but for layers that look at the whole batch: BatchNorm in training mode
+normalises each chunk by itself, and only the first device's statistics are kept (freeze.batchnorm=keep makes it exact). GPUs
+draw the same dropout for the first image of each chunk, for the second, and so on, since all are seeded alike.
 """
 
 from __future__ import annotations
 
-import lightning as L
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch import Tensor, nn
+from torch import Tensor
 
-from src.strategies.replication import Forward, chunk_sizes, engine_for
+from src.strategies.replication import Context, chunk_sizes, on_cpu, on_gpus
 
 
 class DataParallel(SingleDeviceStrategy):
-    """To Lightning a strategy of one device, the first. Only the module's forward, (B, ...) -> (B, ...), knows the others.
+    """To Lightning a strategy of one device, the first. Only compute, (B, ...) -> (B, ...), knows the others.
 
-    The module stays as it is, so checkpoints have the keys they always have. What calls it as self(batch), in training and
-    in validation, calls the replicas. In a replica self is a copy, whose parameters() is empty; what it assigns is lost.
+    The module stays as it is, so checkpoints have the keys they always have. In a replica `self` is a copy, whose
+    parameters() is empty; what it assigns is lost.
     """
 
     strategy_name = "dp"
@@ -46,39 +38,28 @@ class DataParallel(SingleDeviceStrategy):
     def root_device(self) -> torch.device:
         return self.parallel_devices[0]
 
-    def setup(self, trainer: L.Trainer) -> None:
-        super().setup(trainer)
-        if len(self.parallel_devices) > 1:
-            self._engine = engine_for(self.root_device)
-            # Of this object only: its class keeps the real forward, for the replicas.
-            self.lightning_module.forward = self._forward
-
-    def teardown(self) -> None:
-        vars(self.lightning_module).pop("forward", None)
-        super().teardown()
-
-    def _forward(self, batch: Tensor) -> Tensor:
+    def compute(self, batch: Tensor) -> Tensor:
+        """The module's forward pass, by all devices."""
         module = self.lightning_module
         sizes = chunk_sizes(len(batch), len(self.parallel_devices))
         if len(sizes) == 1:
-            return type(module).forward(module, batch)
-        devices = self.parallel_devices[: len(sizes)]
-        chunks = self._engine.scatter(batch, sizes, devices)
-        replicas = self._engine.replicate(module, devices)
-        outputs = self._engine.apply([self._forward_of(replica) for replica in replicas], chunks, devices)
-        return self._engine.gather(outputs, self.root_device)
+            return module(batch)
+        if self.root_device.type == "cpu":
+            return on_cpu(module, batch, sizes, self._settings_of_this_thread())
+        return on_gpus(module, batch, sizes, self.parallel_devices[: len(sizes)], self._settings_of_this_thread())
 
-    def _forward_of(self, replica: nn.Module) -> Forward:
-        """With what this thread has set: gradients, inference mode and precision are settings of a thread, and torch gives
-        replicas not even the precision's type: bf16 would become fp16."""
+    def _settings_of_this_thread(self) -> Context:
+        """Gradients, inference mode and autocast are thread-local: torch's parallel_apply forgets the dtype of autocast, so
+        that bf16 would become fp16."""
         gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
-        def forward(chunk: Tensor) -> Tensor:
+        @contextmanager
+        def context() -> Iterator[None]:
             with (
                 torch.inference_mode(inference),
                 torch.set_grad_enabled(gradients),
                 self.precision_plugin.forward_context(),
             ):
-                return type(replica).forward(replica, chunk)
+                yield
 
-        return forward
+        return context

@@ -1,7 +1,7 @@
 """strategy=model_parallel: the stages of a network on several devices, in one process.
 
-The network gives its stages (models/network.py) and passes a batch from device to device in its forward pass; here they
-are placed. What comes after the network (labels, loss, metrics) is on the last device, where the logits are.
+The network's forward pass takes a batch from device to device (models/network.py); here its stages are placed. Labels, loss
+and metrics are on the last device, where the logits are.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.device_dtype_mixin import _update_properties
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
-from src.strategies.own_backward import OwnBackward
+from src.models.engine_module import EngineModule, engine_module
+from src.strategies.batch_loss import BatchLoss
 from src.strategies.stage_threads import StageThreads
 
 
@@ -25,10 +25,9 @@ def build_model_parallel(micro_batches: int, schedule: str) -> ModelParallel:
 
 
 class ModelParallel(SingleDeviceStrategy):
-    """One stage works at a time: for networks that are too large for one device.
+    """One stage works at a time: for networks that are too large for one device. The first device is Lightning's root.
 
-    A step is that of a single device: autograd finds its way back through the devices by itself. The first device is the
-    root, to which Lightning moves a batch. Raises UserError for another number of devices than stages.
+    Raises UserError for another number of devices than stages.
     """
 
     def __init__(self) -> None:
@@ -40,13 +39,13 @@ class ModelParallel(SingleDeviceStrategy):
         return self.parallel_devices[0]
 
     def model_to_device(self) -> None:
-        module = self.lightning_module
+        module = engine_module(self.lightning_module)
         module.network.backbone.check_devices(len(self.parallel_devices))
-        module.network.place(self.parallel_devices)
+        set_device(module, self.root_device)
         for child in module.children():
             if child is not module.network:
                 child.to(self.parallel_devices[-1])
-        _update_properties(module, device=self.root_device)
+        module.network.place(self.parallel_devices)
         in_stages = {id(parameter) for stage in module.network.stages() for parameter in stage.parameters()}
         outside = [name for name, parameter in module.named_parameters() if id(parameter) not in in_stages]
         assert not outside, f"parameters outside of every stage: {outside}"
@@ -58,17 +57,24 @@ class ModelParallel(SingleDeviceStrategy):
         return images, labels.to(self.parallel_devices[-1])
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """torch puts an optimizer's state beside its parameter; Lightning would move all of it to the root device."""
+        """torch puts an optimizer's state beside its parameter; Lightning would move all to the root device."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(state)
 
 
-class OverlappedModelParallel(OwnBackward, ModelParallel):
+def set_device(module: EngineModule, device: torch.device) -> None:
+    """Sets module.device and moves all to it but the network."""
+    network = module.network
+    module.network = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    module.to(device)
+    module.network = network
+
+
+class OverlappedModelParallel(ModelParallel):
     """The stages work at the same time, each on another micro-batch of the batch: src/strategies/stage_threads.py.
 
-    A batch is divided like torch.distributed.pipelining does it, by tensor_split: 10 images in 4 micro-batches are 3, 3,
-    2 and 2. A batch with fewer images than micro_batches goes one by one. Each micro-batch counts with its share of the
-    batch's mean loss. BatchNorm in training mode takes its statistics from micro-batches.
+    A batch is divided by tensor_split, as in torch.distributed.pipelining: 10 images in 4 micro-batches are 3, 3, 2 and 2; a
+    batch with fewer images than micro_batches goes one by one. BatchNorm in training mode sees micro-batches.
     """
 
     def __init__(self, micro_batches: int, schedule: str) -> None:
@@ -82,22 +88,12 @@ class OverlappedModelParallel(OwnBackward, ModelParallel):
         self._threads = StageThreads(stages, self.schedule, self.precision_plugin.train_step_context)
 
     def forward_backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        module = self.lightning_module
+        module = engine_module(self.lightning_module)
         count = min(self.micro_batches, len(images))
-        parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
-        weights = [module.loss_weight(part) for part in parts]
-        losses: list[Tensor] = []
-        predicted: list[Tensor] = []
-
-        def share_of_loss(i: int, logits: Tensor) -> Tensor:
-            loss, classes = module.compare(logits, parts[i][1])
-            loss = loss * (weights[i] / sum(weights))
-            losses.append(loss.detach())
-            predicted.append(classes)
-            return self.scaled(loss)
-
-        self._threads.run(module.network.stages(), [images for images, _ in parts], share_of_loss)
-        return sum(losses), torch.cat(predicted)
+        loss = BatchLoss(module, labels.tensor_split(count))
+        assert self._threads is not None
+        self._threads.run(module.network.stages(), images.tensor_split(count), loss.of)
+        return loss.result()
 
     def teardown(self) -> None:
         if self._threads is not None:  # None where the setup failed

@@ -1,4 +1,4 @@
-"""What the stages of strategy=pipeline must agree on before an optimizer step, since no process has all gradients.
+"""What the stages of strategy=pipeline agree on before an optimizer step, because no process has all gradients.
 
 Gradients are clipped by the norm of those of all stages. With fp16 all stages skip a step when the gradients of one
 overflowed: otherwise they would go on with different steps and different loss scales.
@@ -26,13 +26,13 @@ class _NormOfAllStages(precision.Precision):
     device: str  # the kind of device: cpu, cuda
 
     def clip_grad_by_norm(self, optimizer: Optimizer, clip_val: int | float) -> None:
-        """The norm is that of the unsplit network, to the bit: it is taken of the norms of all parameters that learn, in
-        their order, and each is known to the process of its stage."""
+        """By the norm of the unsplit network, to the bit: the norm of all parameters' norms, in their order. A process knows
+        those of its stage."""
         learning = [parameter for parameter in self.main_params(optimizer) if parameter.requires_grad]
-        own = [index for index, parameter in enumerate(learning) if parameter.grad is not None]
         norms = torch.zeros(len(learning), device=self.device)
-        if own:
-            norms[own] = torch.stack(torch._foreach_norm([learning[index].grad for index in own]))
+        for index, parameter in enumerate(learning):
+            if parameter.grad is not None:
+                norms[index] = torch.nn.utils.get_total_norm([parameter.grad])
         dist.all_reduce(norms)
         torch.nn.utils.clip_grads_with_norm_(learning, clip_val, torch.linalg.vector_norm(norms))
 
@@ -45,8 +45,8 @@ class FullPrecision(_NormOfAllStages):
 
 
 class MixedPrecision(_NormOfAllStages, precision.MixedPrecision):
-    """fp16 and bf16. It has the name of Lightning's, under which the loss scale is in a checkpoint: so all strategies find
-    it there."""
+    """fp16 and bf16. Lightning saves the loss scale under the name of this class, which is that of its own: other strategies
+    find it there."""
 
 
 class StageScaler(torch.amp.GradScaler):
@@ -55,8 +55,8 @@ class StageScaler(torch.amp.GradScaler):
     def _unscale_grads_(
         self, optimizer: Optimizer, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool
     ) -> dict[torch.device, Tensor]:
-        """Whether a gradient overflowed, on each device that has some: here in any stage."""
-        found = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
-        anywhere = torch.stack([found_inf, *found.values()]).max()
+        """Whether a gradient of any stage overflowed, for each device."""
+        overflowed = super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16)
+        anywhere = torch.stack([found_inf, *overflowed.values()]).max()
         dist.all_reduce(anywhere, dist.ReduceOp.MAX)
         return {anywhere.device: anywhere}

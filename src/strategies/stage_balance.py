@@ -1,8 +1,7 @@
-"""model.split_at=auto and auto_memory: where to cut a ResNet50 so that its stages are alike, found by measuring.
+"""model.split_at=auto and auto_memory: measures where to cut a ResNet50 so that its stages are alike.
 
-The time of a step is that of the slowest stage, and the largest stage decides what fits. Real micro-batches are sent through
-a copy of the network, block by block, so that afterwards nothing is different: not the weights, not the BatchNorm
-statistics, not the random state.
+A step takes as long as its slowest stage, and its largest stage decides whether it fits. Real micro-batches go through a copy
+of the network, block by block: weights, BatchNorm statistics and the random state of the network do not change.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Measured(NamedTuple):
 
     seconds: float  # forward and backward pass of a micro-batch; only forward where it and all before it are frozen
     fixed: int  # bytes of weights, gradients and optimizer states
-    activations: int  # bytes that a micro-batch keeps from its forward to its backward pass
+    activations: int  # bytes that a micro-batch needs from its forward to its backward pass
 
 
 def choose_split(
@@ -48,8 +47,8 @@ def choose_split(
 ) -> list[str]:
     """The layers to cut after, for ModelParallelResNet50.split. Prints them with the share of every stage.
 
-    Of all cuts it is the one whose slowest stage is quickest (model.split_at=auto), or whose largest is smallest
-    (auto_memory). network: as it is trained, with what is frozen then. device: all blocks are measured on this one.
+    Among all cuts, the one whose slowest stage is quickest (model.split_at=auto), or whose largest stage is smallest
+    (auto_memory). network: frozen as in training. device: on which all blocks are measured.
     Raises UserError for more stages than there are blocks.
     """
     if stages > len(BLOCKS) + 1:
@@ -75,17 +74,15 @@ def choose_split(
 
 
 def best_cuts(costs: Sequence[Sequence[float]]) -> tuple[int, ...]:
-    """The first block of every stage but the first, so that the most expensive stage is as cheap as possible; among equals
-    the next most expensive one, and so on. costs: [stage][block], what a block costs in a stage.
-
-    All are tried: with 17 blocks there are at most 12,870.
+    """The first block of every stage but the first: the most expensive stage is as cheap as possible, then the next most
+    expensive, and so on. costs: [stage][block]. All cuts are tried: with 17 blocks there are at most 12,870.
     """
     blocks = range(1, len(costs[0]))
     return min(combinations(blocks, len(costs) - 1), key=lambda cuts: sorted(stage_costs(costs, cuts), reverse=True))
 
 
 def stage_costs(costs: Sequence[Sequence[float]], cuts: Sequence[int]) -> list[float]:
-    """What each stage costs, cut before these blocks."""
+    """The cost of each stage, with cuts before these blocks."""
     bounds = pairwise([0, *cuts, len(costs[0])])
     return [sum(row[start:stop]) for row, (start, stop) in zip(costs, bounds, strict=True)]
 
@@ -122,14 +119,13 @@ def _fixed_bytes(block: Stage, optimizer: Optimizer) -> int:
 
 
 def _forward(block: Stage, x: Tensor) -> tuple[Tensor, int]:
-    """The block's output, and the bytes that are kept for the backward pass. Not counted is the input: whoever made it
-    keeps it."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in (x, *block.parameters(), *block.buffers())}
+    """The block's output, and the bytes it keeps for the backward pass; its input counts where it was made."""
+    elsewhere = {tensor.untyped_storage().data_ptr() for tensor in (x, *block.parameters(), *block.buffers())}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
+        if storage.data_ptr() not in elsewhere:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -1,15 +1,15 @@
 """A batch in micro-batches through the stages of a network, each stage in a thread of its own, so that they overlap.
 
-model_parallel.py uses it. A stage works through a list of operations, `forward` or `backward` of a micro-batch. What leaves
-a stage is cut off from the stage's graph; the next stage computes on it as on a leaf and hands its gradient back. So
-every stage has a graph of its own per micro-batch, and backward passes never meet.
+model_parallel.py uses it. A stage works through a list of operations, `forward` or `backward` of a micro-batch. The output
+of a stage is detached; the next stage computes on it as on a leaf and hands its gradient back. So every stage has a graph
+of its own per micro-batch, and backward passes never meet.
 
 Forward as well as backward passes come in the order of the micro-batches in every stage. Gradients are therefore added
 up, BatchNorm statistics updated and dropout drawn (only the head, in the last stage, has any) as if the same micro-batches
 went one after another through the whole network: the result is the same to the bit.
 
-On CPUs the threads compute at the same time because kernels release Python's lock. GPUs need nothing else: a kernel is only
-queued by the thread, each device has a stream of its own, and a copy between devices waits in both of them.
+On CPUs the threads compute at the same time because kernels release Python's lock. GPUs need nothing else: a thread only
+queues kernels, each device has a stream of its own, and a copy between devices waits in both of them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from torch import Tensor
@@ -48,10 +49,9 @@ def operations(schedule: str, stages: int, stage: int, micro_batches: int) -> li
 
 
 class StageThreads:
-    """A thread for each of so many stages, kept from step to step: cuDNN and OpenMP set up much in every new thread.
+    """A thread for each stage, kept from step to step: cuDNN and OpenMP set up much in every new thread.
 
-    context: entered around every forward pass, since autocast is a matter of the thread that it was switched on in.
-    Gradients are always on, as in every new thread.
+    context: entered around every forward pass, because autocast is thread-local.
     """
 
     def __init__(self, stages: int, schedule: str, context: Callable[[], AbstractContextManager]) -> None:
@@ -64,15 +64,14 @@ class StageThreads:
         inputs: of each micro-batch. loss_of is called once per micro-batch, in order, in the thread of the last stage.
         Raises the error of the stage that failed, after all have stopped.
         """
-        boundaries = [_Boundary() for _ in stages[1:]]
+        step = _Step(inputs, loss_of, self.context)
+        boundaries = [None, *(_Boundary() for _ in stages[1:]), None]
         running = [
             self._pool.submit(
-                _StageWork(stage, before, after, inputs, loss_of, self.context).run,
+                _StageWork(stage, boundaries[number], boundaries[number + 1], step).run,
                 operations(self.schedule, len(stages), number, len(inputs)),
             )
-            for number, (stage, before, after) in enumerate(
-                zip(stages, [None, *boundaries], [*boundaries, None], strict=True)
-            )
+            for number, stage in enumerate(stages)
         ]
         errors = [work.exception() for work in running]
         for error in errors:
@@ -96,7 +95,7 @@ class _Boundary:
         self.gradients: SimpleQueue[Tensor | None] = SimpleQueue()  # the way back
 
     def close(self) -> None:
-        """Nothing comes any more: whoever waits shall not wait for ever."""
+        """Nothing comes any more: the neighbour must not wait for ever."""
         self.outputs.put(None)
         self.gradients.put(None)
 
@@ -108,21 +107,24 @@ def _take(queue: SimpleQueue[Tensor | None]) -> Tensor:
     return tensor
 
 
-class _StageWork:
-    """A stage's share of one step. before, after: where its neighbours are; None at either end."""
+@dataclass(frozen=True)
+class _Step:
+    """What the stages of one step have in common."""
 
-    def __init__(
-        self,
-        stage: Stage,
-        before: _Boundary | None,
-        after: _Boundary | None,
-        inputs: Sequence[Tensor],
-        loss_of: LossOf,
-        context: Callable[[], AbstractContextManager],
-    ) -> None:
-        self.stage, self.before, self.after = stage, before, after
-        self.inputs, self.loss_of, self.context = inputs, loss_of, context
-        self._under_way: dict[int, tuple[Tensor, Tensor]] = {}  # micro-batch -> its input and output
+    inputs: Sequence[Tensor]
+    loss_of: LossOf
+    context: Callable[[], AbstractContextManager]
+
+
+@dataclass
+class _StageWork:
+    """A stage's share of one step. before, after: the boundaries to its neighbours; None at either end."""
+
+    stage: Stage
+    before: _Boundary | None
+    after: _Boundary | None
+    step: _Step
+    _under_way: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # micro-batch -> its input and output
 
     def run(self, order: Sequence[Operation]) -> None:
         try:
@@ -137,12 +139,12 @@ class _StageWork:
                     boundary.close()
 
     def _forward(self, i: int) -> None:
-        given = self.inputs[i] if self.before is None else _take(self.before.outputs)
-        x = given.detach().to(self.stage.device).requires_grad_(given.requires_grad)
-        with self.context():
+        x = self.step.inputs[i] if self.before is None else _take(self.before.outputs)
+        x = x.detach().to(self.stage.device).requires_grad_(x.requires_grad)
+        with self.step.context():
             y = self.stage(x)
             if self.after is None:
-                y = self.loss_of(i, y)
+                y = self.step.loss_of(i, y)
         if self.after is not None:
             self.after.outputs.put(y)
         self._under_way[i] = x, y

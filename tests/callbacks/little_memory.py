@@ -9,9 +9,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from src.models.engine_module import EngineModule, Training
+from src.models.losses import ClassificationLoss
+from src.models.metrics import SplitMetrics
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB."
 BATCHES = (16, 16, 16, 6)  # of an epoch
@@ -29,11 +32,11 @@ class FailInBackward(torch.autograd.Function):
         raise torch.OutOfMemoryError(MESSAGE)
 
 
-class Small(L.LightningModule):
+class Small(EngineModule):
     """Convolution, BatchNorm and linear. BatchNorm is frozen, so that parts are exact, unless it is said to be trained.
 
     fits(count, batch): whether forward and backward of so many images work in this batch, counted from 0 over the whole
-    run; where: "forward" or "backward", which of them fails.
+    run; where: "forward" or "backward", which of them fails. class_weights: of the loss, which is then no plain mean.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class Small(L.LightningModule):
         *,
         batchnorm: bool = False,
         dropout: float = 0.0,
+        class_weights: list[float] | None = None,
+        clip: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(Training(total_steps=12, gradient_clip=clip), SplitMetrics(4), SplitMetrics(4))
         torch.set_num_threads(1)
         torch.manual_seed(0)
         self.convolution, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)
@@ -52,39 +57,40 @@ class Small(L.LightningModule):
         if not batchnorm:
             self.norm.eval()
         self.fits, self.where = fits, where
-        self.attempts: list[tuple[int, int]] = []  # (batch, count) of every call of training_step
+        self.loss = ClassificationLoss("multiclass", class_weights)
+        self.attempts: list[tuple[int, int]] = []  # (batch, count) of every forward pass in training
         self.outputs: list[dict[str, Tensor]] = []  # what on_train_batch_end got
         self.activations: list[weakref.ref[Tensor]] = []
-        self.hooks: list[str | None] = []  # what Lightning takes self.log to be called in, after each optimizer_step
 
     def forward(self, images: Tensor) -> Tensor:
+        batch = self.trainer.global_step
+        self.attempts.append((batch, len(images)))
         features = self.norm(self.convolution(images))
         self.activations.append(weakref.ref(features))
-        if not self.fits(len(images), self.trainer.fit_loop.total_batch_idx):
+        if not self.fits(len(images), batch):
             if self.where == "forward":
                 raise torch.OutOfMemoryError(MESSAGE)
             features = FailInBackward.apply(features)
         return self.head(self.dropout(torch.relu(features).mean((2, 3))))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        images, labels = batch
-        self.attempts.append((self.trainer.fit_loop.total_batch_idx, len(images)))
-        logits = self(images)
-        loss = nn.functional.cross_entropy(logits, labels)
-        self.log("loss", loss, on_step=True, on_epoch=True, batch_size=len(images))
-        right = (logits.argmax(1) == labels).float().mean()
-        self.log_dict({"acc": right.reshape(1), "rate": 0.01}, on_step=False, on_epoch=True)
-        return {"loss": loss, "predicted": logits.argmax(1), "logits": logits, "right": right, "nothing": None}
+    def compare(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.loss(logits, labels), logits.argmax(1)
+
+    def loss_weight(self, labels: Tensor) -> Tensor | int:
+        return self.loss.weight(labels)
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Any, batch_idx: int) -> None:
         self.outputs.append(outputs)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.hooks.append(self._current_fx_name)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=0.01)
+        return torch.optim.Adam(self.groups(), lr=0.01)
+
+    def groups(self) -> list[dict[str, Any]]:
+        backbone = [*self.convolution.parameters(), *self.norm.parameters()]
+        return [
+            {"params": backbone, "name": "backbone"},
+            {"params": list(self.head.parameters()), "name": "head"},
+        ]
 
 
 def at_most(limit: int) -> Callable[[int, int], bool]:
@@ -101,11 +107,12 @@ def noise(size: int = 8, seed: int = 0) -> TensorDataset:
 def fit(
     model: L.LightningModule,
     *callbacks: L.Callback,
-    data: TensorDataset | None = None,
+    data: TensorDataset | L.LightningDataModule | None = None,
     resume: Path | None = None,
+    validate: bool = False,
     **settings: Any,
 ) -> L.Trainer:
-    """Trains for three epochs of batches of 16, 16, 16 and 6."""
+    """Trains for three epochs of batches of 16, 16, 16 and 6. data: TensorDataset, or a LightningDataModule."""
     settings = {"enable_checkpointing": False, "max_epochs": 3, "accelerator": "cpu"} | settings
     trainer = L.Trainer(
         callbacks=list(callbacks),
@@ -116,7 +123,7 @@ def fit(
         num_sanity_val_steps=0,
         **settings,
     )
-    loader = DataLoader(data or noise(), batch_size=BATCHES[0])
-    validation = loader if is_overridden("validation_step", model) else None
-    trainer.fit(model, loader, validation, ckpt_path=resume, weights_only=True if resume else None)
+    if not isinstance(data, L.LightningDataModule):
+        data = DataLoader(data or noise(), batch_size=BATCHES[0])
+    trainer.fit(model, data, data if validate else None, ckpt_path=resume, weights_only=True if resume else None)
     return trainer

@@ -15,6 +15,7 @@ from src.config import Data, Freeze, Optimizer
 from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
 from src.models.classifier import Classifier
+from src.models.engine_module import Training
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
@@ -63,12 +64,15 @@ def data() -> ImageData:
 
 
 def classifier(
-    epochs: int = 5, lr_decay: float | None = None, monitor: str = "val/acc", **optimizer: Any
+    epochs: int = 5,
+    lr_decay: float | None = None,
+    monitor: str = "val/acc",
+    clip: float | None = None,
+    **optimizer: Any,
 ) -> Classifier:
     config = Optimizer(**{"name": "adamw", "lr": 0.01} | optimizer)
-    loss = ClassificationLoss("multiclass")
-    total = {"num_classes": CLASSES, "total_steps": 4 * epochs, "seed": 0, "hparams": {}}
-    return Classifier(network(), loss, config, lr_decay=lr_decay, monitor=monitor, **total)
+    training = Training(total_steps=4 * epochs, monitor=monitor, gradient_clip=clip, lr_decay=lr_decay)
+    return Classifier(network(), ClassificationLoss("multiclass"), config, CLASSES, training)
 
 
 def plan(epochs: int = 5, **freeze: Any) -> FreezePlan:

@@ -25,6 +25,7 @@ from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
 from src.memory import live_bytes
 from src.models.classifier import Classifier
+from src.models.engine_module import Training
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
@@ -47,9 +48,7 @@ def classifier(kind: type[Classifier] = Classifier) -> Classifier:
     )
     network = TransferNetwork(backbone, nn.Linear(16, 3), Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3))
     optimizer = Optimizer(name="adamw", lr=1e-3, backbone_lr_scale=0.3, schedule="cosine")
-    return kind(
-        network, ClassificationLoss("multiclass"), optimizer, num_classes=3, total_steps=1000, seed=0, hparams={}
-    )
+    return kind(network, ClassificationLoss("multiclass"), optimizer, 3, Training(total_steps=1000))
 
 
 def image_data(steps: int, validation_steps: int, workers: int = 0) -> ImageData:
@@ -105,11 +104,12 @@ class SumOfLosses(Classifier):
     def on_fit_start(self):
         self.total_loss, self.curve = 0, []
 
-    def training_step(self, batch, batch_idx):
-        outputs = super().training_step(batch, batch_idx)
-        self.total_loss += outputs["loss"]
-        self.curve.append(outputs["loss"].detach())
-        return outputs
+    def compare(self, logits, labels):
+        loss, predicted = super().compare(logits, labels)
+        if self.training:
+            self.total_loss += loss
+            self.curve.append(loss.detach())
+        return loss, predicted
 
 
 class Meter:
@@ -123,20 +123,22 @@ class SumInAMeter(Classifier):
     def on_fit_start(self):
         self.meters = {"train": Meter()}
 
-    def training_step(self, batch, batch_idx):
-        outputs = super().training_step(batch, batch_idx)
-        self.meters["train"].sum = self.meters["train"].sum + outputs["loss"]
-        return outputs
+    def compare(self, logits, labels):
+        loss, predicted = super().compare(logits, labels)
+        if self.training:
+            self.meters["train"].sum = self.meters["train"].sum + loss
+        return loss, predicted
 
 
 class ListOfLosses(Classifier):
     def on_fit_start(self):
         self.losses = []
 
-    def training_step(self, batch, batch_idx):
-        outputs = super().training_step(batch, batch_idx)
-        self.losses.append(outputs["loss"])
-        return outputs
+    def compare(self, logits, labels):
+        loss, predicted = super().compare(logits, labels)
+        if self.training:
+            self.losses.append(loss)
+        return loss, predicted
 
 
 class ListOfLogits(Classifier):
@@ -275,10 +277,11 @@ LEAK = []
 
 
 class KeepsInAGlobal(Classifier):
-    def training_step(self, batch, batch_idx):
-        outputs = super().training_step(batch, batch_idx)
-        LEAK.append(outputs["loss"])
-        return outputs
+    def compare(self, logits, labels):
+        loss, predicted = super().compare(logits, labels)
+        if self.training:
+            LEAK.append(loss)
+        return loss, predicted
 
 
 @on_this_machine

@@ -264,7 +264,7 @@ POSITION = {
         "fit_loop": {
             "epoch_progress": {"current": COUNT},
             "epoch_loop.batch_progress": {"total": COUNT},
-            "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": {"total": COUNT}}},
+            "epoch_loop.manual_optimization.optim_step_progress": {"total": COUNT},
         }
     },
 }

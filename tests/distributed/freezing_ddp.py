@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.strategies import DDPStrategy
 
+from src.strategies.ddp import Ddp
 from tests.callbacks.small_training import Stock, classifier, fit, freezing
 
 
@@ -33,21 +34,24 @@ class Watch(L.Callback):
         weights = [tensor.numpy().tobytes() for tensor in pl_module.network.state_dict().values()]
         hashes = [""] * trainer.world_size
         torch.distributed.all_gather_object(hashes, hashlib.sha256(b"".join(weights)).hexdigest())
-        self.wrappers.add(trainer.strategy.model)
+        self.wrappers.add(getattr(trainer.strategy, "wrapper", trainer.strategy.model))
         self.seen.append({"hashes": hashes, "wrappers": len(self.wrappers)})
 
 
-def train(model: L.LightningModule, callback: L.Callback) -> list[dict[str, Any]]:
+def train(model: L.LightningModule, callback: L.Callback, strategy: DDPStrategy) -> list[dict[str, Any]]:
     watch = Watch()
-    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60))
     fit(model, 4, callback, watch, devices=2, strategy=strategy)
     return watch.seen
 
 
 if __name__ == "__main__":
     seen = {
-        "stock": train(Stock(), BackboneFinetuning(unfreeze_backbone_at_epoch=1)),
-        "ours": train(classifier(4), freezing(4, preset="gradual", last_n=2)),
+        "stock": train(
+            Stock(),
+            BackboneFinetuning(unfreeze_backbone_at_epoch=1),
+            DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=60)),
+        ),
+        "ours": train(classifier(4), freezing(4, preset="gradual", last_n=2), Ddp(60)),
     }
     if torch.distributed.get_rank() == 0:
         Path(sys.argv[1]).write_text(json.dumps(seen))

@@ -11,18 +11,18 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from src.callbacks.out_of_memory import OutOfMemory
 from src.errors import UserError
+from src.strategies.ddp import Ddp
 from tests.callbacks.little_memory import Small, fit, noise
 
 LIMIT = 4
@@ -38,9 +38,6 @@ SCENARIOS: dict[str, tuple[tuple[int, ...], str, range, dict[str, Any]]] = {
     "both": ((0, 1), "backward", range(2, 100), {}),
     "fits again": ((1,), "backward", range(2, 3), {"grow_after": 2}),
     "BatchNorm": ((1,), "forward", range(1, 2), {"grow_after": 2, "batchnorm": True}),
-    "accumulating, fits": ((), "backward", range(0), {"accumulate": 2}),
-    "accumulating, first of a window": ((1,), "forward", range(2, 100), {"accumulate": 2}),
-    "accumulating, second of a window": ((1,), "backward", range(3, 100), {"accumulate": 2}),
 }
 
 
@@ -49,53 +46,64 @@ def rank() -> int:
 
 
 class Watched(Small):
-    """Notes which way each batch went, and BatchNorm's mean before the first attempt at it."""
+    """Notes which way each batch went."""
 
     def __init__(self, *words: Any, **settings: Any) -> None:
         super().__init__(*words, **settings)
         self.ways: list[str] = []
-        self.means: dict[int, list[float]] = {}
         self.wrappers: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         self.left_over = 0  # wrappers that there were at the end of a batch in parts
         self.hold, self.held = False, []  # whether someone else refers to the wrapper
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
-            self.wrappers.add(self.trainer.strategy.model)
-            self.held += [self.trainer.strategy.model] * self.hold
-        self.means.setdefault(self.trainer.fit_loop.total_batch_idx, self.norm.running_mean.tolist())
+        if self.trainer.strategy.wrapper is not None:
+            self.wrappers.add(self.trainer.strategy.wrapper)
+            if self.hold:
+                self.held.append(self.trainer.strategy.wrapper)
         return super().training_step(batch, batch_idx)
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
-        wrapped = isinstance(self.trainer.strategy.model, DistributedDataParallel)
+        wrapped = self.trainer.strategy.wrapper is not None
         self.ways.append("DDP" if wrapped else "parts")
         if not wrapped:
             self.left_over = max(self.left_over, len(self.wrappers))
 
 
+class OwnImages(L.LightningDataModule):
+    """Each rank has images of its own; the last batch of rank 1 is smaller by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = [TensorDataset(*(tensor[of:] for tensor in noise(seed=of).tensors)) for of in (0, 1)]
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.images[rank()], batch_size=16)
+
+    def labels_of_batch(self, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
+        first, second = (images.tensors[1][16 * batch : 16 * (batch + 1)] for images in self.images)
+        return (second if rank() else first), torch.cat([first, second])
+
+
 def train(fits: Callable[[int, int], bool], where: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """One scenario in this process, with images of its own; the last batch of rank 1 is smaller by one."""
+    """One scenario in this process."""
     model = Watched(fits, where, batchnorm=settings.get("batchnorm", False))
     model.hold = settings.get("hold", False)
-    images, labels = noise(seed=rank()).tensors
     callbacks = [OutOfMemory("split", settings.get("grow_after", 10**9))] if settings.get("guarded", True) else []
     trainer = fit(
         model,
         *callbacks,
-        data=TensorDataset(images[rank() :], labels[rank() :]),
+        data=OwnImages(),
         max_epochs=2,
         devices=2,
         # With several buckets, of which some are sent before the backward pass fails.
-        strategy=DDPStrategy(process_group_backend="gloo", timeout=timedelta(seconds=20), bucket_cap_mb=1e-4),
-        accumulate_grad_batches=settings.get("accumulate", 1),
+        strategy=Ddp(20, bucket_cap_mb=1e-4),
     )
     return {
         "weights": torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).tolist(),
         "steps": trainer.global_step,
         "attempts": model.attempts,
         "ways": model.ways,
-        "means": model.means,
         "left over": model.left_over,
     }
 

@@ -35,14 +35,16 @@ from src.callbacks.position import PositionCheckpoint
 from src.checkpoints.writing import PREVIOUS, DurableCheckpointIO
 from src.config import Optimizer
 from src.models.classifier import Classifier
+from src.models.engine_module import Training
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.model_parallel_resnet50 import UNITS
 from src.models.network import TransferNetwork
 from src.preprocessing import Preprocessing
-from src.strategies.own_backward import OwnBackward
-from src.strategies.pipeline import OwnStage, Pipeline
+from src.strategies.batch_loss import BatchLoss
+from src.strategies.pipeline import Pipeline
 from src.strategies.pipeline_precision import stage_precision
+from src.strategies.pipeline_stage import LocalStage
 from src.strategies.precision import precision_plugin
 from tests.strategies.narrow import Narrow, unsplit
 
@@ -122,7 +124,7 @@ def compare_batches() -> dict[str, Any]:
             losses: list[float] = []
             split.load_state_dict(start)
             split.train(train).zero_grad()
-            stage = OwnStage(split, rank(), CPU, micro_batches, schedule, partial(share, losses=losses), nullcontext)
+            stage = LocalStage(split, CPU, micro_batches, schedule, partial(share, losses=losses), nullcontext)
             stage.forward_backward(images, labels)
             found[f"{schedule}, {name}"] = {
                 "loss": losses == (expected if rank() == 1 else []),
@@ -146,7 +148,7 @@ def compare_tensors(split: nn.Module, unsplit: nn.Module) -> dict[str, Any]:
     }
 
 
-class InTurn(OwnBackward, SingleDeviceStrategy):
+class InTurn(SingleDeviceStrategy):
     """The unsplit network, fed the micro-batches one after another."""
 
     def __init__(self, micro_batches: int) -> None:
@@ -155,17 +157,12 @@ class InTurn(OwnBackward, SingleDeviceStrategy):
 
     def forward_backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         module, parts = self.lightning_module, min(self.micro_batches, len(labels))
-        batches = list(zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True))
-        total = sum(module.loss_weight(batch) for batch in batches)
-        losses, predicted = [], []
-        for some, theirs in batches:
+        loss = BatchLoss(module, labels.tensor_split(parts))
+        for number, some in enumerate(images.tensor_split(parts)):
             with self.precision_plugin.forward_context():
-                loss, classes = module.compare(module(some), theirs)
-            loss = loss * (module.loss_weight((some, theirs)) / total)
-            self.scaled(loss).backward()
-            losses.append(loss.detach())
-            predicted.append(classes)
-        return sum(losses), torch.cat(predicted)
+                share = loss.of(number, module(some))
+            share.backward()
+        return loss.result()
 
 
 @dataclass(frozen=True)
@@ -234,10 +231,8 @@ def train(scenario: Scenario, folder: Path, alone: bool, resume: Path | None = N
         network,
         ClassificationLoss("multiclass", WEIGHTS, label_smoothing=0.1),
         Optimizer(name=scenario.optimizer, lr=1e-3),
-        num_classes=CLASSES,
-        total_steps=10,
-        seed=0,
-        hparams={"backbone": "resnet50"},
+        CLASSES,
+        Training(total_steps=10, gradient_clip=scenario.clip, hparams={"backbone": "resnet50"}),
     )
     overflows = scenario.overflow is not None and (alone or scenario.overflow == rank())
     layer = ("backbone.conv1.weight", "head.weight")[scenario.overflow or 0]
@@ -251,7 +246,6 @@ def train(scenario: Scenario, folder: Path, alone: bool, resume: Path | None = N
         plugins=[DurableCheckpointIO(background=False), (precision_plugin if alone else stage_precision)(name, CPU)],
         callbacks=[FreezingSchedule(plan), watch, PositionCheckpoint(folder), *more],
         max_epochs=scenario.epochs,
-        gradient_clip_val=scenario.clip,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         logger=False,

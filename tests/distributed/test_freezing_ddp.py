@@ -20,7 +20,8 @@ def seen(tmp_path_factory):
     if not torch.distributed.is_gloo_available():
         pytest.skip("this torch has no gloo")
     found = tmp_path_factory.mktemp("ddp") / "seen.json"
-    command = [sys.executable, str(Path(__file__).with_name("freezing_ddp.py")), str(found)]
+    together = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    command = [sys.executable, *together, str(Path(__file__).with_name("freezing_ddp.py")), str(found)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=command_environment())
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(found.read_text())

@@ -25,7 +25,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     if not torch.distributed.is_gloo_available():
         pytest.skip("this torch has no gloo")
     path = tmp_path_factory.mktemp("ddp") / "found.json"
-    command = [sys.executable, str(Path(__file__).with_name("out_of_memory_ddp.py")), str(path)]
+    together = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    command = [sys.executable, *together, str(Path(__file__).with_name("out_of_memory_ddp.py")), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=command_environment())
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(path.read_text())
@@ -37,9 +38,9 @@ def test_the_ranks_stay_one_model_and_end_as_if_all_had_fitted(found, name):
     settings = SCENARIOS[name][3]
     first, second = (of_rank[name] for of_rank in found)
     assert first["weights"] == second["weights"]
-    assert first["steps"] == second["steps"] == BATCHES // settings.get("accumulate", 1)
+    assert first["steps"] == second["steps"] == BATCHES
     if "batchnorm" not in settings:
-        expected = found[0]["accumulating, fits" if "accumulate" in settings else "fits"]["weights"]
+        expected = found[0]["fits"]["weights"]
         assert first["weights"] == pytest.approx(expected, abs=DOUBLE)
 
 
@@ -71,12 +72,6 @@ def test_all_ranks_make_the_same_attempts(found):
     )
     assert theirs == [[0, 16], [0, 8], [0, 4], [0, 4], [0, 4], [0, 4]]
     assert ours == [[0, 16], [0, 8], [0, 8], [0, 4], [0, 4], [0, 4], [0, 4]]
-
-
-def test_the_statistics_of_batchnorm_are_those_of_the_first_rank(found):
-    first, second = (of_rank["BatchNorm"]["means"] for of_rank in found)
-    assert first == second
-    assert len({tuple(mean) for mean in first.values()}) == BATCHES, "they never change"
 
 
 def test_both_stop_when_a_image_does_not_fit_in_one(found):

@@ -45,7 +45,7 @@ class Plain(Small):
     """Adam would turn differences of rounding into steps of full size."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        return torch.optim.SGD(self.groups(), lr=0.1)
 
 
 def train(folder: Path, callback: OutOfMemory) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from src.data.module import ImageData
 from src.data.sampler import EpochSampler, Share
 from src.measuring import measure_split
 from src.models.classifier import Classifier
+from src.models.engine_module import Training
 from src.models.losses import ClassificationLoss, class_weights
 from src.models.metrics import SplitMetrics, WeightedMean
 from src.trained_model import TrainedModel
@@ -113,7 +114,7 @@ def still(**data: object) -> dict[str, float]:
     """What an epoch reports of a network that does not change: lr 0, BatchNorm in eval mode."""
     loss = ClassificationLoss("multiclass", WEIGHTS, label_smoothing=0.1)
     config = Optimizer(name="sgd", lr=0.0, momentum=0.0)
-    model = Classifier(network(), loss, config, num_classes=3, total_steps=99, seed=0, hparams={})
+    model = Classifier(network(), loss, config, 3, Training(total_steps=99))
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -139,13 +140,13 @@ def test_an_image_that_a_process_computes_twice_counts_once():
     loss, config = ClassificationLoss("multiclass", WEIGHTS).eval(), Optimizer(name="sgd", lr=0.1, momentum=0.0)
     found = []
     for rank in range(2):
-        model = Classifier(network(), loss, config, num_classes=3, total_steps=9, seed=0, hparams={})
+        model = Classifier(network(), loss, config, 3, Training(total_steps=9))
         sampler = EpochSampler(range(7), 3, seed=0, share=Share(rank, 2))
         for number, keys in enumerate(sampler):
             members = [index for _, index in keys]
-            model._counted = len(sampler.share.of(sampler.whole_batch(0, number)))
+            model._num_own = len(sampler.share.of(sampler.whole_batch(0, number)))
             value, predicted = model.compare(logits[members], labels[members])
-            model.count({"loss": value, "predicted": predicted}, (logits, labels[members]))
+            model.count({"loss": value, "predicted": predicted}, labels[members])
         found.append(model.train_metrics.loss)
     found[0].merge_state(found[1])
     whole = F.cross_entropy(logits.double(), labels, torch.tensor(WEIGHTS, dtype=torch.float64)).item()
@@ -160,21 +161,22 @@ def test_the_gradients_of_processes_with_other_labels_are_those_of_the_whole_bat
 
     def gradient(rank: int, world: int, number: int) -> torch.Tensor:
         loss, config = ClassificationLoss("multiclass", WEIGHTS), Optimizer(name="sgd", lr=0.1, momentum=0.0)
-        model = Classifier(network(), loss, config, num_classes=3, total_steps=9, seed=0, hparams={}).double().eval()
+        model = Classifier(network(), loss, config, 3, Training(total_steps=9)).double().eval()
         sampler = EpochSampler(range(7), 2, seed=0, share=Share(rank, world))
         whole = sampler.whole_batch(0, number)
         trainer = SimpleNamespace(
             strategy=None,
             global_rank=rank,
             world_size=world,
-            fit_loop=SimpleNamespace(total_batch_idx=number),
+            global_step=number,
             current_epoch=0,
             datamodule=SimpleNamespace(labels_of_batch=lambda *_: (labels[sampler.share.of(whole)], labels[whole])),
         )
         model.trainer = trainer
+        model.optimizers = lambda: SimpleNamespace(zero_grad=model.zero_grad, step=lambda: None)
+        model.schedules, model.manual_backward = list, model.backward
         members = [index for _, index in list(sampler)[number]]
-        model.on_train_batch_start((images[members], labels[members]), number)
-        model.backward(model.training_step((images[members], labels[members]), number)["loss"])
+        model.training_step((images[members], labels[members]), number)
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
     for number in range(3):

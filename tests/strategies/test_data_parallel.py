@@ -20,7 +20,7 @@ from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss
 from src.strategies.data_parallel import DataParallel
 from src.strategies.precision import DTYPES, precision_plugin
-from src.strategies.replication import CpuEngine, GpuEngine, chunk_sizes
+from src.strategies.replication import chunk_sizes, in_threads, on_cpu
 from tests.callbacks import little_memory
 from tests.callbacks.little_memory import MESSAGE, Small, at_most
 from tests.callbacks.small_training import QUIET, SQUARE, classifier, images, network, plan
@@ -58,7 +58,7 @@ def train(
     replicas: int | None, batch_size: int = 6, epochs: int = 5, batchnorm: str = "keep", **settings: Any
 ) -> tuple[Classifier, L.Trainer, Watch]:
     """replicas: of dp; None: a run without it. Adam would turn differences of rounding into steps of full size."""
-    model, watch = classifier(epochs, name="sgd", lr=0.1, momentum=0.9), Watch()
+    model, watch = classifier(epochs, clip=0.5, name="sgd", lr=0.1, momentum=0.9), Watch()
     model.loss = ClassificationLoss("multiclass", [0.2, 1.0, 3.0], label_smoothing=0.1)
     freeze, resume = settings.pop("freeze", {"preset": "full"}), settings.pop("resume", None)
     strategy = "auto" if replicas is None else DataParallel()
@@ -66,7 +66,6 @@ def train(
     trainer = L.Trainer(
         max_epochs=epochs,
         callbacks=[FreezingSchedule(plan(epochs, batchnorm=batchnorm, **freeze)), watch],
-        gradient_clip_val=0.5,
         enable_checkpointing=False,
         **QUIET,
         **settings,
@@ -151,13 +150,10 @@ def test_no_device_gets_a_single_image_of_a_batch_of_more(rows, devices):
 def test_a_last_batch_of_seven_trains_on_three_devices_with_batchnorm():
     """Images so small that BatchNorm sees one value of a channel for each."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
-    engine, images = CpuEngine(), torch.rand(7, 3, 3, 3)
-    for sizes, works in [(chunk_sizes(7, 3), True), ([3, 3, 1], False)]:
-        devices = [CPU] * len(sizes)
-        replicas = engine.replicate(model, devices)
-        with nullcontext() if works else pytest.raises(ValueError, match="more than 1 value"):
-            outputs = engine.apply(replicas, engine.scatter(images, sizes, devices), devices)
-            assert len(engine.gather(outputs, CPU)) == 7
+    images = torch.rand(7, 3, 3, 3)
+    assert len(on_cpu(model, images, chunk_sizes(7, 3), nullcontext)) == 7
+    with pytest.raises(ValueError, match="more than 1 value"):
+        on_cpu(model, images, [3, 3, 1], nullcontext)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -178,44 +174,34 @@ def test_half_precision_learns_what_one_device_learns(precision):
 
 
 class Tied(nn.Module):
-    """What a copy must keep: a weight that two layers share, a frozen one, buffers, what is None, a channels_last layout."""
+    """A weight that two layers share, a frozen bias, and buffers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
         self.second.weight = self.first.weight
         self.second.bias.requires_grad_(False)
-        self.norm, self.nothing = nn.BatchNorm1d(4), None
-        self.register_buffer("empty", None)
-        self.register_module("absent", None)
-        self.convolution = nn.Conv2d(3, 2, 3).to(memory_format=torch.channels_last)
+        self.norm = nn.BatchNorm1d(4)
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.norm(self.second(self.first(rows)))
 
 
 def test_replicas_of_a_cpu():
-    module = Tied()
-    first, second = CpuEngine().replicate(module, [CPU, CPU])
-    for replica in (first, second):
-        assert list(replica.parameters()) == []  # as torch's have none
-        assert replica.first.weight is replica.second.weight
-        assert not replica.second.bias.requires_grad
-        assert replica.first.bias is replica.nothing is replica.empty is replica.absent is None
-        assert replica.convolution.weight.is_contiguous(memory_format=torch.channels_last)
-    assert first.norm.running_mean.data_ptr() == module.norm.running_mean.data_ptr()
-    assert second.norm.running_mean.data_ptr() != module.norm.running_mean.data_ptr()
-    second.first.weight.data.zero_()
-    assert module.first.weight.all()
-    second = CpuEngine().replicate(module.eval(), [CPU, CPU])[1]
-    assert not second.norm.training
-
+    module, seen = Tied(), []
+    module.second.register_forward_hook(lambda layer, *_: seen.append((layer.weight, layer.bias.requires_grad)))
+    module.norm.register_forward_hook(lambda layer, *_: seen.append(layer.running_mean))
     rows = torch.randn(6, 4)
-    (first(rows[:3]).square().sum() + second(rows[3:]).square().sum()).backward()
+    on_cpu(module, rows, [3, 3], nullcontext).square().sum().backward()
+    (first, first_frozen), first_mean, (second, second_frozen), second_mean = seen
+    assert first.data_ptr() == module.first.weight.data_ptr() != second.data_ptr(), "a weight that two layers share"
+    assert not first_frozen
+    assert not second_frozen
+    assert first_mean.data_ptr() == module.norm.running_mean.data_ptr() != second_mean.data_ptr()
     assert module.first.weight.grad is not None
     assert module.second.bias.grad is None
     with torch.no_grad():
-        assert not CpuEngine().replicate(module, [CPU, CPU])[1].first.weight.requires_grad
+        assert not on_cpu(module, rows, [3, 3], nullcontext).requires_grad
 
 
 # What goes wrong in a replica
@@ -232,7 +218,9 @@ def test_a_batch_that_does_not_fit_is_repeated_in_parts(float64, where, caplog):
     assert "repeated in parts of 8" in caplog.text
     assert largest_difference(expected, found) < DOUBLE
     assert trainer.global_step == reference.global_step
-    assert float(trainer.callback_metrics["loss"]) == pytest.approx(float(reference.callback_metrics["loss"]), DOUBLE)
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(
+        float(reference.callback_metrics["train/loss"]), DOUBLE
+    )
 
 
 def test_the_message_of_a_lack_of_memory_is_torchs_own():
@@ -260,30 +248,20 @@ def test_an_error_is_raised_as_it_is_and_nothing_stays_behind():
         little_memory.fit(model, devices=2, strategy=DataParallel())
     assert error.value is raised
     assert threading.enumerate() == threads
-    assert model.forward == Faulty.forward.__get__(model)
 
 
-def test_the_threads_of_gpus(monkeypatch):
-    """Each works on its device; the error of the first that failed comes out as it is, when all have ended."""
-    entered: dict[int, torch.device] = {}
-    monkeypatch.setattr(
-        torch.cuda, "device", lambda device: entered.update({threading.get_ident(): device}) or nullcontext()
-    )
-    together, raised = threading.Barrier(3, timeout=20), Odd("a", "b")
+def test_threads_work_at_the_same_time_and_raise_the_first_error_as_it_is():
+    together, raised, threads = threading.Barrier(3, timeout=20), Odd("a", "b"), threading.enumerate()
 
-    def where(chunk: Tensor) -> torch.device:
+    def work(fails: bool) -> bool:
         together.wait()
-        return entered[threading.get_ident()]
+        if fails:
+            raise raised
+        return fails
 
-    def fail(chunk: Tensor) -> Tensor:
-        together.wait()
-        raise raised
-
-    devices, threads = [torch.device("cuda", index) for index in (1, 3, 0)], threading.enumerate()
-    chunks = [torch.zeros(1)] * 3
-    assert GpuEngine().apply([where] * 3, chunks, devices) == devices
+    assert in_threads(3, work, [False] * 3) == [False] * 3
     with pytest.raises(Odd) as error:
-        GpuEngine().apply([where, fail, fail], chunks, devices)
+        in_threads(3, work, [False, True, True])
     assert error.value is raised
     assert threading.enumerate() == threads
 

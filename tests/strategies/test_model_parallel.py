@@ -22,6 +22,7 @@ from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
 from src.errors import UserError
 from src.models.classifier import Classifier
+from src.models.engine_module import Training
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
@@ -37,21 +38,16 @@ ALL, HEAD = {0: ["backbone", "head"]}, {0: ["head"]}
 SMALL = Preprocessing(32, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def classifier(split_at: list[str] = TWO, weights: list[float] | None = None, **optimizer: Any) -> Classifier:
+def classifier(
+    split_at: list[str] = TWO, weights: list[float] | None = None, clip: float | None = None, **optimizer: Any
+) -> Classifier:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     head = nn.Sequential(nn.Dropout(0.2), nn.Linear(2048, 3))
     network = TransferNetwork(Narrow(split_at), head, SMALL)
     settings = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "schedule": "constant", "warmup_fraction": 0.0}
-    return Classifier(
-        network,
-        ClassificationLoss("multiclass", weights),
-        Optimizer(**settings | optimizer),
-        num_classes=3,
-        total_steps=6,
-        seed=0,
-        hparams={},
-    )
+    loss, training = ClassificationLoss("multiclass", weights), Training(total_steps=6, gradient_clip=clip)
+    return Classifier(network, loss, Optimizer(**settings | optimizer), 3, training)
 
 
 def data() -> ImageData:
@@ -87,7 +83,9 @@ def fit(
 
 def trained(strategy: Any, *callbacks: L.Callback, **settings: Any) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The weights and the metrics after an epoch."""
-    of_model = {name: settings.pop(name) for name in ("weights", "name", "momentum", "split_at") if name in settings}
+    of_model = {
+        name: settings.pop(name) for name in ("weights", "name", "momentum", "split_at", "clip") if name in settings
+    }
     model = classifier(**of_model)
     trainer = fit(model, strategy, *callbacks, **settings)
     return model.network.state_dict(), {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -113,7 +111,7 @@ def test_one_micro_batch_is_training_on_one_device():
 @functools.cache  # all who call it compute in float64
 def whole_batches(*weights: float, clip: float | None = None) -> tuple[dict[str, Tensor], dict[str, float]]:
     torch.manual_seed(0)
-    return trained(None, weights=list(weights) or None, gradient_clip_val=clip)
+    return trained(None, weights=list(weights) or None, clip=clip)
 
 
 @pytest.fixture
@@ -142,7 +140,7 @@ def test_uneven_micro_batches_count_with_the_weights_of_their_classes(float64, n
 
 @pytest.mark.numbers
 def test_gradients_are_clipped(float64, no_dropout):
-    weights, _ = trained(build_model_parallel(4, "1f1b"), gradient_clip_val=0.01)
+    weights, _ = trained(build_model_parallel(4, "1f1b"), clip=0.01)
     assert relative_change(weights, whole_batches(clip=0.01)[0]) < DOUBLE
     assert relative_change(weights, whole_batches()[0]) > 0.3
 
@@ -232,9 +230,9 @@ def test_what_comes_after_the_network_is_on_the_last_device():
     model, strategy = classifier(weights=[1.0, 2.0, 3.0]), build_model_parallel(1, "1f1b")
     placed(strategy, model, ["cpu", "meta"])
     images, labels = strategy.batch_to_device((torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4) % 3))
-    output = model.training_step((images, labels), 0)
+    loss, predicted = model.compare(model(images), labels)
     assert (images.device.type, strategy.root_device.type, model.device.type) == ("cpu", "cpu", "cpu")
-    after = (labels, *output.values(), model.loss.class_weights, model.loss_weight((images, labels)))
+    after = (labels, loss, predicted, model.loss.class_weights, model.loss_weight(labels))
     assert {tensor.device.type for tensor in after} == {"meta"}
     assert {metrics.classes.device.type for metrics in (model.train_metrics, model.val_metrics)} == {"meta"}
 
