@@ -11,7 +11,6 @@ import lightning as L
 from torch import Tensor
 
 from src.checkpoints.reading import FOREIGN, unusable
-from src.models.engine_module import engine_module
 from src.out_of_memory import is_out_of_memory
 
 
@@ -44,16 +43,17 @@ class _Restored(L.Callback):
         self._built: list[dict[str, Any]] = []  # the schedules' values before they are restored
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._built = [dict(vars(schedule)) for schedule in engine_module(pl_module).schedules()]
+        self._built = [dict(vars(config.scheduler)) for config in trainer.lr_scheduler_configs]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for parameter, state in engine_module(pl_module).optimizer.state.items():
-            tensors = [value for value in state.values() if isinstance(value, Tensor)]
-            if any(tensor.shape not in ((), parameter.shape) for tensor in tensors):
-                raise ValueError("the optimizer's state is that of another network")
-        for schedule, built in zip(engine_module(pl_module).schedules(), self._built, strict=True):
-            for name, value in vars(schedule).items():
-                replaces_method = callable(getattr(type(schedule), name, None))
+        for optimizer in trainer.optimizers:
+            for parameter, state in optimizer.state.items():
+                tensors = [value for value in state.values() if isinstance(value, Tensor)]
+                if any(tensor.shape not in ((), parameter.shape) for tensor in tensors):
+                    raise ValueError("the optimizer's state is that of another network")
+        for config, built in zip(trainer.lr_scheduler_configs, self._built, strict=True):
+            for name, value in vars(config.scheduler).items():
+                replaces_method = callable(getattr(type(config.scheduler), name, None))
                 if replaces_method or (name in built and _kind(value) is not _kind(built[name])):
                     raise ValueError(f"{name} of the learning rate's schedule cannot be this")
         self.done = True
