@@ -25,10 +25,11 @@ from src import config, word_checks
 from src.config import KNOBS
 from src.errors import UserError
 from src.hydra_words import for_hydra
+from src.project import CONF
 from src.run_dir import REFUSALS, remove_if_nothing_ran
 from src.run_names import check_name, new_name
 from src.stray_words import split
-from src.suggestions import CONF, HELP, KINDS, choices, closest, default_of, did_you_mean, unknown_key
+from src.suggestions import HELP, KINDS, choices, closest, default_of, did_you_mean, unknown_key
 from src.tuning import settings
 from src.user_command import corrected, is_typed, shell_command, standing_in, typed_value
 

@@ -20,13 +20,13 @@ from src import config_checks
 from src.config import Config
 from src.errors import ExitCode, UserError
 from src.plain_values import read_yaml
+from src.project import CONF
 from src.run_names import free_name
 from src.text import printable
 from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 # Settings that may change when a run is continued: they say where and how, not what is computed.
 FREE_TO_CHANGE = (
     "name",

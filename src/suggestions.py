@@ -9,7 +9,6 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import Field
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -18,10 +17,10 @@ from omegaconf import OmegaConf
 from src.config import KNOBS
 from src.errors import UserError
 from src.knobs import example_of, knobs_of
+from src.project import CONF
 from src.text import as_typed, path_in
 from src.user_command import is_typed, key_of, replaced, typed_words
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 HELP = "python -m src.train --help"
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list"}
 

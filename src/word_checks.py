@@ -17,6 +17,7 @@ from src import suggestions
 from src.config import KNOBS
 from src.errors import UserError
 from src.hydra_words import TEXTS, for_hydra, parsed, unquoted
+from src.project import CONF
 from src.stray_words import check_strays, split
 from src.text import printable
 from src.user_command import corrected, key_of, replaced
@@ -160,14 +161,14 @@ def _check_values(word: str, sweep: bool) -> None:
         if searches := [recipe for recipe in recipes if _brings_sweep(recipe)]:
             raise UserError(
                 f"experiment={value} would run {' and '.join(searches)} without the search",
-                where=str(suggestions.CONF / "experiment"),
+                where=str(CONF / "experiment"),
                 why="a recipe that brings hydra/sweeper or hydra/launcher is a sweep itself, and no job of one",
                 fix=[replaced(word, f"experiment={recipe}") for recipe in searches],
             )
 
 
 def _recipe(name: str) -> Any:
-    file = suggestions.CONF / "experiment" / f"{name}.yaml"
+    file = CONF / "experiment" / f"{name}.yaml"
     return OmegaConf.load(file) if file.is_file() else OmegaConf.create({})
 
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from src.errors import ExitCode, UserError
 from src.exporting.formats import Format
+from src.project import PROJECT
 from src.user_command import corrected
 
 # float32 sums in another order differ by 1e-6 or so; a wrong weight, layer or normalisation by far more.
 TOLERANCE = 1e-4
 
-_ROOT = Path(__file__).resolve().parents[2]
 
 # All images at once, then the first alone: an export that only takes the number of images it was made with fails.
 _SCRIPT = """\
@@ -63,7 +63,7 @@ def _outputs_in_fresh_process(form: Format, folder: Path, images: np.ndarray) ->
     )
     environment = dict(os.environ)
     if form.needs_project:
-        environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
+        environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as name:
         inputs, outputs = Path(name) / "images.npy", Path(name) / "logits.npy"
         np.save(inputs, images)

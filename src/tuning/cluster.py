@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import src
 from src.cores import cpu_cores
 from src.errors import ExitCode, UserError
+from src.project import PROJECT
 from src.tuning.commands import sweep_command
 from src.tuning.folder import STATE
 from src.tuning.ray_environment import own_handlers
@@ -28,7 +28,6 @@ from src.user_command import corrected, shell_command
 
 log = logging.getLogger(__name__)
 
-PROJECT = Path(src.__file__).resolve().parent.parent  # the folder of src/ and conf/
 # Bytes. Below it come /rayXXXXXXXX/r, the session's folder with the time and the process, and /sockets/plasma_store.
 LONGEST_PARENT = 107 - 14 - 44 - 21
 

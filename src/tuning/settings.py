@@ -9,14 +9,13 @@ import logging
 import sys
 from dataclasses import dataclass, field
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-log = logging.getLogger(__name__)
+from src.project import PLUGINS
 
-PLUGINS = Path(__file__).resolve().parent.parent / "plugins"
+log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
