@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -71,18 +71,6 @@ def gpu_fault_explained(error: BaseException) -> UserError:
         ],
         code=ExitCode.GPU_FAULT,
     )
-
-
-@contextmanager
-def gpu_faults_explained() -> Iterator[None]:
-    """Inside, a fault of the GPU becomes the UserError that explains it. All of Lightning's fit belongs inside: the GPU fails
-    again when Lightning tidies up, and only that second error comes out."""
-    try:
-        yield
-    except RuntimeError as error:
-        if is_gpu_fault(error):
-            raise gpu_fault_explained(error) from error
-        raise
 
 
 def free() -> None:

@@ -17,7 +17,6 @@ from src.out_of_memory import (
     PartSize,
     free,
     gpu_fault_explained,
-    gpu_faults_explained,
     is_gpu_fault,
     is_out_of_memory,
     memory_state,
@@ -83,13 +82,6 @@ def test_a_fault_of_the_gpu_is_explained():
     assert "CUDA error: device-side assert triggered  (exit code 72)" in text
     for part in ("0..num_classes-1", "trainer.accelerator=cpu", "CUDA_LAUNCH_BLOCKING=1 python -m src.train"):
         assert part in text
-
-
-def test_only_faults_are_explained():
-    with pytest.raises(UserError), gpu_faults_explained():
-        raise RuntimeError(FAULTS[0])
-    with pytest.raises(RuntimeError, match="shapes"), gpu_faults_explained():
-        raise RuntimeError(OTHERS[-1])
 
 
 def test_free_finds_what_refers_to_itself():

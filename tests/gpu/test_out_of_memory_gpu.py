@@ -93,13 +93,13 @@ def test_the_memory_in_words():
 FAULT = """
 from src.callbacks.out_of_memory import OutOfMemory
 from src.errors import run_and_report
-from src.out_of_memory import gpu_faults_explained
+from src.fit_errors import explained
 from tests.callbacks.little_memory import Small, fit, noise
 
 def work():
     data = noise()
     data.tensors[1][:] = 99
-    with gpu_faults_explained():
+    with explained(None):
         fit(Small(), OutOfMemory("split", 200), data=data, accelerator="gpu", devices=1)
 
 raise SystemExit(run_and_report(work))
