@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ STAGES = [
 ]
 POSITIONS = ["checkpoint.every_n_steps=1", "checkpoint.background=false"]
 TWO = ["trainer.devices=2", "trainer.threads=2"]
+
+
+Train = Callable[[list[str], Path, dict[str, str]], subprocess.CompletedProcess[str]]
 
 
 @dataclass(frozen=True)
@@ -140,19 +144,26 @@ def versions() -> dict[str, str]:
     return {"torch": torch.__version__, "CPU capability": torch.backends.cpu.get_cpu_capability()}
 
 
-def run(reference: Reference, tree: Path) -> dict[str, Any]:
-    """Exit codes of the commands, hash of each tensor, values of each column of metrics.csv."""
+def train(words: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return _python(["-m", "src.train", *words], folder, environment)
+
+
+def _python(words: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def run(reference: Reference, tree: Path, train: Train = train) -> dict[str, Any]:
+    """Exit codes of the commands, hash of each tensor, values of each column of metrics.csv. train: how src.train is run."""
     found: dict[str, Any] = {"codes": [], "weights": {}, "metrics": {}}
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     environment.pop("TRAIN_COMMAND", None)
     with tempfile.TemporaryDirectory(prefix="reference-") as folder:
         for index, words in enumerate(reference.commands):
-            program = ["-m", "src.train"]
             if reference.disturbed and index == 0:
-                program = [str(Path(__file__).resolve()), "disturbed", reference.disturbed]
-            done = subprocess.run(
-                [sys.executable, *program, *words], cwd=folder, env=environment, capture_output=True, text=True
-            )
+                program = [str(Path(__file__).resolve()), "disturbed", reference.disturbed, *words]
+                done = _python(program, Path(folder), environment)
+            else:
+                done = train(words, Path(folder), environment)
             found["codes"].append(done.returncode)
             if done.returncode not in (0, -9):
                 print(f"exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}", file=sys.stderr)

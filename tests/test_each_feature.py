@@ -8,12 +8,13 @@ import pytest
 
 from scripts.reference_runs import REFERENCES, run
 from src.strategies.precision import cpu_has_bf16
+from tests import warm
 from tests.warm import ROOT
 
 
 @cache
 def done(name: str) -> dict:
-    return run(REFERENCES[name], ROOT)
+    return run(REFERENCES[name], ROOT, lambda words, *where: warm.run("src.train", words, *where, timeout=300))
 
 
 @pytest.mark.parametrize("name", [name for name in REFERENCES if name not in ("pretrained", "continued")])
