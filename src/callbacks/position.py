@@ -1,4 +1,4 @@
-"""The position in training: saved so that a run that ends in any way goes on from there, and saved when it is told to end."""
+"""Saving the position in training: now and then, and when a signal ends the run, so that any run can be continued."""
 
 from __future__ import annotations
 
@@ -18,33 +18,32 @@ from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from src import signals
 from src.checkpoints.writing import LAST
 from src.errors import LoaderFault, Terminated
-from src.strategies.requests import SharedNumber
+from src.strategies.shared_maximum import SharedMaximum
 
 log = logging.getLogger(__name__)
 
-# After a signal, a batch that takes 3 times the longest so far and 6 seconds more hangs. One that is still being loaded is
-# not waited for that long: nothing of it has been trained yet.
-PATIENCE, LEAST, LOADING = 3, 6.0, 2.0
+# After a signal, a batch hangs if it takes SLOWNESS times the longest batch so far and LEAST_SECONDS more. A batch that is
+# still being loaded has only LOADING_SECONDS: nothing of it has been trained yet.
+SLOWNESS, LEAST_SECONDS, LOADING_SECONDS = 3, 6.0, 2.0
 ANSWER_SECONDS = 2.0  # that the main thread has to answer a signal
 
 
 class PositionCheckpoint(CheckpointCallback):
-    """Saves last.ckpt at the end of every epoch, and every n steps or minutes where that is asked for.
+    """Saves last.ckpt at the end of every epoch, and every n steps or minutes where configured. (Lightning's `save_last`
+    copies the last checkpoint that was saved for another reason, which is not the last step.)
 
-    Lightning's own `save_last` is a copy of the last checkpoint that was chosen for another reason, not of the last step.
-
-    Not saved after the last step of an epoch, before its validation: a run that continues from there would skip that
-    validation, and with it perhaps the best epoch. The save at the end of the epoch follows.
+    Not between the last step of an epoch and its validation: a run continued from there would skip that validation, and
+    with it perhaps the best epoch.
     """
 
     def __init__(self, folder: Path, every_n_steps: int | None = None, every_n_minutes: float | None = None) -> None:
         self.path = folder / LAST
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
         self._saved_at, self.saved_step = time.monotonic(), 0
-        self._time_is_up: SharedNumber
+        self._time_is_up: SharedMaximum
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._time_is_up = SharedNumber(trainer.strategy)  # no two processes have the same clock, and all save together
+        self._time_is_up = SharedMaximum(trainer.strategy)  # clocks differ, but all ranks must save at the same step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -68,24 +67,26 @@ class PositionCheckpoint(CheckpointCallback):
 
 
 class StopOnSignal(CheckpointCallback):
-    """On SIGTERM or Ctrl-C training ends after the step at hand, with its position saved. Signals that follow while it is
-    saved change nothing. While a batch is being loaded, which may hang, the position after the step before is saved. A
-    second signal while a step goes on ends at once, and so does a step that takes far longer than those before it.
+    """On SIGTERM or Ctrl-C, ends training after the current step, with its position saved; Lightning's own handlers save
+    nothing.
 
-    A signal that comes during validation waits for its end: the steps of that epoch would be lost otherwise. Lightning's
-    own handlers save nothing. A CheckpointCallback, since those come after all others in a hook: what the others keep
-    (an average of the weights) has this step in it then.
+    Further signals do not disturb the save. While a batch is being loaded, which may hang, the position after the previous
+    step is saved. A second signal during a step ends at once, and so does a step that takes far longer than those before.
+    A signal during validation waits for its end: the steps of that epoch would be lost otherwise.
 
-    Of several processes any may get the signal. All learn of it within a second, or a step or two, and stop at the same
-    step. Lightning's own way, a broadcast that every step waits for, is switched off.
+    Any rank may get the signal. All learn of it within a second, or a step or two, and stop at the same step; Lightning's
+    own broadcast, for which every step waits, is switched off.
+
+    A CheckpointCallback, because those come last in a hook: by then the other callbacks (an average of the weights) have
+    processed this step.
     """
 
     def __init__(self, position: PositionCheckpoint) -> None:
         self.position = position
         self.received = 0  # the signal that this process got
-        self._agreed = 0  # the signal that some process got, which all know of
-        self._patience = 0  # how many more Ctrl-C do not end a save that is under way
-        self._shared: SharedNumber
+        self._agreed = 0  # a signal that some rank got, and that all ranks know of
+        self._patience = 0  # number of further Ctrl-C that do not end a save under way
+        self._shared: SharedMaximum
         self._handlers = ExitStack()
         self._pace = Pace()
 
@@ -93,7 +94,7 @@ class StopOnSignal(CheckpointCallback):
         trainer._signal_connector.register_signal_handlers = lambda: None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._shared = SharedNumber(trainer.strategy)
+        self._shared = SharedMaximum(trainer.strategy)
         self.position.saved_step = trainer.global_step
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         self._handlers.enter_context(signals.handled_by(self._note))
@@ -149,8 +150,8 @@ class StopOnSignal(CheckpointCallback):
             raise signals.error_of(self.received)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """A loader fails, or does not end, between two steps. With several processes nothing is saved: the others know
-        nothing of it yet."""
+        """Saves the position if a loader failed or hung between two steps. Not with several ranks: the others know nothing
+        of it yet."""
         self._pace.is_over = True
         try:
             between_steps = self._pace.loads and isinstance(exception, LoaderFault | KeyboardInterrupt | Terminated)
@@ -171,7 +172,7 @@ class StopOnSignal(CheckpointCallback):
         raise signals.error_of(self._agreed)
 
     def _say_stopped(self, trainer: L.Trainer) -> None:
-        """Says that the position is saved when it is."""
+        """Waits until the position is written, and says so."""
         trainer.strategy.checkpoint_io.wait()
         if self.position.path in trainer.strategy.checkpoint_io.unwritten:
             log.warning(
@@ -184,32 +185,34 @@ class StopOnSignal(CheckpointCallback):
 
 
 class Pace:
-    """How long batches take, and what follows when none ends any more after a signal."""
+    """How long batches take; and the watch after a signal, which ends the process if no batch ends any more."""
 
     def __init__(self) -> None:
         self.is_over = False  # training ends, one way or the other
         self.loads = False  # between two steps: the next batch is being loaded
-        self._last = 0.0  # when a batch ended
-        self._longest = 0.0  # from the end of a batch to the next; the first one waits for the loaders to start
-        self._told_at = 0.0
+        self._last = 0.0  # time when a batch ended
+        self._longest = (
+            0.0  # seconds from the end of a batch to the end of the next, which includes starting the loaders
+        )
+        self._signalled = 0.0  # time of the signal
 
     def moved(self) -> None:
-        """A batch has ended."""
+        """Called when a batch has ended."""
         now = time.monotonic()
         self._longest, self._last = max(self._longest, now - self._last if self._last else 0.0), now
 
     def seconds_waited(self) -> float:
-        """Since the signal."""
-        return time.monotonic() - self._told_at
+        """Seconds since the signal."""
+        return time.monotonic() - self._signalled
 
     def end_where_nothing_moves(self, number: int) -> None:
-        """After a signal: a thread sends it again once a batch takes too long, and ends the process where not even that is
-        answered, since the main thread waits in a library."""
-        self._told_at = time.monotonic()
+        """Starts a thread that sends the signal again once a batch takes too long, and then ends the process if the main
+        thread, waiting inside of a library, does not answer."""
+        self._signalled = time.monotonic()
         threading.Thread(target=self._watch, args=[number], daemon=True).start()
 
     def _watch(self, number: int) -> None:
-        while not self.is_over and time.monotonic() - max(self._last, self._told_at) < self._patience():
+        while not self.is_over and time.monotonic() - max(self._last, self._signalled) < self._patience():
             time.sleep(0.1)
         if not self.is_over:
             if not self.loads:
@@ -220,9 +223,9 @@ class Pace:
             signals.kill(signals.code_of(number))
 
     def _patience(self) -> float:
-        return LOADING if self.loads else PATIENCE * self._longest + LEAST
+        return LOADING_SECONDS if self.loads else SLOWNESS * self._longest + LEAST_SECONDS
 
 
 def _is_epochs_end(trainer: L.Trainer) -> bool:
-    """Whether the validation comes next: after the last batch, or after the last step that trainer.max_steps allows."""
+    """Whether validation comes next: after the last batch, and after the last step of trainer.max_steps."""
     return trainer.is_last_batch or trainer.should_stop

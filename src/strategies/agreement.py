@@ -22,7 +22,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from src.out_of_memory import free
 from src.strategies.ddp import Ddp
-from src.strategies.requests import SharedNumber
+from src.strategies.shared_maximum import SharedMaximum
 
 
 class Agreement:
@@ -32,7 +32,7 @@ class Agreement:
         self.strategy = strategy
         self._sent = 0  # buckets, in this backward pass
         self._reported = False  # whether the others know that nothing failed here
-        self._failures = SharedNumber(strategy)
+        self._failures = SharedMaximum(strategy)
         self._gradients: Tensor | None = None  # of a batch in parts: a copy of all, in one piece
         strategy.communicate = self._send
         strategy.configure_ddp()
@@ -52,7 +52,7 @@ class Agreement:
         future = allreduce_hook(None, bucket)
         if bucket.is_last():
             self._reported = True
-            self._failures.say(0)
+            self._failures.send(0)
         return future
 
     def collect(self) -> None:
@@ -68,8 +68,8 @@ class Agreement:
             for bucket in self.strategy.wrapper.reducer._get_zeros_like_grad_buckets()[self._sent :]:
                 allreduce_hook(None, bucket).wait()
         if not self._reported:
-            self._failures.say(failed)
-        largest = self._failures.hear()
+            self._failures.send(failed)
+        largest = self._failures.receive()
         if largest:
             self._gradients = None
         return largest

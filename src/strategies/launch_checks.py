@@ -1,4 +1,4 @@
-"""What must hold where torchrun, srun or nobody started this process as one of several. torch is not imported here."""
+"""Checks of the command line against the launcher: torchrun, srun or none. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from src.user_command import corrected
 
 
 def check_launched(config: Config, multirun: bool) -> None:
-    """What must hold where torchrun started this process, or srun did by mistake. Raises UserError."""
+    """Raises UserError if the settings do not fit the launcher of this process."""
     if not launched_from_outside():
-        if trials.current() is None:  # a trial may be one of several machines, and its worker one of srun's tasks
+        if trials.current() is None:  # a trial's worker may be one of srun's tasks
             _check_alone(config)
             if config.trainer.devices != "auto":
                 check_enough(config.trainer.accelerator, config.trainer.devices)
@@ -42,15 +42,14 @@ def check_launched(config: Config, multirun: bool) -> None:
             ],
         )
     if world != device_count(trainer) * trainer.num_nodes or local != device_count(trainer):
-        nodes = int(os.environ.get("GROUP_WORLD_SIZE", -(-world // local)))  # torchrun's word for machines
-        devices = (
-            min(local, (world - local) // (nodes - 1)) if nodes > 1 else local
-        )  # others may have fewer than this one
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", -(-world // local)))  # number of machines
+        others = (world - local) // (nodes - 1) if nodes > 1 else local  # on each of the other machines
         raise UserError(
             f"trainer.devices={trainer.devices} trainer.num_nodes={trainer.num_nodes} is not what was started",
             where=f"{world} processes on {nodes} machines, {local} on this machine",
             why="each process trains on one device, and every machine has as many",
-            fix="scripts/launch_torchrun.sh " + _words(f"trainer.devices={devices}", f"trainer.num_nodes={nodes}"),
+            fix="scripts/launch_torchrun.sh "
+            + _words(f"trainer.devices={min(local, others)}", f"trainer.num_nodes={nodes}"),
         )
     if config.name is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
         raise UserError(
@@ -63,7 +62,7 @@ def check_launched(config: Config, multirun: bool) -> None:
 
 
 def _words(*words: str) -> str:
-    """The user's words with these, for another program than python -m src.train."""
+    """The user's words with these changes, for another program than python -m src.train."""
     return shlex.join(shlex.split(corrected(*words))[3:])
 
 
@@ -75,13 +74,13 @@ def _check_alone(config: Config) -> None:
             fix=f"sbatch scripts/launch_slurm.sh {_words()}",
         )
     if config.trainer.num_nodes > 1:
-        named_if = [] if config.name else ["name=first"]  # how the machines find each other's run
+        name = [] if config.name else ["name=first"]  # the machines need it to find each other's run
         raise UserError(
             f"trainer.num_nodes={config.trainer.num_nodes}, but this command runs on one machine",
             why="on several machines it is started on each of them",
             fix=[
-                f"NNODES={config.trainer.num_nodes} HEAD=10.0.0.1 scripts/launch_torchrun.sh {_words(*named_if)} "
+                f"NNODES={config.trainer.num_nodes} HEAD=10.0.0.1 scripts/launch_torchrun.sh {_words(*name)} "
                 "# on each; HEAD: the address of one",
-                f"sbatch scripts/launch_slurm.sh {_words(*named_if)}",
+                f"sbatch scripts/launch_slurm.sh {_words(*name)}",
             ],
         )

@@ -1,15 +1,14 @@
-"""Starts the processes of a run that has several (strategy=ddp, strategy=pipeline), watches over them, and says who failed.
+"""Starts the ranks of a run (strategy=ddp, strategy=pipeline), watches over them, and names the one that failed.
 
-Every process is a `python -m src.rank`, which gets the composed config of this very job: the command line is not run a
-second time, so a sweep starts the processes of each of its jobs and no others. The command itself trains nothing. So it
-can always answer: to Ctrl-C and SIGTERM, which it hands on; to the death of a process, which it names; and should it die
-itself, its processes notice and end. torch is not imported here.
+Every rank is a `python -m src.rank` with the composed config of this job: the command line does not run again, so a sweep
+starts the ranks of each of its jobs and no others. The command itself trains nothing, and imports no torch, so that it can
+always hand on Ctrl-C and SIGTERM, and name a rank that died. If the command dies, its ranks notice and end.
 
-The processes of one machine meet through a file in a private folder: nothing listens that another user could talk to,
-but the connections of gloo and NCCL, on the loopback interface.
+The ranks of one machine meet through a file in a private folder: no port is open to other users, and the connections of
+gloo and NCCL use the loopback interface.
 
-Where something else starts the processes (torchrun, or SLURM through it), they are `python -m src.train` themselves, and
-only src/strategies/launch_checks.py is of use. Both ways the environment variables are torchrun's.
+Under torchrun (or SLURM through it) the ranks are `python -m src.train` themselves, and only launch_checks.py is used.
+Both ways the environment variables are torchrun's.
 """
 
 from __future__ import annotations
@@ -44,14 +43,17 @@ log = logging.getLogger(__name__)
 PROCESS_PER_DEVICE = ("ddp", "pipeline")
 CONNECTION_LOST = "the connection to another process of this run is lost"
 STORE = "RANKS_STORE"  # environment: the file through which the processes of one machine meet
-GRACE_SECONDS = 5.0  # that the other processes have to end by themselves after one has failed
-AGAIN_SECONDS = 20.0  # that all have to end after a second signal
-LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # the interface by which a machine talks to itself
-STOPPED = {ExitCode.TERMINATED: signal.SIGTERM, ExitCode.INTERRUPTED: signal.SIGINT}  # codes of processes told to end
+GRACE_SECONDS = 5.0  # for the other ranks to end by themselves after one has failed
+AGAIN_SECONDS = 20.0  # for all ranks to end after a second signal
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # name of the loopback interface
+STOPPED = {
+    ExitCode.TERMINATED: signal.SIGTERM,
+    ExitCode.INTERRUPTED: signal.SIGINT,
+}  # exit code -> the signal behind it
 
 
 def processes_to_start(config: Config) -> int:
-    """How many processes this command starts for the run on this machine; 0: none, it trains by itself."""
+    """Number of ranks that this command starts on this machine; 0: it trains by itself."""
     if launched_from_outside() or config.strategy.name not in PROCESS_PER_DEVICE:
         return 0
     count = device_count(config.trainer)
@@ -59,20 +61,20 @@ def processes_to_start(config: Config) -> int:
 
 
 def launched_from_outside() -> bool:
-    """Whether torchrun, or something like it, started this process as one of several."""
+    """Whether torchrun or the like started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def run_in_processes(config: Config, path: Path, count: int) -> float:
-    """The run in `count` processes of this machine; returns the metric that chose the best epoch.
+    """Runs `count` ranks on this machine; returns the metric that chose the best epoch.
 
-    In a trial of a sweep the machine may be one of several (`Place`); the others than the first return nan. Raises the
-    UserError of the process that failed, Terminated or KeyboardInterrupt where they were told to end.
+    In a trial of a sweep the machine may be one of several (`Place`), of which all but the first return nan. Raises the
+    UserError of the rank that failed, or Terminated or KeyboardInterrupt if a signal ended the run.
     """
     folder = RunFolder(path, {})
     trial = trials.current()
     place = trial.place if trial else trials.Place()
-    received: list[int] = []  # signals; raised where Python happens to be, they would leave processes behind
+    received: list[int] = []  # signals: an exception in the middle of anything would leave ranks behind
     with ExitStack() as stack:
         stack.enter_context(signals.handled_by(lambda number, _: received.append(number)))
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-")))
@@ -89,7 +91,7 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
         try:
             _raise_failure(processes, path, received)
         except UserError as error:
-            # Else the first process has noted its end itself, or found that the folder is another command's.
+            # With other codes rank 0 has noted its end itself, or has found that the folder is another command's.
             if error.code == ExitCode.PROCESS_LOST:
                 folder.note_death(error)
             raise
@@ -100,7 +102,7 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
 
 
 class _Process:
-    """One of the processes, and what it printed to stderr. private: a folder that only this user may look into."""
+    """A rank and its stderr. private: a folder that only this user can read."""
 
     def __init__(
         self, local_rank: int, count: int, place: trials.Place, environment: dict[str, str], private: Path
@@ -120,7 +122,7 @@ class _Process:
             if sys.platform in LOOPBACK:
                 for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):  # else they listen on a network's address
                     self.environment.setdefault(name, LOOPBACK[sys.platform])
-        self.hung = False  # whether it did not end by itself after another had failed
+        self.hung = False  # whether it had to be killed
         self.popen: subprocess.Popen[bytes] | None = None
 
     def start(self, job: str) -> None:
@@ -128,26 +130,27 @@ class _Process:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", "src.rank"],
                 stdin=subprocess.PIPE,
-                stdout=None if self.rank == 0 else subprocess.DEVNULL,  # the others' messages: rank1.log, ...
+                stdout=None if self.rank == 0 else subprocess.DEVNULL,  # other ranks have rank1.log, ...
                 stderr=errors,
                 env=self.environment,
-                # Ctrl-C reaches this command alone, which hands it on: it would arrive twice otherwise.
-                **({"process_group": 0} if os.name == "posix" else {}),
+                process_group=0 if os.name == "posix" else None,  # so that Ctrl-C reaches this command alone
             )
-        with suppress(BrokenPipeError), self.popen.stdin as pipe:  # it may be told to end before it reads
+        with suppress(BrokenPipeError), self.popen.stdin as pipe:  # a signal may end it before it reads
             pipe.write(job.encode())
 
     @property
     def code(self) -> int | None:
-        """As of subprocess: None while it runs, -N where signal N killed it; but a process that was told to end before it
-        could answer has the code of those that could."""
+        """As in subprocess: None while it runs, -N if signal N killed it. But where SIGINT or SIGTERM came before the rank
+        could handle it, the exit code of a rank that could."""
         code = self.popen.poll() if self.popen else None
-        if code is not None and 128 < code < 160 and code not in STOPPED:
-            return 128 - code  # as a shell says it, which may stand in between
-        return signals.code_of(-code) if code is not None and -code in signals.NUMBERS else code
+        if code is None:
+            return None
+        if 128 < code < 160 and code not in STOPPED:
+            return 128 - code  # from a shell between this command and the rank
+        return signals.code_of(-code) if -code in signals.NUMBERS else code
 
     def send(self, number: int) -> None:
-        """A console of Windows sends Ctrl-C to all processes itself."""
+        """Sends a signal, except Ctrl-C on Windows, whose console sends it to all processes itself."""
         if self.popen and self.code is None and (os.name == "posix" or number != signal.SIGINT):
             self.popen.send_signal(number)
 
@@ -157,39 +160,39 @@ class _Process:
             self.popen.wait()
 
     def printed(self) -> str:
-        """Its error as it printed it, without what libraries printed before."""
+        """The error that it printed, without the output of libraries before it."""
         text = self.errors.read_text(encoding="utf-8", errors="replace").strip()
         return text[text.rfind("\nERROR ") + 1 :]
 
     def gave_up(self, hung: Sequence[_Process]) -> bool:
-        """Whether it ended because another one did, or did not answer. NCCL ends a process that waited for one of the hung
-        with SIGABRT."""
+        """Whether it ended because another rank died or hung; NCCL ends a rank that waits for a hung one with SIGABRT."""
         if self.code == ExitCode.PROCESS_LOST:
             return CONNECTION_LOST in self.printed() or not self.printed()
         words = self.errors.read_text(encoding="utf-8", errors="replace").lower()
         return bool(hung) and self.code == -getattr(signal, "SIGABRT", 6) and "watchdog" in words
 
     def error(self, count: int) -> UserError:
-        """What it said of its end; the first process's words stand for all."""
+        """The error that it printed. An error of rank 0 is shown as that of the run."""
         name, text = f"{self.rank} of the {count} processes", self.printed()
-        known = self.code in set(ExitCode)
-        if text.startswith("ERROR ") and known:
+        is_ours = self.code in set(ExitCode)
+        if text.startswith("ERROR ") and is_ours:
             return ErrorOfProcess(text, ExitCode(self.code), name if self.rank else "")
         return UserError(
             f"process {name} ended with exit code {self.code}, without a word of its own",
             why=text[-500:] or "a library ended it; train.log and rank*.log may say more",
             fix=shell_command(),
-            code=ExitCode(self.code) if known else ExitCode.PROCESS_LOST,
+            code=ExitCode(self.code) if is_ours else ExitCode.PROCESS_LOST,
         )
 
 
 def _wait(processes: Sequence[_Process], trial: trials.Trial | None, received: list[int]) -> None:
-    """Until all have ended. received: the signals that tell them to, as they come; one that a process alone has got, and
-    the sweep's word, are added. Those that hang are killed: some seconds after another has failed, after the first, which
-    alone has anything to save, has ended, or after they were told twice.
+    """Waits until all ranks have ended, and hands on signals.
+
+    received: grows while signals arrive; a signal that only a rank got, and the sweep's request to end, are added. Ranks
+    that hang are killed: GRACE_SECONDS after another rank has failed or rank 0, which alone saves anything, has ended; and
+    AGAIN_SECONDS after a second signal.
     """
-    sent = 0
-    deadlines: dict[str, float] = {}
+    sent, deadline = 0, math.inf
     while running := [process for process in processes if process.code is None]:
         ended = [process.code for process in processes if process.code is not None]
         if not received and trial is not None and trial.interrupted:
@@ -201,10 +204,10 @@ def _wait(processes: Sequence[_Process], trial: trials.Trial | None, received: l
             for process in running:
                 process.send(number)
         if processes[0].code is not None or any(code not in (0, *STOPPED) for code in ended):
-            deadlines.setdefault("failed", time.monotonic() + GRACE_SECONDS)
+            deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         if sent > 1:
-            deadlines.setdefault("told twice", time.monotonic() + AGAIN_SECONDS)
-        if deadlines and time.monotonic() > min(deadlines.values()):
+            deadline = min(deadline, time.monotonic() + AGAIN_SECONDS)
+        if time.monotonic() > deadline:
             for process in running:
                 process.hung = True
                 process.kill()
@@ -212,7 +215,7 @@ def _wait(processes: Sequence[_Process], trial: trials.Trial | None, received: l
 
 
 def _raise_failure(processes: Sequence[_Process], path: Path, received: Sequence[int]) -> None:
-    """Raises what ended the run, if anything did: what happened first, not the broken connections that followed."""
+    """Raises the error that ended the run, if any: the cause, and not the broken connections that followed."""
     count = len(processes)
     again = f"{named(path.name)} # continues from the last checkpoint"
     hung = [process for process in processes if process.hung]
@@ -220,7 +223,8 @@ def _raise_failure(processes: Sequence[_Process], path: Path, received: Sequence
     lost = [process for process in ended if process.gave_up(hung)]
     killed = [process for process in ended if process.code < 0 and process not in lost]
     causes = [process for process in ended if process.code > 0 and process.code not in STOPPED and process not in lost]
-    stopped = received[0] if received else next((STOPPED[one.code] for one in ended if one.code in STOPPED), 0)
+    signalled = [STOPPED[process.code] for process in ended if process.code in STOPPED]
+    stopped = next(iter([*received, *signalled]), 0)
     causes.sort(key=lambda process: process.code == ExitCode.PROCESS_LOST)
     if causes and not (stopped and causes[0].code == ExitCode.PROCESS_LOST):
         raise causes[0].error(count)
@@ -251,16 +255,15 @@ def _raise_failure(processes: Sequence[_Process], path: Path, received: Sequence
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
 
 
 def end_with(parent: int) -> None:
-    """Ends this process soon after the one that started it, in whatever way that ended: nobody else would.
-
-    Windows keeps the number of a parent that is gone; there the broken connections between the processes end them."""
+    """Ends this process soon after its parent has ended in any way. Not on Windows, which keeps the number of a dead parent:
+    there the broken connections between the ranks end them."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -272,11 +275,11 @@ def end_with(parent: int) -> None:
 
 
 def claim_path(config: Config) -> Path:
-    """The folder of the run. Processes that torchrun started have no name= in common sooner than they have met: without
-    one, theirs is that of the launch, or else the first process chooses it and tells the others (src/run.py)."""
+    """The folder of the run. Without name=, ranks that torchrun started take the name of the launch (--rdzv-id); without
+    that, rank 0 chooses a name and tells the others when they have met (shared_folder.py)."""
     name = config.name
     if launched_from_outside() and name is None:
-        launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")  # --rdzv-id
+        launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
         if launch == "none" and os.environ["RANK"] != "0":
             return Path(config.runs_dir)
         name = launch if launch != "none" else None

@@ -1,7 +1,7 @@
-"""The processes of a run and what they do together outside of a training step: meet, compare, wait for the first.
+"""The ranks of a run and what they do together outside of a training step: meet, compare, wait for the first.
 
-run.py is the same program in every process. `joined` makes it one of several where the environment says so (torchrun's
-variables, which src/strategies/launching.py sets too); otherwise it is alone, and everything here does nothing.
+run.py is the same program in every process. Torchrun's environment variables, which src/strategies/launching.py sets too,
+make a process one of several in `joined`; a process without them is alone, and nothing here waits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from src.config import Config
 from src.errors import ExitCode, Terminated, UserError
@@ -37,13 +36,13 @@ BEAT_SECONDS, FAREWELL_SECONDS = 5.0, 10.0
 
 @dataclass
 class Ranks:
-    """This process among those of the run, and among those of its machine (local)."""
+    """This process among those of the run, and among those of its machine (local). store: None where it is alone."""
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
-    store: dist.Store | None = None
+    store: dist.Store = None  # type: ignore[assignment]
     seconds: float = DEFAULT_TIMEOUT_SECONDS  # after which a silent process is given up
     _keys: Iterator[int] = field(default_factory=count)
     _over: threading.Event = field(default_factory=threading.Event)
@@ -53,7 +52,7 @@ class Ranks:
         return self.rank == 0
 
     def told_by_first(self, work: Callable[[], Result]) -> Result:
-        """The first process does the work, and all get its result, which is made of JSON's values."""
+        """Rank 0 does the work, and all ranks get its result, which consists of JSON values."""
         if self.store is None:
             return work()
         key = f"told/{next(self._keys)}"
@@ -62,7 +61,7 @@ class Ranks:
         return json.loads(self._get(key))
 
     def after_first(self, work: Callable[[], Result]) -> Result:
-        """All do the work, the first before the others, which find on the disk what it kept there."""
+        """All ranks do the work, rank 0 before the others, so that they find its files on the disk."""
         if self.is_first:
             result = work()
             self.told_by_first(lambda: None)
@@ -74,26 +73,27 @@ class Ranks:
         """Raises UserError, in all processes, unless all were given the same values."""
         if self.store is None:
             return
-        mine, name = flat(values), f"same/{next(self._keys)}"
-        self.store.set(f"{name}/{self.rank}", json.dumps([socket.gethostname(), mine], default=str))
-        mine = json.loads(json.dumps(mine, default=str))
+        name, host = f"same/{next(self._keys)}", socket.gethostname()
+        text = json.dumps([host, flat(values)], default=str)
+        self.store.set(f"{name}/{self.rank}", text)
+        mine = json.loads(text)[1]
         for other in range(self.world):
-            host, theirs = json.loads(self._get(f"{name}/{other}"))
-            changed = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+            other_host, theirs = json.loads(self._get(f"{name}/{other}"))
+            changed = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)][:4]
             if changed:
-                shown = [
+                lines = [
                     f"{key}: {mine.get(key)} in process {self.rank}, {theirs.get(key)} in {other}" for key in changed
                 ]
                 raise UserError(
                     f"process {self.rank} and process {other} were started with different {what}",
-                    where=f"process {self.rank} on {socket.gethostname()}, process {other} on {host}",
-                    why="\n".join(shown[:4]),
+                    where=f"process {self.rank} on {host}, process {other} on {other_host}",
+                    why="\n".join(lines),
                     fix="start the same command on every machine, in the same commit, with the same images",
                 )
 
     def _get(self, key: str) -> bytes:
-        """Another process may list a million images before it says this. Asked again and again, since a signal cannot be
-        answered while torch waits."""
+        """Waits without end, since another process may list a million images before it sets the key; by asking again and
+        again, since no signal is answered while torch waits."""
         pause = 0.01
         while not self.store.check([key]):
             time.sleep(pause)
@@ -111,9 +111,9 @@ class Ranks:
                 time.sleep(0.05)
 
     def leave(self) -> bool:
-        """Ends the connections after training; returns whether this process goes on alone to measure and to package.
+        """Ends the connections after training; returns whether this is rank 0, which measures and packages alone.
 
-        On several machines the others wait here until it has ended, with the memory of their GPU given back: torchrun ends
+        On several machines the other ranks wait here until it has ended, with their GPU's memory given back: torchrun ends
         a launch 300 seconds after its first machine has ended (Agent's exit_barrier_timeout, which has no option)."""
         disconnect()
         if self.world > self.local_world:
@@ -145,8 +145,8 @@ class Ranks:
             raise dist.DistStoreError(f"process 0 ended with {how}")
 
     def say_farewell(self, how: str) -> None:
-        """how: the name of the error that ends this process, or None. The store may be in the first process: where there
-        are several machines it stays until the others have read what they wait for."""
+        """Tells the other ranks how this one ends: the name of its error, or None. Rank 0, which may hold the store, waits
+        on several machines until the others have read it."""
         self._over.set()
         if self.world == self.local_world:
             return
@@ -160,7 +160,7 @@ class Ranks:
 
 @contextmanager
 def joined(config: Config) -> Iterator[Ranks]:
-    """Inside, this process is one of those of the run. Raises UserError where they do not meet, or one is lost."""
+    """Inside, this process is one of the run's ranks. Raises UserError if they do not meet, or one is lost."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1 or "RANK" not in os.environ:
         yield Ranks()
@@ -171,13 +171,12 @@ def joined(config: Config) -> Iterator[Ranks]:
     on_gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu")
     with _losses_explained(seconds):
         try:
-            store = _store(world, timeout)
+            store = _store(rank, world, timeout)
             ranks = Ranks(rank, world, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", 1)), store, seconds)
             ranks.meet()
             group = dist.PrefixStore("group", store)
-            dist.init_process_group(
-                "nccl" if on_gpu else "gloo", store=group, rank=rank, world_size=world, timeout=timeout
-            )
+            backend = "nccl" if on_gpu else "gloo"
+            dist.init_process_group(backend, store=group, rank=rank, world_size=world, timeout=timeout)
         except (dist.DistNetworkError, dist.DistStoreError) as error:
             raise _not_met(error, seconds) from error
         how = "None"
@@ -191,21 +190,22 @@ def joined(config: Config) -> Iterator[Ranks]:
             ranks.say_farewell(how)
 
 
-def _store(world: int, timeout: timedelta) -> dist.Store:
-    """Where the processes leave each other messages. On one machine it is a file in a folder that only its user can read,
-    so that nothing listens and no port can be taken."""
+def _store(rank: int, world: int, timeout: timedelta) -> dist.Store:
+    """The key-value store of all ranks. On one machine it is a file in a folder that only its user can read, so that no
+    port is open or can be taken."""
     if STORE in os.environ:
         return dist.FileStore(os.environ[STORE], world)
-    store, _, _ = next(rendezvous("env://", timeout=timeout))
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # It outlives a restart, and the keys of the try before must not be read again. Several machines do not count
-        # their restarts alike, so scripts/launch_torchrun.sh gives each try a store of its own.
-        store = dist.PrefixStore(f"try/{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    return store
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return dist.TCPStore(address, port, world, is_master=rank == 0, timeout=timeout)
+    # torchrun's own store outlives a restart, and the keys of the try before must not be read again. Several machines do
+    # not count their restarts alike, so scripts/launch_torchrun.sh gives each try a store of its own.
+    store = dist.TCPStore(address, port, world, is_master=False, timeout=timeout)
+    return dist.PrefixStore(f"try/{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 def disconnect() -> None:
-    """Ends the connections to the other processes; what follows is done alone."""
+    """Ends the connections to the other ranks."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -232,7 +232,7 @@ def _not_met(error: Exception, seconds: float) -> UserError:
 
 @contextmanager
 def _losses_explained(seconds: float) -> Iterator[None]:
-    """Inside, an error that came of the death or the silence of another process says so."""
+    """Inside, errors caused by the death or the silence of another rank become a UserError that says so."""
     try:
         yield
     except RuntimeError as error:
@@ -249,6 +249,6 @@ def _losses_explained(seconds: float) -> Iterator[None]:
 
 
 def is_loss_of_a_process(error: RuntimeError) -> bool:
-    """Whether an exchange between processes failed, which is not the mistake of this one."""
+    """Whether an exchange between ranks failed, for a reason outside of this rank."""
     words = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "caused pair closure", "NCCL")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)

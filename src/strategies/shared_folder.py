@@ -1,4 +1,4 @@
-"""The folder of a run that several processes train: the first has it, the others read what they need."""
+"""The folder of a run with several ranks: rank 0 writes it, the others read it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from src.user_command import corrected
 
 @contextmanager
 def open_folder(ranks: Ranks, path: Path, config: dict[str, Any], resume: str) -> Iterator[RunFolder]:
-    """Makes or takes up the folder that the first process names; the others see it afterwards. Each has a log there.
+    """Opens the run's folder, whose path rank 0 decides. Each rank has a log there.
 
-    config: the whole config as plain values, which must be the same in all processes. Raises UserError, also for what
-    RunFolder.open raises it.
+    config: the whole config as plain values. Raises UserError if it differs between the ranks, if a rank does not see the
+    folder, and for the reasons of RunFolder.open.
     """
     ranks.check_same("settings", config)
     path = Path(ranks.told_by_first(lambda: str(path)))
     with RunFolder.open(path, config, resume, writes=ranks.is_first) as folder:
-        ranks.told_by_first(lambda: None)  # the folder is there now
+        ranks.told_by_first(lambda: None)  # it exists from here on
         if not (path / "config.yaml").exists():
             raise UserError(
                 f"{path} is not the same folder on all machines",

@@ -102,7 +102,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
 @pytest.mark.parametrize("again", [False, True])
 def test_a_step_that_never_ends_is_ended(tmp_path, monkeypatch, number, again):
     """By the second signal, or once it takes far longer than the steps before. What was saved before stays."""
-    monkeypatch.setattr(module, "LEAST", 100.0 if again else 1.2)
+    monkeypatch.setattr(module, "LEAST_SECONDS", 100.0 if again else 1.2)
 
     def hang():
         os.kill(os.getpid(), number)

@@ -141,8 +141,11 @@ def test_processes_that_agreed_to_stop_are_waited_for(run, tmp_path):
         run("""
 if rank == 0:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in a process that ends already
+    (path / "ends").touch()
     time.sleep(2.5)
     (path / "saved").touch()
+while not (path / "ends").exists():
+    time.sleep(0.05)
 sys.exit(143)
 """)
     assert (tmp_path / "saved").exists()
