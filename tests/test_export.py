@@ -183,7 +183,7 @@ def test_the_fresh_process_has_this_project_where_the_format_needs_it(tmp_path, 
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "__init__.py").touch()
     (tmp_path / "src" / "here.py").touch()
-    monkeypatch.setattr(verification, "_ROOT", tmp_path)
+    monkeypatch.setattr(verification, "PROJECT", tmp_path)
     form = replace(TOY, load="import numpy\nimport src.here\n", needs_project=True)
     assert verify(form, tmp_path / "src", noise(2), toy_outputs(noise(2))) == 0.0
 
