@@ -22,15 +22,15 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import seeding
-from src.checkpoints.checksum import save_with_checksum
-from src.checkpoints.model_folder import ModelCard, load_model, save_model
-from src.checkpoints.reading import FOREIGN, flaw, read_checkpoint
-from src.errors import ExitCode, UserError
+from src.engine.runs import seeding
+from src.engine.runs.checksum import save_with_checksum
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.model_folder import ModelCard, load_model, save_model
+from src.engine.runs.reading import FOREIGN, flaw, read_checkpoint
+from src.engine.weights.preprocessing import Preprocessing
+from src.engine.weights.weight_files import read_tensors
 from src.models.building import rebuild
 from src.models.network import Architecture, build_network
-from src.models.weight_files import read_tensors
-from src.preprocessing import Preprocessing
 
 COLUMNS = ("noticed", "harmless", "silent", "crash")
 STEPS = Preprocessing(32, 0.875, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

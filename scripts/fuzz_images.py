@@ -143,8 +143,8 @@ class Reader:
 
 def read_paths() -> None:
     """Main loop of a Reader's process: paths on stdin, outcomes on stdout."""
-    from src.data.reading import ImageError, read_image
-    from src.preprocessing import ReadOptions
+    from src.engine.images.reading import ImageError, read_image
+    from src.engine.weights.preprocessing import ReadOptions
 
     resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30))
     for line in sys.stdin:

@@ -25,11 +25,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import config, config_checks, seeding, word_checks
-from src.command_line import translate
-from src.errors import UserError
-from src.hydra_words import for_hydra
-from src.tuning import settings
+from src import config
+from src.engine.commands import config_checks, word_checks
+from src.engine.commands.command_line import translate
+from src.engine.commands.hydra_words import for_hydra
+from src.engine.runs import seeding
+from src.engine.runs.errors import UserError
+from src.engine.sweeps import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (

@@ -86,7 +86,7 @@ join() { # becomes this machine's part of the cluster
   if [[ $address != 127.* ]]; then # by which the others could not reach it
     meet+=(--node-ip-address="$address")
   fi
-  cores=$(python -c 'from src.cores import cpu_cores; print(cpu_cores())') # Ray itself counts those of other jobs too
+  cores=$(python -c 'from src.engine.runs.cores import cpu_cores; print(cpu_cores())') # Ray itself counts those of other jobs too
   # exec, so that a signal to this command is one to Ray, which ends all that it started.
   exec ray start "${meet[@]}" --num-cpus="$cores" --disable-usage-stats --block
 }

@@ -1,9 +1,10 @@
 """The knobs: one line each, with its type, its default, its range or choices, and what it does.
 
-choice(option, ..., default=...), number(default, lowest, highest, example), value(default, example): src/knobs.py. The example
-is for the commands that messages suggest. conf/ holds the values. Hydra composes the YAML files onto `Config`, which refuses
-unknown keys and values of another type; src/config_checks.py refuses what is out of range or no choice, and src/rules.py
-settings that contradict each other, all of it before torch is imported.
+choice(option, ..., default=...), number(default, lowest, highest, example), value(default, example):
+src/engine/commands/knobs.py. The example is for the commands that messages suggest. conf/ holds the values. Hydra
+composes the YAML files onto `Config`, which refuses unknown keys and values of another type;
+src/engine/commands/config_checks.py refuses what is out of range or no choice, and src/rules.py settings that
+contradict each other, all of it before torch is imported.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from src.knobs import choice, knobs_of, number, value
+from src.engine.commands.knobs import choice, knobs_of, number, value
 
 METRICS = {"val/acc": "max", "val/balanced_acc": "max", "val/macro_f1": "max", "val/loss": "min"}  # metric -> better
 ANY = 10**9  # no upper limit that a user meets
@@ -26,7 +27,7 @@ class Data:
     root: str | None = value(None, "photos/")  # folder of the images; of torchvision sets: the download folder
     table: str | None = value(None, "labels.csv")  # CSV file with columns path,label and optionally split (data=table)
     name: str | None = value(None, "CIFAR10")  # which torchvision set (data=torchvision)
-    layout: str = choice("auto", "classes", "splits", default="auto")  # what root's folders are: src/data/layout.py
+    layout: str = choice("auto", "classes", "splits", default="auto")  # what root's folders are: docs/data.md
     split_file: str | None = value(None, "runs/first/split.csv")  # reuse the split of an earlier run
     val_fraction: float = number(0.15, 0.01, 0.9)  # share of each class held out for choosing the best epoch
     test_fraction: float = number(0.15, 0.0, 0.9)  # share of each class held out for the final numbers

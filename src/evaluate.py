@@ -12,7 +12,7 @@ newest of them. The model, its classes, their order and its preprocessing are th
 
 from __future__ import annotations
 
-from src import signals
+from src.engine.runs import signals
 
 if __name__ == "__main__":
     signals.end_at_once()  # what follows takes a while to import
@@ -20,15 +20,15 @@ if __name__ == "__main__":
 import sys
 from dataclasses import dataclass
 
-from src import config_checks
-from src.errors import UserError, run_and_report
-from src.knobs import choice
-from src.run_dir import refuse_links
-from src.run_lookup import find_run
-from src.run_settings import merged, stored_settings
-from src.text import path_in
-from src.user_command import corrected
-from src.words import read_words
+from src.engine.commands import config_checks
+from src.engine.commands.knobs import choice
+from src.engine.commands.user_command import corrected
+from src.engine.commands.words import read_words
+from src.engine.runs.errors import UserError, run_and_report
+from src.engine.runs.run_dir import refuse_links
+from src.engine.runs.run_lookup import find_run
+from src.engine.runs.run_settings import merged, stored_settings
+from src.engine.runs.text import path_in
 
 
 @dataclass
@@ -46,7 +46,9 @@ def work() -> None:
         refuse_links(run, "evaluation*")
     settings = config_checks.read(merged(stored_settings(run), changes))
     _check_effects(changes, settings.data.source)
-    from src.evaluation import evaluate_run  # after the words are known to be right: torch takes seconds to import
+    from src.engine.runs.evaluation import (
+        evaluate_run,  # after the words are known to be right: torch takes seconds to import
+    )
 
     evaluate_run(run, settings, changes, words.split, path_in(words.out) if words.out else run, words.accelerator)
 

@@ -13,7 +13,7 @@ images=FOLDER; a file that fails is not kept. Prints the Python that loads it.
 
 from __future__ import annotations
 
-from src import signals
+from src.engine.runs import signals
 
 if __name__ == "__main__":
     signals.end_at_once()  # what follows takes a while to import
@@ -21,18 +21,18 @@ if __name__ == "__main__":
 import sys
 from dataclasses import dataclass
 
-from src.errors import run_and_report
-from src.exporting.formats import choose_format
-from src.run_dir import refuse_links
-from src.run_lookup import find_run
-from src.text import path_in
-from src.words import read_words
+from src.engine.commands.words import read_words
+from src.engine.export.formats import choose_format
+from src.engine.runs.errors import run_and_report
+from src.engine.runs.run_dir import refuse_links
+from src.engine.runs.run_lookup import find_run
+from src.engine.runs.text import path_in
 
 
 @dataclass
 class Words:
     run: str  # the run's folder; its model/ is exported
-    format: str | None = None  # one of src.exporting.formats.FORMATS
+    format: str | None = None  # one of src.engine.export.formats.FORMATS
     out: str | None = None  # where to write; default: export/ in the run's folder
     images: str | None = None  # images to compare the outputs on; default: the run's own
 
@@ -44,7 +44,7 @@ def work() -> None:
     if words.out is None:
         refuse_links(run, "export*", "export/*")
     # After the words are known to be right: torch takes seconds to import.
-    from src.exporting.export_run import export_run
+    from src.engine.export.export_run import export_run
 
     out = path_in(words.out) if words.out else run / "export"
     export_run(run, form, out, path_in(words.images) if words.images else None)

@@ -12,7 +12,7 @@ that takes longer to read ends the command with its name; 0: no limit) and accel
 
 from __future__ import annotations
 
-from src import signals
+from src.engine.runs import signals
 
 if __name__ == "__main__":
     signals.end_at_once()  # what follows takes a while to import
@@ -20,12 +20,12 @@ if __name__ == "__main__":
 import sys
 from dataclasses import dataclass
 
-from src.errors import UserError, run_and_report
-from src.knobs import choice, number
-from src.run_lookup import find_model, find_run
-from src.text import path_in
-from src.user_command import corrected
-from src.words import read_words
+from src.engine.commands.knobs import choice, number
+from src.engine.commands.user_command import corrected
+from src.engine.commands.words import read_words
+from src.engine.runs.errors import UserError, run_and_report
+from src.engine.runs.run_lookup import find_model, find_run
+from src.engine.runs.text import path_in
 
 
 @dataclass
@@ -50,8 +50,8 @@ def work() -> None:
         )
     model = find_run(words.run) / "model" if words.run else find_model(words.model or "")
     # After the words are known to be right: torch takes seconds to import.
-    from src.prediction import predict
-    from src.trained_model import TrainedModel
+    from src.engine.runs.prediction import predict
+    from src.engine.runs.trained_model import TrainedModel
 
     predict(
         TrainedModel.load(model, words.accelerator),

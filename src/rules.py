@@ -1,9 +1,9 @@
 """What contradicts what: one table, read from top to bottom, before torch is imported.
 
-src/config_checks.py refuses a config with the first broken row that is an error. A broken warning is a setting without effect:
-a run logs it and goes on, because in a sweep over another setting it can be right. In the texts `<key>` stands for key=value
-as it is typed, `{key}` for the value alone. A fix is words for the user's own command: `~key` leaves a setting out, `|`
-stands between alternatives. The condition of an error may rely on the errors above it.
+src/engine/commands/config_checks.py refuses a config with the first broken row that is an error. A broken warning is a
+setting without effect: a run logs it and goes on, because in a sweep over another setting it can be right. In the texts
+`<key>` stands for key=value as it is typed, `{key}` for the value alone. A fix is words for the user's own command:
+`~key` leaves a setting out, `|` stands between alternatives. The condition of an error may rely on the errors above it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from operator import attrgetter
 from typing import Any
 
 from src.config import ANY, KNOBS, Config, device_count
-from src.knobs import example_of
-from src.user_command import is_typed
+from src.engine.commands.knobs import example_of
+from src.engine.commands.user_command import is_typed
 
 Condition = Callable[[Config], bool]
 # fmt: off

@@ -1,7 +1,7 @@
 """One run, from the config to its result. Read `run` first: it is all that happens.
 
-Called by src/train.py, once per job, or in each process of a job that has several (strategy=ddp, src/rank.py). The
-folder it leaves is described in README.md, 'A run's folder'.
+Called by src/train.py, once per job, or in each process of a job that has several (strategy=ddp,
+src/engine/processes/rank.py). The folder it leaves is described in README.md, 'A run's folder'.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from pathlib import Path
 
 import lightning as L
 
-from src import trial
-from src.batch_size import settle_batch_size
 from src.callbacks.checkpoint_selection import BEST
 from src.callbacks.gpu_memory import MemoryLog
-from src.callbacks.progress import Throughput
-from src.callbacks.taking_up import taking_up
-from src.checkpoints.checksum import damage
-from src.checkpoints.model_folder import save_model
-from src.checkpoints.model_readme import Origin, model_readme
-from src.checkpoints.writing import LAST, PREVIOUS
 from src.config import Config
 from src.data.module import ImageData
-from src.files import write_text
-from src.fit_errors import explained
-from src.job import Job, open_job, report
-from src.machine import peak_memory_mib
-from src.measuring import measure
+from src.engine.memory.batch_size import settle_batch_size
+from src.engine.reports.introduction import introduce
+from src.engine.reports.tables import print_result
+from src.engine.runs.checksum import damage
+from src.engine.runs.files import write_text
+from src.engine.runs.fit_errors import explained
+from src.engine.runs.job import Job, open_job, report
+from src.engine.runs.machine import peak_memory_mib
+from src.engine.runs.measuring import measure
+from src.engine.runs.model_folder import save_model
+from src.engine.runs.model_readme import Origin, model_readme
+from src.engine.runs.progress import Throughput
+from src.engine.runs.selection import Chosen, choose_weights
+from src.engine.runs.taking_up import taking_up
+from src.engine.runs.writing import LAST, PREVIOUS
+from src.engine.sweeps import trial
 from src.models.classifier import build_classifier
-from src.reporting.introduction import introduce
-from src.reporting.tables import print_result
-from src.selection import Chosen, choose_weights
 from src.task import Task, build_task
 from src.trainer import build_trainer, find_callback
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from src.checkpoints.model_folder import ModelCard
 from src.config import Config
-from src.data.labelled_images import LabelledImages
 from src.data.sources import load_images
-from src.files import write_csv
-from src.job import Job
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.pipeline.stage_balance import choose_split
+from src.engine.runs.files import write_csv
+from src.engine.runs.job import Job
+from src.engine.runs.model_folder import ModelCard
+from src.engine.runs.trained_model import TrainedModel
+from src.engine.weights.preprocessing import Preprocessing
+from src.engine.weights.weights import refuse_frozen_random
 from src.models.building import architecture_of, build_pretrained, choose_preprocessing
 from src.models.freezing import FreezePlan
 from src.models.model_parallel_resnet50 import ModelParallelResNet50
 from src.models.network import TransferNetwork
-from src.models.weights import refuse_frozen_random
-from src.preprocessing import Preprocessing
-from src.strategies.stage_balance import choose_split
-from src.trained_model import TrainedModel
 
 
 @dataclass(frozen=True)

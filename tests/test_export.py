@@ -17,13 +17,13 @@ import torch
 import yaml
 
 from src import export
-from src.errors import ExitCode, UserError
-from src.exporting import export_run, verification
-from src.exporting.formats import FORMATS, TORCH_EXPORT, Format, choose_format
-from src.exporting.verification import TOLERANCE, verify
-from src.exporting.writers import WRITERS
+from src.engine.export import export_run, verification
+from src.engine.export.formats import FORMATS, TORCH_EXPORT, Format, choose_format
+from src.engine.export.verification import TOLERANCE, verify
+from src.engine.export.writers import WRITERS
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.trained_model import TrainedModel
 from src.models.building import load_whole
-from src.trained_model import TrainedModel
 from tests.conftest import SMALL, check_error, command_environment, write_images
 from tests.tolerance import rounding
 
@@ -167,7 +167,9 @@ def test_what_a_fresh_process_finds(tmp_path):
         assert error.value.code == ExitCode.BUG
         return error.value.why
 
-    assert "No module named 'src.errors'" in refused(replace(TOY, load="import numpy\nimport src.errors\n"))
+    assert "No module named 'src.engine.runs.errors'" in refused(
+        replace(TOY, load="import numpy\nimport src.engine.runs.errors\n")
+    )
     assert "(4, 1) instead of (4, 2)" in refused(
         TOY, np.repeat(right, 2, axis=1)
     )  # three images, and one of them alone
@@ -206,7 +208,7 @@ def test_a_format_that_does_not_exist_is_answered_without_torch(command):
     words = [sys.executable, "-X", "importtime", "-m", "src.export", "run=x", "format=onx"]
     done = subprocess.run(words, capture_output=True, text=True, env=command_environment())
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "src.exporting.formats" in imported
+    assert "src.engine.export.formats" in imported
     assert not imported & {"torch", "torchvision", "numpy", "onnx", "onnxruntime"}
 
 

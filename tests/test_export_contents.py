@@ -14,14 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from src.checkpoints.model_folder import ModelCard
-from src.data.reading import read_image
 from src.data.transforms import eval_transform
-from src.exporting.writers import WRITERS
+from src.engine.export.writers import WRITERS
+from src.engine.images.reading import read_image
+from src.engine.runs.model_folder import ModelCard
+from src.engine.runs.trained_model import TrainedModel
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.losses import probabilities
 from src.models.network import Architecture, build_network
-from src.preprocessing import Preprocessing
-from src.trained_model import TrainedModel
 from tests.data.odd_images import orientation_exif
 
 ROOT = Path(__file__).parents[1]

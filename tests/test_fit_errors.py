@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src.errors import ExitCode, UserError
-from src.fit_errors import explained
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.fit_errors import explained
 
 TRAINER = SimpleNamespace(global_step=4)
 

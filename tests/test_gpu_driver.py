@@ -9,8 +9,8 @@ import pynvml
 import pytest
 import torch
 
-from src import gpu_driver
-from src.gpu_driver import Driver, DriverReading
+from src.engine.memory import gpu_driver
+from src.engine.memory.gpu_driver import Driver, DriverReading
 
 MIB = 2**20
 

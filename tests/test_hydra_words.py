@@ -11,11 +11,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from src import config, config_checks
-from src.hydra_words import TEXTS, for_hydra, unquoted, without_quotes
-from src.suggestions import CONF
-from src.tuning import settings
-from src.tuning.launch import GivenJobs
+from src import config
+from src.engine.commands import config_checks
+from src.engine.commands.hydra_words import TEXTS, for_hydra, unquoted, without_quotes
+from src.engine.commands.suggestions import CONF
+from src.engine.sweeps import settings
+from src.engine.sweeps.launch import GivenJobs
 from tests.conftest import SMALL, check_error
 
 NAMES = (

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from src.cores import TRIAL_CPUS, cpu_cores
-from src.machine import begin_peak, peak_memory_mib, set_threads
+from src.engine.runs.cores import TRIAL_CPUS, cpu_cores
+from src.engine.runs.machine import begin_peak, peak_memory_mib, set_threads
 
 
 @pytest.fixture
@@ -69,5 +69,5 @@ def test_a_peak_that_is_not_the_own_is_not_told(monkeypatch):
     def refuse():
         raise PermissionError
 
-    monkeypatch.setattr("src.ram.reset_resident_peak", refuse)
+    monkeypatch.setattr("src.engine.memory.ram.reset_resident_peak", refuse)
     assert not begin_peak(torch.device("cpu"))

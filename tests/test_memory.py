@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import ram
-from src.errors import UserError
-from src.memory import MIB, DeviceMemory, available_bytes, live_bytes, memory_of, read_allocator
-from src.ram import available_ram, resident_bytes
+from src.engine.memory import ram
+from src.engine.memory.memory import MIB, DeviceMemory, available_bytes, live_bytes, memory_of, read_allocator
+from src.engine.memory.ram import available_ram, resident_bytes
+from src.engine.runs.errors import UserError
 
 CPU, GIB = torch.device("cpu"), 2**30
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the C library tells only on Linux")

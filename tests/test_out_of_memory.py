@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.errors import ExitCode, UserError
-from src.out_of_memory import (
+from src.engine.memory.out_of_memory import (
     Exhausted,
     InParts,
     PartSize,
@@ -23,6 +22,7 @@ from src.out_of_memory import (
     part_sizes,
     smaller,
 )
+from src.engine.runs.errors import ExitCode, UserError
 from tests.conftest import parses
 
 # As PyTorch, cuDNN, cuBLAS and the drivers print them.

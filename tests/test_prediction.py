@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from src.data.folders import list_images
-from src.errors import UserError
-from src.prediction import check_out, show
+from src.engine.images.folders import list_images
+from src.engine.runs.errors import UserError
+from src.engine.runs.prediction import check_out, show
 
 
 def test_the_folder_of_out_is_made_and_tried(tmp_path):
@@ -47,7 +47,7 @@ def test_the_table_keeps_the_end_of_paths_and_no_markup(caplog, monkeypatch):
 
 
 def test_other_images_have_a_file_of_their_own(tmp_path):
-    from src.evaluation import _name_of
+    from src.engine.runs.evaluation import _name_of
 
     def name(**changes: str) -> tuple[str, bool]:
         changes = {key.replace("_", ".", 1): value for key, value in changes.items()}

@@ -18,8 +18,8 @@ import yaml
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from src.checkpoints.reading import read_checkpoint
-from src.files import sha256
+from src.engine.runs.files import sha256
+from src.engine.runs.reading import read_checkpoint
 from tests.conftest import SMALL, check_error, command_environment, write_images
 from tests.data.odd_images import write_corrupt_images, write_odd_images
 from tests.running import result, start, wait_for_rows, wait_for_save
@@ -75,7 +75,7 @@ def test_a_run_leaves_everything_about_it(command, tmp_path):
 
 
 def test_runs_without_a_name_never_share_a_folder(command, tmp_path):
-    from src.run_names import claim
+    from src.engine.runs.run_names import claim
 
     paths = {claim(tmp_path, None) for _ in range(40)}
     assert len(paths) == 40
@@ -285,7 +285,7 @@ def test_a_folder_of_odd_and_broken_images(command, tmp_path):
     ids=lambda words: words[0],
 )
 def test_choices_that_go_together_work(command, tmp_path, words):
-    from src.strategies.precision import cpu_has_bf16
+    from src.engine.steps.precision import cpu_has_bf16
 
     if "precision=bf16" in words and not cpu_has_bf16():
         check_error(command("train", *SMALL, *words), 69, "precision=bf16")

@@ -16,12 +16,13 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from src import config_checks, files, run_dir
 from src.config import Config, Data, plain
-from src.errors import ExitCode, Terminated, UserError
-from src.files import locked, write_csv, write_json, write_text
-from src.run_dir import RunFolder, made_a_step
-from src.run_names import claim
+from src.engine.commands import config_checks
+from src.engine.runs import files, run_dir
+from src.engine.runs.errors import ExitCode, Terminated, UserError
+from src.engine.runs.files import locked, write_csv, write_json, write_text
+from src.engine.runs.run_dir import RunFolder, made_a_step
+from src.engine.runs.run_names import claim
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_a_setting_that_an_older_run_does_not_know_has_its_default_there(tmp_pat
 
 
 def test_balanced_had_no_limit_in_older_runs(tmp_path, settings, caplog):
-    from src.run_settings import stored_settings
+    from src.engine.runs.run_settings import stored_settings
 
     opened(tmp_path, settings(), step=True)
     stored = settings()
@@ -191,7 +192,7 @@ def test_balanced_had_no_limit_in_older_runs(tmp_path, settings, caplog):
 
 
 def test_evaluate_reads_settings_of_any_age(tmp_path, settings):
-    from src.run_settings import merged, stored_settings
+    from src.engine.runs.run_settings import merged, stored_settings
 
     stored = settings()
     del stored["memory"], stored["data"]["background"]
@@ -203,7 +204,7 @@ def test_evaluate_reads_settings_of_any_age(tmp_path, settings):
 
 @pytest.mark.parametrize("text", ["", "- a", "x: [", "name: other program"])
 def test_a_config_that_is_none_is_named(tmp_path, text):
-    from src.run_settings import stored_settings
+    from src.engine.runs.run_settings import stored_settings
 
     write_text(tmp_path / "config.yaml", text)
     with pytest.raises(UserError, match=r"config\.yaml cannot be read"):
@@ -211,7 +212,7 @@ def test_a_config_that_is_none_is_named(tmp_path, text):
 
 
 def test_names_that_are_no_text_keep_their_bytes(tmp_path):
-    from src.data.splits import read_split_file
+    from src.engine.images.splits import read_split_file
 
     name = b"cats/Stra\xdfe.jpg".decode("utf-8", "surrogateescape")
     write_csv(tmp_path / "split.csv", ("path", "label", "split"), [(name, "cats", "test")])
@@ -385,8 +386,8 @@ def test_a_loader_process_does_not_keep_the_lock_of_a_run_that_was_killed(tmp_pa
 
 def test_a_run_in_a_folder_whose_name_is_no_text(tmp_path, settings):
     """Bytes that are no UTF-8, as of a disk that an older system wrote."""
-    from src.checkpoints.reading import flaw
-    from src.checkpoints.writing import DurableCheckpointIO
+    from src.engine.runs.reading import flaw
+    from src.engine.runs.writing import DurableCheckpointIO
 
     config = settings() | {"runs_dir": str(tmp_path / "Stra\udcdfe")}
     for _ in range(2):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import UserError
-from src.run_lookup import find_model, find_run
+from src.engine.runs.errors import UserError
+from src.engine.runs.run_lookup import find_model, find_run
 
 
 def make_run(path: Path, state: str = "finished", model: bool = True) -> None:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import torch
 
-from src import seeding
+from src.engine.runs import seeding
 from tests.conftest import command_environment
 
 

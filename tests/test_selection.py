@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src import selection
-from src.callbacks.averaging import WeightAverage
 from src.callbacks.checkpoint_selection import BestCheckpoint
-from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Checkpoint, Config
-from src.errors import ExitCode, UserError
-from src.job import Job
-from src.selection import choose_weights, recompute_batchnorm
-from src.strategies.ranks import Ranks
+from src.engine.processes.ranks import Ranks
+from src.engine.runs import selection
+from src.engine.runs.averaging import WeightAverage
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.job import Job
+from src.engine.runs.selection import choose_weights, recompute_batchnorm
+from src.engine.runs.writing import DurableCheckpointIO
 from src.task import Task
 from tests.callbacks.small_training import SQUARE, classifier, data, fit, freezing, images, plan
 from tests.checkpoints.test_model_folder import CARD

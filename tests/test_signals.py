@@ -15,13 +15,13 @@ import time
 import pytest
 
 import src
-from src.errors import ExitCode, UserError
+from src.engine.runs.errors import ExitCode, UserError
 from tests.warm import ROOT
 
 HEAD = """
 import os, signal, sys, time
 from src import signals
-from src.errors import run_and_report
+from src.engine.runs.errors import run_and_report
 signals.END_SECONDS = 1.0
 def me(number): os.kill(os.getpid(), number)
 """
@@ -96,7 +96,7 @@ def test_a_signal_ends_a_command_with_its_code(program, number, code):
 
 def test_an_error_that_the_user_has_to_know_is_told_also_after_a_signal():
     returned, printed = ended("""
-from src.errors import ExitCode, UserError
+from src.engine.runs.errors import ExitCode, UserError
 def work():
     try:
         me(signal.SIGTERM)
@@ -109,9 +109,9 @@ sys.exit(run_and_report(work))
 
 
 def test_the_handlers_of_the_caller_are_back_afterwards():
-    before = [signal.getsignal(number) for number in src.signals.NUMBERS]
-    assert src.errors.run_and_report(lambda: None) == 0
-    assert [signal.getsignal(number) for number in src.signals.NUMBERS] == before
+    before = [signal.getsignal(number) for number in src.engine.runs.signals.NUMBERS]
+    assert src.engine.runs.errors.run_and_report(lambda: None) == 0
+    assert [signal.getsignal(number) for number in src.engine.runs.signals.NUMBERS] == before
 
 
 def own_exceptions() -> list[type[BaseException]]:

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from src.text import for_markdown, path_in, printable, printable_lines, shell_word
+from src.engine.runs.text import for_markdown, path_in, printable, printable_lines, shell_word
 
 NASTY = {
     "\x1b[31mred\x1b[0m.png": "\\x1b[31mred\\x1b[0m.png",

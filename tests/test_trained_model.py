@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.checkpoints.model_folder import save_model
-from src.errors import UserError
+from src.engine.runs.errors import UserError
+from src.engine.runs.model_folder import save_model
+from src.engine.runs.trained_model import TrainedModel
 from src.models.network import build_network
-from src.trained_model import TrainedModel
 from tests.callbacks.small_training import SQUARE, network
 from tests.checkpoints.test_model_readme import ARCHITECTURE, CARD
 from tests.conftest import write_images

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from src.trial import (
+from src.engine.sweeps.trial import (
     ADDRESS,
     FINISH,
     GO_ON,
@@ -94,7 +94,7 @@ def test_the_trial_at_hand():
 
 REPORTS = """
 import sys
-from src.trial import current
+from src.engine.sweeps.trial import current
 trial = current()
 print(trial.keeps_checkpoints, [trial.report({"epoch": epoch, "val/acc": 0.1 * epoch}) for epoch in (1, 2, 3)])
 print([name for name in ("ray", "torch") if name in sys.modules])

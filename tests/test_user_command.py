@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from src.user_command import corrected
+from src.engine.commands.user_command import corrected
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from src.files import sha256
+from src.engine.runs.files import sha256
 from tests import warm
 from tests.conftest import SMALL, Done, command_environment
 

@@ -12,14 +12,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import config, config_checks, train, word_checks
-from src.command_line import translate
-from src.config_checks import without_effect
-from src.errors import UserError
-from src.hydra_words import for_hydra
-from src.stray_words import split
-from src.suggestions import CONF
-from src.tuning import settings
+from src import config, train
+from src.engine.commands import config_checks, word_checks
+from src.engine.commands.command_line import translate
+from src.engine.commands.config_checks import without_effect
+from src.engine.commands.hydra_words import for_hydra
+from src.engine.commands.stray_words import split
+from src.engine.commands.suggestions import CONF
+from src.engine.runs.errors import UserError
+from src.engine.sweeps import settings
 from tests.conftest import parses
 
 OTHERS = ["model.head=mlp", "name=it's me (1)"]  # what must stand in every fix

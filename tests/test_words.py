@@ -7,8 +7,8 @@ import shlex
 import pytest
 
 from src import evaluate, export, predict
-from src.errors import UserError
-from src.words import read_words
+from src.engine.commands.words import read_words
+from src.engine.runs.errors import UserError
 
 PREDICT = (predict.Words, "src.predict", "images", False)
 EVALUATE = (evaluate.Words, "src.evaluate", "run", True)
@@ -93,7 +93,7 @@ def test_a_mistake_is_named_and_the_fix_is_the_command_corrected(read, program, 
 
 
 def test_export_names_the_format_that_was_meant(read, monkeypatch):
-    from src.exporting.formats import choose_format
+    from src.engine.export.formats import choose_format
 
     monkeypatch.setenv("TRAIN_COMMAND", "python -m src.export 'run=my run' format=onxx")
     with pytest.raises(UserError) as caught:

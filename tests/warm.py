@@ -170,7 +170,8 @@ def _become(module: str, words: list[str], cwd: str, environment: dict[str, str]
 def _import_libraries() -> dict[str, str]:
     """Returns the environment variables that they set.
 
-    In a command src.errors.run_and_report has set up logging before; where it finds no handler, Lightning adds its own.
+    In a command src.engine.runs.errors.run_and_report has set up logging before; where it finds no handler, Lightning
+    adds its own.
     """
     before = {**os.environ}
     handler = logging.NullHandler()

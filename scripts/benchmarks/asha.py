@@ -21,7 +21,7 @@ from pathlib import Path
 
 import yaml
 
-from src.files import write_json
+from src.engine.runs.files import write_json
 
 SCHEDULERS = ("none", "asha")
 SPACE = (

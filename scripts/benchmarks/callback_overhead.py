@@ -25,25 +25,25 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-from src.callbacks.averaging import WeightAverage
 from src.callbacks.checkpoint_selection import BestCheckpoint
 from src.callbacks.freezing import FreezingSchedule
 from src.callbacks.gpu_memory import MemoryLog
-from src.callbacks.memory_growth import MemoryGrowth
-from src.callbacks.out_of_memory import OutOfMemory
-from src.callbacks.position import PositionCheckpoint, StopOnSignal
-from src.callbacks.progress import Throughput
-from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Data, Optimizer
-from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.memory.memory_growth import MemoryGrowth
+from src.engine.runs.averaging import WeightAverage
+from src.engine.runs.position import PositionCheckpoint, StopOnSignal
+from src.engine.runs.progress import Throughput
+from src.engine.runs.writing import DurableCheckpointIO
+from src.engine.steps.engine_module import Training
+from src.engine.steps.out_of_memory import OutOfMemory
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import build_backbone
 from src.models.classifier import Classifier
-from src.models.engine_module import Training
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
-from src.preprocessing import Preprocessing
 
 BATCH = 4
 

@@ -13,9 +13,9 @@ import time
 
 import torch
 
+from src.engine.steps.precision import autocast, cpu_has_bf16
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.network import Architecture, TransferNetwork, build_network
-from src.preprocessing import Preprocessing
-from src.strategies.precision import autocast, cpu_has_bf16
 
 ROUNDS = 7
 

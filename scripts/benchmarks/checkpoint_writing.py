@@ -25,9 +25,9 @@ import torch
 import torchvision
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
-from src import seeding
-from src.checkpoints.reading import newest_position
-from src.checkpoints.writing import DurableCheckpointIO
+from src.engine.runs import seeding
+from src.engine.runs.reading import newest_position
+from src.engine.runs.writing import DurableCheckpointIO
 
 ROUNDS = 5
 WAYS = {

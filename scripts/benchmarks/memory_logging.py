@@ -24,9 +24,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from src.callbacks.gpu_memory import MemoryLog
-from src.callbacks.memory_growth import MemoryGrowth
+from src.engine.memory.memory_growth import MemoryGrowth
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.network import Architecture, build_network
-from src.preprocessing import Preprocessing
 
 BATCH, PIXELS, WARM_UP = 32, 64, 10
 

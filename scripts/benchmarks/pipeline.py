@@ -27,12 +27,12 @@ import torch.multiprocessing
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 
+from src.engine.pipeline import pipeline
+from src.engine.pipeline.pipeline_stage import LocalStage
+from src.engine.reports.plots import COLOURS
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.model_parallel_resnet50 import ModelParallelResNet50
 from src.models.network import TransferNetwork
-from src.preprocessing import Preprocessing
-from src.reporting.plots import COLOURS
-from src.strategies import pipeline
-from src.strategies.pipeline_stage import LocalStage
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -20,11 +20,11 @@ from multiprocessing import get_context
 import torch
 from torch.nn.functional import cross_entropy
 
-from src.errors import UserError
-from src.memory import MIB, memory_of
+from src.engine.memory.memory import MIB, memory_of
+from src.engine.runs.errors import UserError
+from src.engine.steps.precision import autocast, check_precision
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.network import Architecture, build_network
-from src.preprocessing import Preprocessing
-from src.strategies.precision import autocast, check_precision
 
 ROUNDS, CLASSES = 3, 10
 

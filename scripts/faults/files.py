@@ -16,7 +16,7 @@ from scripts.faults.project import Project
 from scripts.faults.registry import Guard, Impossible, row
 from scripts.faults.signals import wait_for
 
-NO_CHECKSUM = (Fault("src.checkpoints.checksum:damage", "answer", to=0),)
+NO_CHECKSUM = (Fault("src.engine.runs.checksum:damage", "answer", to=0),)
 
 
 @contextmanager

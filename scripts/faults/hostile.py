@@ -31,7 +31,7 @@ class Payload:
 def save_as_the_program_would(program: Program, content: object, file: Path) -> None:
     """Saves with the checksum that the program expects, if it has one."""
     if isinstance(program, Project):
-        from src.checkpoints.checksum import save_with_checksum
+        from src.engine.runs.checksum import save_with_checksum
 
         with file.open("wb") as opened:
             save_with_checksum(content, opened)

@@ -287,7 +287,7 @@ def _answer(call: Call, value: Any, arguments: Sequence[Any]) -> Any:
 
 
 def _write_in_place(call: Call, _: None, arguments: Sequence[Any]) -> None:
-    """Replaces src.files.write_atomically(path, write) by a plain write."""
+    """Replaces src.engine.runs.files.write_atomically(path, write) by a plain write."""
     path, write = arguments[:2]
     with path.open("wb") as file:
         write(file)

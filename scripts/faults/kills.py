@@ -82,7 +82,7 @@ def kill_random(program: Program) -> str:
     promise="every checkpoint that is there loads; exact",
     injection="SIGKILL when half of a checkpoint's bytes are written, with the temp folder on another disk",
     quick=True,
-    guard=Guard("the atomic write", (Fault("src.files:write_atomically", "write in place", to=0),)),
+    guard=Guard("the atomic write", (Fault("src.engine.runs.files:write_atomically", "write in place", to=0),)),
 )
 def kill_in_save(program: Program) -> str:
     other_disk = {"TMPDIR": "/dev/shm"}

@@ -60,8 +60,8 @@ class Project(Program):
 
     @staticmethod
     def read(file: str | Path) -> np.ndarray | None:
-        from src.data.reading import ImageError, read_image
-        from src.preprocessing import ReadOptions
+        from src.engine.images.reading import ImageError, read_image
+        from src.engine.weights.preprocessing import ReadOptions
 
         try:
             return read_image(file, ReadOptions()).permute(1, 2, 0).numpy()

@@ -131,8 +131,8 @@ TARGETS = """
     torch.package.PackageImporter torch.utils.cpp_extension.load torch.serialization.load pickle.load pickle.loads
     shutil.rmtree shutil.move importlib.import_module runpy.run_path runpy.run_module code.interact pty.spawn
     lightning.Trainer lightning.pytorch.Callback hydra.utils.instantiate hydra.utils.call logging.os.system
-    logging.config.dictConfig urllib.request.urlopen src.run_dir.os.system src.trainer.importlib.import_module
-    src.files.tempfile.mkdtemp src.errors.signal.signal src.run_dir.shutil.rmtree numpy.load
+    logging.config.dictConfig urllib.request.urlopen src.engine.runs.run_dir.os.system src.trainer.importlib.import_module
+    src.engine.runs.files.tempfile.mkdtemp src.engine.runs.errors.signal.signal src.engine.runs.run_dir.shutil.rmtree numpy.load
 """.split()  # noqa: SIM905
 
 
@@ -144,8 +144,8 @@ TARGETS = """
     plain=False,
 )
 def target_allowlist(project: Project) -> str:
-    from src.errors import UserError
-    from src.own_callbacks import own_callback
+    from src.engine.runs.errors import UserError
+    from src.engine.runs.own_callbacks import own_callback
 
     taken = []
     for target in TARGETS:
@@ -156,7 +156,7 @@ def target_allowlist(project: Project) -> str:
         taken.append(target)
     check(not taken, f"made or called: {', '.join(taken)}")
     marker = project.folder / "ran"
-    for number, target in enumerate(("os.system", "torch.load", "src.run_dir.os.system")):
+    for number, target in enumerate(("os.system", "torch.load", "src.engine.runs.run_dir.os.system")):
         entry = f"callbacks.extra=[{{_target_: {target}, command: 'touch {marker}'}}]"
         project.check_error(project.train(run=f"run{number}", words=(entry,)), 64, target)
     check(not marker.exists(), "a command was run")

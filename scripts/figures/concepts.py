@@ -21,9 +21,9 @@ from matplotlib.path import Path as Line
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from src.engine.pipeline.stage_threads import Operation, operations, warmup
+from src.engine.reports.plots import COLOURS, INK, STYLE
 from src.models.model_parallel_resnet50 import ModelParallelResNet50
-from src.reporting.plots import COLOURS, INK, STYLE
-from src.strategies.stage_threads import Operation, operations, warmup
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images"
 WIDTH, DPI = 7.0, 150  # inches and dots per inch: 1050 pixels, shown as about 700

@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
-from src.reporting import sweep_plots
-from src.reporting.goal import Goal
-from src.reporting.plots import INK, STYLE
-from src.reporting.sweep_journal import FINISHED, PRUNED, Journal, TrialRecord, ranking
-from src.reporting.sweep_scale import scales_of
+from src.engine.reports.plots import INK, STYLE
+from src.engine.sweeps import sweep_plots
+from src.engine.sweeps.goal import Goal
+from src.engine.sweeps.sweep_journal import FINISHED, PRUNED, Journal, TrialRecord, ranking
+from src.engine.sweeps.sweep_scale import scales_of
 
 GOAL = Goal("val/acc", "max")
 GRACE, FACTOR = 3, 3  # epochs before the first rung, and the factor between rungs

@@ -11,8 +11,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 
-from src.checkpoints.reading import flaw, read_checkpoint
 from src.config import METRICS
+from src.engine.runs.reading import flaw, read_checkpoint
 
 log = logging.getLogger(__name__)
 

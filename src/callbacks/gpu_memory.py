@@ -19,10 +19,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.data.module import shared_out
-from src.files import rows_to_continue, write_csv
-from src.gpu_driver import Driver
-from src.memory import MIB, Allocator, live_bytes, read_allocator
-from src.ram import resident_bytes
+from src.engine.memory.gpu_driver import Driver
+from src.engine.memory.memory import MIB, Allocator, live_bytes, read_allocator
+from src.engine.memory.ram import resident_bytes
+from src.engine.runs.files import rows_to_continue, write_csv
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ import lightning as L
 import torch
 
 from src.config import Data
-from src.data.image_loader import ImageLoader, LoaderSettings
-from src.data.labelled_images import LabelledImages
-from src.data.loading import eval_loader, train_loader
-from src.data.sampler import WHOLE, EpochSampler, Share, batches_per_epoch
 from src.data.sources import loader_settings
 from src.data.transforms import Transform, eval_transform, train_transform
-from src.preprocessing import Preprocessing
+from src.engine.images.image_loader import ImageLoader, LoaderSettings
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.images.loading import eval_loader, train_loader
+from src.engine.images.sampler import WHOLE, EpochSampler, Share, batches_per_epoch
+from src.engine.weights.preprocessing import Preprocessing
 
 
 class ImageData(L.LightningDataModule):

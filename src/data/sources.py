@@ -15,17 +15,17 @@ import numpy as np
 import torch
 
 from src.config import Data
-from src.cores import cpu_cores
-from src.data import folders, image_files, table
-from src.data.image_files import FileSettings
-from src.data.image_loader import LoaderSettings
-from src.data.image_set import ImageSet, split_image_set
-from src.data.labelled_images import LabelledImages
-from src.data.listing import Listing
-from src.data.loading import num_workers
-from src.data.splits import SplitSettings
-from src.errors import ExitCode, UserError
-from src.preprocessing import ReadOptions
+from src.engine.images import folders, image_files, table
+from src.engine.images.image_files import FileSettings
+from src.engine.images.image_loader import LoaderSettings
+from src.engine.images.image_set import ImageSet, split_image_set
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.images.listing import Listing
+from src.engine.images.loading import num_workers
+from src.engine.images.splits import SplitSettings
+from src.engine.runs.cores import cpu_cores
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.weights.preprocessing import ReadOptions
 
 
 def image_folder(data: Data, run_split: Path | None) -> Listing:
@@ -69,7 +69,7 @@ def synthetic(data: Data, seed: int) -> ImageSet:
 
 def torchvision_set(data: Data, seed: int) -> ImageSet:
     """One of torchvision's data sets, downloaded to data.root."""
-    from src.data.torchvision_sets import open_torchvision_set
+    from src.engine.images.torchvision_sets import open_torchvision_set
 
     return open_torchvision_set(data.name or "", Path(data.root or "data"), _background(data))
 

@@ -6,7 +6,7 @@ import colorsys
 
 import torch
 
-from src import seeding
+from src.engine.runs import seeding
 
 SIDE = 40  # pixels
 

@@ -1,7 +1,7 @@
 """From a decoded image to the square the model sees: uint8 (3, H, W) -> uint8 (3, S, S).
 
 Normalisation is not done here but on the device (src/models/network.py): a batch travels as bytes, a quarter of the size.
-Transforms draw from the global generators, which src/seeding.py sets for every image.
+Transforms draw from the global generators, which src/engine/runs/seeding.py sets for every image.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from src.preprocessing import Preprocessing
+from src.engine.weights.preprocessing import Preprocessing
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 

@@ -18,12 +18,12 @@ import torch
 import torchvision
 from torch import nn
 
-from src.errors import ExitCode, UserError
-from src.models import efficientnet_lite
+from src.engine.commands.user_command import corrected
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.weights import efficientnet_lite
+from src.engine.weights.preprocessing import INTERPOLATIONS, Preprocessing
+from src.engine.weights.shape_errors import Attempt, attempt
 from src.models.model_parallel_resnet50 import ModelParallelResNet50
-from src.models.shape_errors import Attempt, attempt
-from src.preprocessing import INTERPOLATIONS, Preprocessing
-from src.user_command import corrected
 
 TIMM_PREFIX = "timm/"
 

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import torch
 
-from src import seeding
-from src.checkpoints.model_folder import ModelCard, damaged
 from src.config import Config, Data, Model
-from src.errors import ExitCode, UserError
+from src.engine.commands.user_command import corrected
+from src.engine.runs import seeding
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.model_folder import ModelCard, damaged
+from src.engine.runs.plain_values import check
+from src.engine.weights.preprocessing import Preprocessing
+from src.engine.weights.shape_errors import explain_shape_mismatch
+from src.engine.weights.weight_files import unreadable
+from src.engine.weights.weights import LoadResult, load_pretrained
 from src.models.backbones import check_backbone_name, pretrained_preprocessing
 from src.models.losses import ClassificationLoss, class_weights
 from src.models.network import Architecture, TransferNetwork, build_network
-from src.models.shape_errors import explain_shape_mismatch
-from src.models.weight_files import unreadable
-from src.models.weights import LoadResult, load_pretrained
-from src.plain_values import check
-from src.preprocessing import Preprocessing
-from src.user_command import corrected
 
 
 def choose_preprocessing(model: Model, data: Data) -> Preprocessing:

@@ -1,6 +1,6 @@
 """The LightningModule of transfer learning: network, loss, metrics, optimizer. Change it to train in another way.
 
-Everything else about a training step is in src/models/engine_module.py.
+Everything else about a training step is in src/engine/steps/engine_module.py.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from src.config import Config
 from src.config import Optimizer as OptimizerConfig
-from src.data.labelled_images import LabelledImages
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.steps.engine_module import EngineModule, Training
 from src.models.building import build_loss
-from src.models.engine_module import EngineModule, Training
 from src.models.losses import ClassificationLoss, predicted_classes
 from src.models.metrics import SplitMetrics
 from src.models.network import TransferNetwork

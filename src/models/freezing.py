@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from src.config import Freeze
-from src.errors import UserError
+from src.engine.commands.user_command import corrected
+from src.engine.runs.errors import UserError
 from src.models.backbones import blocks
 from src.models.network import TransferNetwork
-from src.user_command import corrected
 
 log = logging.getLogger(__name__)
 

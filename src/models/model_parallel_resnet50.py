@@ -2,7 +2,7 @@
 
 The layers and their names are torchvision's, so pretrained weights load, and a network trained in stages is a plain
 ResNet50 afterwards. src/strategies/model_parallel.py places the stages on devices in one process,
-src/strategies/pipeline.py has one process per stage; both keep several micro-batches under way at once.
+src/engine/pipeline/pipeline.py has one process per stage; both keep several micro-batches under way at once.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from src.errors import UserError
-from src.user_command import corrected
+from src.engine.commands.user_command import corrected
+from src.engine.runs.errors import UserError
 
 # The layers in the order of the forward pass.
 UNITS = (

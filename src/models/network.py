@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.engine.runs.plain_values import limited
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import build_backbone
 from src.models.heads import HEADS, KEEP_CLASSIFIER, build_head
 from src.models.model_parallel_resnet50 import ModelParallelResNet50, Stage
-from src.plain_values import limited
-from src.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

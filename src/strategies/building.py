@@ -9,11 +9,11 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 
 from src.config import Config
+from src.engine.processes.launching import PROCESS_PER_DEVICE
+from src.engine.processes.ranks import DEFAULT_TIMEOUT_SECONDS
+from src.engine.steps.precision import precision_plugin
 from src.strategies.data_parallel import DataParallel
 from src.strategies.ddp import Ddp
-from src.strategies.launching import PROCESS_PER_DEVICE
-from src.strategies.precision import precision_plugin
-from src.strategies.ranks import DEFAULT_TIMEOUT_SECONDS
 
 
 def build_strategy(config: Config, devices: Sequence[torch.device]) -> Strategy:
@@ -21,7 +21,7 @@ def build_strategy(config: Config, devices: Sequence[torch.device]) -> Strategy:
     settings = config.strategy
     seconds = settings.timeout_seconds or DEFAULT_TIMEOUT_SECONDS
     if settings.name == "pipeline":
-        from src.strategies.pipeline import Pipeline  # torch's pipelining takes a second to import
+        from src.engine.pipeline.pipeline import Pipeline  # torch's pipelining takes a second to import
 
         return Pipeline(settings.micro_batches, settings.schedule, seconds)
     if settings.name == "model_parallel":
@@ -38,7 +38,7 @@ def build_strategy(config: Config, devices: Sequence[torch.device]) -> Strategy:
 def build_precision(config: Config, device: torch.device) -> Precision:
     """The arithmetic of a run, for Lightning."""
     if config.strategy.name == "pipeline":
-        from src.strategies.pipeline_precision import stage_precision
+        from src.engine.pipeline.pipeline_precision import stage_precision
 
         return stage_precision(config.precision.name, device)
     return precision_plugin(config.precision.name, device)

@@ -1,6 +1,6 @@
 """strategy=ddp: one process per device, each of which trains its part of every batch; gradients are averaged.
 
-The processes are there already (src/strategies/launching.py, or torchrun) and have met (src/strategies/ranks.py).
+The processes are there already (src/engine/processes/launching.py, or torchrun) and have met (src/engine/processes/ranks.py).
 """
 
 from __future__ import annotations

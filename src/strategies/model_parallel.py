@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from src.models.engine_module import EngineModule, engine_module
-from src.strategies.batch_loss import BatchLoss
-from src.strategies.stage_threads import StageThreads
+from src.engine.pipeline.stage_threads import StageThreads
+from src.engine.steps.batch_loss import BatchLoss
+from src.engine.steps.engine_module import EngineModule, engine_module
 
 
 def build_model_parallel(micro_batches: int, schedule: str) -> ModelParallel:
@@ -71,7 +71,7 @@ def set_device(module: EngineModule, device: torch.device) -> None:
 
 
 class OverlappedModelParallel(ModelParallel):
-    """The stages work at the same time, each on another micro-batch of the batch: src/strategies/stage_threads.py.
+    """The stages work at the same time, each on another micro-batch of the batch: src/engine/pipeline/stage_threads.py.
 
     A batch is divided by tensor_split, as in torch.distributed.pipelining: 10 images in 4 micro-batches are 3, 3, 2 and 2; a
     batch with fewer images than micro_batches goes one by one. BatchNorm in training mode sees micro-batches.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.models.engine_module import EngineModule, Training
+from src.engine.steps.engine_module import EngineModule, Training
 from src.models.losses import ClassificationLoss
 from src.models.metrics import SplitMetrics
 

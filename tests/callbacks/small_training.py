@@ -12,14 +12,14 @@ from torch import nn
 
 from src.callbacks.freezing import FreezingSchedule
 from src.config import Data, Freeze, Optimizer
-from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.steps.engine_module import Training
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.classifier import Classifier
-from src.models.engine_module import Training
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
-from src.preprocessing import Preprocessing
 
 SQUARE = Preprocessing(8, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLASSES, WIDTH = 3, 8

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from src.callbacks.checkpoint_selection import BestCheckpoint
-from src.checkpoints.checksum import save_with_checksum
+from src.engine.runs.checksum import save_with_checksum
 
 NAN = float("nan")
 

@@ -17,11 +17,11 @@ from torch import nn
 
 from src.callbacks.freezing import FreezingSchedule
 from src.config import Freeze
-from src.errors import UserError
+from src.engine.runs.errors import UserError
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import blocks
 from src.models.freezing import FreezePlan
 from src.models.network import Architecture, build_network
-from src.preprocessing import Preprocessing
 from tests.callbacks import small_training
 from tests.callbacks.small_training import classifier, fit, freezing
 

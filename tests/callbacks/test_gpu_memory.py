@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from src.callbacks import gpu_memory
 from src.callbacks.gpu_memory import MemoryLog, batch_size_to_try, continue_csv
-from src.gpu_driver import DriverReading
-from src.memory import live_bytes
+from src.engine.memory.gpu_driver import DriverReading
+from src.engine.memory.memory import live_bytes
 
 MIB = 2**20
 PHASES = ("forward", "backward", "optimizer")

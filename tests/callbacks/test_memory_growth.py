@@ -14,23 +14,23 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
-from src.callbacks import memory_growth
 from src.callbacks.freezing import FreezingSchedule
 from src.callbacks.gpu_memory import MemoryLog
-from src.callbacks.memory_growth import THEN_EVERY, WARM_UP, WINDOW, MemoryGrowth, Rises, size
-from src.callbacks.memory_holders import GRAPH_LIMIT, Holder, find_holders, graph_size
-from src.callbacks.progress import EpochLines, Throughput
 from src.config import Data, Optimizer
-from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
-from src.memory import live_bytes
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.memory import memory_growth
+from src.engine.memory.memory import live_bytes
+from src.engine.memory.memory_growth import THEN_EVERY, WARM_UP, WINDOW, MemoryGrowth, Rises, size
+from src.engine.memory.memory_holders import GRAPH_LIMIT, Holder, find_holders, graph_size
+from src.engine.runs.metrics_csv import MetricsCsv
+from src.engine.runs.progress import EpochLines, Throughput
+from src.engine.steps.engine_module import Training
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.classifier import Classifier
-from src.models.engine_module import Training
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
-from src.preprocessing import Preprocessing
-from src.reporting.metrics_csv import MetricsCsv
 
 on_this_machine = pytest.mark.skipif(
     live_bytes(torch.device("cpu")) is None, reason="the C library cannot tell how much is in use"

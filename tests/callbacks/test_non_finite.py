@@ -10,15 +10,15 @@ import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from src.callbacks.averaging import WeightAverage
-from src.callbacks.non_finite import FILE, NonFinite
-from src.callbacks.position import PositionCheckpoint
-from src.checkpoints.model_folder import save_model
-from src.checkpoints.reading import read_checkpoint
-from src.checkpoints.writing import DurableCheckpointIO
-from src.errors import ExitCode, UserError
-from src.files import write_json
-from src.run_settings import changed_settings
+from src.engine.runs.averaging import WeightAverage
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.files import write_json
+from src.engine.runs.model_folder import save_model
+from src.engine.runs.non_finite import FILE, NonFinite
+from src.engine.runs.position import PositionCheckpoint
+from src.engine.runs.reading import read_checkpoint
+from src.engine.runs.run_settings import changed_settings
+from src.engine.runs.writing import DurableCheckpointIO
 from tests.callbacks.small_training import classifier, data, fit
 from tests.conftest import SMALL, check_error
 

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from src.callbacks.freezing import FreezingSchedule
-from src.callbacks.out_of_memory import OutOfMemory
 from src.config import Optimizer
-from src.errors import ExitCode, UserError
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.steps.engine_module import Training
+from src.engine.steps.out_of_memory import OutOfMemory
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.classifier import Classifier
-from src.models.engine_module import Training
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import Architecture, build_network
-from src.preprocessing import Preprocessing
 from tests.callbacks.little_memory import BATCHES, MESSAGE, FailInBackward, Small, at_most, fit, noise
 from tests.tolerance import DOUBLE
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import lightning as L
 import pytest
 
-from src.callbacks.own_settings import OwnSettings
-from src.callbacks.position import PositionCheckpoint
-from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Checkpoint
+from src.engine.runs.position import PositionCheckpoint
+from src.engine.runs.writing import DurableCheckpointIO
+from src.engine.sweeps.own_settings import OwnSettings
+from src.engine.sweeps.trial import Trial, working_on
 from src.trainer import checkpoint_callbacks
-from src.trial import Trial, working_on
 from tests.callbacks.small_training import classifier, fit
 
 SGD = {"name": "sgd", "momentum": 0.9}

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 
-from src.callbacks import position as module
-from src.callbacks.averaging import WeightAverage
-from src.callbacks.position import PositionCheckpoint, StopOnSignal
-from src.checkpoints import writing
-from src.checkpoints.reading import read_checkpoint
-from src.checkpoints.writing import DurableCheckpointIO
-from src.errors import Terminated
+from src.engine.runs import position as module
+from src.engine.runs import writing
+from src.engine.runs.averaging import WeightAverage
+from src.engine.runs.errors import Terminated
+from src.engine.runs.position import PositionCheckpoint, StopOnSignal
+from src.engine.runs.reading import read_checkpoint
+from src.engine.runs.writing import DurableCheckpointIO
 from tests.callbacks.small_training import classifier, fit, freezing
 
 

@@ -12,15 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from src.callbacks import trial_report
-from src.callbacks.position import PositionCheckpoint, StopOnSignal
-from src.callbacks.trial_report import TrialReport
-from src.checkpoints.reading import read_checkpoint
-from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Checkpoint
-from src.errors import Terminated
+from src.engine.runs.errors import Terminated
+from src.engine.runs.position import PositionCheckpoint, StopOnSignal
+from src.engine.runs.reading import read_checkpoint
+from src.engine.runs.writing import DurableCheckpointIO
+from src.engine.sweeps import trial_report
+from src.engine.sweeps.trial import FINISH, GO_ON, INTERRUPT, ReportingProcess, Trial, working_on
+from src.engine.sweeps.trial_report import TrialReport
 from src.trainer import checkpoint_callbacks
-from src.trial import FINISH, GO_ON, INTERRUPT, ReportingProcess, Trial, working_on
 from tests.callbacks.small_training import classifier, fit, freezing
 from tests.callbacks.test_position import At
 

@@ -12,11 +12,11 @@ import time
 import pytest
 import torch
 
-from src.checkpoints import writing
-from src.checkpoints.checksum import damage, save_with_checksum
-from src.checkpoints.reading import newest_position, read_checkpoint
-from src.checkpoints.writing import DurableCheckpointIO
-from src.errors import ExitCode, UserError
+from src.engine.runs import writing
+from src.engine.runs.checksum import damage, save_with_checksum
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.reading import newest_position, read_checkpoint
+from src.engine.runs.writing import DurableCheckpointIO
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ class Disk:
         monkeypatch.setattr(writing, "save_with_checksum", lambda value, file: file.write(json.dumps(value).encode()))
         monkeypatch.setattr(writing, "write_atomically", lambda *a, **k: self.work(write, *a, **k))
         monkeypatch.setattr(writing, "_remove", lambda paths: self.work(remove, paths))
-        monkeypatch.setattr("src.files.os.fsync", lambda handle: None)
+        monkeypatch.setattr("src.engine.runs.files.os.fsync", lambda handle: None)
 
     def work(self, do, *arguments, **keywords):
         time.sleep(self.rng.choice([0, 0, 0.0005, 0.002]))

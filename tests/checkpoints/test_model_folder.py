@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from src.checkpoints.model_folder import ModelCard, load_model, save_model
-from src.errors import UserError
-from src.preprocessing import Preprocessing
+from src.engine.runs.errors import UserError
+from src.engine.runs.model_folder import ModelCard, load_model, save_model
+from src.engine.weights.preprocessing import Preprocessing
 
 CARD = ModelCard(
     architecture={"backbone": "resnet18", "head": "linear", "outputs": 2, "hidden": 512, "dropout": 0.0},

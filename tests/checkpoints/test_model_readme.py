@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from src import predict
-from src.checkpoints.model_folder import ModelCard, save_model
-from src.checkpoints.model_readme import Origin, model_readme
 from src.config import Config, Data, Model, Optimizer, Precision, Trainer
+from src.engine.runs.model_folder import ModelCard, save_model
+from src.engine.runs.model_readme import Origin, model_readme
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.network import Architecture, build_network
-from src.preprocessing import Preprocessing
 from tests.conftest import write_images
 
 ARCHITECTURE = Architecture("resnet18", "linear", 3)

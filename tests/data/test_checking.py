@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from src.data import checking, scanning, time_limit
-from src.data.checking import CheckResult, check_images, refuse_bad_images
-from src.data.reading import ReadOptions
-from src.errors import MAX_LINES, ExitCode, LoaderFault
+from src.engine.images import checking, scanning, time_limit
+from src.engine.images.checking import CheckResult, check_images, refuse_bad_images
+from src.engine.images.reading import ReadOptions
+from src.engine.runs.errors import MAX_LINES, ExitCode, LoaderFault
 from tests.data.odd_images import colour_ramp, orientation_exif, write_corrupt_images
 
 OPTIONS = ReadOptions()
@@ -146,7 +146,7 @@ def test_what_may_pass_without_a_change_of_the_file_is_not_remembered(tmp_path, 
     names = write_images(tmp_path, 2)
     memory = tmp_path / "memory.json"
     with monkeypatch.context() as patch:
-        patch.setattr("src.data.reading._to_rgb", raise_error(MemoryError()))
+        patch.setattr("src.engine.images.reading._to_rgb", raise_error(MemoryError()))
         assert check(tmp_path, names[:1], memory)[names[0]].error == "not enough memory to decode it"
         patch.setattr(Path, "read_bytes", raise_error(PermissionError(13, "Permission denied")))
         assert "Permission denied" in check(tmp_path, names[1:], None)[names[1]].error

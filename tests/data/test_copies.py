@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from src.config import Data
-from src.data.labelled_images import LabelledImages
 from src.data.sources import load_images
-from src.data.splits import stratified_split
-from src.errors import UserError
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.images.splits import stratified_split
+from src.engine.runs.errors import UserError
 from tests.conftest import write_images
 
 

@@ -13,10 +13,10 @@ import torchvision
 from PIL import Image
 
 from src.config import Data
-from src.data.folders import list_image_folder
 from src.data.sources import load_images
-from src.data.table import list_table
-from src.errors import UserError
+from src.engine.images.folders import list_image_folder
+from src.engine.images.table import list_table
+from src.engine.runs.errors import UserError
 from tests.conftest import check_error, write_images
 
 FOLDER = (
@@ -170,7 +170,7 @@ def test_a_wrong_table_is_refused(tmp_path, text, named):
 def test_the_split_of_a_run_can_be_given_back(tmp_path):
     root = write_images(tmp_path / "p", {"a": 10, "b": 10})
     first = load(tmp_path, source="image_folder", root=str(root))
-    from src.files import write_csv
+    from src.engine.runs.files import write_csv
 
     write_csv(tmp_path / "split.csv", ("path", "label", "split"), first.rows())
     write_images(root, {"a": 12, "b": 12})  # two new ones of each, which another split would mix in

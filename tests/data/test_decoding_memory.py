@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import strips
-from src.data.reading import ImageError, decode_image, read_image
-from src.preprocessing import ReadOptions
+from src.engine.images import strips
+from src.engine.images.reading import ImageError, decode_image, read_image
+from src.engine.weights.preprocessing import ReadOptions
 from tests.warm import ROOT, command_environment
 
 SIDE = 5100  # 26 megapixels
@@ -82,7 +82,7 @@ def test_no_more_megapixels_are_decoded_at_once_than_there_is_room_for():
 
 
 def test_a_tiff_whose_strip_is_too_large_is_refused(tmp_path, monkeypatch):
-    from src.data import reading
+    from src.engine.images import reading
 
     Image.fromarray(np.zeros((64, 64), np.float32)).save(tmp_path / "x.tif", compression="tiff_adobe_deflate")
     assert read_image(tmp_path / "x.tif", ReadOptions()).shape == (3, 64, 64)

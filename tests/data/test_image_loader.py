@@ -18,21 +18,21 @@ import pytest
 import torch
 from PIL import Image
 
-from src.callbacks.position import PositionCheckpoint, StopOnSignal
-from src.checkpoints.reading import read_checkpoint
-from src.checkpoints.writing import DurableCheckpointIO
 from src.config import Data
-from src.data import image_loader, loader_faults, loader_watch
-from src.data.image_loader import LoaderSettings
-from src.data.labelled_images import LabelledImages
-from src.data.loading import eval_loader, train_loader
-from src.data.reading import ImageError
-from src.data.sampler import EpochSampler
 from src.data.sources import load_images
-from src.data.time_limit import NoAnswer, one_by_one
 from src.data.transforms import eval_transform
-from src.errors import ExitCode, LoaderFault, Terminated, UserError
-from src.files import write_csv
+from src.engine.images import image_loader, loader_faults, loader_watch
+from src.engine.images.image_loader import LoaderSettings
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.images.loading import eval_loader, train_loader
+from src.engine.images.reading import ImageError
+from src.engine.images.sampler import EpochSampler
+from src.engine.images.time_limit import NoAnswer, one_by_one
+from src.engine.runs.errors import ExitCode, LoaderFault, Terminated, UserError
+from src.engine.runs.files import write_csv
+from src.engine.runs.position import PositionCheckpoint, StopOnSignal
+from src.engine.runs.reading import read_checkpoint
+from src.engine.runs.writing import DurableCheckpointIO
 from tests import warm
 from tests.callbacks.small_training import SQUARE, classifier, fit
 from tests.callbacks.small_training import data as small_data
@@ -148,7 +148,7 @@ def test_after_ctrl_c_nothing_waits_for_what_hangs():
 
 STOPPED = """
 import time
-from src.data.time_limit import one_by_one
+from src.engine.images.time_limit import one_by_one
 def work(number):
     print("begun", flush=True)
     while time.thread_time() < 0.2: pass

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from src.data import scanning
-from src.data.folders import list_image_folder, list_images
-from src.data.layout import split_of
-from src.errors import ExitCode, UserError
+from src.engine.images import scanning
+from src.engine.images.folders import list_image_folder, list_images
+from src.engine.images.layout import split_of
+from src.engine.runs.errors import ExitCode, UserError
 
 
 def tree(root: Path, *paths: str) -> Path:

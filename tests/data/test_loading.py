@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from src.config import Data
-from src.data.image_loader import LoaderSettings
-from src.data.loading import eval_loader, num_workers, train_loader
-from src.data.sampler import PADDING, EpochSampler, PartSampler, Share, batches_per_epoch
 from src.data.sources import load_images
 from src.data.transforms import eval_transform, train_transform
-from src.preprocessing import Preprocessing
+from src.engine.images.image_loader import LoaderSettings
+from src.engine.images.loading import eval_loader, num_workers, train_loader
+from src.engine.images.sampler import PADDING, EpochSampler, PartSampler, Share, batches_per_epoch
+from src.engine.weights.preprocessing import Preprocessing
 
 SQUARE = Preprocessing(24, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

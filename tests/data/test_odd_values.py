@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, features
 
-from src.data import foreign_formats
-from src.data.reading import EMPTY_ALPHA, Decoded, ImageError, ReadOptions, decode_image
-from src.data.wide_pixels import NO_DATA, OWN_RANGE, PLANES, WHITE_IS_ZERO
+from src.engine.images import foreign_formats
+from src.engine.images.reading import EMPTY_ALPHA, Decoded, ImageError, ReadOptions, decode_image
+from src.engine.images.wide_pixels import NO_DATA, OWN_RANGE, PLANES, WHITE_IS_ZERO
 from tests.data.odd_images import HEIGHT, WIDTH, colour_ramp, orientation_exif, write_png
 from tests.data.tiff_files import tiff
 

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from src.config import Data
-from src.data import checking
-from src.data.checking import check_images
-from src.data.oddities import bits_used, report
-from src.data.reading import ReadOptions
 from src.data.sources import load_images
-from src.files import write_csv
-from src.prediction import ImageFiles
+from src.engine.images import checking
+from src.engine.images.checking import check_images
+from src.engine.images.oddities import bits_used, report
+from src.engine.images.reading import ReadOptions
+from src.engine.runs.files import write_csv
+from src.engine.runs.prediction import ImageFiles
 from tests.checkpoints.test_model_folder import CARD
 from tests.data.odd_images import colour_ramp
 from tests.data.tiff_files import tiff

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageFile, features
 from torch.utils.data import DataLoader, Dataset
 
-from src.data import reading
-from src.data.reading import EXTENSIONS, ImageError, ReadOptions, decode_image, read_image, to_rgb
+from src.engine.images import reading
+from src.engine.images.reading import EXTENSIONS, ImageError, ReadOptions, decode_image, read_image, to_rgb
 from tests.data.odd_images import (
     ORIENTATIONS,
     colour_ramp,
@@ -231,7 +231,7 @@ def test_image_of_169_megapixels_costs_little_and_nothing_is_printed(tmp_path):
     too_many[too_many.find(b"\x15\x01\x03\0") + 9] = 8  # 2051 samples per pixel: Pillow logs an error
     (tmp_path / "samples.tif").write_bytes(too_many)
     script = f"""
-from src.data.reading import ImageError, ReadOptions, read_image
+from src.engine.images.reading import ImageError, ReadOptions, read_image
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024
 before = peak()

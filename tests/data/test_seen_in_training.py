@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from src.config import Data
-from src.data.seen_in_training import seen_in_training
 from src.data.sources import load_images, load_unsplit
-from src.files import write_csv
+from src.engine.images.seen_in_training import seen_in_training
+from src.engine.runs.files import write_csv
 from tests.conftest import SMALL, write_images
 
 

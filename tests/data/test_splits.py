@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from src.data.splits import SplitSettings, check_splits, choose_split, read_split_file, stratified_split
-from src.errors import UserError
+from src.engine.images.splits import SplitSettings, check_splits, choose_split, read_split_file, stratified_split
+from src.engine.runs.errors import UserError
 
 
 def members(labels, splits, split):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from src.data.splits import SplitSettings, choose_split, read_split_file
-from src.data.table import list_table, read_csv
-from src.errors import UserError
-from src.files import write_atomically
+from src.engine.images.splits import SplitSettings, choose_split, read_split_file
+from src.engine.images.table import list_table, read_csv
+from src.engine.runs.errors import UserError
+from src.engine.runs.files import write_atomically
 
 IMAGES = ("a/0.jpg", "a/1.jpg", "b/0.jpg")
 

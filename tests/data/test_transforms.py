@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from src import seeding
 from src.data.transforms import eval_transform, train_transform
+from src.engine.runs import seeding
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import pretrained_preprocessing
-from src.preprocessing import Preprocessing
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -107,7 +107,7 @@ def test_crop_modes_and_sizes_are_those_of_timm(shape, name, mode, interpolation
 def test_a_backbone_for_oblong_images_is_refused(monkeypatch):
     import timm
 
-    from src.errors import UserError
+    from src.engine.runs.errors import UserError
 
     found = timm.data.resolve_data_config
     monkeypatch.setattr(

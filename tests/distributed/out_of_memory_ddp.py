@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.callbacks.out_of_memory import OutOfMemory
-from src.errors import UserError
+from src.engine.runs.errors import UserError
+from src.engine.steps.out_of_memory import OutOfMemory
 from src.strategies.ddp import Ddp
 from tests.callbacks.little_memory import Small, fit, noise
 

@@ -31,21 +31,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from src.callbacks.freezing import FreezingSchedule
-from src.callbacks.position import PositionCheckpoint
-from src.checkpoints.writing import PREVIOUS, DurableCheckpointIO
 from src.config import Optimizer
+from src.engine.pipeline.pipeline import Pipeline
+from src.engine.pipeline.pipeline_precision import stage_precision
+from src.engine.pipeline.pipeline_stage import LocalStage
+from src.engine.runs.position import PositionCheckpoint
+from src.engine.runs.writing import PREVIOUS, DurableCheckpointIO
+from src.engine.steps.batch_loss import BatchLoss
+from src.engine.steps.engine_module import Training
+from src.engine.steps.precision import precision_plugin
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.classifier import Classifier
-from src.models.engine_module import Training
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.model_parallel_resnet50 import UNITS
 from src.models.network import TransferNetwork
-from src.preprocessing import Preprocessing
-from src.strategies.batch_loss import BatchLoss
-from src.strategies.pipeline import Pipeline
-from src.strategies.pipeline_precision import stage_precision
-from src.strategies.pipeline_stage import LocalStage
-from src.strategies.precision import precision_plugin
 from tests.strategies.narrow import Narrow, unsplit
 
 CPU = torch.device("cpu")

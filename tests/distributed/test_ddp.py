@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.checkpoints.reading import read_checkpoint
-from src.files import read_metrics
+from src.engine.runs.files import read_metrics
+from src.engine.runs.reading import read_checkpoint
 from tests import warm
 from tests.conftest import SMALL, check_error, command_environment
 from tests.running import result, start

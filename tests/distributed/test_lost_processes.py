@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.checkpoints.reading import newest_position, read_checkpoint
-from src.files import read_metrics, sha256
+from src.engine.runs.files import read_metrics, sha256
+from src.engine.runs.reading import newest_position, read_checkpoint
 from tests.conftest import SMALL
 from tests.distributed.test_ddp import DDP
 from tests.running import result, start, wait_for_save
@@ -64,7 +64,7 @@ def ranks(folder: Path) -> dict[int, int]:
     found: dict[int, int] = {}
     for pid, line in sorted(processes_of(folder).items(), reverse=True):
         # A loader process is a copy of its rank, and younger; that of a validation may have ended meanwhile.
-        if "src.rank" in line and (rank := environment_of(pid).get("RANK")) is not None:
+        if "src.engine.processes.rank" in line and (rank := environment_of(pid).get("RANK")) is not None:
             found[int(rank)] = pid
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.errors import ExitCode
+from src.engine.runs.errors import ExitCode
 from tests.conftest import command_environment
 from tests.distributed.out_of_memory_ddp import SCENARIOS
 from tests.tolerance import DOUBLE

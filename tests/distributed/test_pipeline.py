@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.checkpoints.reading import read_checkpoint
+from src.engine.runs.reading import read_checkpoint
 from tests.conftest import command_environment
 from tests.distributed.pipeline_ranks import BATCHES, SCENARIOS
 from tests.tolerance import rounding

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from src.reporting.sweep_journal import FINISHED, Journal
+from src.engine.sweeps.sweep_journal import FINISHED, Journal
 from tests.conftest import ROOT, SMALL
 from tests.running import start
 from tests.warm import command_environment
@@ -112,7 +112,7 @@ from pathlib import Path
 
 import hydra
 
-from src.tuning import settings
+from src.engine.sweeps import settings
 
 def job(config):
     me = Path(f"{config.gpu} {config.seed}")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from src.cores import cpu_cores
+from src.engine.runs.cores import cpu_cores
 from tests.conftest import ROOT
 from tests.distributed.two_hosts import shell_environment
 

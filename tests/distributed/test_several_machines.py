@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.checkpoints.reading import read_checkpoint
+from src.engine.runs.reading import read_checkpoint
 from tests.conftest import ROOT
 from tests.distributed.test_ddp import LOSS, SAME, WEIGHT
 from tests.distributed.two_hosts import Host, shell_environment, two_hosts, why_not

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.checkpoints.reading import read_checkpoint
+from src.engine.runs.reading import read_checkpoint
 from tests import warm
 from tests.conftest import SMALL, command_environment
 from tests.running import result

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from src.errors import UserError
+from src.engine.runs.errors import UserError
 
 
 def outcome(work: Callable[[], Any]) -> Any:

@@ -10,11 +10,11 @@ import lightning as L
 import pytest
 import torch
 
-from src.callbacks.taking_up import taking_up
-from src.checkpoints.checksum import save_with_checksum
-from src.checkpoints.reading import flaw, newest_position
-from src.errors import ExitCode, UserError
-from src.selection import best_weights
+from src.engine.runs.checksum import save_with_checksum
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.reading import flaw, newest_position
+from src.engine.runs.selection import best_weights
+from src.engine.runs.taking_up import taking_up
 
 
 class Steps(L.LightningModule):

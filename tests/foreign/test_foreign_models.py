@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from src.checkpoints.model_folder import ModelCard, load_model, save_model
-from src.errors import ExitCode, UserError
-from src.files import sha256
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.files import sha256
+from src.engine.runs.model_folder import ModelCard, load_model, save_model
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.building import rebuild
 from src.models.network import Architecture, build_network
-from src.preprocessing import Preprocessing
 
 NAN, INF = float("nan"), float("inf")
 ARCHITECTURE = Architecture("shufflenet_v2_x0_5", "linear", 3)

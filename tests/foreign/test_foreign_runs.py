@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from src import config, evaluate, export
-from src.batch_size_search import chosen_batch_size
 from src.config import Config, Data, Model, Optimizer, Precision, Strategy
-from src.errors import ExitCode, UserError, run_and_report
-from src.run_dir import RunFolder, read_result
-from src.run_lookup import find_run
-from src.run_settings import merged, stored_settings
+from src.engine.memory.batch_size_search import chosen_batch_size
+from src.engine.runs.errors import ExitCode, UserError, run_and_report
+from src.engine.runs.run_dir import RunFolder, read_result
+from src.engine.runs.run_lookup import find_run
+from src.engine.runs.run_settings import merged, stored_settings
 
 SETTINGS = Config(
     name="x",

@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 
-from src import seeding
-from src.checkpoints.checksum import save_with_checksum
-from src.checkpoints.model_folder import save_model
-from src.errors import ExitCode, UserError
+from src.engine.runs import seeding
+from src.engine.runs.checksum import save_with_checksum
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.model_folder import save_model
+from src.engine.weights.weight_files import read_tensors
+from src.engine.weights.weights import load_pretrained
 from src.models.network import build_network
-from src.models.weight_files import read_tensors
-from src.models.weights import load_pretrained
 from tests.foreign.outcome import outcome
 from tests.foreign.test_foreign_models import ARCHITECTURE, CARD, STEPS
 

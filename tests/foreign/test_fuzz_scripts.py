@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from scripts import fuzz_checkpoints, fuzz_overrides
-from src.checkpoints import checksum
+from src.engine.runs import checksum
 
 
 def arguments(monkeypatch, *words: str) -> None:

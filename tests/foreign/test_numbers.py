@@ -8,9 +8,10 @@ from operator import attrgetter
 import pytest
 from omegaconf.errors import OmegaConfBaseException
 
-from src import config, config_checks
+from src import config
 from src.config import KNOBS, Config, Data, Model, Optimizer, Precision, Strategy
-from src.errors import ExitCode, UserError
+from src.engine.commands import config_checks
+from src.engine.runs.errors import ExitCode, UserError
 from tests.foreign.outcome import outcome
 
 ABSURD = (math.nan, math.inf, -math.inf, -1, -0.5, 10**18, 10**30, 1e300, 5e-324, 0.5)
@@ -57,7 +58,9 @@ def test_an_absurd_number_is_refused_or_within_the_range(key):
             assert read.code == ExitCode.CONFIG
             assert key in read.found
             continue
-        if isinstance(read, OmegaConfBaseException):  # of another type; src/command_line.py translates it
+        if isinstance(
+            read, OmegaConfBaseException
+        ):  # of another type; src/engine/commands/command_line.py translates it
             continue
         got = attrgetter(key)(read)
         low, high = KNOBS[key].metadata.get("range", (-1, 10**9))

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src.batch_size import find_batch_size
 from src.config import Config, Optimizer, Precision
-from src.data.labelled_images import LabelledImages
-from src.job import Job
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.memory.batch_size import find_batch_size
+from src.engine.processes.ranks import Ranks
+from src.engine.runs.job import Job
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.freezing import FreezePlan
 from src.models.network import Architecture, build_network
-from src.preprocessing import Preprocessing
-from src.strategies.ranks import Ranks
 from src.task import Task
 from tests.checkpoints.test_model_folder import CARD
 from tests.conftest import SMALL

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from src.callbacks.gpu_memory import MemoryLog
-from src.gpu_driver import Driver
-from src.memory import available_bytes, read_allocator
+from src.engine.memory.gpu_driver import Driver
+from src.engine.memory.memory import available_bytes, read_allocator
 from tests.callbacks.test_gpu_memory import PHASES, table
 from tests.callbacks.test_memory_growth import ENOUGH, SumOfLosses, classifier, fit, image_data, warnings
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from src.callbacks.out_of_memory import SNAPSHOT, OutOfMemory
-from src.errors import ExitCode
-from src.out_of_memory import InParts, free, memory_state
+from src.engine.memory.out_of_memory import InParts, free, memory_state
+from src.engine.runs.errors import ExitCode
+from src.engine.steps.out_of_memory import SNAPSHOT, OutOfMemory
 from tests.callbacks.little_memory import Small, fit, noise
 from tests.conftest import command_environment
 
@@ -91,9 +91,9 @@ def test_the_memory_in_words():
 
 
 FAULT = """
-from src.callbacks.out_of_memory import OutOfMemory
-from src.errors import run_and_report
-from src.fit_errors import explained
+from src.engine.steps.out_of_memory import OutOfMemory
+from src.engine.runs.errors import run_and_report
+from src.engine.runs.fit_errors import explained
 from tests.callbacks.little_memory import Small, fit, noise
 
 def work():

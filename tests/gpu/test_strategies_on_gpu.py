@@ -6,10 +6,10 @@ import pytest
 import torch
 from torchvision.models import resnet50
 
-from src.callbacks.out_of_memory import OutOfMemory
+from src.engine.steps.out_of_memory import OutOfMemory
+from src.engine.steps.precision import DTYPES, precision_plugin
 from src.models.model_parallel_resnet50 import ModelParallelResNet50
 from src.strategies.data_parallel import DataParallel
-from src.strategies.precision import DTYPES, precision_plugin
 from tests.callbacks import little_memory
 from tests.callbacks.little_memory import at_most
 from tests.callbacks.test_out_of_memory import Plain

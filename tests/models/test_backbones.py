@@ -11,7 +11,9 @@ import torch
 import torchvision
 from torchvision.models import get_model, get_model_weights, regnet
 
-from src.errors import ExitCode, UserError
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.weights.efficientnet_lite import build_efficientnet_lite0
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import (
     _try_size,
     backbone_names,
@@ -21,8 +23,6 @@ from src.models.backbones import (
     pretrained_preprocessing,
     remove_classifier,
 )
-from src.models.efficientnet_lite import build_efficientnet_lite0
-from src.preprocessing import Preprocessing
 
 torch.set_num_threads(1)
 
@@ -175,7 +175,7 @@ def test_preprocessing_refuses_values_that_cannot_be_meant(wrong):
 
 
 def test_preprocessing_needs_no_torch():
-    code = "import sys, src.preprocessing; sys.exit('torch' in sys.modules)"
+    code = "import sys, src.engine.weights.preprocessing; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 
 from src.config import Data, Optimizer
 from src.data.module import ImageData
-from src.data.sampler import EpochSampler, Share
-from src.measuring import measure_split
+from src.engine.images.sampler import EpochSampler, Share
+from src.engine.runs.measuring import measure_split
+from src.engine.runs.trained_model import TrainedModel
+from src.engine.steps.engine_module import Training
 from src.models.classifier import Classifier
-from src.models.engine_module import Training
 from src.models.losses import ClassificationLoss, class_weights
 from src.models.metrics import SplitMetrics, WeightedMean
-from src.trained_model import TrainedModel
 from tests.callbacks.small_training import QUIET, SQUARE, freezing, images, network
 from tests.checkpoints.test_model_folder import CARD
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torchvision.models import resnet50
 
-from src.errors import UserError
+from src.engine.runs.errors import UserError
 from src.models.model_parallel_resnet50 import BLOCKS, ModelParallelResNet50
 from tests.conftest import parses
 

@@ -8,10 +8,10 @@ import torchvision
 from torch import nn
 from torchvision.transforms.v2 import functional
 
-from src.errors import UserError
+from src.engine.runs.errors import UserError
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import pretrained_preprocessing
 from src.models.network import Architecture, TransferNetwork, build_network
-from src.preprocessing import Preprocessing
 from tests.tolerance import DOUBLE
 
 torch.set_num_threads(1)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from src.errors import UserError
-from src.models.shape_errors import attempt, explain_shape_mismatch
+from src.engine.runs.errors import UserError
+from src.engine.weights.shape_errors import attempt, explain_shape_mismatch
 
 torch.set_num_threads(1)
 

@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from src.errors import ExitCode, UserError
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.weights.preprocessing import Preprocessing
+from src.engine.weights.weights import LoadResult, load_pretrained, refuse_frozen_random
 from src.models.backbones import build_backbone
 from src.models.freezing import FreezePlan
 from src.models.network import Architecture, TransferNetwork, build_network
-from src.models.weights import LoadResult, load_pretrained, refuse_frozen_random
-from src.preprocessing import Preprocessing
 
 torch.set_num_threads(1)
 

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
-from src.errors import ExitCode, UserError
-from src.models import efficientnet_lite
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.weights import efficientnet_lite
+from src.engine.weights.weight_matching import plain_name
+from src.engine.weights.weights import load_pretrained
 from src.models.backbones import build_backbone
-from src.models.weight_matching import plain_name
-from src.models.weights import load_pretrained
 
 torch.set_num_threads(1)
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.errors import UserError
-from src.strategies.precision import check_precision
+from src.engine.runs.errors import UserError
+from src.engine.steps.precision import check_precision
 from tests import warm
 from tests.conftest import ROOT, command_environment, write_images
 
@@ -142,7 +142,7 @@ def test_links_lead_somewhere():
 
 
 def test_the_exit_codes_of_the_page_are_those_of_the_program():
-    from src.errors import ExitCode
+    from src.engine.runs.errors import ExitCode
 
     page = (ROOT / "docs" / "errors.md").read_text()
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == [code.value for code in ExitCode]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from src.data.labelled_images import LabelledImages
-from src.reporting.introduction import class_counts, uneven_classes
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.reports.introduction import class_counts, uneven_classes
 
 
 def images(**counts: int) -> LabelledImages:

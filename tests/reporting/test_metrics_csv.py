@@ -8,12 +8,12 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from src.callbacks.gpu_memory import MemoryLog, continue_csv
-from src.callbacks.position import PositionCheckpoint
-from src.callbacks.progress import Throughput
-from src.checkpoints.writing import DurableCheckpointIO
-from src.files import read_metrics
+from src.engine.runs.files import read_metrics
+from src.engine.runs.metrics_csv import EpochRow, MetricsCsv
+from src.engine.runs.position import PositionCheckpoint
+from src.engine.runs.progress import Throughput
+from src.engine.runs.writing import DurableCheckpointIO
 from src.models.metrics import SplitMetrics
-from src.reporting.metrics_csv import EpochRow, MetricsCsv
 from tests.callbacks.small_training import classifier, fit
 
 

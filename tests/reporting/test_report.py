@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
-from src.files import write_csv, write_json, write_text
-from src.reporting import plots, report
-from src.reporting.report import write_report
-from src.reporting.tables import write_confusion
+from src.engine.reports import plots, report
+from src.engine.reports.report import write_report
+from src.engine.reports.tables import write_confusion
+from src.engine.runs.files import write_csv, write_json, write_text
 from tests.conftest import ROOT, command_environment
 
 METRICS = {
@@ -397,7 +397,9 @@ def test_a_phone_and_a_dark_screen_are_thought_of(folder):
 
 
 def test_matplotlib_waits_for_the_first_report():
-    code = "import sys; import src.reporting.report; print([n for n in ('matplotlib', 'torch') if n in sys.modules])"
+    code = (
+        "import sys; import src.engine.reports.report; print([n for n in ('matplotlib', 'torch') if n in sys.modules])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=command_environment()
     )

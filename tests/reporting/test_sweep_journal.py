@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from src.errors import ExitCode, UserError
-from src.reporting import sweep_journal
-from src.reporting.goal import Goal
-from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.sweeps import sweep_journal
+from src.engine.sweeps.goal import Goal
+from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
 
 
 @pytest.fixture
@@ -217,5 +217,5 @@ def test_ranking_leaves_out_what_failed_or_has_no_value_and_prefers_the_earlier_
 
 
 def test_reading_a_journal_needs_neither_torch_nor_ray():
-    code = "import sys, src.reporting.sweep_journal; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    code = "import sys, src.engine.sweeps.sweep_journal; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=sweep_journal.__file__.rpartition("src")[0]).returncode == 0

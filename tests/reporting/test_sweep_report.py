@@ -15,12 +15,13 @@ import matplotlib
 import numpy as np
 import pytest
 
-from src.reporting import plots, sweep_plots
-from src.reporting.goal import Goal
-from src.reporting.importance import importance
-from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
-from src.reporting.sweep_report import write_sweep_report
-from src.reporting.sweep_scale import Scale, numbers, scales_of, shown
+from src.engine.reports import plots
+from src.engine.sweeps import sweep_plots
+from src.engine.sweeps.goal import Goal
+from src.engine.sweeps.importance import importance
+from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
+from src.engine.sweeps.sweep_report import write_sweep_report
+from src.engine.sweeps.sweep_scale import Scale, numbers, scales_of, shown
 from tests.conftest import ROOT, command_environment
 from tests.reporting.test_report import Page
 
@@ -447,7 +448,7 @@ def test_numbers_are_short():
 
 def test_what_is_heavy_waits_until_it_is_needed():
     code = (
-        "import sys; import src.reporting.sweep_report;"
+        "import sys; import src.engine.sweeps.sweep_report;"
         "print([n for n in ('matplotlib', 'sklearn', 'torch', 'ray') if n in sys.modules])"
     )
     done = subprocess.run(

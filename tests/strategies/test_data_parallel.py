@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from src.callbacks.freezing import FreezingSchedule
-from src.callbacks.out_of_memory import OutOfMemory
 from src.config import Data
 from src.data.module import ImageData
-from src.errors import UserError
+from src.engine.processes.replication import chunk_sizes, in_threads, on_cpu
+from src.engine.runs.errors import UserError
+from src.engine.steps.out_of_memory import OutOfMemory
+from src.engine.steps.precision import DTYPES, precision_plugin
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss
 from src.strategies.data_parallel import DataParallel
-from src.strategies.precision import DTYPES, precision_plugin
-from src.strategies.replication import chunk_sizes, in_threads, on_cpu
 from tests.callbacks import little_memory
 from tests.callbacks.little_memory import MESSAGE, Small, at_most
 from tests.callbacks.small_training import QUIET, SQUARE, classifier, images, network, plan

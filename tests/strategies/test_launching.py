@@ -15,10 +15,10 @@ import pytest
 import yaml
 from torch.backends.cpu import get_cpu_capability
 
-from src import config_checks
-from src.errors import ErrorOfProcess, Terminated, UserError
-from src.strategies import launching
-from src.user_command import shell_command
+from src.engine.commands import config_checks
+from src.engine.commands.user_command import shell_command
+from src.engine.processes import launching
+from src.engine.runs.errors import ErrorOfProcess, Terminated, UserError
 
 FINISH = "(path / 'result.json').write_text(json.dumps({'metrics': {'val/acc': 0.5}}))"
 HEAD = """
@@ -31,7 +31,7 @@ path, rank = Path(job["path"]), int(os.environ["RANK"])
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """run(program): two processes of this Python program in the place of src.rank."""
+    """run(program): two processes of this Python program in the place of src.engine.processes.rank."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "__init__.py").touch()
     monkeypatch.chdir(tmp_path)

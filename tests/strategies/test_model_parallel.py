@@ -14,19 +14,19 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from src.callbacks.averaging import WeightAverage
 from src.callbacks.freezing import FreezingSchedule
-from src.callbacks.out_of_memory import OutOfMemory
 from src.config import Data, Optimizer
-from src.data.labelled_images import LabelledImages
 from src.data.module import ImageData
-from src.errors import UserError
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.runs.averaging import WeightAverage
+from src.engine.runs.errors import UserError
+from src.engine.steps.engine_module import Training
+from src.engine.steps.out_of_memory import OutOfMemory
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.classifier import Classifier
-from src.models.engine_module import Training
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
-from src.preprocessing import Preprocessing
 from src.strategies.model_parallel import build_model_parallel
 from tests.callbacks.small_training import QUIET
 from tests.strategies.narrow import THREE, TWO, Narrow, assert_same, stage_threads

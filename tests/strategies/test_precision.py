@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 
-from src.errors import ExitCode, UserError
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.steps import precision
+from src.engine.steps.precision import check_precision, precision_plugin, usable_precision
 from src.models.classifier import Classifier
-from src.strategies import precision
-from src.strategies.precision import check_precision, precision_plugin, usable_precision
 from tests.callbacks.small_training import classifier, fit, freezing
 from tests.conftest import parses
 
@@ -165,5 +165,5 @@ def test_a_model_of_fp16_predicts_in_fp32_on_a_cpu(caplog):
 
 
 def test_predict_does_not_wait_for_lightning():
-    code = "import sys, src.strategies.precision; sys.exit('lightning' in sys.modules)"
+    code = "import sys, src.engine.steps.precision; sys.exit('lightning' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from src.errors import Terminated, UserError
-from src.strategies import ranks as module
-from src.strategies.ranks import Ranks, is_loss_of_a_process
+from src.engine.processes import ranks as module
+from src.engine.processes.ranks import Ranks, is_loss_of_a_process
+from src.engine.runs.errors import Terminated, UserError
 
 
 @pytest.fixture

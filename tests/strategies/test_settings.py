@@ -6,9 +6,10 @@ import hydra
 import pytest
 import torch
 
-from src import config, config_checks
-from src.command_line import CONF
-from src.machine import choose_devices, set_threads
+from src import config
+from src.engine.commands import config_checks
+from src.engine.commands.command_line import CONF
+from src.engine.runs.machine import choose_devices, set_threads
 from src.strategies.building import computing_at_once
 from tests.conftest import SMALL, check_error
 
@@ -120,7 +121,7 @@ def test_the_threads_of_a_job_are_divided_among_those_that_compute_at_once(monke
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     set_threads(6, sharers=at_once)
     assert asked == [6 // at_once]
-    monkeypatch.setattr("src.machine.cpu_cores", lambda: 8)
+    monkeypatch.setattr("src.engine.runs.machine.cpu_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     set_threads(None, sharers=at_once)
     assert asked[1:] == ([8 // at_once] if at_once > 1 else [])

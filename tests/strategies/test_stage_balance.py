@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from src.config import Config, Data, Model, Optimizer, Precision, Strategy
-from src.errors import UserError
+from src.engine.pipeline import stage_balance
+from src.engine.pipeline.stage_balance import best_cuts, choose_split, measure
+from src.engine.runs.errors import UserError
+from src.engine.weights.preprocessing import Preprocessing
 from src.models.model_parallel_resnet50 import BLOCKS, ModelParallelResNet50
 from src.models.network import TransferNetwork
-from src.preprocessing import Preprocessing
-from src.strategies import stage_balance
-from src.strategies.stage_balance import best_cuts, choose_split, measure
 from tests.conftest import parses
 
 CPU = torch.device("cpu")

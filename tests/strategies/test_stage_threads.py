@@ -18,8 +18,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torchvision.models import resnet50
 from torchvision.models.resnet import ResNet
 
+from src.engine.pipeline.stage_threads import StageThreads, operations
 from src.models.model_parallel_resnet50 import ModelParallelResNet50
-from src.strategies.stage_threads import StageThreads, operations
 from tests.strategies.narrow import THREE, TWO, Narrow, assert_same, stage_threads
 from tests.tolerance import DOUBLE
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from src.errors import UserError
+from src.engine.processes.sync_batchnorm import SyncedBatchNorm
+from src.engine.runs.errors import UserError
 from src.models.backbones import build_backbone
-from src.strategies.sync_batchnorm import SyncedBatchNorm
 
 
 class Loud(nn.BatchNorm2d):

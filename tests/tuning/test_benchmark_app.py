@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from src.trial import FINISH, GO_ON, Trial, working_on
+from src.engine.sweeps.trial import FINISH, GO_ON, Trial, working_on
 from tests.conftest import ROOT, command_environment
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from src.cores import cpu_cores
-from src.errors import ExitCode, UserError
-from src.tuning import cluster
-from src.tuning.settings import LauncherSettings, Ray, RayInit, Resources, SweeperSettings
+from src.engine.runs.cores import cpu_cores
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.sweeps import cluster
+from src.engine.sweeps.settings import LauncherSettings, Ray, RayInit, Resources, SweeperSettings
 
 
 @pytest.fixture

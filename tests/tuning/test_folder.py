@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import ExitCode, UserError
-from src.reporting.sweep_journal import TrialRecord
-from src.tuning.folder import IDENTITY, open_sweep, scratch_folder
-from src.tuning.launch import GivenJobs
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.sweeps.folder import IDENTITY, open_sweep, scratch_folder
+from src.engine.sweeps.launch import GivenJobs
+from src.engine.sweeps.sweep_journal import TrialRecord
 
 SAME = {"kind": "sweeper", "space": {"lr": ["1", "2"]}, "seed": 0, "config": {}}
 

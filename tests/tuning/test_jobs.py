@@ -15,10 +15,10 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from src import config
-from src.errors import UserError
-from src.reporting.goal import Goal
-from src.tuning import jobs, settings
-from src.tuning.settings import LauncherSettings
+from src.engine.runs.errors import UserError
+from src.engine.sweeps import jobs, settings
+from src.engine.sweeps.goal import Goal
+from src.engine.sweeps.settings import LauncherSettings
 from tests.warm import ROOT
 
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from src.reporting.sweep_journal import FINISHED, Journal
+from src.engine.sweeps.sweep_journal import FINISHED, Journal
 from tests.conftest import ROOT, command_environment
 
 # As a package of its own would bring it; beside it there is the launcher's hydra_plugins/.
@@ -43,7 +43,7 @@ APP = """
 import time
 from pathlib import Path
 import hydra
-from src.tuning import settings
+from src.engine.sweeps import settings
 
 def job(config):
     time.sleep(0.3 * (config.x < 0))  # the first of a batch ends last

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from src.errors import ExitCode, Terminated, UserError
-from src.tuning import cluster
-from src.tuning.ray_environment import own_handlers
+from src.engine.runs.errors import ExitCode, Terminated, UserError
+from src.engine.sweeps import cluster
+from src.engine.sweeps.ray_environment import own_handlers
 from tests.conftest import command_environment
 
 OWNER = """
 import os, sys
-from src.tuning.ray_environment import quiet_ray
+from src.engine.sweeps.ray_environment import quiet_ray
 quiet_ray(None)
 import ray
-from src.tuning.cluster import connect
-from src.tuning.settings import Ray
+from src.engine.sweeps.cluster import connect
+from src.engine.sweeps.settings import Ray
 connect(Ray())
 node = ray.get_runtime_context()
 print(node.gcs_address, os.environ["RAY_AUTH_TOKEN"], node.get_session_name(), flush=True)

@@ -10,13 +10,13 @@ import sys
 import pytest
 from rich.console import Console
 
-from src.reporting import sweep_journal
-from src.reporting.goal import Goal
-from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal
-from src.reporting.sweep_scale import duration
-from src.tuning.progress import SweepDisplay, short_names
+from src.engine.sweeps import sweep_journal
+from src.engine.sweeps.goal import Goal
+from src.engine.sweeps.progress import SweepDisplay, short_names
+from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal
+from src.engine.sweeps.sweep_scale import duration
 
-LOGGER = "src.tuning.progress"
+LOGGER = "src.engine.sweeps.progress"
 
 
 class Sweep:
@@ -263,7 +263,7 @@ def test_messages_stand_above_the_table_which_is_whole_and_gone_at_the_end(sweep
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    handler = logging.StreamHandler(sys.stdout)  # as src/logs.py makes it, long before the sweep
+    handler = logging.StreamHandler(sys.stdout)  # as src/engine/runs/logs.py makes it, long before the sweep
     monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
     messages = ["one", "two", "three", "four", "five", "six"]
     one = sweep(terminal=None)

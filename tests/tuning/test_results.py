@@ -10,10 +10,10 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from src.errors import MAX_LINES, ExitCode
-from src.reporting.goal import Goal
-from src.reporting.sweep_journal import DIVERGED, FAILED, FINISHED, PAUSED, PRUNED, Journal, TrialRecord
-from src.tuning.results import failures, print_ranking, single_run_command, write_results
+from src.engine.runs.errors import MAX_LINES, ExitCode
+from src.engine.sweeps.goal import Goal
+from src.engine.sweeps.results import failures, print_ranking, single_run_command, write_results
+from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, FINISHED, PAUSED, PRUNED, Journal, TrialRecord
 from tests.conftest import parses
 
 
@@ -140,7 +140,7 @@ def test_the_command_does_not_begin_the_sweep_of_a_recipe_again(tmp_path):
 
 def test_the_ranking_on_the_screen(tmp_path, journal, caplog):
     leave_weights(tmp_path)
-    caplog.set_level(logging.INFO, "src.tuning.results")
+    caplog.set_level(logging.INFO, "src.engine.sweeps.results")
     print_ranking(journal, Goal("val/acc", "max"))
     assert caplog.messages == [
         "",
@@ -158,7 +158,7 @@ def test_the_ranking_on_the_screen(tmp_path, journal, caplog):
 
 
 def test_the_ranking_shows_ten_and_counts_all(tmp_path, caplog):
-    caplog.set_level(logging.INFO, "src.tuning.results")
+    caplog.set_level(logging.INFO, "src.engine.sweeps.results")
     journal = Journal(tmp_path)
     for number in range(30):
         journal.started(number, f"runs/x/{number}", {}, [])
@@ -170,7 +170,7 @@ def test_the_ranking_shows_ten_and_counts_all(tmp_path, caplog):
 
 
 def test_a_sweep_without_a_value_says_so(journal, caplog):
-    caplog.set_level(logging.INFO, "src.tuning.results")
+    caplog.set_level(logging.INFO, "src.engine.sweeps.results")
     print_ranking(journal, Goal("val/f1", "max"))
     printed = "\n".join(caplog.messages)
     assert "best      no trial has a value of val/f1" in printed

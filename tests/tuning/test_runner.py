@@ -11,8 +11,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from src.errors import ErrorOfProcess, ExitCode, UserError
-from src.tuning.worker import _restored_process, as_json, describe, keep_checkpoints, name_of, take_over
+from src.engine.runs.errors import ErrorOfProcess, ExitCode, UserError
+from src.engine.sweeps.worker import _restored_process, as_json, describe, keep_checkpoints, name_of, take_over
 
 LR = ["optimizer.lr=0.1"]
 FILES = ("config.yaml", "result.json", "metrics.csv", "checkpoints/last.ckpt")

@@ -9,11 +9,11 @@ import sys
 import pytest
 from ray.tune.search import Searcher
 
-from src.errors import ExitCode, UserError
-from src.reporting.goal import Goal
-from src.reporting.sweep_journal import TrialRecord
-from src.tuning.search_points import SearchPoints
-from src.tuning.searches import GridSearch, RandomSearch, build_search, random_point
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.sweeps.goal import Goal
+from src.engine.sweeps.search_points import SearchPoints
+from src.engine.sweeps.searches import GridSearch, RandomSearch, build_search, random_point
+from src.engine.sweeps.sweep_journal import TrialRecord
 from tests.conftest import command_environment
 from tests.tuning.test_space import check_sweep_error, space_of
 
@@ -55,7 +55,8 @@ def points_of(inner, space, default=None, mode="max", seed=0) -> SearchPoints:
 @pytest.mark.parametrize("module", ["launch", "sweep", "trainable"])
 def test_a_sweep_does_without_torch(module):
     """It takes seconds to import, and only the trials need it: a worker that is slow to start gets none of them."""
-    code = f"import sys, src.tuning.{module}, src.seeding; src.seeding.key(0); sys.exit('torch' in sys.modules)"
+    imports = f"import sys, src.engine.sweeps.{module}; from src.engine.runs import seeding"
+    code = f"{imports}; seeding.key(0); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=command_environment(), timeout=120, capture_output=True)
     assert done.returncode == 0, done.stderr
 

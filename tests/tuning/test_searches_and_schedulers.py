@@ -17,11 +17,11 @@ from ray.tune.schedulers import (
 )
 from ray.tune.schedulers.pbt import _explore
 
-from src.errors import UserError
-from src.reporting.goal import Goal
-from src.tuning.schedulers import build_scheduler, changes_points, check_together, keeps_checkpoints
-from src.tuning.searches import GridSearch, RandomSearch, build_search
-from src.tuning.settings import LauncherSettings, SweeperSettings
+from src.engine.runs.errors import UserError
+from src.engine.sweeps.goal import Goal
+from src.engine.sweeps.schedulers import build_scheduler, changes_points, check_together, keeps_checkpoints
+from src.engine.sweeps.searches import GridSearch, RandomSearch, build_search
+from src.engine.sweeps.settings import LauncherSettings, SweeperSettings
 from tests.tuning.test_space import check_sweep_error, space_of
 
 LR, GOAL = "optimizer.lr=tag(log,interval(1e-5,1e-1))", Goal("val/acc", "max")
@@ -85,7 +85,7 @@ def test_a_search_of_rays_gets_metric_mode_and_space():
 
 
 def test_a_search_of_this_project_gets_the_space():
-    search = search_for({"_target_": "src.tuning.searches.RandomSearch", "seed": 3})
+    search = search_for({"_target_": "src.engine.sweeps.searches.RandomSearch", "seed": 3})
     assert search.suggest("x") == RandomSearch(space_of(LR), 3).suggest("x")
 
 
@@ -99,7 +99,7 @@ def test_a_search_of_this_project_gets_the_space():
         "ray.tune.search.nowhere.Search",
         "os.system",
         "builtins.eval",
-        "src.errors.UserError",
+        "src.engine.runs.errors.UserError",
         "tests.tuning.test_search_points.Told",
         None,
         7,
@@ -114,15 +114,17 @@ def test_nothing_but_a_search_is_ever_called(target):
 
 def test_a_class_from_elsewhere_is_refused_wherever_it_can_be_reached(monkeypatch):
     """`import` puts it below src. by name, but not by where it is from."""
-    from src.tuning import searches
+    from src.engine.sweeps import searches
     from tests.tuning.test_search_points import Told
 
     monkeypatch.setattr(searches, "Told", Told, raising=False)
-    check_refused(lambda: search_for({"_target_": "src.tuning.searches.Told"}), "src.tuning.searches.Told")
+    check_refused(
+        lambda: search_for({"_target_": "src.engine.sweeps.searches.Told"}), "src.engine.sweeps.searches.Told"
+    )
 
 
 def test_a_class_that_cannot_be_made_says_why():
-    ours, rays = "src.tuning.searches.RandomSearch", "ray.tune.search.hyperopt.HyperOptSearch"
+    ours, rays = "src.engine.sweeps.searches.RandomSearch", "ray.tune.search.hyperopt.HyperOptSearch"
     check_refused(lambda: search_for({"_target_": ours, "sead": 1}), "sead")
     if importlib.util.find_spec("hyperopt") is None:
         check_refused(lambda: search_for({"_target_": rays}), "hyperopt", "installed")

@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, MedianStoppingRule
 
-from src.reporting.goal import Goal
-from src.reporting.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal
-from src.tuning.jobs import CONFIG, FINISH_AFTER, JOB
-from src.tuning.launch import GivenJobs
-from src.tuning.search_points import SearchPoints
-from src.tuning.searches import RandomSearch
-from src.tuning.source import TrialSource
+from src.engine.sweeps.goal import Goal
+from src.engine.sweeps.jobs import CONFIG, FINISH_AFTER, JOB
+from src.engine.sweeps.launch import GivenJobs
+from src.engine.sweeps.search_points import SearchPoints
+from src.engine.sweeps.searches import RandomSearch
+from src.engine.sweeps.source import TrialSource
+from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal
 from tests.tuning.test_space import space_of
 
 GOAL = Goal("acc", "max")

@@ -14,12 +14,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from ray.tune.search.sample import Categorical, Integer
 
 from src import config
-from src.errors import UserError
-from src.hydra_words import for_hydra
-from src.reporting.sweep_journal import TrialRecord
-from src.tuning import settings
-from src.tuning.results import single_run_command
-from src.tuning.space import Space, default_point, read_space
+from src.engine.commands.hydra_words import for_hydra
+from src.engine.runs.errors import UserError
+from src.engine.sweeps import settings
+from src.engine.sweeps.results import single_run_command
+from src.engine.sweeps.space import Space, default_point, read_space
+from src.engine.sweeps.sweep_journal import TrialRecord
 from tests.conftest import ROOT
 
 

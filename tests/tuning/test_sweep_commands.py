@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.files import read_metrics
-from src.reporting.sweep_journal import FAILED, FINISHED, PRUNED, Journal
+from src.engine.runs.files import read_metrics
+from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PRUNED, Journal
 from tests.conftest import SMALL, check_error, parses
 from tests.running import result
 

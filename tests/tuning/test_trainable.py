@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from src.errors import ErrorOfProcess, ExitCode, UserError
-from src.reporting.goal import Goal
-from src.reporting.sweep_journal import Journal
-from src.tuning import trainable
-from src.tuning.controller import Watcher
-from src.tuning.jobs import CONFIG
-from src.tuning.trainable import HydraTrainable
+from src.engine.runs.errors import ErrorOfProcess, ExitCode, UserError
+from src.engine.sweeps import trainable
+from src.engine.sweeps.controller import Watcher
+from src.engine.sweeps.goal import Goal
+from src.engine.sweeps.jobs import CONFIG
+from src.engine.sweeps.sweep_journal import Journal
+from src.engine.sweeps.trainable import HydraTrainable
 
 HIGH, LOW = Goal("val/acc", "max"), Goal("val/loss", "min")
 

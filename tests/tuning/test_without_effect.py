@@ -6,7 +6,14 @@ import logging
 
 import pytest
 
-from src.tuning.settings import LauncherSettings, Ray, RayInit, SweeperSettings, warn_without_effect, without_effect
+from src.engine.sweeps.settings import (
+    LauncherSettings,
+    Ray,
+    RayInit,
+    SweeperSettings,
+    warn_without_effect,
+    without_effect,
+)
 
 CLUSTER = RayInit(address="10.0.0.1:6379", num_cpus=4)
 

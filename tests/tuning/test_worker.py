@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from src.reporting.goal import WORST
-from src.reporting.sweep_journal import DIVERGED, FAILED, FINISHED, Journal
+from src.engine.sweeps.goal import WORST
+from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, FINISHED, Journal
 from tests.conftest import ROOT, command_environment
 
 APP = """
@@ -23,8 +23,8 @@ import hydra
 import torch
 from omegaconf import OmegaConf
 
-from src.errors import ExitCode, UserError
-from src.tuning import settings
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.sweeps import settings
 
 class Network:
     def __init__(self):

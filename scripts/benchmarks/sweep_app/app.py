@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from src.tuning import settings
+from src.engine.sweeps import settings
 
 
 def job(config: DictConfig) -> float:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src import seeding, trial
+from src.engine.runs import seeding
+from src.engine.sweeps import trial
 
 IMAGES, FEATURES, CLASSES, BATCH = 1024, 32, 4, 32
 

@@ -1,4 +1,4 @@
-"""The door through which Hydra finds hydra/launcher=ray_tune and hydra/sweeper=ray_tune; what they do is in src/tuning/.
+"""The door through which Hydra finds hydra/launcher=ray_tune and hydra/sweeper=ray_tune; what they do is in src/engine/sweeps/.
 
 Hydra imports every module below hydra_plugins at every start, so ray comes with the first sweep. There is no __init__.py
 beside this file: it would hide the plugins of other packages.
@@ -15,8 +15,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from src.tuning.ray_environment import own_handlers, quiet_ray
-from src.tuning.settings import LauncherSettings, SweeperSettings
+from src.engine.sweeps.ray_environment import own_handlers, quiet_ray
+from src.engine.sweeps.settings import LauncherSettings, SweeperSettings
 
 
 class RayTuneLauncher(Launcher):
@@ -31,8 +31,8 @@ class RayTuneLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         quiet_ray(self.settings.ray.init.address)
         with own_handlers():
-            from src.tuning.jobs import HydraSweep
-            from src.tuning.launch import launch
+            from src.engine.sweeps.jobs import HydraSweep
+            from src.engine.sweeps.launch import launch
 
         return launch(self.settings, HydraSweep(*self.hydra), job_overrides, initial_job_idx)
 
@@ -49,7 +49,7 @@ class RayTuneSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         quiet_ray(self.settings.ray.init.address)
         with own_handlers():
-            from src.tuning.jobs import HydraSweep
-            from src.tuning.sweep import sweep
+            from src.engine.sweeps.jobs import HydraSweep
+            from src.engine.sweeps.sweep import sweep
 
         return sweep(self.settings, HydraSweep(*self.hydra), arguments)

@@ -13,10 +13,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from src.errors import Terminated, run_and_report
-from src.files import write_json
-from src.trial import FINISH, INTERRUPT, Trial, current
-from src.tuning import settings
+from src.engine.runs.errors import Terminated, run_and_report
+from src.engine.runs.files import write_json
+from src.engine.sweeps import settings
+from src.engine.sweeps.trial import FINISH, INTERRUPT, Trial, current
 from tests.conftest import ROOT
 
 

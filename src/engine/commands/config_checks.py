@@ -1,0 +1,121 @@
+"""From the composed YAML to a checked Config: values out of range and settings that contradict each other are refused.
+
+Everything here runs before torch is imported, so that a mistake is answered in under a second.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import Field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.config import ANY, KNOBS, Config, Data
+from src.engine.commands.knobs import example_of
+from src.engine.commands.suggestions import did_you_mean, option_like
+from src.engine.commands.user_command import corrected, typed_value
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.files import existing_parent
+from src.engine.runs.run_names import check_name
+from src.engine.runs.text import as_typed, at_home, printable, shell_word
+from src.rules import OF_STRATEGIES, RULES, STAGES, value_of
+
+
+def read(composed: DictConfig | dict, *, files: bool = True) -> Config:
+    """The composed YAML as dataclasses, checked. Raises UserError. files: whether the files it names must exist."""
+    if isinstance(composed, DictConfig):  # plain first: Hydra's + opens the schema to keys that nothing reads
+        composed = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), as_text(composed)))
+    assert isinstance(config, Config)
+    for name in ("root", "table", "split_file"):  # src/engine/weights/weights.py does it for model.weights
+        if path := getattr(config.data, name):
+            setattr(config.data, name, at_home(path))
+    config.runs_dir = at_home(config.runs_dir)
+    for key, knob in KNOBS.items():
+        check_knob(key, knob, attrgetter(key)(config))
+    if config.name is not None:
+        check_name(config.name, config.runs_dir)
+    for rule in RULES:
+        if rule.is_error and rule.broken(config):
+            fixes = [_command(words.split(), config) for words in rule.fix.split("|")]
+            raise UserError(_text(rule.found, config), why=_text(rule.why, config), fix=fixes)
+    if files and config.data.source != "torchvision":
+        _check_files(config.data)
+    return config
+
+
+def without_effect(config: Config) -> list[str]:
+    """The broken warnings of src/rules.py: what a run logs about settings that nothing reads."""
+    broken = [rule for rule in RULES if not rule.is_error and rule.broken(config)]
+    return [f"{_text(rule.found, config)}: {_text(rule.why, config)}." for rule in broken]
+
+
+def as_text(value: Any) -> Any:
+    """Plain values for OmegaConf, with every ${ escaped: in a resolved text it is no interpolation."""
+    if isinstance(value, dict):
+        return {key: as_text(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [as_text(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def check_knob(key: str, knob: Field[Any], value: Any) -> None:
+    """Raises UserError for an empty text, a value that is no choice, or a number out of its range."""
+    options, (low, high) = knob.metadata.get("options"), knob.metadata.get("range", (None, None))
+    if value == "" and "example" in knob.metadata:
+        raise UserError(
+            f"{key}= has no value",
+            why="a shell variable that is not set leaves nothing after the =; the current folder is .",
+            fix=corrected(f"{key}={example_of(knob)}"),
+        )
+    if options and value not in (*options, knob.default):
+        close = option_like(key, str(value), options)
+        raise UserError(
+            f"{key}={printable(value)} is not a choice" + (did_you_mean(f"{key}={close}") if close else ""),
+            why=f"{key} takes one of: {', '.join(options)}",
+            fix=corrected(f"{key}={close or options[0]}"),
+        )
+    if low is not None and value is not None and not low <= value <= high:
+        allowed = f"at least {low}" if high == ANY and value < low else f"from {low} to {high}"
+        raise UserError(
+            f"{key}={value} is out of range", why=f"{key} is {allowed}", fix=corrected(f"{key}={example_of(knob)}")
+        )
+
+
+def _check_files(data: Data) -> None:
+    for name in ("table", "split_file", "root"):
+        path = getattr(data, name)
+        if path is not None and not Path(path).exists():
+            raise UserError(
+                f"data.{name}={path} does not exist",
+                where=str(Path(path).absolute()),
+                why="relative paths start from the folder the command is run in",
+                fix=f"ls {shell_word(existing_parent(Path(path)))}",
+                code=ExitCode.NO_INPUT,
+            )
+
+
+def _text(template: str, config: Config) -> str:
+    def shown(found: re.Match[str]) -> str:
+        value = as_typed(value_of(config, found[1] or found[2]))
+        return f"{found[1]}={value}" if found[1] else value
+
+    return re.sub(r"<([\w.]+)>|\{([a-z_.]+)\}", shown, template)
+
+
+def _command(words: list[str], config: Config) -> str:
+    """The user's command with a rule's words. Another strategy brings what it needs, and leaves out what it refuses."""
+    remove = [word[1:] for word in words if word.startswith("~")]
+    use = [_text(word, config) for word in words if not word.startswith("~")]
+    strategy = next((word.partition("=")[2] for word in use if word.startswith("strategy=")), None)
+    if strategy is not None:
+        if strategy in STAGES:
+            use = use if typed_value("model") == "model_parallel_resnet50" else ["model=model_parallel_resnet50", *use]
+            remove += [] if typed_value("model.backbone") == "resnet50" else ["model.backbone"]
+        use += ["trainer.devices=2"] if typed_value("trainer.devices") in (None, "1") else []
+        use += ["oom.policy=stop"] if "strategy.sync_batchnorm=true" in use else []
+        remove += [key for key, strategies in OF_STRATEGIES.items() if strategy not in strategies]
+    return corrected(*use, remove=remove)

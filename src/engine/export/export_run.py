@@ -1,0 +1,59 @@
+"""From a run to one verified file: the work of src/export.py."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from src.engine.export.formats import Format
+from src.engine.export.images import images_below, images_of_run
+from src.engine.export.verification import TOLERANCE, verify
+from src.engine.export.writers import WRITERS
+from src.engine.runs.files import make_folder, write_atomically
+from src.engine.runs.run_settings import merged, stored_settings
+from src.engine.runs.trained_model import TrainedModel
+
+log = logging.getLogger(__name__)
+
+
+def export_run(run: Path, form: Format, out: Path, images: Path | None) -> None:
+    """Writes the file of the format and model.json to `out`, verified. images: a folder or file; None: the run's own.
+
+    Raises UserError, and then leaves `out` as it was.
+    """
+    config = merged(stored_settings(run), {})
+    model = TrainedModel.load(run / "model", precision="fp32")
+    examples = images_below(images, model) if images else images_of_run(run, config, model)
+    make_folder(out, "out")
+    expected = model.logits(examples).numpy()
+
+    with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out) as name:
+        draft = Path(name)
+        shutil.copyfile(run / "model" / "model.json", draft / "model.json")
+        WRITERS[form.name](model, draft / form.file)
+        difference = verify(form, draft, examples.numpy(), expected)
+        names = sorted(file.name for file in draft.iterdir())
+        for file in names:
+            _copy(draft / file, out / file)
+    _report(form, [out / file for file in names if file != "model.json"], model, len(examples), difference)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as content:
+        write_atomically(target, lambda file: shutil.copyfileobj(content, file))
+
+
+def _report(form: Format, files: list[Path], model: TrainedModel, count: int, difference: float) -> None:
+    """What was written, how far it can be trusted, and how to use it."""
+    out, size = files[0].parent, model.card.preprocessing.image_size
+    project = "with this project" if form.needs_project else "without this project"
+    for file in files:
+        log.info(f"export    {file}: {file.stat().st_size / 2**20:.1f} MiB")
+    log.info(f"          {form.about}")
+    log.info(f"beside    {out / 'model.json'}: classes, preprocessing, architecture")
+    log.info(f"verified  on {count} images, in a fresh process {project}: largest difference {difference:.1e},")
+    log.info(f"          relative to the largest output; {TOLERANCE:.0e} is allowed")
+    log.info(f"load it   in {out}, with images as numpy uint8 (B, 3, {size}, {size}):")
+    log.info(f"\n{form.load}{form.call}".rstrip())

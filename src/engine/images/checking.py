@@ -1,0 +1,204 @@
+"""Decodes every image in full before the first training step, in parallel, and remembers the result between runs.
+
+src/engine/images/image_files.py calls `check_images`, then raises what `refuse_bad_images` returns, or leaves the bad
+images out. A check of the headers would be cheaper but misses truncated files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import PIL
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from src.engine.commands.user_command import corrected
+from src.engine.images.oddities import ONE_COLOUR
+from src.engine.images.reading import ImageError, decode_image, read_bytes
+from src.engine.images.time_limit import SECONDS, in_time
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.files import write_text
+from src.engine.runs.text import printable
+from src.engine.weights.preprocessing import ReadOptions
+
+CACHE_VERSION = 2
+FLAT = 8  # of 255: an image whose channels vary by no more shows nothing
+HANDED_OUT = 4096  # files that wait for a thread: a million would pile up
+SHOWN = 8  # bad files on the screen; with them a UserError still fits its 15 lines
+
+_KINDS = (int, int, str, int, int, str | None, int, list)  # of an entry of the cache
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One image: digest of the file's bytes (blake2b, 32 hex digits), upright size in pixels, error or None.
+
+    The digest is empty if the bytes could not be read. The size is 0 x 0 if there is an error. bits: how many its 16-bit
+    channels use, 0 for an image without such channels. notes: what is odd about it, see src/engine/images/oddities.py.
+    """
+
+    digest: str
+    width: int
+    height: int
+    error: str | None
+    bits: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def check_images(
+    root: Path,
+    names: Sequence[str],
+    options: ReadOptions,
+    cache: Path | None,
+    workers: int,
+    timeout_seconds: float = SECONDS,
+) -> dict[str, CheckResult]:
+    """Decodes the images that have changed since they were last checked. Never raises for a bad or missing image;
+    raises LoaderFault for an image that takes longer than timeout_seconds (0: no limit).
+
+    names: paths relative to root, or absolute. cache: a JSON file that keeps the results by name, size and modification
+    time; one file for one root. workers: threads (Pillow decodes outside of Python's lock).
+    Returns the results in the order of the names.
+    """
+    stamps = dict(zip(names, in_time(_stamp, [root / name for name in names], timeout_seconds), strict=True))
+    entries = _load(cache, options) if cache else {}
+    checked = {
+        name: CheckResult(*entries[name][2:7], notes=tuple(entries[name][7]))
+        for name, stamp in stamps.items()
+        if stamp is not None and name in entries and tuple(entries[name][:2]) == stamp
+    }
+
+    def check(name: str) -> tuple[CheckResult, bool]:
+        return in_time(lambda path: _check(path, name, options), [root / name], timeout_seconds)[0]
+
+    missing = [name for name in stamps if name not in checked]
+    if missing:
+        with _progress() as progress, ThreadPoolExecutor(max(1, workers)) as pool:
+            parts = (missing[start : start + HANDED_OUT] for start in range(0, len(missing), HANDED_OUT))
+            results = progress.track(chain.from_iterable(pool.map(check, part) for part in parts), total=len(missing))
+            try:
+                for name, (result, lasting) in zip(missing, results, strict=True):
+                    checked[name] = result
+                    stamp = stamps[name]
+                    if stamp is not None and lasting:
+                        entries[name] = [*stamp, *vars(result).values()]
+            finally:  # Ctrl-C too: what was checked until then need not be checked again
+                pool.shutdown(wait=False, cancel_futures=True)
+                if cache:
+                    text = json.dumps({**_head(options), "files": entries}, separators=(",", ":"))
+                    _write(cache, text, "the checked images cannot be remembered, the next run checks them again")
+    return {name: checked[name] for name in stamps}
+
+
+def refuse_bad_images(bad: Mapping[str, str], total: int, root: Path, list_file: Path | None) -> UserError:
+    """The error to raise when bad images are not to be skipped; names up to 8 of them, and all in list_file.
+
+    bad: name -> reason. total: how many images were checked. list_file: gets one 'name TAB reason' per line.
+    """
+    rows = [f"{_tail(printable(name), 70)}: {printable(reason)}"[:110] for name, reason in bad.items()]
+    shown = rows if len(rows) <= SHOWN else [*rows[:SHOWN], f"and {len(rows) - SHOWN} more"]
+    mend = "delete or replace the bad files"
+    list_text = "".join(f"{printable(name)}\t{reason}\n" for name, reason in bad.items())
+    if list_file and _write(list_file, list_text, "the list of bad images cannot be written"):
+        mend += f"; they are listed in {list_file}"
+    return UserError(
+        f"{len(rows)} of {total} images cannot be read",
+        where="\n".join([_tail(str(root), 110), *shown]),
+        why="without data.on_bad_image=skip, training starts only if every image can be decoded",
+        fix=[f"{corrected('data.on_bad_image=skip')}  # trains without them", mend],
+        code=ExitCode.DATA,
+    )
+
+
+def cached_digests(cache: Path) -> dict[str, str]:
+    """name -> digest of all files that were checked, which may be gone by now; empty if the cache cannot be read."""
+    try:
+        return {name: row[2] for name, row in json.loads(cache.read_bytes())["files"].items() if row[2]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return {}
+
+
+def _check(path: Path, name: str, options: ReadOptions) -> tuple[CheckResult, bool]:
+    """Reads the file once, for digest and decode. The second value: whether the result lasts until the file changes.
+
+    A file that may not be read, or a lack of memory, may be mended without a change of the file.
+    """
+    try:
+        data = read_bytes(path, name)
+    except ImageError as error:
+        return CheckResult("", 0, 0, str(error).removeprefix(f"{printable(name)}: ")), False
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    try:
+        decoded = decode_image(data, name, replace(options, bits=0))
+    except ImageError as error:
+        lasting = not isinstance(error.__cause__, MemoryError)
+        return CheckResult(digest, 0, 0, str(error).removeprefix(f"{printable(name)}: ")), lasting
+    image, findings = decoded.image, decoded.findings
+    extrema = (image.getchannel(channel).getextrema() for channel in range(3))  # usually the first one is enough
+    if all(high - low <= FLAT for low, high in extrema):
+        findings.notes.add(ONE_COLOUR)
+    return CheckResult(digest, image.width, image.height, None, findings.bits, tuple(sorted(findings.notes))), True
+
+
+def _progress() -> Progress:
+    columns = TextColumn("checking images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Size and modification time; None for a file that does not exist."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _head(options: ReadOptions) -> dict[str, object]:
+    """What a cache must have been made with to count; another Pillow may read more or fewer files."""
+    made_with = {"max_megapixels": options.max_megapixels, "background": list(options.background)}
+    made_with["pillow"] = PIL.__version__
+    return {"version": CACHE_VERSION, "options": made_with}
+
+
+def _load(cache: Path, options: ReadOptions) -> dict[str, list]:
+    """name -> [size, mtime_ns, digest, width, height, error, bits, notes]; empty for a cache that is absent or damaged."""
+    try:
+        stored = json.loads(cache.read_bytes())
+        entries = stored.pop("files")
+        usable = stored == _head(options) and all(map(_is_entry, entries.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return entries if usable else {}
+
+
+def _is_entry(row: object) -> bool:
+    if not (isinstance(row, list) and len(row) == len(_KINDS) and all(map(isinstance, row, _KINDS))):
+        return False
+    return all(abs(value) < 2**63 for value in row if isinstance(value, int)) and 0 <= row[6] <= 16
+
+
+def _write(path: Path, text: str, failure: str) -> bool:
+    """Replaces the file in one step. Failing to is no reason to stop, and said."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        log.warning(f"{failure}: {error}")
+        return False
+    return True
+
+
+def _tail(text: str, length: int) -> str:
+    """The end of a long path, since that is where the file's name is."""
+    return text if len(text) <= length else "..." + text[3 - length :]

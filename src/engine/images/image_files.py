@@ -1,0 +1,147 @@
+"""From a list of files to labelled images: checked, without the bad ones where they are skipped, split, read alike."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+
+from src.engine.images import copies, oddities, splits
+from src.engine.images.checking import CheckResult, check_images, refuse_bad_images
+from src.engine.images.labelled_images import SPLITS, LabelledImages
+from src.engine.images.listing import Listing
+from src.engine.images.reading import read_image
+from src.engine.images.splits import SplitSettings
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.text import few, printable, shell_word
+from src.engine.weights.preprocessing import ReadOptions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """How files are read and checked. bits: of 16-bit channels, None: as many as the check finds.
+
+    skip_bad: files that cannot be read are left out, otherwise they are an error. cache_dir: remembers the check.
+    bad_list: where to list the bad ones; copies are listed beside it. workers: threads of the check.
+    """
+
+    options: ReadOptions
+    bits: int | None
+    timeout_seconds: float
+    skip_bad: bool
+    cache_dir: Path
+    bad_list: Path | None
+    workers: int
+
+
+def load(listing: Listing, split: SplitSettings, settings: FileSettings, run_split: Path | None) -> LabelledImages:
+    """run_split: the split.csv of a run that is continued or evaluated. Raises UserError."""
+    if run_split and settings.bits is None:
+        settings = replace(settings, bits=splits.bits_of_run(run_split))
+    listing, checked = _checked(listing, settings, keep_bad=run_split is not None)
+    digests = [checked[name].digest for name in listing.names]
+    members = splits.choose_split(listing.names, listing.labels, listing.splits, split, digests)
+    if split.file:  # images that it does not list are left out, and a class that only they have
+        kept = sorted(index for indices in members.values() for index in indices)
+        place = {index: new for new, index in enumerate(kept)}
+        listing = listing.only(kept)
+        members = {name: [place[index] for index in indices] for name, indices in members.items()}
+    images = _labelled(listing, members, settings, checked)
+    copy_list = settings.bad_list and settings.bad_list.with_name("copies.txt")
+    copies.refuse_copies(images, listing.root, copy_list, labels_too=run_split is None)
+    splits.check_splits(images.classes, images.labels, members, listing.source or str(listing.root))
+    return images
+
+
+def load_unsplit(listing: Listing, settings: FileSettings) -> LabelledImages:
+    """The images of test/ where the listing states a split, otherwise all of them, as test."""
+    listing, checked = _checked(listing, settings)
+    stated = listing.splits or ["test"] * len(listing.names)
+    members = {split: [index for index, own in enumerate(stated) if own == split] for split in SPLITS}
+    return _labelled(listing, members, settings, checked)
+
+
+def listing_of_run(root: Path, run_split: Path, error: UserError) -> Listing:
+    """The images of a run's split.csv that are there. Raises the error where there are none, or where it has no labels."""
+    rows = splits.read_split_file(run_split)
+    labels = {name: label for name, (_, label) in rows.items() if label and (root / name).is_file()}
+    if not labels:
+        raise error
+    log.warning(f"{error.found}: the run's own split.csv says which images it has, and of which class.")
+    return Listing(root, list(labels), list(labels.values()))
+
+
+def cache_file(cache_dir: Path, root: Path) -> Path:
+    """Where the check of the files below root is remembered."""
+    return cache_dir / f"{blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()}.json"
+
+
+def _checked(
+    listing: Listing, settings: FileSettings, keep_bad: bool = False
+) -> tuple[Listing, dict[str, CheckResult]]:
+    """The check of all files, and the listing without the bad ones.
+
+    keep_bad: a run that has begun keeps images that broke since, so that the length of its epochs does not change; the
+    loaders replace or skip them.
+    """
+    root, total = listing.root, len(listing.names)
+    checked = check_images(
+        root,
+        listing.names,
+        settings.options,
+        cache_file(settings.cache_dir, root),
+        settings.workers,
+        timeout_seconds=settings.timeout_seconds,
+    )
+    bad = {name: entry.error for name, entry in checked.items() if entry.error}
+    if not bad:
+        return listing, checked
+    error = refuse_bad_images(bad, total, root, settings.bad_list)
+    if not settings.skip_bad:
+        raise error
+    if keep_bad:
+        log.warning(f"{len(bad)} of {total} images cannot be read any more: {few(bad, 3)}")
+        return listing, checked
+    log.warning(f"{len(bad)} of {total} images cannot be read and were left out: {few(bad, 3)}")
+    good = listing.only([index for index, name in enumerate(listing.names) if name not in bad])
+    lost = sorted(set(listing.labels) - set(good.labels))
+    if lost:
+        raise UserError(
+            f"class {printable(lost[0])} has no image left that can be read",
+            where=printable(str(root)),
+            why="all its files are damaged or of a format that is not read",
+            fix=f"ls -l {shell_word(root / lost[0])}",
+            code=ExitCode.DATA,
+        )
+    return good, checked
+
+
+def _labelled(
+    listing: Listing, members: dict[str, list[int]], settings: FileSettings, checked: dict[str, CheckResult]
+) -> LabelledImages:
+    checked = {name: checked[name] for name in listing.names}
+    bits = settings.bits or oddities.bits_used(checked)
+    oddities.report(checked, bits)
+    classes = tuple(sorted(set(listing.labels)))
+    number = {name: index for index, name in enumerate(classes)}
+    return LabelledImages(
+        classes,
+        listing.names,
+        [number[label] for label in listing.labels],
+        members,
+        partial(_read_file, listing.root, listing.names, replace(settings.options, bits=bits)),
+        bits=bits,
+        root=listing.root,
+        digests=["" if checked[name].error else checked[name].digest for name in listing.names],
+    )
+
+
+def _read_file(root: Path, names: list[str], options: ReadOptions, index: int) -> torch.Tensor:
+    return read_image(root / names[index], options)

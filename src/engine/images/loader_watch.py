@@ -1,0 +1,141 @@
+"""Ends loader processes that are blocked, with SIGKILL, so that the trainer that waits for them hears of it.
+
+CPython 3.11 can block in fork() for ever: the child waits for a lock that another thread held when it was forked. Such a
+process never says that it has started, and answers no SIGTERM. A process that was stopped (kill -STOP) hands over no batch.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import threading
+import weakref
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from src.engine.commands.user_command import corrected, of_data, shell_command
+from src.engine.runs.errors import ExitCode, LoaderFault
+
+WAIT_SECONDS = 1.0  # between two looks: of the time in which the whole job is stopped (Ctrl-Z) no more than this counts
+GRACE_SECONDS = 30.0  # beyond the time limit of an image: to collate a batch on a busy machine
+NO_IMAGE = -2  # -1 is a place in a split
+
+_loader_processes: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+
+
+class NotStarted(LoaderFault):
+    """A loader process has not begun its work in time."""
+
+
+class Records(Protocol):
+    """What loader processes write down about themselves."""
+
+    timeout_seconds: float
+
+    def records(self, pids: set[int]) -> dict[int, tuple[int, int]]:
+        """pid -> (number of the image it reads, reads begun), of the processes that have started."""
+        ...
+
+    def names_at_hand(self, pids: set[int]) -> list[str]:
+        """The images that these processes are reading."""
+        ...
+
+
+class Watch:
+    """Watches over the loader processes of one pass while the trainer waits for a batch, which is inside of `with watch`.
+
+    By a thread, since the trainer may wait in a system call: it fetches a batch from the process that made it. `fault` says
+    why the processes were killed: one did not start within start_seconds, or none began an image for its time limit.
+    """
+
+    def __init__(self, processes: set[BaseProcess], dataset: Records, start_seconds: float) -> None:
+        self.processes, self.dataset, self.start_seconds = processes, dataset, start_seconds
+        self.pids = {process.pid for process in processes if process.pid}
+        self.fault: LoaderFault | None = None
+        self.waits = 0  # odd while the trainer waits
+        self.ended = threading.Event()
+        _loader_processes.update(processes)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def __enter__(self) -> None:
+        self.waits += 1
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.waits += 1
+
+    def kill_blocked(self) -> None:
+        started = self.dataset.records(self.pids)
+        _kill({process for process in self.processes if process.pid not in started})
+
+    def end(self) -> None:
+        """Ends the thread, and the processes that torch could not end."""
+        self.ended.set()
+        _kill(self.processes)
+        for process in self.processes:
+            process.join(timeout=5)
+
+    def _run(self) -> None:
+        pids = self.pids
+        last, waited, silent = (0, {}), 0.0, 0.0
+        limit = self.dataset.timeout_seconds
+        while not self.ended.wait(WAIT_SECONDS):
+            waits, records = self.waits, self.dataset.records(pids)
+            waited = waited + WAIT_SECONDS if waits == last[0] else 0.0
+            silent = silent + WAIT_SECONDS if (waits, records) == last else 0.0
+            last = waits, records
+            if waits % 2 == 0:
+                continue
+            blocked = pids - records.keys()
+            if blocked and waited >= self.start_seconds:
+                self.fault = _not_started(blocked, waited)
+            elif not blocked and limit and silent >= limit + GRACE_SECONDS:
+                self.fault = _silent(pids, self.dataset.names_at_hand(pids), silent)
+            if self.fault:
+                _kill(self.processes)
+                return
+
+
+@atexit.register
+def _kill_all() -> None:
+    """At the end of the program, where multiprocessing would wait for them."""
+    _kill(set(_loader_processes))
+
+
+def _kill(processes: set[BaseProcess]) -> None:
+    for process in processes.intersection(multiprocessing.active_children()):  # of this process: a fork has none
+        process.kill()
+
+
+def _not_started(pids: set[int], seconds: float) -> NotStarted:
+    return NotStarted(
+        f"a loader process (pid {_joined(pids)}) did not start within {seconds:g} s",
+        why="it hangs since it was forked, most likely for a lock that another thread of the program held at that moment; "
+        "a first attempt failed alike",
+        fix=[shell_command(), f"{corrected(of_data('num_workers=0'))}   # without loader processes"],
+        code=ExitCode.PROCESS_LOST,
+    )
+
+
+def _silent(pids: set[int], names: list[str], seconds: float) -> LoaderFault:
+    stopped = {pid for pid in pids if _state(pid) in ("T", "t")}
+    return LoaderFault(
+        f"no answer from a loader process (pid {_joined(stopped or pids)}) for {seconds:g} s",
+        where=f"it was reading {names[0]}" if names else "",
+        why="it was stopped by a signal (kill -STOP)" if stopped else "a library or a disk hangs in it",
+        fix=[shell_command(), f"{corrected(of_data('num_workers=0'))}   # without loader processes"],
+        code=ExitCode.PROCESS_LOST,
+    )
+
+
+def _joined(pids: set[int]) -> str:
+    return ", ".join(map(str, sorted(pids)))
+
+
+def _state(pid: int) -> str:
+    """The kernel's letter for what a process does: T where it is stopped; empty where there is no /proc."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return ""

@@ -1,0 +1,89 @@
+"""Datasets and loaders: from the list of images to batches of bytes. Training, evaluate and predict share them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch.utils.data import Dataset
+
+from src.data.transforms import Transform, eval_transform
+from src.engine.images.image_loader import ImageLoader, LoaderSettings, image_loader
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.images.sampler import PADDING, WHOLE, EpochSampler, PartSampler, Share
+from src.engine.runs import seeding
+from src.engine.runs.cores import cpu_cores
+from src.engine.weights.preprocessing import Preprocessing
+
+Item = tuple[torch.Tensor, int]
+
+
+class TrainDataset(Dataset[Item]):
+    """key (epoch, index) -> uint8 (3, S, S), label; the augmentation is f(seed, epoch, index)."""
+
+    def __init__(self, images: LabelledImages, transform: Transform, seed: int) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        epoch, index = key
+        with seeding.image_randomness(self.seed, epoch, index):
+            return self.transform(self.images.read(index)), self.images.labels[index]
+
+    def name(self, index: int) -> str:
+        return self.images.location(index)
+
+    def replacements(self, key: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        """The following images of the same class in the split: with one of them a batch keeps its size and its labels."""
+        epoch, index = key
+        members, labels = self.images.splits["train"], self.images.labels
+        place = members.index(index)
+        others = chain(members[place + 1 :], members[:place])
+        return ((epoch, other) for other in others if labels[other] == labels[index])
+
+
+class EvalDataset(Dataset[Item]):
+    """The i-th image of a split -> uint8 (3, S, S), label."""
+
+    def __init__(self, images: LabelledImages, split: str, transform: Transform) -> None:
+        self.images, self.indices, self.transform = images, images.splits[split], transform
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Item:
+        index = self.indices[place]
+        label = PADDING if place == PADDING else self.images.labels[index]
+        return self.transform(self.images.read(index)), label
+
+    def name(self, place: int) -> str:
+        return self.images.location(self.indices[place])
+
+
+def train_loader(
+    images: LabelledImages, transform: Transform, sampler: EpochSampler, settings: LoaderSettings, image_size: int
+) -> ImageLoader:
+    """Batches (uint8 (B, 3, S, S), int64 (B,)) in the sampler's order. The augmentation has its seed."""
+    dataset = TrainDataset(images, transform, sampler.seed)
+    return image_loader(dataset, sampler, settings, image_size, replacements=dataset.replacements)
+
+
+def eval_loader(
+    images: LabelledImages, split: str, preprocessing: Preprocessing, settings: LoaderSettings, share: Share = WHOLE
+) -> ImageLoader:
+    """Batches (uint8 (B, 3, S, S), int64 (B,)) of a split in the order of the list; used by training and by evaluate.
+
+    share: the part of every batch that this process measures.
+    """
+    dataset = EvalDataset(images, split, eval_transform(preprocessing))
+    sampler = PartSampler(len(dataset), settings.batch_size, share)
+    return image_loader(dataset, sampler, settings, preprocessing.image_size)
+
+
+def num_workers(total: int | None, images: LabelledImages, processes: int = 1) -> int:
+    """Loader processes of one of the training processes on this machine: its share of the total; None: a core each."""
+    if images.no_pixels:
+        total = 0
+    elif total is None:
+        total = 0 if images.in_memory else min(cpu_cores(), 16)
+    return -(-total // processes)

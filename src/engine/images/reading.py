@@ -1,0 +1,288 @@
+"""Decoding one image file to 8-bit RGB, the same way whatever the file holds, or ImageError.
+
+The datasets call `read_image`; src/engine/images/checking.py calls `read_bytes` and `decode_image`, so that one read of
+the file serves both its digest and its decode. Upright after EXIF, first frame, transparency laid on a background
+colour, more than 8 bits a channel scaled to 8 (src/engine/images/wide_pixels.py). What a file holds beside its pixels
+is no reason to refuse it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import stat
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from src.engine.images import foreign_formats, png_chunks, tiff_fields, wide_pixels
+from src.engine.images.strips import budget, strips
+from src.engine.images.wide_pixels import Findings
+from src.engine.runs.text import printable
+from src.engine.weights.preprocessing import ReadOptions
+
+# The file endings that are taken for images; what a file really is follows from its content.
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
+)
+# Nothing else is opened: an EPS named .jpg must not reach Ghostscript. MPO is read by the JPEG plugin; it is not
+# registered under its own name, and naming it here makes Image.open raise KeyError.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM")
+MAX_FILE_BYTES = 512 * 2**20
+MOST_BYTES = 2**30  # that decoding and conversion of one image take
+_LARGE = 25_000_000  # pixels
+_BITS_PER_SAMPLE, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_LENGTH = 258, 278, 322, 323  # TIFF 6.0
+
+# ReadOptions.max_megapixels replaces Pillow's own limit, which warns or raises at sizes nobody chose.
+Image.MAX_IMAGE_PIXELS = None
+# Pillow's warnings and log lines do not name the file. Set once: warnings.catch_warnings is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+_UPRIGHT = {  # EXIF orientation -> what makes the image upright (TIFF 6.0, tag 274)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """image: upright, mode RGB. findings: what is odd about the image."""
+
+    image: Image.Image
+    findings: Findings
+
+
+EMPTY_ALPHA = "empty alpha"
+
+
+class ImageError(Exception):
+    """An image that cannot be read; the one argument is 'path: cause', one line.
+
+    One argument only, since torch raises a loader worker's exception again as type(error)(text).
+    """
+
+
+def read_image(path: str | Path, options: ReadOptions) -> torch.Tensor:
+    """Reads the file into a tensor (3, H, W) uint8. Raises ImageError."""
+    return read_with_findings(path, options)[0]
+
+
+def read_with_findings(path: str | Path, options: ReadOptions) -> tuple[torch.Tensor, Findings]:
+    """As read_image, with what was noticed in the file. Raises ImageError."""
+    decoded = decode_image(read_bytes(path, str(path)), str(path), options)
+    pixels = torch.empty(3, decoded.image.height, decoded.image.width, dtype=torch.uint8)
+    for (_, top, _, bottom), strip in strips(decoded.image):
+        pixels[:, top:bottom] = torch.from_numpy(np.array(strip)).permute(2, 0, 1)
+    return pixels, decoded.findings
+
+
+def read_bytes(path: str | Path, name: str) -> bytes:
+    """The content of the file. Raises ImageError, which calls the file `name`."""
+    try:
+        path = Path(path)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
+            raise ImageError(f"{printable(name)}: not a file")
+        if status.st_size > MAX_FILE_BYTES:
+            size, limit = status.st_size / 2**20, MAX_FILE_BYTES // 2**20
+            raise ImageError(f"{printable(name)}: a file of {size:.0f} MiB, the limit is {limit} MiB")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(f"{printable(name)}: no such file") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ImageError(f"{printable(name)}: the file cannot be read ({reason})") from error
+
+
+def decode_image(data: bytes, name: str, options: ReadOptions) -> Decoded:
+    """Decodes the bytes of a file. Raises ImageError, which calls the file `name`."""
+    if not data:
+        raise ImageError(f"{printable(name)}: empty file")
+    try:
+        return _decode(data, options)
+    except _Refused as error:
+        raise ImageError(f"{printable(name)}: {error}") from error
+    except Exception as error:  # Pillow lets anything out of a damaged file, from struct.error to AssertionError
+        if not isinstance(error, MemoryError):
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                bare = _without_metadata(data)
+                if bare != data:
+                    return _decode(bare, options)
+        raise ImageError(f"{printable(name)}: {_reason(error, data)}") from error
+
+
+def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Any Pillow image as mode RGB, 8 bits a channel; transparency is laid on the background colour."""
+    if image.mode in wide_pixels.GREY_MODES:
+        image = wide_pixels.grey_to_eight_bits(image, ReadOptions().bits, False, Findings())
+    return _to_rgb(image, background, Findings())
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int], findings: Findings) -> Image.Image:
+    see_through = image.has_transparency_data
+    if image.mode == "RGB" and not see_through:
+        return image
+    if see_through and not any(_with_alpha(strip).getchannel("A").getextrema()[1] for _, strip in strips(image)):
+        findings.notes.add(EMPTY_ALPHA)  # a channel that was never filled: nothing would be left of the image
+        see_through = False
+    canvas = Image.new("RGB", image.size, background)
+    for box, strip in strips(image):
+        if image.has_transparency_data:
+            strip = _with_alpha(strip)
+        canvas.paste(strip if see_through else strip.convert("RGB"), box, strip if see_through else None)
+    return canvas
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    if image.mode == "La":  # Pillow converts it to LA only
+        image = image.convert("LA")
+    return image if image.mode == "RGBA" else image.convert("RGBA")
+
+
+def _refuse_huge_strip(image: ImageFile.ImageFile) -> None:
+    """libtiff decompresses a strip or a tile as a whole, beside the image."""
+    if not image.tile or image.tile[0].codec_name != "libtiff":
+        return
+    tags, pixels = image.tag_v2, image.width * image.height
+    across, down = (tags.get(key, 0) for key in (_TILE_WIDTH, _TILE_LENGTH))
+    of_strip = across * down or image.width * min(tags.get(_ROWS_PER_STRIP, image.height), image.height)
+    strip_bytes = of_strip * sum(tags.get(_BITS_PER_SAMPLE, (8,))) // 8
+    images = 2 if wide_pixels.has_sixteen_bit_colour(image) else 1
+    if 4 * pixels * images + strip_bytes > MOST_BYTES:
+        raise _Refused(
+            f"its pixels lie in strips of {strip_bytes / 2**20:.0f} MiB: save it with smaller ones, or tiled"
+        )
+
+
+def _large_webp(image: ImageFile.ImageFile, data: bytes, options: ReadOptions, findings: Findings) -> Image.Image:
+    """Pillow takes 16 bytes a pixel; torchvision has the same decoder, takes 7, and reads no animation."""
+    from torchvision.io import decode_webp  # takes a second to import
+
+    if getattr(image, "n_frames", 1) > 1:
+        raise _Refused("a large animated WebP takes more than 1 GiB to decode: save its first image")
+    turn = _turn(image)
+    file = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    pixels = Image.fromarray(decode_webp(file).permute(1, 2, 0).numpy())
+    rgb = _to_rgb(pixels, options.background, findings)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+class _Refused(Exception):
+    """A file that could be decoded, and is not; the argument says why."""
+
+
+def _decode(data: bytes, options: ReadOptions) -> Decoded:
+    findings = Findings()
+    white_is_zero = False
+    if data.startswith(png_chunks.SIGNATURE):
+        data = png_chunks.pixels_only(data)
+    elif tiff_fields.is_tiff(data):
+        if tiff_fields.is_camera_raw(data):
+            raise _Refused(_not_a_image(data))
+        data, white_is_zero = tiff_fields.without_white_is_zero(data)
+    image = _open(data)
+    megapixels = image.width * image.height / 1e6
+    if megapixels > options.max_megapixels:
+        limit = f"the limit is {options.max_megapixels:g} (data.max_megapixels)"
+        raise _Refused(f"{megapixels:.1f} megapixels, {limit}")
+    with budget.reserved(megapixels):
+        return Decoded(_rgb(image, data, options, white_is_zero, findings), findings)
+
+
+def _rgb(
+    image: ImageFile.ImageFile, data: bytes, options: ReadOptions, white_is_zero: bool, findings: Findings
+) -> Image.Image:
+    """Decodes and converts. At no time there are more than two images of 4 bytes a pixel."""
+    _refuse_huge_strip(image)
+    _scale_transparent_colour(image)
+    premultiplied = wide_pixels.is_premultiplied(image)
+    if wide_pixels.has_sixteen_bit_colour(image):
+        image = wide_pixels.colour_to_eight_bits(image, lambda: _open(data), options.bits, findings)
+    elif premultiplied:
+        image = wide_pixels.decoded_as(image, lambda _: "RGBA")
+    elif image.format == "WEBP" and image.width * image.height > _LARGE:
+        return _large_webp(image, data, options, findings)
+    else:
+        image.load()
+    turn = _turn(image)
+    pixels: Image.Image = image
+    if premultiplied:
+        pixels = Image.new("RGBa", image.size)
+        for box, strip in strips(image):
+            pixels.paste(Image.frombytes("RGBa", strip.size, strip.tobytes()), box)
+    elif image.mode in wide_pixels.GREY_MODES:
+        pixels = wide_pixels.grey_to_eight_bits(image, options.bits, white_is_zero, findings)
+        image.close()
+    del image
+    rgb = _to_rgb(pixels, options.background, findings)
+    del pixels
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _without_metadata(data: bytes) -> bytes:
+    """For a second try. In other formats Pillow gets along with broken metadata."""
+    if data.startswith(png_chunks.SIGNATURE):
+        return png_chunks.pixels_only(data, keep_metadata=False)
+    return tiff_fields.without_metadata(data)
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """Reads the header only. Another library may have told Pillow to fill up truncated files; not here."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    wide_pixels.correct_layout(image)
+    return image
+
+
+def _scale_transparent_colour(image: ImageFile.ImageFile) -> None:
+    """Before loading: Pillow brings the pixels of a PNG to 8 bits, but not the colour that tRNS names transparent."""
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or colour is None or not image.tile:
+        return
+    layout = image.tile[0].args
+    if layout == "L;2" and colour < 4:
+        image.info["transparency"] = colour * 85
+    elif layout == "L;4" and colour < 16:
+        image.info["transparency"] = colour * 17
+    elif layout == "RGB;16B":
+        image.info["transparency"] = tuple(channel >> 8 for channel in colour)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes a loaded image upright, as its EXIF orientation says; EXIF that cannot be read says nothing.
+
+    ImageOps.exif_transpose would also write the EXIF again, which fails for tags it cannot encode. TIFFs come upright
+    from load().
+    """
+    try:
+        return _UPRIGHT.get(image.getexif().get(274))
+    except Exception:  # the pixels are whole; as many kinds of exception as in decoding
+        return None
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    """Why Pillow gave up, in plain words."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UnidentifiedImageError):
+        return _not_a_image(data)
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    if isinstance(error, EOFError) or "truncated" in text.lower() or "EOF" in text:
+        return "the file ends too early (truncated)"
+    return f"cannot be decoded ({type(error).__name__}: {text[:100]})"
+
+
+def _not_a_image(data: bytes) -> str:
+    kind, advice = foreign_formats.describe(data) or ("bytes of an unknown kind", f"{', '.join(FORMATS)} are read")
+    return f"not an image of a format that is read, but {kind}: {advice}"

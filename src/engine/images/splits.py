@@ -1,0 +1,228 @@
+"""Splits into train, val and test: made by a seed, or read from a split.csv, and checked.
+
+A split is stratified: each class is shuffled by (seed, class name) alone and dealt out, so adding a class leaves the
+split of the others as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from src.engine.commands.user_command import corrected
+from src.engine.images.labelled_images import SPLITS
+from src.engine.images.spelling import alike, escaped
+from src.engine.images.table import known_split, read_csv, relative, spellings
+from src.engine.runs import seeding
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.text import few, printable, shell_word
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """val_fraction, test_fraction: shares of each class. file: a split.csv to follow; root: where its paths start."""
+
+    seed: int
+    val_fraction: float
+    test_fraction: float
+    file: Path | None = None
+    root: Path = Path()
+
+
+def choose_split(
+    names: list[str],
+    labels: list[str],
+    stated: Sequence[str] | None,
+    settings: SplitSettings,
+    digests: Sequence[str] | None = None,
+) -> dict[str, list[int]]:
+    """split -> indices: by the settings' file, as the data states it with a val split made of train, or stratified.
+
+    digests: of the files' bytes, so that copies are dealt to one split together.
+    """
+    seed, val_fraction = settings.seed, settings.val_fraction
+    if settings.file is not None:
+        return _by_file(names, labels, settings.file, settings.root)
+    if stated is None:
+        return stratified_split(labels, seed, val_fraction, settings.test_fraction, digests)
+    members = {split: [index for index, own in enumerate(stated) if own == split] for split in SPLITS}
+    if not members["val"] and members["train"]:
+        train = members["train"]
+        train_digests = digests and [digests[index] for index in train]
+        dealt = stratified_split([labels[index] for index in train], seed, val_fraction, 0.0, train_digests)
+        members["train"], members["val"] = ([train[i] for i in dealt[part]] for part in ("train", "val"))
+        log.info(f"There is no val split: {len(members['val'])} training images are held out for it.")
+    return members
+
+
+def _by_file(names: list[str], labels: list[str], path: Path, root: Path) -> dict[str, list[int]]:
+    rows = read_split_file(path)
+    stated, absent = _as_in_the_data(rows, names, path, root)
+    members: dict[str, list[int]] = {split: [] for split in SPLITS}
+    unlisted = []
+    for index, (name, label) in enumerate(zip(names, labels, strict=True)):
+        split, stated_label = stated.get(name, (None, None))
+        if split is None:
+            unlisted.append(name)
+            continue
+        if stated_label is not None and stated_label.strip() != label.strip():
+            alike_ = alike(stated_label) == alike(label)
+            shown = [escaped(text) if alike_ else printable(text) for text in (label, stated_label)]
+            raise UserError(
+                f"{printable(name)} is of class {shown[0]} here and of class {shown[1]} in the split file",
+                where=printable(str(path)),
+                why="the split file was made for other labels",
+                fix=f"grep -n {shell_word(name)} {shell_word(path)}",
+                code=ExitCode.DATA,
+            )
+        members[split].append(index)
+    _refuse_other_spelling(absent, unlisted, path)
+    if not stated:
+        raise UserError(
+            f"none of the {len(absent)} images of the split file is in the data",
+            where=printable(str(path)),
+            why=f"it lists {printable(absent[0])}, the data has {printable(names[0])}",
+            fix=f"head -3 {shell_word(path)}",
+            code=ExitCode.DATA,
+        )
+    lost = {rows[name][1] for name in absent} - {label for _, label in stated.values()} - {None}
+    if lost:
+        gone = [name for name in absent if rows[name][1] in lost]
+        raise UserError(
+            f"no image of {_classes(sorted(lost))} is left, of {len(gone)} that the split file lists",
+            where=printable(str(path)),
+            why=f"without them the network would have other classes; gone: {few(gone, 3)}",
+            fix=f"ls {shell_word(root)}",
+            code=ExitCode.DATA,
+        )
+    if absent:
+        log.warning(f"{len(absent)} of {len(absent) + len(stated)} images that {path} lists are gone: {few(absent, 3)}")
+    if unlisted:
+        log.warning(
+            f"{len(unlisted)} of {len(names)} images are left out, since {path} does not list them: {few(unlisted, 3)}"
+        )
+    return members
+
+
+SplitRows = dict[str, tuple[str, str | None]]
+
+
+def _as_in_the_data(rows: SplitRows, names: list[str], file: Path, root: Path) -> tuple[SplitRows, list[str]]:
+    """The rows by the name that the data has for the image, and the paths for which it has none."""
+    existing = set(names)
+    stated, absent = {}, []
+    for path, row in rows.items():
+        name = next((form for form in (relative(form, root) for form in spellings(path)) if form in existing), None)
+        if name is None:
+            absent.append(path)
+        elif stated.setdefault(name, row) != row:
+            raise _listed_twice(path, printable(str(file)))
+    return stated, sorted(absent)
+
+
+def _refuse_other_spelling(absent: list[str], unlisted: list[str], path: Path) -> None:
+    on_disk = {alike(name): name for name in unlisted}
+    confused = [(name, on_disk[alike(name)]) for name in absent if alike(name) in on_disk]
+    if confused:
+        shown = [f"{escaped(stated)}, while the data has {escaped(name)}" for stated, name in confused]
+        raise UserError(
+            f"{len(confused)} paths differ from the data's only in case, blanks or Unicode form",
+            where=printable(str(path)),
+            why="\n".join(shown[:5]),
+            fix=f"write them in {shell_word(path)} as the files are named",
+            code=ExitCode.DATA,
+        )
+
+
+def stratified_split(
+    labels: Sequence[str], seed: int, val_fraction: float, test_fraction: float, digests: Sequence[str] | None = None
+) -> dict[str, list[int]]:
+    """Indices of train, val and test, in rising order; every class gets its share of each split.
+
+    A class with enough images to train on (3 or more) has at least one in val and, where a test split is asked for,
+    one in test, whatever the fractions round to. Images of a class with the same digest count as one, and go to one
+    split together.
+    """
+    members: defaultdict[str, dict[int | str, list[int]]] = defaultdict(dict)
+    for index, label in enumerate(labels):
+        members[label].setdefault(digests[index] or index if digests else index, []).append(index)
+    splits: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for label, copies in members.items():
+        groups = list(copies.values())
+        order = [groups[i] for i in seeding.split_order(seed, label, len(groups))]
+        test = _share(test_fraction, len(order), spare=2)
+        val = _share(val_fraction, len(order) - test, spare=1, of=len(order))
+        splits["test"] += [index for group in order[:test] for index in group]
+        splits["val"] += [index for group in order[test : test + val] for index in group]
+        splits["train"] += [index for group in order[test + val :] for index in group]
+    return {split: sorted(indices) for split, indices in splits.items()}
+
+
+def _share(fraction: float, available: int, spare: int, of: int | None = None) -> int:
+    """round(fraction * of), at least one where there is one to spare, and never all that is left."""
+    if fraction == 0 or available <= spare:
+        return 0
+    return min(max(1, round(fraction * (of or available))), available - spare)
+
+
+def read_split_file(path: Path) -> SplitRows:
+    """{image: (split, label or None)} of a CSV with the columns path, split and optionally label. Raises UserError."""
+    found: SplitRows = {}
+    for line, row in read_csv(path, ("path", "split"), ours=True):
+        stated = known_split(row["split"], path, line), row.get("label") or None
+        if found.setdefault(row["path"], stated) != stated:
+            raise _listed_twice(row["path"], f"{printable(str(path))}, line {line}")
+    return found
+
+
+def _listed_twice(name: str, where: str) -> UserError:
+    return UserError(
+        f"{printable(name)} stands twice, in two splits or with two labels",
+        where=where,
+        why="an image belongs to one split and has one label; ./a.jpg and a.jpg are the same image",
+        fix="keep one of its lines in the split file",
+        code=ExitCode.DATA,
+    )
+
+
+def bits_of_run(path: Path) -> int:
+    """How many bits the run of this split.csv reads of 16-bit channels: all, where it is older than the column."""
+    stated = read_csv(path, ("path", "split"))[0][1].get("bits", "")
+    return int(stated) if stated.isdigit() else 16
+
+
+def check_splits(classes: Sequence[str], labels: Sequence[int], splits: dict[str, list[int]], where: str) -> None:
+    """Refuses data that cannot be trained on, naming the classes: too few classes, or one missing from a split."""
+    if len(classes) < 2:
+        raise UserError(
+            f"there {'is only one class' if classes else 'are no classes'}"
+            f"{': ' + printable(classes[0]) if classes else ''}",
+            where=printable(where),
+            why="a classifier needs at least two classes; each is a folder of images with the class's name",
+            fix=corrected("data=image_folder", "data.root=photos/") + "   # photos/cats/1.jpg, photos/dogs/1.jpg, ...",
+            code=ExitCode.DATA,
+        )
+    for split in ("train", "val", "test"):
+        if split == "test" and not splits["test"]:
+            continue  # a test split is not required; the report says that there is none
+        present = {labels[index] for index in splits[split]}
+        missing = [name for index, name in enumerate(classes) if index not in present]
+        if missing:
+            raise UserError(
+                f"{_classes(missing)} {'has' if len(missing) == 1 else 'have'} no image in the {split} split",
+                where=printable(where),
+                why=f"{'it could not be learned' if split == 'train' else 'its accuracy could not be measured'}; "
+                "a class needs at least 3 images (copies of a file count as one), or one in each of train/ and val/ "
+                "where these folders exist",
+                fix=[f"add images of {printable(missing[0])}, or remove the class", f"ls {shell_word(where)}"],
+                code=ExitCode.DATA,
+            )
+
+
+def _classes(names: Sequence[str]) -> str:
+    return f"{'class' if len(names) == 1 else 'classes'} {few(names)}"

@@ -1,0 +1,259 @@
+"""Reads the tables a user brings: the CSV of data=table and the one of data.split_file.
+
+Spreadsheets write them in many ways, so the separator (comma, semicolon, tab, |) and the encoding (UTF-8, UTF-16,
+Windows-1252) are found out. One image is one path: `./a.jpg`, `x//a.jpg`, `x\\a.jpg` and the absolute path are the same.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import os
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from src.engine.commands.user_command import corrected
+from src.engine.images.layout import split_of
+from src.engine.images.listing import Listing
+from src.engine.images.spelling import alike, escaped, refuse_alike
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.files import original
+from src.engine.runs.text import printable, shell_word
+
+SEPARATORS = (",", ";", "\t", "|")
+Row = tuple[int, dict[str, str]]  # the row's first line in the file, from 1, and its cells by column
+
+
+def list_table(table: Path, root: Path | None) -> Listing:
+    """The images of a CSV file with the columns path,label and optionally split. Paths start from root, or from the table."""
+    rows = read_csv(table, ("path", "label"))
+    root = root or table.parent
+    listing = Listing(root, splits=[] if "split" in rows[0][1] else None, source=str(table))
+    missing: list[tuple[int, str]] = []
+    lines: defaultdict[str, list[int]] = defaultdict(list)
+    for line, row in rows:
+        if not (row["path"].strip() and row["label"].strip()):
+            raise _row_error("a row without a path or a label", table, line, "every image needs both")
+        name = _existing(row["path"], root)
+        if name is None:
+            missing.append((line, row["path"]))
+            continue
+        lines[name].append(line)
+        listing.names.append(name)
+        listing.labels.append(_text(row["label"], table, line))
+        if listing.splits is not None:
+            listing.splits.append(known_split(row["split"], table, line))
+    if missing:
+        raise _missing(table, root, missing, len(rows))
+    twice = {name: where for name, where in lines.items() if len(where) > 1}
+    if twice:
+        shown = [
+            f"{printable(name)}: lines {', '.join(map(str, where[:6]))}" for name, where in list(twice.items())[:5]
+        ]
+        first = next(iter(twice.values()))
+        raise UserError(
+            f"{len(twice)} images stand twice in {printable(str(table))}",
+            where="\n".join([printable(str(table.absolute())), *shown]),
+            why="with two labels or in two splits an image would spoil the result",
+            fix=f"sed -n '{first[0]}p;{first[1]}p' {shell_word(table)}   # keep one of the lines",
+            code=ExitCode.DATA,
+        )
+    refuse_alike(listing.labels, printable(str(table.absolute())), "write the label in one way in every row")
+    listing.labels = [label.strip() for label in listing.labels]  # 'a.jpg, cat' in every row
+    return listing
+
+
+def read_csv(path: Path, columns: Sequence[str], *, ours: bool = False) -> list[Row]:
+    """The rows of a CSV file that must have the columns, whose names are compared without case and blanks.
+
+    Bytes that are no UTF-8 come as surrogates (PEP 383), as in file names, so that a path finds its file again. Empty
+    rows are passed over. ours: a split.csv, in which src/engine/runs/files.py put a ' before formulas. Raises
+    UserError, naming the line.
+    """
+    try:
+        text = _decode(path.read_bytes())
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"{printable(str(path))} cannot be read: {getattr(error, 'strerror', None) or error}",
+            where=printable(str(path.absolute())),
+            why="it must be a CSV file: text in UTF-8, UTF-16 or Windows-1252",
+            fix=f"ls -l {shell_word(path)}",
+            code=ExitCode.NO_INPUT,
+        ) from error
+    skipped = len(text) - len(text.lstrip("\r\n"))  # empty lines; of \r\n each counts, and is made up for here
+    skipped -= text[:skipped].count("\r\n")
+    text = text.lstrip("\r\n")
+    first, _, rest = text.partition("\n")
+    if first.strip().strip('"').lower().startswith("sep="):  # Excel's line for itself
+        text, skipped = rest, skipped + 1
+    header, separator = _header(text, columns)
+    missing = [column for column in columns if column not in header]
+    repeated = [column for column in (*columns, "label", "split") if header.count(column) > 1]
+    if missing or repeated:
+        wrong = f"has no column {missing[0]}" if missing else f"has {header.count(repeated[0])} columns {repeated[0]}"
+        raise _not_the_table(path, wrong, columns, header)
+    rows: list[Row] = []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    line = skipped + 1
+    try:
+        for cells in reader:
+            start, line = line, skipped + reader.line_num + 1
+            if start == skipped + 1 or not any(cell.strip() for cell in cells):
+                continue
+            if any(cell.strip() for cell in cells[len(header) :]):
+                why = f"the first line names {len(header)} columns; a cell with a separator in it must be in quotes"
+                raise _row_error(f"a row with {len(cells)} cells", path, start, why)
+            cells = [original(cell) for cell in cells] if ours else cells
+            rows.append((start, dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=False))))
+    except csv.Error as error:
+        raise _row_error(
+            f"a row that is no CSV: {error}", path, line, "a quote may be open, or in the wrong place"
+        ) from error
+    if not rows:
+        raise _not_the_table(path, "has no rows", columns, header)
+    return rows
+
+
+def _not_the_table(path: Path, wrong: str, columns: Sequence[str], header: Sequence[str]) -> UserError:
+    named = ", ".join(printable(column) for column in header if column)[:200] or "nothing"
+    return UserError(
+        f"{printable(str(path))} {wrong}",
+        where=printable(str(path.absolute())),
+        why=f"its first line must name the columns {', '.join(columns)}, each once; it names {named}",
+        fix=f"head -3 {shell_word(path)}",
+        code=ExitCode.DATA,
+    )
+
+
+def known_split(word: str, path: Path, line: int) -> str:
+    """train, val or test of a word that means one of them. Raises UserError."""
+    split = split_of(word)
+    if split is None:
+        why = "the column split takes train, val or test"
+        raise _row_error(f"{printable(repr(word))} is not a split", path, line, why)
+    return split
+
+
+def spellings(name: str) -> list[str]:
+    """Ways to write a relative path, the likeliest first: as it is, shortened, with / for \\, from Windows-1252."""
+    forms = [name, name.strip()]
+    forms += [form.replace("\\", "/") for form in forms]
+    if not name.isprintable():
+        with suppress(UnicodeError):
+            forms.append(os.fsencode(name).decode("cp1252"))
+    shortened = [posixpath.normpath(form) for form in forms if form.strip()]
+    return list(dict.fromkeys(form[1:] if form.startswith("//") else form for form in shortened))
+
+
+def relative(path: str, root: Path) -> str:
+    """An absolute path below root as the relative one; others as they are."""
+    base = posixpath.normpath(root.absolute().as_posix()).rstrip("/") + "/"
+    return path.removeprefix(base) if posixpath.isabs(path) else path
+
+
+def _decode(data: bytes) -> str:
+    """The text; bytes that are not UTF-8 become surrogates. Raises UnicodeError for UTF-16 that is cut."""
+    for mark, encoding in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "")):
+        if data.startswith(mark):
+            return data.decode(encoding) if encoding else data[3:].decode("utf-8", "surrogateescape")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    if b"\0" in data[:2]:  # UTF-16 without its mark: a header in ASCII has a zero in every second byte
+        return data.decode("utf-16-be" if data[0] == 0 else "utf-16-le")
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _header(text: str, columns: Sequence[str]) -> tuple[list[str], str]:
+    """The names of the columns, and the separator with which most of the wanted ones are found."""
+    best: tuple[tuple[int, int], list[str], str] = ((-1, 0), [], ",")
+    for separator in SEPARATORS:
+        try:
+            cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+        except csv.Error:
+            continue
+        names = [cell.strip().strip('"').strip().lower() for cell in cells]
+        hits = sum(column in names for column in columns), len(names)
+        if hits > best[0]:
+            best = hits, names, separator
+    return best[1], best[2]
+
+
+def _text(cell: str, table: Path, line: int) -> str:
+    """A label: bytes that are no UTF-8 are read as Windows-1252, the encoding of older spreadsheets."""
+    try:
+        cell.encode()
+        return cell
+    except UnicodeEncodeError:
+        pass
+    try:
+        return cell.encode("utf-8", "surrogateescape").decode("cp1252")
+    except UnicodeError as error:
+        why = "save the table in UTF-8"
+        raise _row_error(
+            f"a label that is neither UTF-8 nor Windows-1252: {printable(cell)}", table, line, why
+        ) from error
+
+
+def _existing(path: str, root: Path) -> str | None:
+    """The path of the file below root, in the one form that a listing has; None if there is none."""
+    for form in spellings(path):
+        if _is(root / form, Path.is_file):
+            return relative(form, root)
+    return None
+
+
+def _missing(table: Path, root: Path, missing: list[tuple[int, str]], total: int) -> UserError:
+    shown = [f"line {line}: {_closest(path, root)}" for line, path in missing[:5]]
+    line, first = missing[0]
+    fix = corrected("data=table", f"data.table={table}", "data.root=photos/") + "   # the folder the paths start from"
+    if "the disk has" in shown[0] or re.match(r"/|[A-Za-z]:[\\/]", first):  # another root would not help
+        fix = f"sed -n {line}p {shell_word(table)}   # write the paths as the files are named, from the table's folder"
+    return UserError(
+        f"{len(missing)} of {total} images in {printable(str(table))} do not exist",
+        where=f"below {printable(str(root.absolute()))}",
+        why="\n".join(shown + ([f"and {len(missing) - 5} more"] if len(missing) > 5 else [])),
+        fix=fix,
+        code=ExitCode.NO_INPUT,
+    )
+
+
+def _is(path: Path, predicate: Callable[[Path], bool]) -> bool:
+    """predicate(path); False where the path cannot be looked at: too long, or in a folder that may not be entered."""
+    try:
+        return predicate(path)
+    except OSError:
+        return False
+
+
+def _closest(path: str, root: Path) -> str:
+    """The path, and beside it the file of the disk that differs in case, blanks or Unicode form, both with escapes."""
+    if _is(root / path, Path.is_dir):
+        return f"{printable(path)} is a folder"
+    if len(path) > 200:
+        return printable(f"{path[:60]} ... {path[-30:]}")
+    current = root
+    for part in posixpath.normpath(path.replace("\\", "/")).split("/"):
+        if _is(current / part, Path.exists):
+            current = current / part
+            continue
+        beside = [entry.name for entry in current.iterdir()] if _is(current, Path.is_dir) else []
+        near = [name for name in beside if alike(part) in (alike(name), alike(Path(name).stem))]
+        if not near:
+            return printable(path)
+        current = current / near[0]
+    return f"{escaped(path)}, while the disk has {escaped(current.relative_to(root).as_posix())}"
+
+
+def _row_error(found: str, table: Path, line: int, why: str) -> UserError:
+    return UserError(
+        found,
+        where=f"{printable(str(table))}, line {line}",
+        why=why,
+        fix=f"sed -n {line}p {shell_word(table)}",
+        code=ExitCode.DATA,
+    )

@@ -1,0 +1,78 @@
+"""The lines that a run prints before its first step."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+import torch
+
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.reports.summary import write_summary
+from src.engine.runs.job import Job
+from src.engine.runs.text import printable
+from src.task import Task
+
+log = logging.getLogger(__name__)
+
+FEW = 10  # training images of a class; with fewer, one image more or less moves its accuracy by over 10 points
+
+
+def introduce(job: Job, task: Task, steps: int) -> None:
+    """Says what is about to happen, and writes the model's summary. steps: of the whole run."""
+    if not job.ranks.is_first:
+        return
+    config, images = job.config, task.images
+    counts = ", ".join(f"{len(members)} {split}" for split, members in images.splits.items())
+    summary = write_summary(job.folder.path / "model_summary.txt", task.network, task.preprocessing.image_size)
+    log.info(f"run       {printable(job.folder.path)}")
+    log.info(f"images    {len(images.names)} in {len(images.classes)} classes: {counts}")
+    log.info(f"classes   {class_counts(images)}")
+    if uneven := uneven_classes(images):
+        log.warning(uneven)
+    log.info(f"backbone  {config.model.backbone}: {task.origin}")
+    log.info(f"model     {summary}")
+    log.info(f"freezing  {task.freezing.described(task.network)}")
+    log.info(
+        f"training  {steps} steps of {config.data.batch_size} images on {_device_text(job)}, {config.precision.name}"
+    )
+    log.info("")
+
+
+def class_counts(images: LabelledImages) -> str:
+    """'cats 120, dogs 80': every class with its number of images; of more than ten the largest and the smallest."""
+    counts = _totals(images)
+    shown = [f"{printable(name)} {counts[name]:,}" for name in images.classes]
+    if len(shown) <= 10:
+        return ", ".join(shown)
+    ordered = [f"{printable(name)} {count:,}" for name, count in counts.most_common()]
+    return f"largest {', '.join(ordered[:5])}; smallest {', '.join(ordered[-5:])}"
+
+
+def uneven_classes(images: LabelledImages) -> str:
+    """One sentence where some classes have few images beside a large one, else nothing."""
+    counts = dict(zip(images.classes, images.counts("train"), strict=True))
+    largest = max(counts, key=lambda name: counts[name])
+    few = sorted((name for name in counts if counts[name] < FEW), key=lambda name: counts[name])
+    if not few or counts[largest] < 10 * counts[few[0]]:
+        return ""
+    shown = ", ".join(f"{printable(name)} {counts[name]}" for name in few[:3]) + (", ..." if len(few) > 3 else "")
+    return (
+        f"The classes are uneven: {len(few)} of {len(counts)} have fewer than {FEW} training images ({shown}), "
+        f"{printable(largest)} has {counts[largest]:,}; their own numbers are little more than chance, and acc hides them: "
+        "look at balanced_acc."
+    )
+
+
+def _totals(images: LabelledImages) -> Counter[str]:
+    of_splits = [images.counts(split) for split in images.splits]
+    return Counter({name: sum(counts) for name, *counts in zip(images.classes, *of_splits, strict=True)})
+
+
+def _device_text(job: Job) -> str:
+    """'cpu with 2 threads' or '2 x cuda (ddp)'."""
+    kind, number = job.devices[0].type, torch.get_num_threads()
+    if kind == "cpu":
+        kind = f"cpu with {number} thread{'s' if number > 1 else ''}"
+    count = len(job.devices) * job.config.trainer.num_nodes
+    return kind if count == 1 else f"{count} x {kind} ({job.config.strategy.name})"

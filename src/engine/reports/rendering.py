@@ -1,0 +1,47 @@
+"""Report pages from the Jinja templates in this folder. Everything is escaped except Markup, the plots' SVG."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from src.engine.runs.text import printable, printable_lines
+
+
+@dataclass(frozen=True)
+class Link:
+    """A table cell that leads to another file: plain text, and a target relative to the page."""
+
+    text: str
+    target: str
+
+    @property
+    def href(self) -> str:
+        return quote(os.fsencode(self.target))
+
+
+Cell = str | float | Link
+
+
+def render(template: str, **values: Any) -> str:
+    """An HTML page. Control characters, and characters that turn or hide text, appear as escapes everywhere in it."""
+    return printable_lines(_templates().get_template(template).render(values))
+
+
+@cache
+def _templates() -> Environment:
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["printable"] = printable
+    return templates

@@ -1,0 +1,58 @@
+"""The end of a run or an evaluation on the screen: the table of metrics and the next command; and confusion.csv."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from src.engine.runs.files import write_csv
+from src.engine.runs.text import printable, shell_word
+
+log = logging.getLogger(__name__)
+
+COLUMNS = {"acc": "accuracy", "balanced_acc": "balanced", "macro_f1": "macro F1", "loss": "loss"}
+MATRIX_CLASSES = 1000  # up to here confusion.csv is a matrix
+PAIRS = ("true", "predicted", "count")  # its columns for more classes
+# The files of a run to look at, in this order; not every run has all of them.
+FILES = ("result.json", "metrics.csv", "confusion.csv", "memory.csv", "train.log", "checkpoints", "model")
+
+
+def metrics_table(metrics: Mapping[str, float]) -> str:
+    """{"test/acc": 0.98, ...} as a table: one line per split, one column per metric; empty where an older run lacks one."""
+    splits = list(dict.fromkeys(name.partition("/")[0] for name in metrics))
+    lines = [f"{'':8}" + "".join(f"{title:>10}" for title in COLUMNS.values())]
+    for split in splits:
+        cells = [metrics.get(f"{split}/{name}") for name in COLUMNS]
+        lines.append(f"{split:8}" + "".join(" " * 10 if cell is None else f"{cell:>10.4f}" for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def print_result(path: Path, result: Mapping[str, Any]) -> None:
+    """Prints a run's numbers, its files and the next commands."""
+    log.info("")
+    log.info(metrics_table(result["metrics"]))
+    best = f"epoch {result['best_epoch']}"
+    weights = f", weights of {result['weights']}" if result["weights"] != best else ""
+    log.info(f"best {best} of {result['epochs']}{weights}, {result['steps']} steps, {result['wall_seconds']:.1f} s")
+    log.info("")
+    shown, run = printable(path), shell_word(path)
+    if (path / "report.html").exists():
+        log.info(f"look at   {shown}/report.html")
+    files = [f"{name}/" if (path / name).is_dir() else name for name in FILES if (path / name).exists()]
+    log.info(f"files     {shown}/: {', '.join(files)}")
+    log.info(f"next      python -m src.predict run={run} images=FOLDER_OR_FILE")
+    log.info(f"          python -m src.evaluate run={run}")
+
+
+def write_confusion(path: Path, classes: Sequence[str], pairs: Iterable[tuple[int, int, int]]) -> None:
+    """A CSV with one row per true class and one column per predicted class. With more than MATRIX_CLASSES classes, one row
+    per pair that occurred, instead of millions of zeros. pairs: true class, predicted class, number of images."""
+    if len(classes) > MATRIX_CLASSES:
+        write_csv(path, PAIRS, [[classes[true], classes[predicted], count] for true, predicted, count in pairs])
+        return
+    matrix = [[0] * len(classes) for _ in classes]
+    for true, predicted, count in pairs:
+        matrix[true][predicted] = count
+    write_csv(path, ["true \\ predicted", *classes], [[name, *row] for name, row in zip(classes, matrix, strict=True)])

@@ -1,0 +1,167 @@
+"""Measures a run's model again, or on other images: the work of src/evaluate.py."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from src.config import Config, Data
+from src.data.sources import lists_files, load_images, load_unsplit
+from src.engine.commands.user_command import corrected
+from src.engine.images.labelled_images import LabelledImages
+from src.engine.images.seen_in_training import seen_in_training
+from src.engine.images.table import read_csv
+from src.engine.memory.batch_size_search import chosen_batch_size
+from src.engine.reports.tables import metrics_table, write_confusion
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.files import make_folder, write_json
+from src.engine.runs.measuring import measure_split
+from src.engine.runs.plain_values import read_json
+from src.engine.runs.run_settings import merged, stored_settings
+from src.engine.runs.text import printable
+from src.engine.runs.trained_model import TrainedModel
+from src.models.building import build_loss
+
+log = logging.getLogger(__name__)
+
+Changes = Mapping[str, Any]  # what the command changes of the run's settings: {"data.batch_size": 16}
+
+
+def evaluate_run(run: Path, settings: Config, changes: Changes, split: str | None, out: Path, accelerator: str) -> None:
+    """Prints the numbers and writes them to `out`. settings: the run's, with the changes. Raises UserError."""
+    model = TrainedModel.load(run / "model", accelerator, settings.precision.name, settings.trainer.threads)
+    classes = model.card.classes
+    make_folder(out, "out")
+    images, data = _images_to_measure(run, settings, changes, model.card.bits)
+    images = _with_classes_of(classes, images, run)
+    split = _choose_split(split, images)
+    weighted = settings.data.class_weights != "none"
+    loss = build_loss(settings, _training_counts(run, classes) if weighted else ())
+
+    def measure(images: LabelledImages) -> tuple[dict[str, float], list[list[int]]]:
+        values, confusions = measure_split(model, images, split, data, loss)
+        return {f"{split}/{name}": value for name, value in values.items()}, confusions.tolist()
+
+    metrics, confusions = measure(images)
+    changed = [f"{key}={value}" for key, value in changes.items()]
+    number = sum(count for _, _, count in confusions)  # without those that broke since they were checked
+    result: dict[str, Any] = {"run": str(run), "changed": changed, "images": number, "metrics": metrics}
+    seen = seen_in_training(run, merged(stored_settings(run), {}), images, split)
+    if any(seen.values()):
+        unseen = sorted(set(images.splits[split]).difference(*seen.values()))
+        rest = replace(images, splits=images.splits | {split: unseen})
+        result["seen_in_training"] = {part: len(members) for part, members in seen.items()}
+        result["unseen"] = {"images": len(unseen), "metrics": measure(rest)[0] if unseen else {}}
+
+    name, replaces = _name_of(out, f"evaluation_{split}", changes, changed)
+    for file in (name, "evaluation"):  # a file per split and images, and the newest under a name that is always there
+        write_json(out / f"{file}.json", result)
+        write_confusion(out / f"{file}_confusion.csv", classes, confusions)
+    _print(result, split, f"{number} {split} images, {len(classes)} classes")
+    log.info(f"files     {out / name}.json, {name}_confusion.csv{', which replace older ones' if replaces else ''}")
+
+
+def _print(result: dict[str, Any], split: str, counts: str) -> None:
+    log.info(f"{printable(result['run'])}: {counts}")
+    log.info(metrics_table(result["metrics"]))
+    if "unseen" not in result:
+        return
+    train, val = (result["seen_in_training"][part] for part in ("train", "val"))
+    log.warning(
+        f"{train + val} of these {result['images']} images are not new to the run: it trained on {train} of them and chose "
+        f"its best epoch by {val}. The numbers above are too good."
+    )
+    if not result["unseen"]["images"]:
+        log.warning("No other image is left to measure on.")
+        return
+    log.info(f"without them: {result['unseen']['images']} {split} images")
+    log.info(metrics_table(result["unseen"]["metrics"]))
+
+
+def _name_of(out: Path, name: str, changes: Changes, changed: list[str]) -> tuple[str, bool]:
+    """The name of the files, without ending, and whether files of the same images have it already.
+
+    Other images are named by their folder or table, or by what differs; where such a name is taken, by a number too.
+    """
+    keys = [key for key in ("data.root", "data.table", "data.split_file") if key in changes]
+    different = Path(str(changes[keys[0]])).absolute().name if keys else "_".join(_which(changed)).replace("data.", "")
+    if different:
+        name += "_" + re.sub(r"[^\w.-]+", "_", printable(different))[:60]
+    candidate, number = name, 1
+    while (file := out / f"{candidate}.json").exists():
+        with suppress(ValueError, AttributeError, TypeError):  # another program's file is left as it is
+            if _which(read_json(file).get("changed", [])) == _which(changed):
+                return candidate, True
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate, False
+
+
+def _which(changed: list[str]) -> list[str]:
+    """The changes that choose images; a batch size does not."""
+    return sorted(word for word in changed if not word.startswith(("data.batch_size=", "data.num_workers=")))
+
+
+def _images_to_measure(run: Path, settings: Config, changes: Changes, bits: int) -> tuple[LabelledImages, Data]:
+    """The run's own images in its own split, or the other ones that a change names; and how they are loaded. bits: of the
+    training's images; other ones are read alike."""
+    data, cache_dir = replace(settings.data, bits=bits), Path(settings.runs_dir) / ".checked"
+    if data.batch_size == "auto":
+        data = replace(data, batch_size=chosen_batch_size(run) or 32)  # changes no number
+    own_split = "data.split_file" not in changes
+    if lists_files(data):
+        if own_split and ("data.root" in changes or "data.table" in changes):
+            return load_unsplit(data, cache_dir=cache_dir), data
+        data = replace(
+            data, on_bad_image="skip"
+        )  # the run's split lacks what it left out; what broke since then is said
+    run_split = run / "split.csv" if own_split else None
+    return load_images(data, settings.seed, cache_dir=cache_dir, run_split=run_split), data
+
+
+def _training_counts(run: Path, classes: Sequence[str]) -> list[int]:
+    """How many images of each class the run trained on: its class weights, with which other images are measured too."""
+    rows = [row for _, row in read_csv(run / "split.csv", ("label", "split"), ours=True)]
+    counts = Counter(row["label"] for row in rows if row["split"] == "train")
+    return [counts[name] for name in classes]
+
+
+def _choose_split(split: str | None, images: LabelledImages) -> str:
+    sizes = {name: len(members) for name, members in images.splits.items()}
+    split = split or ("test" if sizes["test"] else "val")
+    if not sizes.get(split):
+        raise UserError(
+            f"there is no image in the split {split}",
+            why=f"there are {', '.join(f'{size} in {name}' for name, size in sizes.items() if size)}",
+            fix=[corrected(f"split={name}") for name, size in sizes.items() if size],
+            code=ExitCode.DATA,
+        )
+    return split
+
+
+def _with_classes_of(classes: tuple[str, ...], images: LabelledImages, run: Path) -> LabelledImages:
+    """The images with the model's class numbers; folders in another order change nothing, unknown ones are an error."""
+    unknown = [name for name in images.classes if name not in classes]
+    if not unknown:
+        return images.in_order_of(classes)
+    shown = []
+    for name in unknown[:6]:
+        close = difflib.get_close_matches(name, classes, n=1)
+        shown.append(f"{printable(name)} (did it mean {printable(close[0])}?)" if close else printable(name))
+    raise UserError(
+        f"{len(unknown)} classes of these images are unknown to the model: {', '.join(shown)}",
+        where=str(run / "model" / "model.json"),
+        why=f"the model knows {', '.join(map(printable, classes[:12]))}{', ...' if len(classes) > 12 else ''}",
+        fix=[
+            "rename the folders to the model's classes, or leave the unknown ones out",
+            corrected(remove=["data.root", "data.table"]),
+        ],
+        code=ExitCode.DATA,
+    )

@@ -1,0 +1,149 @@
+"""Logging: messages of this project go to the screen and to train.log, all others to the file only."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from src.engine.runs.text import printable_lines
+
+# Warnings of libraries about this project's own choices, on which a user cannot act.
+NOISE = (
+    ".*does not have many workers which may be a bottleneck.*",
+    ".*The number of training batches .* is smaller than the logging interval.*",
+    ".*Found .* module.* in eval mode at the start of training.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Detected call of .lr_scheduler.step.. before .optimizer.step...*",  # fp16's first steps may overflow and be skipped
+    ".*It is recommended to use .*sync_dist=True.*",  # all ranks log the same values already
+    ".*`broadcast_buffers` is deprecated.*",  # its replacement is not in torch 2.10
+    ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+)
+
+IN_FILES = ("py.warnings", "ray")  # kept out of the screen: a sweep prints its own messages about trials
+
+
+def to_screen() -> None:
+    """Prints log messages from here on; ranks other than 0 print errors only.
+
+    Characters that the console's encoding lacks are printed as escapes.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: `>&-`, or a program without a console
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - stays open, as the stream would
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # "Error getting object at": our message says it
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Screen) for handler in root.handlers):
+        screen = _Screen()
+        screen.setLevel(logging.NOTSET if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+        root.addHandler(screen)
+        root.setLevel(logging.INFO)
+
+
+def say(text: str) -> None:
+    """Prints to stderr, if it can be written."""
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def flush_screen() -> OSError | None:
+    """Flushes stdout and stderr at the end of a command. Returns the error if they cannot be written; a reader that went
+    away (`| head`) is no error."""
+    unwritten = None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            unwritten = unwritten if isinstance(error, BrokenPipeError) else error
+            _silence(stream)
+        except ValueError:  # closed
+            pass
+    return unwritten
+
+
+def is_screen_gone() -> bool:
+    """Whether stdout can no longer be written, as in `> /dev/full` or after `| head`. Prints an empty line to find out."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except ValueError:  # closed, or a notebook's, which has no file
+        return False
+    except OSError:
+        _silence(sys.stdout)
+        return True
+    return False
+
+
+def _silence(stream: TextIO) -> None:
+    """Redirects the stream, with the contents of its buffer, to nowhere."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def to_file(path: Path) -> Iterator[None]:
+    """Inside, log messages and Python warnings also go to the file."""
+    handler = _File(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(_InFile("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    for name in ("lightning.pytorch", "lightning.fabric"):  # they have handlers of their own
+        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+    logging.captureWarnings(True)
+    for text in NOISE:
+        warnings.filterwarnings("ignore", message=text)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk must not fill the screen with a traceback per message."""
+
+
+class _Screen(logging.StreamHandler):
+    """Prints this project's messages as they are, other libraries' warnings with their name, and no Python warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+        self.addFilter(_worth_showing)
+        self.setFormatter(_Plain())
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lets the work go on if the reader went away (`| head`) or the disk is full; the run's log has all messages."""
+        if isinstance(sys.exc_info()[1], OSError):
+            _silence(self.stream)
+        else:
+            super().handleError(record)
+
+
+def _worth_showing(record: logging.LogRecord) -> bool:
+    return record.name.startswith("src") or (record.levelno >= logging.WARNING and not record.name.startswith(IN_FILES))
+
+
+class _InFile(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.levelno < logging.WARNING:
+            return printable_lines(text)
+        source = "" if record.name.startswith("src") else f"{record.name}: "
+        return printable_lines(f"{'WARNING' if record.levelno < logging.ERROR else 'ERROR'}  {source}{text}")

@@ -1,0 +1,86 @@
+"""The README.md of a model/ folder, for whoever gets the folder: a model card (Mitchell et al., 2019, arXiv 1810.03993).
+
+run.py writes it beside what save_model writes. The text is in model_readme.md.j2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from src.config import Config
+from src.engine.runs.model_folder import ModelCard
+from src.engine.runs.text import for_markdown
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How the weights came about."""
+
+    run: str  # its name
+    images: Mapping[str, int]  # how many each split has
+    started_from: str  # the line that says what the backbone's weights were
+    chosen: str  # whose weights these are, such as 'epoch 7'
+    epochs: int  # how many were trained
+    day: date  # when the training ended
+
+
+def model_readme(card: ModelCard, config: Config, origin: Origin) -> str:
+    """The README.md, as Markdown."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters |= {"markdown": for_markdown, "numbers": _numbers}
+    splits = dict.fromkeys(key.partition("/")[0] for key in card.metrics)
+    metrics = list(dict.fromkeys(key.partition("/")[2] for key in card.metrics))
+    measured = "test" if "test/acc" in card.metrics else "val"
+    accuracy = card.metrics[f"{measured}/acc"]
+    return environment.get_template("model_readme.md.j2").render(
+        card=card,
+        config=config,
+        origin=origin,
+        steps=card.preprocessing,
+        # Only the last part of a path: the rest of it says more about the author's disk than about the images.
+        source=config.data.name or Path(config.data.table or config.data.root or "").name,
+        metrics=metrics,
+        splits={split: [_cell(card.metrics.get(f"{split}/{name}")) for name in metrics] for split in splits},
+        training=_training(config, origin),
+        measured=measured,
+        accuracy=accuracy,
+        interval=_wilson(accuracy, origin.images[measured]),
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _training(config: Config, origin: Origin) -> dict[str, object]:
+    limit, checkpoint, optimizer = config.trainer.limit_batches, config.checkpoint, config.optimizer
+    return {
+        "backbone": config.model.backbone,
+        "started from": origin.started_from,
+        "epochs": f"{origin.epochs} of {limit} batches each: a trial, not a training" if limit else origin.epochs,
+        "weights": f"those of {origin.chosen} (checkpoint.select={checkpoint.select}, by {checkpoint.monitor})",
+        "optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g}, batch size {config.data.batch_size}",
+        "augmentation": config.data.augment,
+        "precision": config.precision.name,
+        "seed": config.seed,
+    }
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share that was counted on so many images; sensible for few of them and near 0 and 1."""
+    z = 1.96
+    middle, scale = share + z * z / (2 * count), 1 + z * z / count
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,169 @@
+"""From a trained model and a folder of images to predictions.csv: the work of src/predict.py."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from rich.cells import cell_len
+from rich.progress import track
+from torch.utils.data import Dataset
+
+from src.data.transforms import eval_transform
+from src.engine.commands.user_command import corrected
+from src.engine.images import time_limit
+from src.engine.images.folders import list_images
+from src.engine.images.image_loader import LoaderSettings, image_loader
+from src.engine.images.oddities import other_bits
+from src.engine.images.reading import ImageError, read_with_findings
+from src.engine.images.sampler import PartSampler
+from src.engine.runs.cores import cpu_cores
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.files import make_folder, write_csv
+from src.engine.runs.model_folder import ModelCard
+from src.engine.runs.text import printable
+from src.engine.runs.trained_model import TrainedModel
+
+log = logging.getLogger(__name__)
+
+TOP = 5  # likeliest classes of a row
+SHOWN = 10  # rows on the screen
+MIN_PATH, MAX_ERROR = 24, 40  # columns of the screen; a longer error goes on in the next line
+HEADER = b"path,class,probability,"  # how a file of predictions begins
+
+
+def predict(
+    model: TrainedModel,
+    images: Path,
+    out: Path,
+    batch_size: int,
+    *,
+    num_workers: int | None = None,
+    timeout_seconds: float = time_limit.SECONDS,
+) -> None:
+    """Writes out (CSV) and shows its first rows. Raises UserError for images that are not there or a file in the way."""
+    paths = list_images(images)
+    replaced = check_out(out)
+    if num_workers is None:
+        num_workers = cpu_cores() if len(paths) > 200 else 0
+    loader = image_loader(
+        ImageFiles(paths, model.card),
+        PartSampler(len(paths), batch_size),
+        LoaderSettings(batch_size, num_workers, timeout_seconds),
+        model.card.preprocessing.image_size,
+        collate=_collate,
+    )
+    classes = model.card.classes
+    top = min(TOP, len(classes))
+    rows: list[list[str]] = []
+    for batch, places, errors in track(loader, "predicting", transient=True, disable=not sys.stderr.isatty()):
+        if places:
+            values, indices = model.predict(batch).topk(top)
+            for place, shares, numbers in zip(places, values.tolist(), indices.tolist(), strict=True):
+                pairs = [(classes[number], f"{share:.6f}") for share, number in zip(shares, numbers, strict=True)]
+                rows.append([str(paths[place]), *pairs[0], *(cell for pair in pairs for cell in pair), ""])
+        rows += [[str(paths[place]), "", "", *[""] * (2 * top), error] for place, error in errors.items()]
+    rows.sort()
+    numbered = [f"{word}_{rank}" for rank in range(1, top + 1) for word in ("class", "probability")]
+    write_csv(out, ["path", "class", "probability", *numbered, "error"], rows)
+    show(rows, top)
+    unread = sum(bool(row[-1]) for row in rows)
+    note = f"; {unread} of them are files that could not be read" if unread else ""
+    note += "; it replaces the file that stood there" if replaced else ""
+    log.info(f"{out} has {f'all {len(rows)} rows' if len(rows) > 1 else '1 row'}{note}")
+
+
+def check_out(out: Path) -> bool:
+    """Makes the file's folder and tries to write there, before the first image. Returns whether the file holds an earlier
+    prediction. Raises UserError where nothing can be written, or where another program wrote the file."""
+    if out.is_dir():
+        raise _in_the_way(out, "is a folder", "the rows are written to a file", out / "predictions.csv")
+    if out.exists() and not out.is_file():  # a device or a pipe, such as /dev/stdout
+        return False
+    make_folder(out.parent, "out", out.name)
+    if not out.exists():
+        return False
+    with out.open("rb") as file:
+        begin = file.read(len(HEADER))
+    if begin not in (HEADER, b""):
+        other = out.with_name(out.stem + "-predictions.csv")
+        raise _in_the_way(out, "exists and was not written by src.predict", "it would be overwritten", other)
+    return True
+
+
+def _in_the_way(out: Path, what: str, why: str, other: Path) -> UserError:
+    return UserError(
+        f"out={printable(out)} {what}",
+        where=str(out.absolute()),
+        why=why,
+        fix=corrected(f"out={other}"),
+        code=ExitCode.CANNOT_WRITE,
+    )
+
+
+class ImageFiles(Dataset[tuple[int, torch.Tensor | str]]):
+    """place -> (place, uint8 (3, S, S)) or (place, why the file cannot be read)."""
+
+    def __init__(self, paths: list[Path], card: ModelCard) -> None:
+        self.paths, self.options = paths, card.read_options
+        self.transform = eval_transform(card.preprocessing)
+        self.warned = False  # once in each loader process
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, place: int) -> str:
+        return str(self.paths[place])
+
+    def __getitem__(self, place: int) -> tuple[int, torch.Tensor | str]:
+        try:
+            image, findings = read_with_findings(self.paths[place], self.options)
+        except ImageError as error:
+            return place, str(error)
+        if not self.warned and (odd := other_bits(findings.bits, self.options.bits)):
+            self.warned = True
+            log.warning(f"{printable(self.paths[place])}: {odd}")
+        return place, self.transform(image)
+
+
+def _collate(items: list[tuple[int, torch.Tensor | str]]) -> tuple[torch.Tensor, list[int], dict[int, str]]:
+    """The images that could be read as a batch, their places, and the errors of the others by place."""
+    images = {place: item for place, item in items if isinstance(item, torch.Tensor)}
+    errors = {place: item for place, item in items if isinstance(item, str)}
+    return torch.stack(list(images.values())) if images else torch.empty(0), list(images), errors
+
+
+def show(rows: list[list[str]], top: int) -> None:
+    """The first rows as a table that fits the terminal; of a long path its end, where the file's name is."""
+    header = ["path", "class", "probability", f"next {min(2, top - 1)}"]
+    lines = [header] + [[printable(cell) for cell in _cells(row, top)] for row in rows[:SHOWN]]
+    widths = [max(map(cell_len, column)) for column in zip(*(line[:3] for line in lines), strict=True)]
+    last = max(min(cell_len(line[3]), MAX_ERROR) for line in lines)
+    room = shutil.get_terminal_size((100, 0)).columns - widths[1] - widths[2] - last - 6
+    widths[0] = min(widths[0], max(room, MIN_PATH))
+    for path, *others, end in lines:
+        cells = [_shortened(path, widths[0]), *others]
+        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+        log.info("  ".join([*padded, end]).rstrip())
+    if len(rows) > SHOWN:
+        log.info(f"... and {len(rows) - SHOWN} more")
+
+
+def _cells(row: list[str], top: int) -> list[str]:
+    """A row of the file as the four cells of the table."""
+    if row[-1]:
+        return [row[0], "", "", row[-1].removeprefix(f"{printable(row[0])}: ")]
+    others = [f"{row[3 + 2 * place]} {float(row[4 + 2 * place]):.2f}" for place in range(1, min(3, top))]
+    return [row[0], row[1], f"{float(row[2]):.3f}", ", ".join(others)]
+
+
+def _shortened(text: str, width: int) -> str:
+    """At most so many columns of the terminal, from the text's end."""
+    if cell_len(text) <= width:
+        return text
+    while cell_len(text) >= width:
+        text = text[1:]
+    return f"…{text}"

@@ -1,0 +1,120 @@
+"""run= and model= of evaluate, predict and export. A wrong one is answered with the newest runs that have a model."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from src.engine.commands.user_command import corrected, is_typed
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.run_dir import read_result
+from src.engine.runs.text import path_in, printable, shell_word
+
+MOST_SUGGESTIONS = 3
+FIRST_RUN = "python -m src.train name=first"
+
+
+def find_run(text: str) -> Path:
+    """The folder of a run with a model/. Raises UserError, which says what the folder is instead."""
+    path = path_in(text)
+    if (path / "config.yaml").is_file():
+        if has_model(path):
+            return path
+        raise _without_model(path)
+    for parent in path.parents:  # path is its model/, a checkpoint, a file in it
+        if (parent / "config.yaml").is_file():
+            message = f"run={printable(text)} lies in the folder of a run"
+            raise _refusal(message, path, "run= is the run's folder itself", corrected(f"run={parent}"))
+    if (path / "model.json").is_file():
+        names_classes = is_typed("images") and not is_typed("format")
+        raise _refusal(
+            f"run={printable(text)} is a model/ folder without its run",
+            path,
+            "settings and split of the run are not in it; src.predict names classes with it",
+            corrected(f"model={path}", remove=["run"])
+            if names_classes
+            else f"python -m src.predict model={shell_word(path)} images=photos/",
+        )
+    if path.is_dir() and (jobs := _usable(path)):
+        raise _refusal(
+            f"run={printable(text)} is not the folder of a run but of {len(jobs)} finished runs",
+            path,
+            "its jobs are runs of their own; the table and the report of a sweep say which is best",
+            _commands(jobs),
+        )
+    others = _usable(path.parent) or _usable(Path("runs")) or _usable(Path("runs"), "*/*")
+    same_name = [run for run in others if run.name == path.name]
+    raise _refusal(
+        f"run={printable(text)} is not the folder of a run",
+        path,
+        "it has no config.yaml" if path.exists() else "there is no such folder",
+        _commands(same_name or others) or FIRST_RUN,
+    )
+
+
+def find_model(text: str) -> Path:
+    """A model/ folder. Raises UserError for a folder without a model."""
+    path = path_in(text)
+    if (path / "model.json").is_file():
+        return path
+    if has_model(path):
+        raise _refusal(
+            f"model={printable(text)} is the folder of a run",
+            path,
+            "model= is the model/ folder in it, wherever it was copied to",
+            [corrected(f"model={path / 'model'}"), corrected(f"run={path}", remove=["model"])],
+        )
+    models = [run / "model" for run in (_usable(path.parent) or _usable(Path("runs")))]
+    raise _refusal(
+        f"{printable(text)} holds no model: model.json is missing",
+        path,
+        "a run writes its model/ when it ends; one that was interrupted has none yet",
+        [corrected(f"model={model}") for model in models[:MOST_SUGGESTIONS]] or FIRST_RUN,
+    )
+
+
+def _refusal(message: str, path: Path, why: str, fix: str | list[str]) -> UserError:
+    return UserError(message, where=str(path.absolute()), why=why, fix=fix, code=ExitCode.NO_INPUT)
+
+
+def has_model(run: Path) -> bool:
+    return (run / "model" / "model.json").is_file()
+
+
+def _without_model(path: Path) -> UserError:
+    """The error for a run that is not finished: its state, and the command that finishes it."""
+    result = read_result(path)
+    state, command = str(result.get("state", "not finished")), _own_command(result.get("command"))
+    why = {
+        "running": "it is under way, or was killed; model/ is written at its end",
+        "interrupted": "it was interrupted; model/ is written at its end, and the same command continues it",
+        "failed": f"it failed: {printable(result.get('error', ''))}",
+        "finished": "it finished, and its model/ was moved or deleted since",
+    }.get(state, "model/ is written at the end of a run")
+    continuing = [command] if command and state != "finished" else []
+    return _refusal(
+        f"the run {printable(path.name)} has no model ({printable(state)}): model/model.json is missing",
+        path / "model",
+        why,
+        [*continuing, *_commands(_usable(path.parent))] or FIRST_RUN,
+    )
+
+
+def _own_command(text: object) -> str | None:
+    """The text of a result.json, if it is a command of this program; not with anything that the shell would interpret."""
+    with suppress(ValueError):
+        if isinstance(text, str) and text.startswith("python -m src.train ") and shlex.join(shlex.split(text)) == text:
+            return text
+    return None
+
+
+def _commands(runs: Sequence[Path]) -> list[str]:
+    return [corrected(f"run={run}") for run in runs[:MOST_SUGGESTIONS]]
+
+
+def _usable(folder: Path, pattern: str = "*") -> list[Path]:
+    """The runs in a folder that have a model, newest first."""
+    runs = [run for run in folder.glob(pattern) if (run / "config.yaml").is_file() and has_model(run)]
+    return sorted(runs, key=lambda run: (run / "config.yaml").stat().st_mtime, reverse=True)

@@ -1,0 +1,74 @@
+"""A trained model in use: what evaluate, predict, export, the end of a run and a notebook compute with.
+
+model = TrainedModel.load(Path("runs/NAME/model"))
+probabilities = model.predict(model.read("image.jpg")[None])  # (1, number of classes)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from src.data.transforms import eval_transform
+from src.engine.images.reading import read_image
+from src.engine.memory.out_of_memory import InParts
+from src.engine.runs.machine import choose_device, set_threads
+from src.engine.runs.model_folder import ModelCard, load_model
+from src.engine.steps.precision import autocast, check_precision, usable_precision
+from src.models.building import rebuild
+from src.models.losses import probabilities
+from src.models.network import TransferNetwork
+
+CPU = torch.device("cpu")
+
+
+class TrainedModel:
+    """card: what the network takes, and what its outputs mean. precision: fp32, fp16 or bf16, in which it computes. folder:
+    the model/ folder that it was read from."""
+
+    def __init__(
+        self,
+        card: ModelCard,
+        network: TransferNetwork,
+        device: torch.device = CPU,
+        precision: str = "fp32",
+        folder: Path | None = None,
+    ) -> None:
+        self.card, self.device, self.precision, self.folder = card, device, precision, folder
+        self.network = network.to(device).eval()
+        self._forward = InParts(self.network)
+
+    @classmethod
+    def load(
+        cls, folder: Path, accelerator: str = "cpu", precision: str | None = None, threads: int | None = None
+    ) -> TrainedModel:
+        """The model of a model/ folder.
+
+        accelerator: auto, cpu, gpu or mps. precision: None for that of the training, or fp32 where the device does not have
+        it. threads: of the CPU; None for torch's default. Raises UserError for a folder, device or precision that cannot be
+        used.
+        """
+        card, state = load_model(folder)
+        device = choose_device(accelerator)
+        if precision is None:
+            precision = usable_precision(card.precision, device)
+        else:
+            check_precision(precision, device)
+        set_threads(threads)
+        return cls(card, rebuild(card, state, folder), device, precision, folder)
+
+    def read(self, path: str | Path) -> Tensor:
+        """An image file as the network takes it: uint8 (3, S, S). Raises ImageError."""
+        return eval_transform(self.card.preprocessing)(read_image(path, self.card.read_options))
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) -> float32 (B, outputs), on the device. A batch that does not fit is computed in parts."""
+        with autocast(self.precision, self.device):
+            return self._forward(images.to(self.device, non_blocking=True)).float()
+
+    def predict(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) -> the probability of each class, float32 (B, number of classes), on the CPU."""
+        return probabilities(self.logits(images), self.card.task).cpu()

@@ -1,0 +1,177 @@
+"""The end of a sweep, made from its journal alone: files for programs, the ranking on the screen, the failures.
+
+The display while it runs: src/engine/sweeps/progress.py; the page with plots: src/engine/sweeps/sweep_report.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.engine.commands.hydra_words import without_quotes
+from src.engine.commands.user_command import named
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.files import write_csv, write_text
+from src.engine.sweeps.goal import Goal
+from src.engine.sweeps.progress import best_text, short_names, values_of
+from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, PRUNED, Journal, TrialRecord, counted, ranking
+from src.engine.sweeps.sweep_report import write_sweep_report
+from src.engine.sweeps.sweep_scale import duration
+
+log = logging.getLogger(__name__)
+
+RANKED = 10  # trials of the ranking on the screen; sweep.csv has all
+LISTED = 8  # failed trials in an error, which has 15 lines
+LINE = 110  # characters of a line of an error
+IMPORT_SECONDS = 5.0  # of torch and Lightning, which Hydra's basic launcher does once
+
+
+def conclude(journal: Journal, goal: Goal) -> None:
+    """Writes the files and the report of a sweep, and prints its ranking."""
+    results = write_results(journal, goal)
+    try:
+        write_sweep_report(journal.path.parent, goal, results.get("command", ""))
+    except Exception:  # the sweep is done by now: a page that cannot be made must not turn it into a failed one
+        log.warning("the sweep's report.html could not be written; sweep.log says why", exc_info=True)
+    print_ranking(journal, goal)
+
+
+def say_if_basic_is_faster(journal: Journal, numbers: Sequence[int], seconds: float) -> None:
+    """Says so if the trials would have been faster without Ray, which takes time to start. seconds: of this launch."""
+    work = sum(journal.trials[number].seconds for number in numbers)
+    if work + IMPORT_SECONDS < seconds:
+        log.info(
+            f"note      {len(numbers)} short jobs took {duration(seconds)} with Ray; one after another, without "
+            f"hydra/launcher=ray_tune, they would take about {duration(work + IMPORT_SECONDS)}"
+        )
+
+
+def write_results(journal: Journal, goal: Goal) -> dict[str, Any]:
+    """Writes optimization_results.yaml and sweep.csv beside the journal; returns the content of the first one.
+
+    The keys best_* and command are left out if no trial has a value.
+    """
+    folder, trials = journal.path.parent, journal.trials
+    states = Counter(trial.state for trial in trials.values())
+    results: dict[str, Any] = {
+        "name": "ray_tune",  # as the sweepers of Hydra name themselves in this file
+        "metric": goal.metric,
+        "mode": goal.mode,
+        "num_trials": len(trials),
+        "num_pruned": states[PRUNED],
+        "num_diverged": states[DIVERGED],
+        "num_failed": states[FAILED],
+    }
+    if ranked := ranking(trials, goal):
+        best = ranked[0]
+        value, epoch = best.best(goal)
+        checkpoint = best_checkpoint(best)
+        results |= {
+            "best_trial": best.number,
+            "best_value": value,
+            "best_epoch": epoch,
+            "best_params": dict(best.params),
+            "best_overrides": list(best.overrides),
+            "best_folder": best.folder,
+            "best_checkpoint": checkpoint and checkpoint.as_posix(),
+            "command": single_run_command(best, folder.name),
+        }
+    write_text(folder / "optimization_results.yaml", yaml.safe_dump(results, sort_keys=False))
+    keys = list(short_names(trials.values()))
+    header = ["trial", "state", *keys, goal.metric, "best_epoch", "epochs", "seconds", "folder", "error"]
+    write_csv(folder / "sweep.csv", header, [_csv_row(trial, keys, goal) for _, trial in sorted(trials.items())])
+    return results
+
+
+def _csv_row(trial: TrialRecord, keys: Sequence[str], goal: Goal) -> list[Any]:
+    value, epoch = trial.best(goal) or (None, None)
+    params = [trial.params.get(key) for key in keys]
+    epochs, seconds = max(trial.rows, default=None), round(trial.seconds, 2)
+    return [trial.number, trial.state, *params, value, epoch, epochs, seconds, trial.folder, trial.error]
+
+
+def best_checkpoint(trial: TrialRecord) -> Path | None:
+    """The weights of the trial's best epoch, if it left any."""
+    path = Path(trial.folder) / "checkpoints" / "best.ckpt"
+    return path if path.exists() else None
+
+
+def single_run_command(trial: TrialRecord, sweep: str) -> str:
+    """The command that does what the trial did as a run of its own: runs/SWEEP-best."""
+    keys = {word: word.partition("=")[0].lstrip("+~") for word in trial.overrides}
+    words = [
+        without_quotes(word) for word, key in keys.items() if key != "name" and not key.startswith(("hydra.", "hydra/"))
+    ]
+    if "experiment" in keys.values():
+        words.append("hydra.mode=RUN")  # a recipe of a sweep would begin the sweep again
+    return shlex.join(["python", "-m", "src.train", *words, f"name={sweep}-best"])
+
+
+def print_ranking(journal: Journal, goal: Goal) -> None:
+    """Prints the best trials, the files of the sweep, the command that repeats the best trial, and what diverged.
+
+    The failed trials are in the error that follows (`failures`).
+    """
+    trials, folder = journal.trials, os.path.relpath(journal.path.parent)
+    ranked = ranking(trials, goal)
+    lines = ["", *_table(ranked[:RANKED], goal), counted(trials) if trials else "no trial has begun", ""]
+    if ranked:
+        best = ranked[0]
+        lines.append(f"best      {best.folder}: {goal.metric} {best_text(best, goal)}")
+        if checkpoint := best_checkpoint(best):
+            lines.append(f"weights   {checkpoint.as_posix()}")
+    else:
+        lines.append(f"best      no trial has a value of {goal.metric}")
+    lines.append(f"look at   {folder}/report.html")
+    lines.append(f"files     {folder}/: optimization_results.yaml, sweep.csv, {journal.path.name}")
+    if ranked:
+        lines.append(f"repeat    {single_run_command(ranked[0], journal.path.parent.name)}")
+    diverged = [trial for trial in trials.values() if trial.state == DIVERGED]
+    lines += [f"diverged  #{trial.number} {trial.error} ({trial.folder})" for trial in diverged]
+    for line in lines:
+        log.info(line)
+
+
+def _table(ranked: Sequence[TrialRecord], goal: Goal) -> list[str]:
+    """The ranking, aligned; [] if it is empty."""
+    if not ranked:
+        return []
+    names = short_names(ranked)
+    rows = [["rank", "trial", *names.values(), goal.metric, "state", "folder"]]
+    for rank, trial in enumerate(ranked, start=1):
+        rows.append(
+            [str(rank), f"#{trial.number}", *values_of(trial, names), best_text(trial, goal), trial.state, trial.folder]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def failures(journal: Journal) -> UserError | None:
+    """The error that ends a sweep if trials failed, to be raised when everything else is done; else None."""
+    failed = [trial for trial in journal.trials.values() if trial.state == FAILED]
+    if not failed:
+        return None
+    lines = []
+    for trial in failed[:LISTED]:  # each in one line, so that the fix below is not pushed out of the message
+        end = f" ({trial.folder})"
+        lines.append(
+            textwrap.shorten(f"#{trial.number} {trial.error}", max(40, LINE - len(end)), placeholder=" ...") + end
+        )
+    if len(failed) > LISTED:
+        lines.append(f"and {len(failed) - LISTED} more")
+    folder = journal.path.parent
+    return UserError(
+        f"{len(failed)} of {len(journal.trials)} trials failed",
+        where=str(folder),
+        why="\n".join(lines),
+        fix=f"{named(folder.name)} # tries only these again",
+        code=ExitCode.TRIALS_FAILED,
+    )

@@ -1,0 +1,100 @@
+"""How an image becomes a backbone's input, as plain values that travel with the weights.
+
+backbones.pretrained_preprocessing() fills it from the values that the weights were trained with; the data rooms follow
+the geometry (resize, crop), models/network.py the arithmetic (/255, normalise); model.json keeps it. No torch import:
+the command line reads it too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from src.engine.runs.plain_values import limited
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+CROP_MODES = ("center", "squash", "border")
+ROUNDINGS = ("round", "floor")
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """background: RGB, 0 to 255, laid under transparent images. max_megapixels: larger images are refused.
+
+    bits: how many bits the 16-bit channels of the set use: 2**bits-1 is white. 0: as many as the image itself uses.
+    """
+
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_megapixels: float = 100.0
+    bits: int = 16
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The steps, in order, for a uint8 image (3, H, W):
+
+    1. it is resized to resize_size = image_size / crop_ratio, rounded, with this interpolation. crop_mode says what gets
+       that size: center: its shorter side; squash: both sides; border: its longer side
+    2. the centre square of image_size is cut out. Where the image is smaller, a border is added: black, or for
+       crop_mode=border of the colour mean
+    3. it is divided by 255, and per channel (RGB) mean is subtracted and std divided by
+
+    Raises ValueError for values that cannot be meant.
+    """
+
+    image_size: int = limited(range=(1, 4096))  # side of the square the backbone sees, in pixels
+    crop_ratio: float  # share of the resized side that the centre crop keeps; above 1 a border is added
+    interpolation: str  # one of INTERPOLATIONS, always antialiased
+    mean: tuple[float, float, float] = limited(range=(-100, 100))  # RGB, of values in 0..1
+    std: tuple[float, float, float] = limited(range=(1e-4, 1e4))
+    crop_mode: str = "center"  # one of CROP_MODES, as timm has them
+    rounding: str = "round"  # of resize_size, one of ROUNDINGS: torchvision's weights round, timm's take the floor
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1, not {self.image_size}")
+        if not 0 < self.crop_ratio <= 2:
+            raise ValueError(f"crop_ratio must be above 0 and at most 2, not {self.crop_ratio}")
+        choices = {"interpolation": INTERPOLATIONS, "crop_mode": CROP_MODES, "rounding": ROUNDINGS}
+        for name, words in choices.items():
+            if (word := getattr(self, name)) not in words:
+                raise ValueError(f"{name} must be one of {', '.join(words)}, not {word!r}")
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ValueError(f"mean and std need one value for each of R, G, B, not {self.mean} and {self.std}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, not {self.std}")
+
+    @property
+    def resize_size(self) -> int:
+        """What a side is resized to, in pixels; which one says crop_mode."""
+        size = self.image_size / self.crop_ratio
+        return max(1, math.floor(size) if self.rounding == "floor" else round(size))
+
+    @property
+    def border(self) -> tuple[int, int, int]:
+        """The colour of a border, 0 to 255, where the resized image is smaller than image_size."""
+        return tuple(round(255 * level) for level in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of an image after the resize."""
+        size = self.resize_size
+        if self.crop_mode == "squash":
+            return size, size
+        if self.crop_mode == "border":
+            longer = max(height, width)
+            return max(1, round(height * size / longer)), max(1, round(width * size / longer))
+        return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for model.json."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The inverse of to_dict, also after a way through JSON. TypeError for a missing or unknown key."""
+        values = dict(values)
+        for key in ("mean", "std"):
+            if key in values:
+                values[key] = tuple(values[key])
+        return cls(**values)
