@@ -14,12 +14,13 @@ from tests.conftest import command_environment
 
 
 def test_keys_are_the_same_in_every_process():
-    code = "from src import seeding; print(seeding.key(1, 'order', 2), seeding.epoch_order(3, 4, 5))"
+    code = "from src.engine.runs import seeding; print(seeding.key(1, 'order', 2), seeding.epoch_order(3, 4, 5))"
     printed = {
         subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
             text=True,
+            check=True,
             env=command_environment() | {"PYTHONHASHSEED": str(salt)},
         ).stdout
         for salt in (1, 2)

@@ -20,7 +20,7 @@ from tests.warm import ROOT
 
 HEAD = """
 import os, signal, sys, time
-from src import signals
+from src.engine.runs import signals
 from src.engine.runs.errors import run_and_report
 signals.END_SECONDS = 1.0
 def me(number): os.kill(os.getpid(), number)

@@ -65,7 +65,7 @@ def test_it_ends_alike(run, end):
 
 
 STATE = """
-from src import logs
+from src.engine.runs import logs
 logs.to_screen()  # as every command does first
 import lightning, torch, torchmetrics, torchvision, hydra
 import ctypes, gc, json, logging, multiprocessing, os, random, signal, subprocess, sys, threading, warnings
