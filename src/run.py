@@ -15,10 +15,10 @@ from pathlib import Path
 import lightning as L
 
 from src.callbacks.checkpoint_selection import BEST
-from src.callbacks.gpu_memory import MemoryLog
 from src.config import Config
 from src.data.module import ImageData
 from src.engine.memory.batch_size import settle_batch_size
+from src.engine.memory.memory_log import MemoryLog
 from src.engine.reports.introduction import introduce
 from src.engine.reports.tables import print_result
 from src.engine.runs.checksum import damage
@@ -30,13 +30,13 @@ from src.engine.runs.measuring import measure
 from src.engine.runs.model_folder import save_model
 from src.engine.runs.model_readme import Origin, model_readme
 from src.engine.runs.progress import Throughput
-from src.engine.runs.selection import Chosen, choose_weights
+from src.engine.runs.selection import Chosen, choose_weights, find_callback
 from src.engine.runs.taking_up import taking_up
 from src.engine.runs.writing import LAST, PREVIOUS
 from src.engine.sweeps import trial
 from src.models.classifier import build_classifier
 from src.task import Task, build_task
-from src.trainer import build_trainer, find_callback
+from src.trainer import build_trainer
 
 log = logging.getLogger(__name__)
 

@@ -6,18 +6,17 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import TypeVar
 
 import lightning as L
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from src.callbacks.checkpoint_selection import BestCheckpoint
 from src.callbacks.freezing import FreezingSchedule
-from src.callbacks.gpu_memory import MemoryLog
 from src.config import Checkpoint
 from src.config import Logger as LoggerConfig
 from src.engine.commands.user_command import corrected
 from src.engine.memory.memory_growth import MemoryGrowth
+from src.engine.memory.memory_log import MemoryLog
 from src.engine.processes.sync_batchnorm import SyncedBatchNorm
 from src.engine.runs.averaging import WeightAverage
 from src.engine.runs.errors import ExitCode, UserError
@@ -35,8 +34,6 @@ from src.engine.sweeps.trial import current
 from src.engine.sweeps.trial_report import TrialReport
 from src.strategies.building import build_precision, build_strategy, can_repeat_steps
 from src.task import Task
-
-Kind = TypeVar("Kind", bound=L.Callback)
 
 
 def build_trainer(job: Job, task: Task) -> L.Trainer:
@@ -105,11 +102,6 @@ def checkpoint_callbacks(config: Checkpoint, folder: Path) -> list[L.Callback]:
     if config.select == "ema":
         callbacks.append(WeightAverage(0.99 if config.ema_decay is None else config.ema_decay))
     return callbacks
-
-
-def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind | None:
-    """The trainer's callback of that class, if it has one."""
-    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
 
 
 def _loggers(config: LoggerConfig, folder: Path) -> list[Logger]:

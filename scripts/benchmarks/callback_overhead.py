@@ -27,11 +27,11 @@ from torch import nn
 
 from src.callbacks.checkpoint_selection import BestCheckpoint
 from src.callbacks.freezing import FreezingSchedule
-from src.callbacks.gpu_memory import MemoryLog
 from src.config import Data, Optimizer
 from src.data.module import ImageData
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.memory.memory_growth import MemoryGrowth
+from src.engine.memory.memory_log import MemoryLog
 from src.engine.runs.averaging import WeightAverage
 from src.engine.runs.position import PositionCheckpoint, StopOnSignal
 from src.engine.runs.progress import Throughput

@@ -28,9 +28,9 @@ from callback_overhead import small_backbone, step_time
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
+from src.engine.processes.ddp import Ddp
 from src.engine.runs.position import PositionCheckpoint, StopOnSignal
 from src.engine.steps.out_of_memory import OutOfMemory
-from src.strategies.ddp import Ddp
 
 STEPS = 150
 

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from src.callbacks.gpu_memory import MemoryLog
 from src.engine.memory.memory_growth import MemoryGrowth
+from src.engine.memory.memory_log import MemoryLog
 from src.engine.weights.preprocessing import Preprocessing
 from src.models.network import Architecture, build_network
 

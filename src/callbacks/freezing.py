@@ -7,8 +7,9 @@ import logging
 import lightning as L
 import torch
 
-from src.models.freezing import BATCHNORM, FreezePlan
-from src.strategies.ddp import Ddp
+from src.engine.processes.ddp import Ddp
+from src.engine.steps.step_snapshot import BATCHNORM
+from src.models.freezing import FreezePlan
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from src.data.transforms import Transform, eval_transform, train_transform
 from src.engine.images.image_loader import ImageLoader, LoaderSettings
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.loading import eval_loader, train_loader
-from src.engine.images.sampler import WHOLE, EpochSampler, Share, batches_per_epoch
+from src.engine.images.sampler import EpochSampler, batches_per_epoch, share_of
 from src.engine.weights.preprocessing import Preprocessing
 
 
@@ -66,16 +66,3 @@ class ImageData(L.LightningDataModule):
     def _settings(self) -> LoaderSettings:
         processes = share_of(self.trainer).world // self.trainer.num_nodes if self.trainer else 1
         return loader_settings(self.config, self.images, max(1, processes))
-
-
-def share_of(trainer: L.Trainer | None) -> Share:
-    """The part of every batch that this process trains on: all of it where several work on the same batch (pipeline)."""
-    if trainer is None or not getattr(trainer.strategy, "shares_batches", True):
-        return WHOLE
-    return Share(trainer.global_rank, trainer.world_size)
-
-
-def shared_out(trainer: L.Trainer | None) -> tuple[int, int]:
-    """(rank, world) of share_of."""
-    share = share_of(trainer)
-    return share.rank, share.world

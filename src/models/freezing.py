@@ -17,12 +17,11 @@ from torch import nn
 from src.config import Freeze
 from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import UserError
+from src.engine.steps.step_snapshot import BATCHNORM
 from src.models.backbones import blocks
 from src.models.network import TransferNetwork
 
 log = logging.getLogger(__name__)
-
-BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 
 from src.config import Config
-from src.engine.processes.launching import PROCESS_PER_DEVICE
+from src.engine.processes.ddp import Ddp
 from src.engine.processes.ranks import DEFAULT_TIMEOUT_SECONDS
 from src.engine.steps.precision import precision_plugin
 from src.strategies.data_parallel import DataParallel
-from src.strategies.ddp import Ddp
 
 
 def build_strategy(config: Config, devices: Sequence[torch.device]) -> Strategy:
@@ -42,13 +41,6 @@ def build_precision(config: Config, device: torch.device) -> Precision:
 
         return stage_precision(config.precision.name, device)
     return precision_plugin(config.precision.name, device)
-
-
-def computing_at_once(config: Config, devices: Sequence[torch.device]) -> int:
-    """How many processes or threads of a run compute on this machine's CPU at the same time."""
-    if config.strategy.name in PROCESS_PER_DEVICE or (config.strategy.micro_batches or 1) > 1:
-        return len(devices)
-    return 1
 
 
 def can_repeat_steps(config: Config) -> bool:

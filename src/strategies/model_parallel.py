@@ -12,11 +12,11 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch import Tensor, nn
+from torch import Tensor
 
 from src.engine.pipeline.stage_threads import StageThreads
 from src.engine.steps.batch_loss import BatchLoss
-from src.engine.steps.engine_module import EngineModule, engine_module
+from src.engine.steps.engine_module import engine_module, set_device
 
 
 def build_model_parallel(micro_batches: int, schedule: str) -> ModelParallel:
@@ -60,14 +60,6 @@ class ModelParallel(SingleDeviceStrategy):
         """torch puts an optimizer's state beside its parameter; Lightning would move all to the root device."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             optimizer.load_state_dict(state)
-
-
-def set_device(module: EngineModule, device: torch.device) -> None:
-    """Sets module.device and moves all to it but the network."""
-    network = module.network
-    module.network = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-    module.to(device)
-    module.network = network
 
 
 class OverlappedModelParallel(ModelParallel):

@@ -14,10 +14,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.callbacks import gpu_memory
-from src.callbacks.gpu_memory import MemoryLog, batch_size_to_try, continue_csv
+from src.engine.memory import memory_log
 from src.engine.memory.gpu_driver import DriverReading
 from src.engine.memory.memory import live_bytes
+from src.engine.memory.memory_log import MemoryLog, batch_size_to_try, continue_csv
 
 MIB = 2**20
 PHASES = ("forward", "backward", "optimizer")
@@ -97,7 +97,7 @@ def test_a_step_that_fails_leaves_the_rows_before_it(tmp_path):
 
 
 def test_rows_reach_the_file_before_a_long_epoch_is_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_memory, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(memory_log, "ROWS_AT_ONCE", 3)
     at_step = {}
 
     class Wiser(Wide):
@@ -172,7 +172,7 @@ class FakeGpu:
         monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", self.statistics)
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self.reset)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (self.free * MIB, 1000 * MIB))
-        monkeypatch.setattr(gpu_memory, "Driver", lambda device: SimpleNamespace(read=lambda: self.driver))
+        monkeypatch.setattr(memory_log, "Driver", lambda device: SimpleNamespace(read=lambda: self.driver))
 
     def use(self, peak: int, left: int) -> None:
         """Work that needs `peak` MiB and leaves `left` allocated."""

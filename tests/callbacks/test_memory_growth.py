@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import nn
 
 from src.callbacks.freezing import FreezingSchedule
-from src.callbacks.gpu_memory import MemoryLog
 from src.config import Data, Optimizer
 from src.data.module import ImageData
 from src.engine.images.labelled_images import LabelledImages
@@ -23,6 +22,7 @@ from src.engine.memory import memory_growth
 from src.engine.memory.memory import live_bytes
 from src.engine.memory.memory_growth import THEN_EVERY, WARM_UP, WINDOW, MemoryGrowth, Rises, size
 from src.engine.memory.memory_holders import GRAPH_LIMIT, Holder, find_holders, graph_size
+from src.engine.memory.memory_log import MemoryLog
 from src.engine.runs.metrics_csv import MetricsCsv
 from src.engine.runs.progress import EpochLines, Throughput
 from src.engine.steps.engine_module import Training

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.strategies import DDPStrategy
 
-from src.strategies.ddp import Ddp
+from src.engine.processes.ddp import Ddp
 from tests.callbacks.small_training import Stock, classifier, fit, freezing
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
+from src.engine.processes.ddp import Ddp
 from src.engine.runs.errors import UserError
 from src.engine.steps.out_of_memory import OutOfMemory
-from src.strategies.ddp import Ddp
 from tests.callbacks.little_memory import Small, fit, noise
 
 LIMIT = 4

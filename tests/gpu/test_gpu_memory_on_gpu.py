@@ -7,9 +7,9 @@ import pynvml
 import pytest
 import torch
 
-from src.callbacks.gpu_memory import MemoryLog
 from src.engine.memory.gpu_driver import Driver
 from src.engine.memory.memory import available_bytes, read_allocator
+from src.engine.memory.memory_log import MemoryLog
 from tests.callbacks.test_gpu_memory import PHASES, table
 from tests.callbacks.test_memory_growth import ENOUGH, SumOfLosses, classifier, fit, image_data, warnings
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from src.callbacks.gpu_memory import MemoryLog, continue_csv
+from src.engine.memory.memory_log import MemoryLog, continue_csv
 from src.engine.runs.files import read_metrics
 from src.engine.runs.metrics_csv import EpochRow, MetricsCsv
 from src.engine.runs.position import PositionCheckpoint

@@ -9,8 +9,8 @@ import torch
 from src import config
 from src.engine.commands import config_checks
 from src.engine.commands.command_line import CONF
+from src.engine.runs.job import computing_at_once
 from src.engine.runs.machine import choose_devices, set_threads
-from src.strategies.building import computing_at_once
 from tests.conftest import SMALL, check_error
 
 SPLIT = ("model=model_parallel_resnet50", "model.weights=none", "trainer.accelerator=cpu")

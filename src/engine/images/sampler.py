@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from torch.utils.data import Sampler
 
 from src.engine.runs import seeding
+
+if TYPE_CHECKING:
+    import lightning as L  # takes seconds; predict does without it
 
 
 @dataclass(frozen=True)
@@ -104,3 +108,16 @@ def batches_per_epoch(images: int, batch_size: int) -> int:
     """How many global batches an epoch has."""
     full, rest = divmod(images, batch_size)
     return full + (1 if rest > 1 or full == 0 else 0)
+
+
+def share_of(trainer: L.Trainer | None) -> Share:
+    """The part of every batch that this process trains on: all of it where several work on the same batch (pipeline)."""
+    if trainer is None or not getattr(trainer.strategy, "shares_batches", True):
+        return WHOLE
+    return Share(trainer.global_rank, trainer.world_size)
+
+
+def shared_out(trainer: L.Trainer | None) -> tuple[int, int]:
+    """(rank, world) of share_of."""
+    share = share_of(trainer)
+    return share.rank, share.world

@@ -29,8 +29,7 @@ from torch.optim import Optimizer
 
 from src.engine.pipeline.pipeline_stage import LocalStage
 from src.engine.steps.batch_loss import BatchLoss
-from src.engine.steps.engine_module import engine_module
-from src.strategies.model_parallel import set_device
+from src.engine.steps.engine_module import engine_module, set_device
 
 
 class Pipeline(DDPStrategy):
@@ -45,7 +44,7 @@ class Pipeline(DDPStrategy):
     the others, where the process group is not there already.
     """
 
-    shares_batches = False  # all processes work on the same batch: src/data/module.py asks
+    shares_batches = False  # all processes work on the same batch: src/engine/images/sampler.py asks
 
     def __init__(self, micro_batches: int, schedule: str, timeout_seconds: float) -> None:
         self.timeout = timedelta(seconds=timeout_seconds)

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from src.engine.memory.out_of_memory import free
+from src.engine.processes.ddp import Ddp
 from src.engine.processes.shared_maximum import SharedMaximum
-from src.strategies.ddp import Ddp
 
 
 class Agreement:

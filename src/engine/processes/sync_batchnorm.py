@@ -15,7 +15,7 @@ from torch import nn
 
 from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import UserError
-from src.models.freezing import BATCHNORM
+from src.engine.steps.step_snapshot import BATCHNORM
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from src import config as configuration
 from src.config import Config, device_count
 from src.engine.commands.config_checks import without_effect
+from src.engine.processes.launching import PROCESS_PER_DEVICE
 from src.engine.processes.ranks import Ranks, joined
 from src.engine.processes.shared_folder import open_folder
 from src.engine.reports.report import write_report
@@ -24,7 +25,6 @@ from src.engine.runs.machine import begin_peak, choose_devices, set_threads
 from src.engine.runs.reading import newest_position
 from src.engine.runs.run_dir import RunFolder
 from src.engine.steps.precision import check_precision
-from src.strategies.building import computing_at_once
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,13 @@ def set_up_machine(config: Config, ranks: Ranks) -> list[torch.device]:
         log.warning(f"memory.history=true has no effect on {device.type}: it is about an NVIDIA GPU's allocations.")
     seeding.seed_everything(config.seed)
     return devices
+
+
+def computing_at_once(config: Config, devices: Sequence[torch.device]) -> int:
+    """How many processes or threads of a run compute on this machine's CPU at the same time."""
+    if config.strategy.name in PROCESS_PER_DEVICE or (config.strategy.micro_batches or 1) > 1:
+        return len(devices)
+    return 1
 
 
 def report(folder: RunFolder, result: dict[str, Any], phases: dict[int, list[str]] | None = None) -> None:

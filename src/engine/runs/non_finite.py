@@ -36,8 +36,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from src.data.module import shared_out
 from src.engine.commands.user_command import corrected, typed_name, typed_words
+from src.engine.images.sampler import shared_out
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import NAMES
 from src.engine.runs.run_names import free_name

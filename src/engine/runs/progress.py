@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from src.data.module import shared_out
+from src.engine.images.sampler import shared_out
 
 log = logging.getLogger(__name__)
 

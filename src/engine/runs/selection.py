@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import lightning as L
 import torch
@@ -22,20 +22,25 @@ from src.engine.runs.reading import FOREIGN, flaw, read_checkpoint, unusable
 from src.engine.runs.text import shell_word
 from src.engine.runs.writing import LAST
 from src.engine.steps.precision import autocast
+from src.engine.steps.step_snapshot import BATCHNORM
 from src.models.building import build_loss
-from src.models.freezing import BATCHNORM
 from src.models.network import TransferNetwork
 from src.task import Task
-from src.trainer import find_callback
 
 log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
+Kind = TypeVar("Kind", bound=L.Callback)
 
 
 class Chosen(NamedTuple):
     best_epoch: int  # counted from 1
     name: str  # whose weights the network has: epoch 7, the last step, the moving average, ...
+
+
+def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind | None:
+    """The trainer's callback of that class, if it has one."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
 
 
 def choose_weights(job: Job, task: Task, trainer: L.Trainer) -> Chosen:

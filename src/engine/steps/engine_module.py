@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from src.data.module import shared_out
-from src.engine.images.sampler import PADDING
+from src.engine.images.sampler import PADDING, shared_out
 from src.engine.memory.out_of_memory import InParts
 from src.engine.runs import seeding
 
@@ -250,3 +249,11 @@ def _count_steps_as_manual(checkpoint: dict[str, Any]) -> None:
     manual = "epoch_loop.manual_optimization.optim_step_progress"
     if loop[manual]["total"]["completed"] == 0:
         loop[manual] = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
+
+
+def set_device(module: EngineModule, device: torch.device) -> None:
+    """Sets module.device and moves all to it but the network."""
+    network = module.network
+    module.network = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    module.to(device)
+    module.network = network

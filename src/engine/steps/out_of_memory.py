@@ -19,12 +19,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from src.data.module import shared_out
+from src.engine.images.sampler import shared_out
 from src.engine.memory.out_of_memory import Exhausted, PartSize, free, is_out_of_memory, part_sizes
 from src.engine.processes.agreement import Agreement
+from src.engine.processes.ddp import Ddp
 from src.engine.steps.engine_module import Batch, EngineModule, Outputs, engine_module
 from src.engine.steps.step_snapshot import StepSnapshot
-from src.strategies.ddp import Ddp
 
 log = logging.getLogger(__name__)
 

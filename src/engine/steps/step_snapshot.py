@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from src.models.freezing import BATCHNORM
+BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class StepSnapshot:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from src.data.module import shared_out
+from src.engine.images.sampler import shared_out
 from src.engine.memory.gpu_driver import Driver
 from src.engine.memory.memory import MIB, Allocator, live_bytes, read_allocator
 from src.engine.memory.ram import resident_bytes
