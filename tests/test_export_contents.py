@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from src.data.transforms import eval_transform
 from src.engine.export.writers import WRITERS
 from src.engine.images.reading import read_image
+from src.engine.images.resizing import eval_transform
 from src.engine.runs.model_folder import ModelCard
 from src.engine.runs.trained_model import TrainedModel
+from src.engine.steps.outputs import probabilities
 from src.engine.weights.preprocessing import Preprocessing
-from src.models.losses import probabilities
 from src.models.network import Architecture, build_network
 from tests.data.odd_images import orientation_exif
 

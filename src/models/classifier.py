@@ -15,9 +15,10 @@ from src.config import Config
 from src.config import Optimizer as OptimizerConfig
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.steps.engine_module import EngineModule, Training
+from src.engine.steps.metrics import SplitMetrics
+from src.engine.steps.outputs import predicted_classes
 from src.models.building import build_loss
-from src.models.losses import ClassificationLoss, predicted_classes
-from src.models.metrics import SplitMetrics
+from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.models.optimizers import build_optimizer, build_plateau, build_schedule
 

@@ -1,4 +1,4 @@
-"""The loss of a task, and the classes and probabilities that its logits stand for."""
+"""The loss of a task; what its logits stand for is in src/engine/steps/outputs.py."""
 
 from __future__ import annotations
 
@@ -37,19 +37,6 @@ class ClassificationLoss(torch.nn.Module):
     def weight(self, labels: torch.Tensor) -> torch.Tensor | int:
         """The divisor of the mean over these labels: their number, or the sum of their classes' weights."""
         return len(labels) if self.class_weights is None else self.class_weights[labels].sum()
-
-
-def probabilities(logits: torch.Tensor, task: str) -> torch.Tensor:
-    """(B, C) probabilities of (B, C) logits, or (B, 2) of a single logit: that of class 1 second."""
-    if task == "multiclass":
-        return logits.float().softmax(1)
-    second = logits.float().sigmoid()
-    return torch.cat([1 - second, second], 1)
-
-
-def predicted_classes(logits: torch.Tensor, task: str) -> torch.Tensor:
-    """int64 (B,)."""
-    return logits.argmax(1) if task == "multiclass" else (logits[:, 0] > 0).long()
 
 
 # data.class_weights=balanced: an image of a rare class weighs at most this many times an image of the largest class. By

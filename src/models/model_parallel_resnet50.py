@@ -7,7 +7,7 @@ src/engine/pipeline/pipeline.py has one process per stage; both keep several mic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from src.engine.commands.user_command import corrected
+from src.engine.pipeline.stage import Stage
 from src.engine.runs.errors import UserError
 
 # The layers in the order of the forward pass.
@@ -25,37 +26,6 @@ UNITS = (
 )
 BLOCKS = UNITS[3:-3]  # cuts after all of these give the smallest stages that have weights
 CUTS = (*BLOCKS, "layer1", "layer2", "layer3")  # the layers after which it can be cut
-
-
-class Stage(nn.Module):
-    """Some layers in a row, shared with their network. before: applied to the input first, such as normalisation."""
-
-    def __init__(self, layers: Sequence[nn.Module], before: Callable[[Tensor], Tensor] | None = None) -> None:
-        super().__init__()
-        self.layers, self.before = nn.ModuleList(layers), before
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are. Every stage has some."""
-        return next(self.parameters()).device
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.before is not None:
-            x = self.before(x)
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-    def place(self, device: torch.device) -> None:
-        """Replaces weights and buffers by copies on the device; build the optimizer afterwards.
-
-        Module.to changes tensors in place, which fails on the fake tensors that the tests put on GPUs.
-        """
-        for layer in self.modules():
-            for name, weight in layer.named_parameters(recurse=False):
-                setattr(layer, name, nn.Parameter(weight.detach().to(device), weight.requires_grad))
-            for name, buffer in layer.named_buffers(recurse=False):
-                setattr(layer, name, buffer.to(device))
 
 
 class ModelParallelResNet50(ResNet):

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from src.engine.pipeline.stage import Stage
 from src.engine.runs.plain_values import limited
+from src.engine.steps.network import Network
 from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import build_backbone
 from src.models.heads import HEADS, KEEP_CLASSIFIER, build_head
-from src.models.model_parallel_resnet50 import ModelParallelResNet50, Stage
+from src.models.model_parallel_resnet50 import ModelParallelResNet50
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Architecture:
         return cls(**values)
 
 
-class TransferNetwork(nn.Module):
+class TransferNetwork(Network):
     """A pretrained backbone with a new head.
 
     Its state_dict holds 'backbone.*' (the library's own names) and 'head.*' and nothing else: mean and std follow from

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from src.engine.steps.engine_module import EngineModule, Training
+from src.engine.steps.metrics import SplitMetrics
 from src.models.losses import ClassificationLoss
-from src.models.metrics import SplitMetrics
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB."
 BATCHES = (16, 16, 16, 6)  # of an epoch

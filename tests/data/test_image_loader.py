@@ -20,12 +20,12 @@ from PIL import Image
 
 from src.config import Data
 from src.data.sources import load_images
-from src.data.transforms import eval_transform
 from src.engine.images import image_loader, loader_faults, loader_watch
 from src.engine.images.image_loader import LoaderSettings
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.loading import eval_loader, train_loader
 from src.engine.images.reading import ImageError
+from src.engine.images.resizing import eval_transform
 from src.engine.images.sampler import EpochSampler
 from src.engine.images.time_limit import NoAnswer, one_by_one
 from src.engine.runs.errors import ExitCode, LoaderFault, Terminated, UserError

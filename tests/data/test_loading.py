@@ -10,9 +10,10 @@ import torch
 
 from src.config import Data
 from src.data.sources import load_images
-from src.data.transforms import eval_transform, train_transform
+from src.data.transforms import train_transform
 from src.engine.images.image_loader import LoaderSettings
 from src.engine.images.loading import eval_loader, num_workers, train_loader
+from src.engine.images.resizing import eval_transform
 from src.engine.images.sampler import PADDING, EpochSampler, PartSampler, Share, batches_per_epoch
 from src.engine.weights.preprocessing import Preprocessing
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from src.data.transforms import eval_transform, train_transform
+from src.data.transforms import train_transform
+from src.engine.images.resizing import eval_transform
 from src.engine.runs import seeding
 from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import pretrained_preprocessing

@@ -16,9 +16,9 @@ from src.engine.images.sampler import EpochSampler, Share
 from src.engine.runs.measuring import measure_split
 from src.engine.runs.trained_model import TrainedModel
 from src.engine.steps.engine_module import Training
+from src.engine.steps.metrics import SplitMetrics, WeightedMean
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss, class_weights
-from src.models.metrics import SplitMetrics, WeightedMean
 from tests.callbacks.small_training import QUIET, SQUARE, freezing, images, network
 from tests.checkpoints.test_model_folder import CARD
 

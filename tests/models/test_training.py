@@ -12,9 +12,10 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import nn
 
 from src.config import Config, Optimizer
+from src.engine.steps.metrics import SplitMetrics
+from src.engine.steps.outputs import predicted_classes, probabilities
 from src.models.classifier import build_classifier
-from src.models.losses import ClassificationLoss, predicted_classes, probabilities
-from src.models.metrics import SplitMetrics
+from src.models.losses import ClassificationLoss
 from src.models.optimizers import build_optimizer, build_plateau, build_schedule, parameter_groups
 from tests.callbacks.small_training import classifier, fit, freezing, images, network
 

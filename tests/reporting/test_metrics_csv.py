@@ -13,7 +13,7 @@ from src.engine.runs.metrics_csv import EpochRow, MetricsCsv
 from src.engine.runs.position import PositionCheckpoint
 from src.engine.runs.progress import Throughput
 from src.engine.runs.writing import DurableCheckpointIO
-from src.models.metrics import SplitMetrics
+from src.engine.steps.metrics import SplitMetrics
 from tests.callbacks.small_training import classifier, fit
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from src.config import Config
 from src.data.sources import image_root, lists_files, load_images
-from src.data.transforms import eval_transform
 from src.engine.commands import config_checks
 from src.engine.commands.user_command import corrected
 from src.engine.images.folders import list_images
 from src.engine.images.reading import ImageError
+from src.engine.images.resizing import eval_transform
 from src.engine.images.splits import read_split_file
 from src.engine.images.time_limit import in_time
 from src.engine.runs.errors import ExitCode, UserError

@@ -8,9 +8,9 @@ from itertools import chain
 import torch
 from torch.utils.data import Dataset
 
-from src.data.transforms import Transform, eval_transform
 from src.engine.images.image_loader import ImageLoader, LoaderSettings, image_loader
 from src.engine.images.labelled_images import LabelledImages
+from src.engine.images.resizing import Transform, eval_transform
 from src.engine.images.sampler import PADDING, WHOLE, EpochSampler, PartSampler, Share
 from src.engine.runs import seeding
 from src.engine.runs.cores import cpu_cores

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-from src.models.model_parallel_resnet50 import Stage
-from src.models.network import TransferNetwork
+from src.engine.pipeline.stage import Stage
+from src.engine.steps.network import Network
 
 Context = Callable[[], AbstractContextManager[None]]
 
@@ -29,7 +29,7 @@ class LocalStage:
 
     def __init__(
         self,
-        network: TransferNetwork,
+        network: Network,
         device: torch.device,
         micro_batches: int,
         schedule: str,

@@ -21,12 +21,13 @@ from torch.optim import Optimizer
 
 from src.config import Config
 from src.engine.commands.user_command import corrected
+from src.engine.pipeline.stage import Stage
 from src.engine.pipeline.stage_threads import warmup
 from src.engine.runs import seeding
 from src.engine.runs.errors import UserError
+from src.engine.steps.network import Network
 from src.engine.steps.precision import autocast
-from src.models.model_parallel_resnet50 import BLOCKS, Stage
-from src.models.network import TransferNetwork
+from src.models.model_parallel_resnet50 import BLOCKS
 from src.models.optimizers import build_optimizer, make_states
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,7 @@ class Measured(NamedTuple):
     activations: int  # bytes that a micro-batch needs from its forward to its backward pass
 
 
-def choose_split(
-    config: Config, network: TransferNetwork, device: torch.device, stages: int, image_size: int
-) -> list[str]:
+def choose_split(config: Config, network: Network, device: torch.device, stages: int, image_size: int) -> list[str]:
     """The layers to cut after, for ModelParallelResNet50.split. Prints them with the share of every stage.
 
     Among all cuts, the one whose slowest stage is quickest (model.split_at=auto), or whose largest stage is smallest
@@ -87,7 +86,7 @@ def stage_costs(costs: Sequence[Sequence[float]], cuts: Sequence[int]) -> list[f
     return [sum(row[start:stop]) for row, (start, stop) in zip(costs, bounds, strict=True)]
 
 
-def measure(config: Config, network: TransferNetwork, device: torch.device, image_size: int) -> list[Measured]:
+def measure(config: Config, network: Network, device: torch.device, image_size: int) -> list[Measured]:
     """Every block of a copy of the network, with a micro-batch of random images as large as the run's."""
     network = copy.deepcopy(network)
     network.backbone.split(BLOCKS)

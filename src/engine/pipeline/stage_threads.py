@@ -22,7 +22,7 @@ from queue import SimpleQueue
 
 from torch import Tensor
 
-from src.models.model_parallel_resnet50 import Stage
+from src.engine.pipeline.stage import Stage
 
 Operation = tuple[str, int]  # "forward" or "backward", and the number of the micro-batch
 LossOf = Callable[[int, Tensor], Tensor]  # micro-batch, output of the last stage -> what is differentiated

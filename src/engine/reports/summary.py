@@ -8,10 +8,10 @@ import torch
 import torchinfo
 
 from src.engine.runs.files import write_text
-from src.models.network import TransferNetwork
+from src.engine.steps.network import Network
 
 
-def write_summary(path: Path, network: TransferNetwork, image_size: int) -> str:
+def write_summary(path: Path, network: Network, image_size: int) -> str:
     """Writes torchinfo's table at the real input size and the list of tensors; returns the line for the screen.
 
     Trainable and frozen are counted as the network stands: in the first epoch.

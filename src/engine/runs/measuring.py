@@ -19,9 +19,10 @@ from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
 from src.engine.runs.run_names import free_name
 from src.engine.runs.trained_model import TrainedModel
+from src.engine.steps.metrics import SplitMetrics
+from src.engine.steps.outputs import predicted_classes
 from src.models.building import build_loss
-from src.models.losses import ClassificationLoss, predicted_classes
-from src.models.metrics import SplitMetrics
+from src.models.losses import ClassificationLoss
 from src.task import Task
 
 log = logging.getLogger(__name__)

@@ -12,13 +12,13 @@ from rich.cells import cell_len
 from rich.progress import track
 from torch.utils.data import Dataset
 
-from src.data.transforms import eval_transform
 from src.engine.commands.user_command import corrected
 from src.engine.images import time_limit
 from src.engine.images.folders import list_images
 from src.engine.images.image_loader import LoaderSettings, image_loader
 from src.engine.images.oddities import other_bits
 from src.engine.images.reading import ImageError, read_with_findings
+from src.engine.images.resizing import eval_transform
 from src.engine.images.sampler import PartSampler
 from src.engine.runs.cores import cpu_cores
 from src.engine.runs.errors import ExitCode, UserError

@@ -21,10 +21,10 @@ from src.engine.runs.measuring import measure_split
 from src.engine.runs.reading import FOREIGN, flaw, read_checkpoint, unusable
 from src.engine.runs.text import shell_word
 from src.engine.runs.writing import LAST
+from src.engine.steps.network import Network
 from src.engine.steps.precision import autocast
 from src.engine.steps.step_snapshot import BATCHNORM
 from src.models.building import build_loss
-from src.models.network import TransferNetwork
 from src.task import Task
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def average_of_epochs(folder: Path, ranking: Sequence[int], best: State) -> tupl
 
 @torch.no_grad()
 def recompute_batchnorm(
-    network: TransferNetwork, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, precision: str
+    network: Network, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, precision: str
 ) -> None:
     """Sets the statistics of the BatchNorm layers in training mode to the mean over the batches; leaves eval mode."""
     layers = [layer for layer in network.modules() if isinstance(layer, BATCHNORM) and layer.training]

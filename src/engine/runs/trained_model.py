@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from src.data.transforms import eval_transform
 from src.engine.images.reading import read_image
+from src.engine.images.resizing import eval_transform
 from src.engine.memory.out_of_memory import InParts
 from src.engine.runs.machine import choose_device, set_threads
 from src.engine.runs.model_folder import ModelCard, load_model
+from src.engine.steps.network import Network
+from src.engine.steps.outputs import probabilities
 from src.engine.steps.precision import autocast, check_precision, usable_precision
 from src.models.building import rebuild
-from src.models.losses import probabilities
-from src.models.network import TransferNetwork
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ class TrainedModel:
     def __init__(
         self,
         card: ModelCard,
-        network: TransferNetwork,
+        network: Network,
         device: torch.device = CPU,
         precision: str = "fp32",
         folder: Path | None = None,

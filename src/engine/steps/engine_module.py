@@ -25,8 +25,8 @@ from src.engine.memory.out_of_memory import InParts
 from src.engine.runs import seeding
 
 if TYPE_CHECKING:
-    from src.models.metrics import SplitMetrics
-    from src.models.network import TransferNetwork
+    from src.engine.steps.metrics import SplitMetrics
+    from src.engine.steps.network import Network
 
 Batch = tuple[Tensor, Tensor]  # images uint8 (B, 3, S, S), labels int64 (B,)
 Outputs = dict[str, Tensor]  # loss: mean over the batch; predicted: int64 (B,)
@@ -59,7 +59,7 @@ class Training:
 class EngineModule(L.LightningModule):
     """See above. train_metrics, val_metrics: updated with every batch, computed and logged after each epoch."""
 
-    network: TransferNetwork
+    network: Network
 
     def __init__(self, training: Training, train_metrics: SplitMetrics, val_metrics: SplitMetrics) -> None:
         super().__init__()
