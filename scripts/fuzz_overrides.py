@@ -25,10 +25,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src import config
+from src import rules  # noqa: F401 (registers the settings)
 from src.engine.commands import config_checks, word_checks
 from src.engine.commands.command_line import translate
 from src.engine.commands.hydra_words import for_hydra
+from src.engine.commands.schema import KNOBS
 from src.engine.runs import seeding
 from src.engine.runs.errors import UserError
 from src.engine.sweeps import settings
@@ -71,7 +72,7 @@ USUAL = {"int": ("1", "2", "3"), "float": ("0.1", "0.5", "1.0"), "bool": ("true"
 def knobs() -> dict[str, tuple[str, ...]]:
     """Sensible values of each setting, by its key."""
     found = {}
-    for key, knob in config.KNOBS.items():
+    for key, knob in KNOBS.items():
         kind = str(knob.type).partition(" ")[0]
         if key not in FIXED and (kind in USUAL or "options" in knob.metadata):
             found[key] = knob.metadata.get("options", USUAL.get(kind))
@@ -123,7 +124,6 @@ def main() -> int:
     parser.add_argument("--run", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    config.register()
     settings.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name: name or "sweep", replace=True)
     generator, seen, taken = seeding.generator(options.seed, "fuzz"), Counter[str](), []

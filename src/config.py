@@ -9,16 +9,15 @@ contradict each other, all of it before torch is imported.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from src.engine.commands.knobs import choice, knobs_of, number, value
+from src.engine.commands import schema
+from src.engine.commands.knobs import ANY, choice, number, value
 
 METRICS = {"val/acc": "max", "val/balanced_acc": "max", "val/macro_f1": "max", "val/loss": "min"}  # metric -> better
-ANY = 10**9  # no upper limit that a user meets
 
 
 @dataclass(kw_only=True)
@@ -171,38 +170,4 @@ class Config:
     logger: Logger = field(default_factory=Logger)
 
 
-KNOBS = knobs_of(Config)  # the field of every setting, such as data.batch_size, and of every section
-
-
-def register() -> None:
-    """Makes the schema known to Hydra; conf/train.yaml begins with it."""
-    ConfigStore.instance().store(name="schema", node=Config)
-
-
-def quick(config: Config) -> Config:
-    """debug=true: three steps of every phase, one epoch each, so that a mistake anywhere shows in seconds."""
-    phases = config.freeze.phases
-    starts = sorted(phases) if phases else ([0] if config.freeze.preset in ("head_only", "full") else [0, 1])
-    return replace(
-        config,
-        trainer=replace(config.trainer, max_epochs=len(starts), limit_batches=3),
-        freeze=replace(
-            config.freeze,
-            unfreeze_epoch=min(1, config.freeze.unfreeze_epoch),
-            phases={epoch: phases[start] for epoch, start in enumerate(starts)} if phases else None,
-        ),
-    )
-
-
-def plain(config: Config) -> dict[str, Any]:
-    """The config as nested dicts of plain values: what config.yaml and checkpoints hold."""
-    return asdict(config)
-
-
-def device_count(trainer: Trainer) -> int:
-    """How many devices a machine uses: trainer.devices as a number."""
-    if trainer.devices == "auto":
-        import torch  # takes seconds
-
-        return max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "gpu") else 1
-    return len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
+schema.register(Config, METRICS)

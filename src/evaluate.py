@@ -20,6 +20,7 @@ if __name__ == "__main__":
 import sys
 from dataclasses import dataclass
 
+from src import rules  # noqa: F401 (registers the settings)
 from src.engine.commands import config_checks
 from src.engine.commands.knobs import choice
 from src.engine.commands.user_command import corrected

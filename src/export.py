@@ -21,6 +21,7 @@ if __name__ == "__main__":
 import sys
 from dataclasses import dataclass
 
+from src import rules  # noqa: F401 (registers the settings)
 from src.engine.commands.words import read_words
 from src.engine.export.formats import choose_format
 from src.engine.runs.errors import run_and_report

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
-from operator import attrgetter
 from typing import Any
 
-from src.config import ANY, KNOBS, Config, device_count
-from src.engine.commands.knobs import example_of
-from src.engine.commands.user_command import is_typed
+from src.config import Config
+from src.engine.commands.knobs import ANY, example_of
+from src.engine.commands.schema import COMPLETIONS, COMPUTED, KNOBS, RULES, Condition, Rule, value_of
+from src.engine.commands.user_command import is_typed, typed_value
+from src.engine.memory.gpus import device_count
 
-Condition = Callable[[Config], bool]
 # fmt: off
 # Settings that only some sources or strategies read.
 FILES = ("image_folder", "table", "torchvision")
@@ -37,15 +36,6 @@ OF_STRATEGIES = {
 }
 NEEDED = {"image_folder": "data.root", "table": "data.table", "torchvision": "data.name"}
 # fmt: on
-
-
-@dataclass(frozen=True)
-class Rule:
-    broken: Condition  # whether the config has the mistake
-    found: str
-    why: str
-    fix: str = ""
-    is_error: bool = True
 
 
 def wrong(key: str, is_right: Callable[[Any], bool], what: str, found: str = "is out of range") -> Rule:
@@ -105,22 +95,31 @@ def parts(c: Config) -> int:
     return c.strategy.micro_batches or 1 if c.strategy.name in STAGES else devices(c)
 
 
-def value_of(config: Config, key: str) -> Any:
-    """The value that `<key>` and `{key}` stand for: of a setting, of a group (its choice), or of a function above."""
-    if key in COMPUTED:
-        return COMPUTED[key](config)
-    value = attrgetter(key)(config)
-    return getattr(value, "source", None) or attrgetter("name")(value) if is_dataclass(value) else value
+def completed(use: list[str], remove: list[str]) -> tuple[list[str], list[str]]:
+    """Another strategy brings what it needs, and leaves out what it refuses."""
+    strategy = next((word.partition("=")[2] for word in use if word.startswith("strategy=")), None)
+    if strategy is None:
+        return use, remove
+    if strategy in STAGES:
+        use = use if typed_value("model") == "model_parallel_resnet50" else ["model=model_parallel_resnet50", *use]
+        remove = remove if typed_value("model.backbone") == "resnet50" else [*remove, "model.backbone"]
+    if typed_value("trainer.devices") in (None, "1"):
+        use = [*use, "trainer.devices=2"]
+    if "strategy.sync_batchnorm=true" in use:
+        use = [*use, "oom.policy=stop"]
+    return use, [*remove, *(key for key, strategies in OF_STRATEGIES.items() if strategy not in strategies)]
 
+
+COMPLETIONS.append(completed)
 
 PHASES = "a schedule of blocks to train from an epoch on: {0: [block, ...], epoch: [block, ...], ...}, from epoch 0"
 # fmt: off
-COMPUTED: dict[str, Callable[[Config], Any]] = {
+COMPUTED.update({
     "devices": devices, "stages": stages, "parts": parts, "enough": lambda c: max(2, stages(c)),
     "parts.kind": lambda c: "micro-batches" if c.strategy.name in STAGES else "devices",
     "parts.key": lambda c: "strategy.micro_batches" if c.strategy.name in STAGES else "trainer.devices",
-}
-RULES = [
+})
+RULES.extend([
     wrong("data.batch_size", lambda size: size == "auto" or (type(size) is int and 1 <= size <= 10**6),
           "a whole number from 1, or auto, and at most 1000000"),
     wrong("trainer.max_time", lambda time: time is None or re.fullmatch(r"\d{1,5}:\d\d:\d\d:\d\d", time) is not None,
@@ -217,5 +216,5 @@ RULES = [
           "the others would wait for the statistics of a process that repeats its batch in parts", "oom.policy=stop"),
     clash("checkpoint.select", "strategy", lambda c: c.strategy.name == "pipeline" and c.checkpoint.select == "ema",
           "no process has all weights of a step to average", "checkpoint.select=average_top_k"),
-]
+])
 # fmt: on

@@ -1,7 +1,7 @@
 """One run, from the config to its result. Read `run` first: it is all that happens.
 
 Called by src/train.py, once per job, or in each process of a job that has several (strategy=ddp,
-src/engine/processes/rank.py). The folder it leaves is described in README.md, 'A run's folder'.
+src/rank.py). The folder it leaves is described in README.md, 'A run's folder'.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from src import rules  # noqa: F401 (registers the settings)
 from src.engine.commands import config_checks
 from src.engine.commands.command_line import run_hydra
 from src.engine.commands.config_checks import without_effect

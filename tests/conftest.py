@@ -13,6 +13,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
+from src import rules  # noqa: F401 (registers the settings)
 from src.engine.commands.hydra_words import for_hydra
 from src.engine.runs.errors import ExitCode, UserError
 from tests import warm
@@ -123,11 +124,9 @@ def parses(words: list[str]) -> bool:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from src import config
     from src.engine.commands import config_checks
     from src.engine.sweeps import settings
 
-    config.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "sweep", replace=True)
     settings.register()
     words = for_hydra(words, multirun="-m" in words)

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from src import config
 from src.engine.commands import command_line, config_checks
 from src.engine.commands.command_line import CONF
+from src.engine.commands.schema import KNOBS
 from src.engine.runs.errors import ExitCode, UserError
 from tests.conftest import ROOT, check_error, command_environment
 
@@ -185,18 +186,17 @@ def test_the_yaml_files_and_the_schema_agree(monkeypatch, tmp_path):
             for top, value in nested.items()
             for leaf in (value if isinstance(value, dict) else [""])
         }
-    groups = {key.partition(".")[0] for key in config.KNOBS if "." in key}
-    missing = {key for key in config.KNOBS if key not in keys and key not in groups}
+    groups = {key.partition(".")[0] for key in KNOBS if "." in key}
+    missing = {key for key in KNOBS if key not in keys and key not in groups}
     assert not missing, missing
 
 
 def test_conf_and_the_schema_have_the_same_defaults():
     """The schema's stand for keys that an older run's config.yaml lacks; conf/'s are those that a reader sees."""
-    config.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         chosen = config_checks.read(compose("train", ["data=image_folder", "data.root=."]))
     chosen.data.root = None
-    for key in config.KNOBS:
+    for key in KNOBS:
         default = attrgetter(key)(config.Config())
         assert default == "???" or is_dataclass(default) or attrgetter(key)(chosen) == default, key
 

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 from filelock import FileLock
 
-from src.config import Config, Data, plain
+from src.config import Config, Data
 from src.engine.commands import config_checks
 from src.engine.runs import files, run_dir
 from src.engine.runs.errors import ExitCode, Terminated, UserError
@@ -30,7 +31,7 @@ def settings(tmp_path: Path):
     """settings(lr=0.1) -> the whole config as plain values, of a run in tmp_path/runs."""
 
     def make(lr: float = 0.001) -> dict:
-        config = plain(Config(data=Data(source="digits"), runs_dir=str(tmp_path / "runs")))
+        config = asdict(Config(data=Data(source="digits"), runs_dir=str(tmp_path / "runs")))
         config["optimizer"] |= {"name": "adamw", "lr": lr}
         config["model"]["backbone"] = "resnet18"
         config["strategy"]["name"], config["precision"]["name"] = "single", "fp32"

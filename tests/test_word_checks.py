@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import config, train
+from src import train
 from src.engine.commands import config_checks, word_checks
 from src.engine.commands.command_line import translate
 from src.engine.commands.config_checks import without_effect
@@ -155,7 +155,6 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         Path(name).mkdir()
     for file in ("labels.csv", "somewhere/config.yaml", "somewhere/last.ckpt"):
         Path(file).touch()
-    config.register()
     settings.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "sweep", replace=True)
 

@@ -64,7 +64,7 @@ def ranks(folder: Path) -> dict[int, int]:
     found: dict[int, int] = {}
     for pid, line in sorted(processes_of(folder).items(), reverse=True):
         # A loader process is a copy of its rank, and younger; that of a validation may have ended meanwhile.
-        if "src.engine.processes.rank" in line and (rank := environment_of(pid).get("RANK")) is not None:
+        if "src.rank" in line and (rank := environment_of(pid).get("RANK")) is not None:
             found[int(rank)] = pid
     return found
 

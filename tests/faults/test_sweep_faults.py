@@ -127,9 +127,9 @@ def test_a_killed_driver_leaves_no_process(tmp_path):
     try:
         wait_for(tmp_path, 1, sweep)
         before = marked(mark)
-        for part in ("raylet", "gcs_server", "Trainable", "src.engine.processes.rank", "src.train"):
+        for part in ("raylet", "gcs_server", "Trainable", "src.rank", "src.train"):
             assert any(part in line for line in before), before
-        assert sum("src.engine.processes.rank" in line for line in before) > 2, "two ranks, and loaders"
+        assert sum("src.rank" in line for line in before) > 2, "two ranks, and loaders"
     finally:
         sweep.kill()
     sweep.communicate(timeout=60)
@@ -191,6 +191,6 @@ def test_a_process_of_ddp_that_dies_ends_no_trial(tmp_path):
 
 def _is_rank(entry: Path, folder: Path) -> bool:
     try:
-        return (entry / "cwd").readlink() == folder and b"src.engine.processes.rank" in (entry / "cmdline").read_bytes()
+        return (entry / "cwd").readlink() == folder and b"src.rank" in (entry / "cmdline").read_bytes()
     except OSError:
         return False

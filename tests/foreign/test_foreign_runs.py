@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
-from src import config, evaluate, export
+from src import evaluate, export
 from src.config import Config, Data, Model, Optimizer, Precision, Strategy
 from src.engine.memory.batch_size_search import chosen_batch_size
 from src.engine.runs.errors import ExitCode, UserError, run_and_report
@@ -41,7 +42,7 @@ def run(tmp_path, monkeypatch):
 
 def write(run: Path, text: str | None = None, **changes: object) -> None:
     """config.yaml; key a__b stands for a.b."""
-    values = config.plain(SETTINGS)
+    values = asdict(SETTINGS)
     for key, value in changes.items():
         *way, last = key.split("__")
         inner = values
@@ -62,7 +63,7 @@ def code_of(program, monkeypatch, capfd, *words: str) -> tuple[int, str]:
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
-WHOLE = yaml.safe_dump(config.plain(SETTINGS))
+WHOLE = yaml.safe_dump(asdict(SETTINGS))
 TEXTS = {
     "an alias bomb": f"data: {{source: synthetic}}\n{BOMB}",
     "a bomb in a setting": f"{BOMB}{WHOLE}extra: *i\n",
@@ -90,7 +91,7 @@ def test_a_hostile_config_is_refused_at_every_door(run, monkeypatch, capfd, what
         code, text = code_of(program, monkeypatch, capfd, f"run={run}", *words)
         assert code == ExitCode.DATA, text
         assert "config.yaml" in text
-    with pytest.raises(UserError) as caught, RunFolder.open(run, config.plain(SETTINGS)):
+    with pytest.raises(UserError) as caught, RunFolder.open(run, asdict(SETTINGS)):
         pass
     assert caught.value.code == ExitCode.DATA
     assert not list(run.parent.parent.rglob("RAN"))
@@ -160,14 +161,14 @@ def test_a_result_that_is_none_is_no_finished_run(run, text):
     (run / "model" / "model.json").unlink()
     with pytest.raises(UserError):
         find_run(str(run))
-    with RunFolder.open(run, config.plain(SETTINGS)) as folder:
+    with RunFolder.open(run, asdict(SETTINGS)) as folder:
         assert folder.result() is None
 
 
 def test_the_result_of_an_older_run_with_nan_is_read(run):
     numbers = {"best_epoch": 1, "weights": "epoch 1", "epochs": 2, "steps": 4, "wall_seconds": 1.5}
     (run / "result.json").write_text(json.dumps({"state": "finished", "metrics": {"val/loss": float("nan")}} | numbers))
-    with RunFolder.open(run, config.plain(SETTINGS)) as folder:
+    with RunFolder.open(run, asdict(SETTINGS)) as folder:
         assert folder.result()["metrics"] == {"val/loss": None}
 
 
@@ -202,7 +203,7 @@ def test_nothing_is_written_through_a_link_that_leads_out_of_a_run(run, tmp_path
     target.mkdir() if folder else target.write_text("mine")
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).symlink_to(target)
-    with pytest.raises(UserError) as caught, RunFolder.open(run, config.plain(SETTINGS)):
+    with pytest.raises(UserError) as caught, RunFolder.open(run, asdict(SETTINGS)):
         pass
     assert caught.value.code == ExitCode.DATA
     assert name in caught.value.found
@@ -225,5 +226,5 @@ def test_links_inside_of_a_run_and_to_its_folder_are_fine(run):
     (run / "wandb" / "latest-run").symlink_to("run-1")
     link = run.parent / "link"
     link.symlink_to(run)
-    with RunFolder.open(link, config.plain(SETTINGS)):
+    with RunFolder.open(link, asdict(SETTINGS)):
         pass

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from operator import attrgetter
 
 import pytest
 from omegaconf.errors import OmegaConfBaseException
 
-from src import config
-from src.config import KNOBS, Config, Data, Model, Optimizer, Precision, Strategy
+from src.config import Config, Data, Model, Optimizer, Precision, Strategy
 from src.engine.commands import config_checks
+from src.engine.commands.schema import KNOBS
 from src.engine.runs.errors import ExitCode, UserError
 from tests.foreign.outcome import outcome
 
@@ -28,7 +29,7 @@ def numeric_keys() -> list[str]:
 
 
 def settings(key: str, value: float) -> dict:
-    values = config.plain(
+    values = asdict(
         Config(
             data=Data(source="synthetic", num_images=40, num_classes=3, bits=None),
             model=Model(backbone="shufflenet_v2_x0_5", weights="none", head="mlp"),

@@ -31,7 +31,7 @@ path, rank = Path(job["path"]), int(os.environ["RANK"])
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """run(program): two processes of this Python program in the place of src.engine.processes.rank."""
+    """run(program): two processes of this Python program in the place of src.rank."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "__init__.py").touch()
     monkeypatch.chdir(tmp_path)

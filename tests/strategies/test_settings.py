@@ -6,7 +6,6 @@ import hydra
 import pytest
 import torch
 
-from src import config
 from src.engine.commands import config_checks
 from src.engine.commands.command_line import CONF
 from src.engine.runs.job import computing_at_once
@@ -112,7 +111,6 @@ def test_several_devices_without_a_gpu(command):
 )
 def test_the_threads_of_a_job_are_divided_among_those_that_compute_at_once(monkeypatch, words, at_once):
     """Two processes with all cores each are not a little slower than one, but many times."""
-    config.register()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         settings = config_checks.read(hydra.compose("train", [*words, "trainer.accelerator=cpu"]))
     devices = choose_devices(settings.trainer.accelerator, settings.trainer.devices)

@@ -14,7 +14,6 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
-from src import config
 from src.engine.runs.errors import UserError
 from src.engine.sweeps import jobs, settings
 from src.engine.sweeps.goal import Goal
@@ -78,7 +77,6 @@ def test_a_job_is_checked_before_it_is_sent_if_it_knows_how():
 @pytest.fixture
 def hydra(tmp_path) -> jobs.HydraSweep:
     """What the plugins get of a sweep of this project."""
-    config.register()
     settings.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "new", replace=True)
     OmegaConf.register_new_resolver("of_the_program", lambda: "resolved", replace=True)

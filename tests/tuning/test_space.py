@@ -13,7 +13,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from ray.tune.search.sample import Categorical, Integer
 
-from src import config
 from src.engine.commands.hydra_words import for_hydra
 from src.engine.runs.errors import UserError
 from src.engine.sweeps import settings
@@ -26,7 +25,6 @@ from tests.conftest import ROOT
 @pytest.fixture
 def hydra():
     """Hydra as a sweep has it."""
-    config.register()
     settings.register()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         yield GlobalHydra.instance()
@@ -65,7 +63,6 @@ def check_sweep_error(error: UserError, *culprits: str):
 
 def check_sweep_command(command: str):
     """The settings of the sweep compose, and so does the first trial."""
-    config.register()
     settings.register()
     words = shlex.split(command)[4:]
     own = [word for word in words if word.startswith("hydra")]

@@ -21,10 +21,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import config
-from src.config import KNOBS
 from src.engine.commands import word_checks
 from src.engine.commands.hydra_words import for_hydra
+from src.engine.commands.schema import KNOBS
 from src.engine.commands.stray_words import split
 from src.engine.commands.suggestions import HELP, KINDS, choices, closest, default_of, did_you_mean, unknown_key
 from src.engine.commands.user_command import corrected, is_typed, shell_command, standing_in, typed_value
@@ -47,7 +46,6 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
             why="it lies beside src/ in the checkout; an installation without -e copies only src/",
             fix="pip install -e .",
         )
-    config.register()
     settings.register()
     # With this variable Hydra raises errors instead of printing them at length.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -13,23 +13,23 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import ANY, KNOBS, Config, Data
-from src.engine.commands.knobs import example_of
+from src.engine.commands import schema
+from src.engine.commands.knobs import ANY, example_of
+from src.engine.commands.schema import KNOBS, RULES, Config, Data, value_of
 from src.engine.commands.suggestions import did_you_mean, option_like
-from src.engine.commands.user_command import corrected, typed_value
+from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import existing_parent
 from src.engine.runs.run_names import check_name
 from src.engine.runs.text import as_typed, at_home, printable, shell_word
-from src.rules import OF_STRATEGIES, RULES, STAGES, value_of
 
 
 def read(composed: DictConfig | dict, *, files: bool = True) -> Config:
     """The composed YAML as dataclasses, checked. Raises UserError. files: whether the files it names must exist."""
     if isinstance(composed, DictConfig):  # plain first: Hydra's + opens the schema to keys that nothing reads
         composed = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), as_text(composed)))
-    assert isinstance(config, Config)
+    assert RULES, "the front door imports src.rules"
+    config: Config = OmegaConf.to_object(OmegaConf.merge(schema.defaults(), as_text(composed)))
     for name in ("root", "table", "split_file"):  # src/engine/weights/weights.py does it for model.weights
         if path := getattr(config.data, name):
             setattr(config.data, name, at_home(path))
@@ -107,15 +107,9 @@ def _text(template: str, config: Config) -> str:
 
 
 def _command(words: list[str], config: Config) -> str:
-    """The user's command with a rule's words. Another strategy brings what it needs, and leaves out what it refuses."""
+    """The user's command with a rule's words."""
     remove = [word[1:] for word in words if word.startswith("~")]
     use = [_text(word, config) for word in words if not word.startswith("~")]
-    strategy = next((word.partition("=")[2] for word in use if word.startswith("strategy=")), None)
-    if strategy is not None:
-        if strategy in STAGES:
-            use = use if typed_value("model") == "model_parallel_resnet50" else ["model=model_parallel_resnet50", *use]
-            remove += [] if typed_value("model.backbone") == "resnet50" else ["model.backbone"]
-        use += ["trainer.devices=2"] if typed_value("trainer.devices") in (None, "1") else []
-        use += ["oom.policy=stop"] if "strategy.sync_batchnorm=true" in use else []
-        remove += [key for key, strategies in OF_STRATEGIES.items() if strategy not in strategies]
+    for complete in schema.COMPLETIONS:
+        use, remove = complete(use, remove)
     return corrected(*use, remove=remove)

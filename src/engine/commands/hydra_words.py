@@ -16,14 +16,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from src.config import KNOBS
+from src.engine.commands.schema import KNOBS
 from src.engine.runs.text import at_home
 
 # Settings that name a file or folder: `~` is the home folder, and a path that exists is meant, whatever characters it has.
 PATHS = ("data.root", "data.table", "data.split_file", "runs_dir", "model.weights", "hydra.sweep.dir")
 # Free text may hold a comma. In other texts, which are words from a list, a comma asks for a sweep.
 FREE = (*PATHS, "name", "logger.project", "logger.tracking_uri")
-TEXTS = {"hydra.sweep.dir", *(key for key, knob in KNOBS.items() if knob.type in ("str", "str | None"))}
+
+
+def is_text(key: str) -> bool:
+    """Whether any text is a value of the setting."""
+    return key == "hydra.sweep.dir" or (key in KNOBS and KNOBS[key].type in ("str", "str | None"))
 
 
 def for_hydra(words: Sequence[str], *, multirun: bool) -> list[str]:
@@ -55,7 +59,7 @@ def without_quotes(word: str) -> str:
 def _for_hydra(word: str, multirun: bool) -> str:
     key, sign, value = word.partition("=")
     name = key.lstrip("+")
-    if sign and name in TEXTS:
+    if sign and is_text(name):
         return f"{key}={_value(name, value, multirun)}"
     if sign and re.fullmatch(r"(['\"])\d+\1", value):
         return f"{key}={value[1:-1]}"  # a number, for settings that may be a word too (data.batch_size)

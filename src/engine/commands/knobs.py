@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+ANY = 10**9  # no upper limit that a user meets
+
 
 def choice(*options: str, default: str | None = MISSING) -> Any:
     """A text field that takes one of the options."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from src.config import KNOBS
-from src.engine.commands.hydra_words import TEXTS
+from src.engine.commands.hydra_words import is_text
+from src.engine.commands.schema import KNOBS
 from src.engine.commands.suggestions import (
     HELP,
     VALUES,
@@ -139,7 +139,7 @@ def _mended(settings: Sequence[str], stray: str) -> tuple[list[str] | None, list
             is_open = sum(map(value.count, "[{(")) > sum(map(value.count, "]})")) or value.endswith(",")
             if following is not None and value == "":
                 done.append(f"{key}={rest.pop(0)}")
-            elif following is not None and (is_open or (key in TEXTS and _is_one_text(value, following))):
+            elif following is not None and (is_open or (is_text(key) and _is_one_text(value, following))):
                 rest[0] = f"{word}{'' if is_open and word[-1] in ',:' else ' '}{following}"
             else:
                 done.append(word)

@@ -14,8 +14,8 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
-from src.config import KNOBS
 from src.engine.commands.knobs import example_of, knobs_of
+from src.engine.commands.schema import KNOBS
 from src.engine.commands.user_command import is_typed, key_of, replaced, typed_words
 from src.engine.project import CONF
 from src.engine.runs.errors import UserError

@@ -13,9 +13,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from src.config import KNOBS
 from src.engine.commands import suggestions
-from src.engine.commands.hydra_words import TEXTS, for_hydra, parsed, unquoted
+from src.engine.commands.hydra_words import for_hydra, is_text, parsed, unquoted
+from src.engine.commands.schema import KNOBS
 from src.engine.commands.stray_words import check_strays, split
 from src.engine.commands.user_command import corrected, key_of, replaced
 from src.engine.project import CONF
@@ -74,7 +74,7 @@ def _check_word(word: str) -> None:
             why="a run continues when its command is repeated with its name=",
             fix=replaced(word, *meant),
         )
-    if name in TEXTS:
+    if is_text(name):
         return
     if suggestions.section_of(name) or name in suggestions.groups():
         _check_section(word, name, value)
@@ -103,7 +103,7 @@ def _unreadable(word: str, key: str, value: str) -> UserError:
     plain = value.strip(",;= ")
     fix = replaced(word, inner) if key not in KNOBS and '"' not in value and parsed(inner) else suggestions.HELP
     if close:
-        is_right = (key not in KNOBS and close[0] in TEXTS) or (plain and parsed(f"{close[0]}={plain}"))
+        is_right = (key not in KNOBS and is_text(close[0])) or (plain and parsed(f"{close[0]}={plain}"))
         fix = replaced(word, f"{close[0]}={plain if is_right else suggestions.default_of(close[0])}")
     return UserError(
         f"{word!r} cannot be read" + ("" if key in KNOBS else suggestions.did_you_mean(*close)),

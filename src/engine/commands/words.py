@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import yaml
 
-from src.config import Data
 from src.engine.commands.config_checks import check_knob
 from src.engine.commands.knobs import example_of, knobs_of
+from src.engine.commands.schema import KNOBS
 from src.engine.commands.suggestions import KINDS, OF_PROGRAMS, closest, did_you_mean
 from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import ExitCode, UserError
@@ -37,14 +37,16 @@ def read_words(
 ) -> tuple[Words, dict[str, Any]]:
     """key=value words as the dataclass `schema`, and the data.KEY=VALUE words, which change a run's settings.
 
-    schema: its fields are made by src/config.py's choice, number and value. command: such as 'src.evaluate', for messages;
+    schema: its fields are made by choice, number and value of knobs.py. command: such as 'src.evaluate', for messages;
     usage: what --help prints; needed: a word that must be there; data: whether the command takes data. settings. Raises
     UserError.
     """
     if not words or any(word in ("-h", "--help") for word in words):
         print(usage.strip())
         sys.exit(ExitCode.OK if words else ExitCode.CONFIG)
-    knobs = knobs_of(schema) | (knobs_of(Data, "data.") if data else {})
+    knobs = knobs_of(schema)
+    if data:
+        knobs |= {key: knob for key, knob in KNOBS.items() if key.startswith("data.")}
     values: dict[str, Any] = {}
     for place, word in enumerate(words):
         key, sign, text = word.partition("=")

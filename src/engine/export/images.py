@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from src.config import Config
 from src.data.sources import image_root, lists_files, load_images
 from src.engine.commands import config_checks
+from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
 from src.engine.images.folders import list_images
 from src.engine.images.reading import ImageError

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from src.engine.commands.user_command import corrected, is_training
 from src.engine.runs.errors import ExitCode, UserError
@@ -25,6 +26,15 @@ def check_enough(accelerator: str, devices: int | list[int]) -> None:
         raise no_gpu(devices) if accelerator == "auto" else unavailable("gpu", "there is no NVIDIA device in /dev")
     if most and max(numbers) >= most:
         raise too_few(devices, most)
+
+
+def device_count(trainer: Any) -> int:
+    """How many devices a machine uses: trainer.devices of the config as a number."""
+    if trainer.devices == "auto":
+        import torch  # takes seconds
+
+        return max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "gpu") else 1
+    return len(trainer.devices) if isinstance(trainer.devices, list) else trainer.devices
 
 
 def most_gpus() -> int | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 
-from src.config import Config
+from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
 from src.engine.pipeline.stage import Stage
 from src.engine.pipeline.stage_threads import warmup

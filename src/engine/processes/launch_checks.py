@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 
-from src.config import Config, device_count
+from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
-from src.engine.memory.gpus import check_enough
+from src.engine.memory.gpus import check_enough, device_count
 from src.engine.processes.launching import PROCESS_PER_DEVICE, launched_from_outside
 from src.engine.runs.errors import UserError
 from src.engine.sweeps import trial as trials

@@ -1,6 +1,6 @@
 """Starts the ranks of a run (strategy=ddp, strategy=pipeline), watches over them, and names the one that failed.
 
-Every rank is a `python -m src.engine.processes.rank` with the composed config of this job: the command line does not
+Every rank is a `python -m src.rank` with the composed config of this job: the command line does not
 run again, so a sweep starts the ranks of each of its jobs and no others. The command itself trains nothing, and imports
 no torch, so that it can always hand on Ctrl-C and SIGTERM, and name a rank that died. If the command dies, its ranks
 notice and end.
@@ -27,12 +27,14 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
-from src.config import Config, device_count, plain
+from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected, named, shell_command
+from src.engine.memory.gpus import device_count
 from src.engine.runs import signals
 from src.engine.runs.errors import ErrorOfProcess, ExitCode, UserError
 from src.engine.runs.run_dir import RunFolder
@@ -82,7 +84,7 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
         environment = stack.enter_context(trials.answering_processes(trial)) if trial else {}
         processes = [_Process(local_rank, count, place, environment, private) for local_rank in range(count)]
         try:
-            job = yaml.safe_dump({"config": plain(config), "path": str(path), "parent": os.getpid()})
+            job = yaml.safe_dump({"config": asdict(config), "path": str(path), "parent": os.getpid()})
             for process in processes:
                 process.start(job)
             _wait(processes, trial, received)
@@ -129,7 +131,7 @@ class _Process:
     def start(self, job: str) -> None:
         with self.errors.open("wb") as errors:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "src.engine.processes.rank"],
+                [sys.executable, "-m", "src.rank"],
                 stdin=subprocess.PIPE,
                 stdout=None if self.rank == 0 else subprocess.DEVNULL,  # other ranks have rank1.log, ...
                 stderr=errors,

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from src.config import Config
+from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected, shell_command
 from src.engine.memory.out_of_memory import free
 from src.engine.processes.launching import CONNECTION_LOST, STORE

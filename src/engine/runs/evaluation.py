@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from src.config import Config, Data
 from src.data.sources import lists_files, load_images, load_unsplit
+from src.engine.commands.schema import Config, Data
 from src.engine.commands.user_command import corrected
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.seen_in_training import seen_in_training

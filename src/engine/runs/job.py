@@ -6,15 +6,15 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from src import config as configuration
-from src.config import Config, device_count
 from src.engine.commands.config_checks import without_effect
+from src.engine.commands.schema import Config
+from src.engine.memory.gpus import device_count
 from src.engine.processes.launching import PROCESS_PER_DEVICE
 from src.engine.processes.ranks import Ranks, joined
 from src.engine.processes.shared_folder import open_folder
@@ -69,9 +69,8 @@ def open_job(config: Config, path: Path) -> Iterator[Job]:
     """Inside, this process is one of the run's and the run's folder is open. Raises UserError."""
     warnings = without_effect(config)
     if config.debug:
-        config = configuration.quick(config)
-    plain = configuration.plain(config)
-    with joined(config) as ranks, open_folder(ranks, path, plain, config.resume) as folder:
+        config = quick(config)
+    with joined(config) as ranks, open_folder(ranks, path, asdict(config), config.resume) as folder:
         if (result := ranks.told_by_first(folder.result)) is not None:
             yield Job(config, folder, ranks, result=result)
             return
@@ -81,6 +80,21 @@ def open_job(config: Config, path: Path) -> Iterator[Job]:
         peak_is_known = begin_peak(devices[ranks.local_rank])
         resume_point = ranks.after_first(lambda: newest_position(folder.checkpoints, config.trainer.max_epochs))
         yield Job(config, folder, ranks, tuple(devices), resume_point, peak_is_known)
+
+
+def quick(config: Config) -> Config:
+    """debug=true: three steps of every phase, one epoch each, so that a mistake anywhere shows in seconds."""
+    phases = config.freeze.phases
+    starts = sorted(phases) if phases else ([0] if config.freeze.preset in ("head_only", "full") else [0, 1])
+    return replace(
+        config,
+        trainer=replace(config.trainer, max_epochs=len(starts), limit_batches=3),
+        freeze=replace(
+            config.freeze,
+            unfreeze_epoch=min(1, config.freeze.unfreeze_epoch),
+            phases={epoch: phases[start] for epoch, start in enumerate(starts)} if phases else None,
+        ),
+    )
 
 
 def set_up_machine(config: Config, ranks: Ranks) -> list[torch.device]:

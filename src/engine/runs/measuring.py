@@ -9,8 +9,8 @@ import sys
 import torch
 from rich.progress import track
 
-from src.config import Data
 from src.data.sources import loader_settings
+from src.engine.commands.schema import Data
 from src.engine.commands.user_command import corrected
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.loading import eval_loader

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from src.config import Config
+from src.engine.commands.schema import Config
 from src.engine.runs.model_folder import ModelCard
 from src.engine.runs.text import for_markdown
 

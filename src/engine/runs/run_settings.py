@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.config import Config
-from src.engine.commands import config_checks
+from src.engine.commands import config_checks, schema
+from src.engine.commands.schema import KNOBS
 from src.engine.commands.user_command import corrected
 from src.engine.project import CONF
 from src.engine.runs.errors import ExitCode, UserError
@@ -70,7 +70,7 @@ def stored_settings(path: Path) -> dict[str, Any]:
             code=ExitCode.DATA,
         ) from error
     unknown: list[str] = []
-    settings = _of_schema(stored, Config, "", unknown)
+    settings = _of_schema(stored, "", unknown)
     if unknown and str(file) not in _warned:
         _warned.add(str(file))
         log.warning(
@@ -87,18 +87,18 @@ def _balanced_means_inverse(settings: dict[str, Any]) -> bool:
     return "layout" not in settings["data"]
 
 
-def _of_schema(stored: dict[str, Any], schema: type, prefix: str, unknown: list[str]) -> dict[str, Any]:
+def _of_schema(stored: dict[str, Any], prefix: str, unknown: list[str]) -> dict[str, Any]:
     """The stored values whose keys the schema has; the other keys are added to `unknown`."""
-    sections = {knob.name: knob.default_factory for knob in fields(schema)}  # type: ignore[arg-type]
     settings = {}
     for name, value in stored.items():
-        name = RENAMED.get(f"{prefix}{name}", name).removeprefix(prefix)
-        if name not in sections and value is None:
+        key = RENAMED.get(f"{prefix}{name}", f"{prefix}{name}")
+        name = key.removeprefix(prefix)
+        if key not in KNOBS and value is None:
             continue  # strategy.port, an older setting without use
-        if name not in sections:
-            unknown.append(f"{prefix}{name}")
-        elif is_dataclass(section := sections[name]) and isinstance(value, dict):
-            settings[name] = _of_schema(value, section, f"{prefix}{name}.", unknown)  # type: ignore[arg-type]
+        if key not in KNOBS:
+            unknown.append(key)
+        elif is_dataclass(KNOBS[key].default_factory) and isinstance(value, dict):
+            settings[name] = _of_schema(value, f"{key}.", unknown)
         else:
             settings[name] = value
     return settings
@@ -155,8 +155,7 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tupl
 
 def _defaults(key: str) -> Iterator[Any]:
     """The defaults that a key can have: the schema's first, then those of the choices in conf/."""
-    schema = OmegaConf.to_container(OmegaConf.structured(Config))
-    yield flat(schema).get(key)  # type: ignore[arg-type]
+    yield flat(OmegaConf.to_container(schema.defaults())).get(key)  # type: ignore[arg-type]
     for file in sorted(CONF.glob("*.yaml")) + sorted(CONF.glob("*/*.yaml")):
         if file.parent.name in ("hydra", "experiment"):
             continue
@@ -173,7 +172,7 @@ def merged(stored: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     A ${...} in a value is text. Raises UserError for values that the command line would refuse too.
     """
     try:
-        whole = OmegaConf.merge(OmegaConf.structured(Config), config_checks.as_text(stored))
+        whole = OmegaConf.merge(schema.defaults(), config_checks.as_text(stored))
         config_checks.read(whole, files=False)
     except (OmegaConfBaseException, UserError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]

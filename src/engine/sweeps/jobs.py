@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from src.config import METRICS
+from src.engine.commands.schema import METRICS
 from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import UserError
 from src.engine.runs.run_settings import flat

@@ -1,0 +1,60 @@
+"""The settings, as far as the engine knows them: src/config.py and src/rules.py register them here when they are imported.
+
+A front door that reads settings imports src.rules, which imports src.config. The engine reads a setting by its name, such as
+config.trainer.devices, of an object whose class it does not import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, is_dataclass
+from operator import attrgetter
+from typing import Any, TypeAlias
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
+
+from src.engine.commands.knobs import knobs_of
+
+Config: TypeAlias = Any  # of src/config.py
+Data: TypeAlias = Any  # Config.data
+Condition = Callable[[Config], bool]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of src/rules.py."""
+
+    broken: Condition  # whether the config has the mistake
+    found: str
+    why: str
+    fix: str = ""
+    is_error: bool = True
+
+
+KNOBS: dict[str, Field[Any]] = {}  # the field of every setting, such as data.batch_size, and of every section
+METRICS: dict[str, str] = {}  # each metric that can choose the best epoch, and whether max or min is better
+RULES: list[Rule] = []
+COMPUTED: dict[str, Callable[[Config], Any]] = {}  # what a rule's texts can show beside the settings
+# Functions that complete a fix: (words to use, keys to leave out) -> both, with what else the user's command needs.
+COMPLETIONS: list[Callable[[list[str], list[str]], tuple[list[str], list[str]]]] = []
+
+
+def register(config: type, metrics: Mapping[str, str]) -> None:
+    """Makes the schema known to the engine and to Hydra; conf/train.yaml begins with it."""
+    KNOBS.update(knobs_of(config))
+    METRICS.update(metrics)
+    ConfigStore.instance().store(name="schema", node=config)
+
+
+def defaults() -> DictConfig:
+    """The schema as Hydra composes onto it: it refuses unknown keys and values of another type."""
+    return ConfigStore.instance().load("schema.yaml").node
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value that `<key>` and `{key}` stand for in a rule's text: of a setting, of a group (its choice), or computed."""
+    if key in COMPUTED:
+        return COMPUTED[key](config)
+    value = attrgetter(key)(config)
+    return getattr(value, "source", None) or attrgetter("name")(value) if is_dataclass(value) else value

@@ -1,0 +1,28 @@
+"""One of the processes of a run that has several (src/engine/processes/launching.py).
+
+Not for people: python -m src.train strategy=ddp trainer.devices=2 starts these.
+"""
+
+from __future__ import annotations
+
+from src.engine.runs import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()  # what follows takes a while to import
+
+import sys
+from pathlib import Path
+
+from src import rules  # noqa: F401 (registers the settings)
+from src.config import Config
+from src.engine.processes import rank
+
+
+def run(settings: Config, path: Path) -> None:
+    from src.run import run  # here an error of the import is reported as the run's
+
+    run(settings, path)
+
+
+if __name__ == "__main__":
+    sys.exit(rank.main(run))
