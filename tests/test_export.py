@@ -167,9 +167,7 @@ def test_what_a_fresh_process_finds(tmp_path):
         assert error.value.code == ExitCode.BUG
         return error.value.why
 
-    assert "No module named 'src.engine.runs.errors'" in refused(
-        replace(TOY, load="import numpy\nimport src.engine.runs.errors\n")
-    )
+    assert "No module named 'src.run'" in refused(replace(TOY, load="import numpy\nimport src.run\n"))
     assert "(4, 1) instead of (4, 2)" in refused(
         TOY, np.repeat(right, 2, axis=1)
     )  # three images, and one of them alone

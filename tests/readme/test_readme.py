@@ -127,12 +127,14 @@ def test_what_contributors_are_told_to_run_is_there():
 def test_the_map_of_the_house_is_true():
     """Every file and folder that the README's map names exists, and every folder of src/ is on it."""
     house = re.search(r"## The house\n\n```\n(.*?)```", PAGES[0].read_text(), re.DOTALL)[1]
-    for name in re.findall(r"^  ((?:\w+\.py )*\w+(?:\.py|/))", house, re.MULTILINE):
-        for part in name.split():
-            assert (ROOT / "src" / part).exists(), part
-    for path in (ROOT / "src").iterdir():
-        if path.is_dir() and path.name != "__pycache__":
-            assert f"  {path.name}/" in house, f"{path.name}/ is not on the map"
+    for folder in (ROOT / "src", ROOT / "src" / "engine"):
+        part = re.search(rf"^{folder.relative_to(ROOT)}/ .*\n((?:  .*\n)*)", house, re.MULTILINE)[1]
+        for names in re.findall(r"^  ((?:\w+\.py )*\w+(?:\.py|/))", part, re.MULTILINE):
+            for name in names.split():
+                assert (folder / name).exists(), name
+        for path in folder.iterdir():
+            if path.is_dir() and path.name not in ("__pycache__", "engine"):
+                assert f"  {path.name}/" in part, f"{path.name}/ is not on the map"
 
 
 def test_links_lead_somewhere():
