@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch.optim import Optimizer
+
 from src.config import Config
 from src.data.sources import load_images
 from src.engine.images.labelled_images import LabelledImages
@@ -12,32 +14,30 @@ from src.engine.pipeline.stage_balance import choose_split
 from src.engine.runs.files import write_csv
 from src.engine.runs.job import Job
 from src.engine.runs.model_folder import ModelCard
-from src.engine.runs.trained_model import TrainedModel
+from src.engine.runs.task import RunTask
+from src.engine.steps.network import Network
 from src.engine.weights.preprocessing import Preprocessing
 from src.engine.weights.weights import refuse_frozen_random
-from src.models.building import architecture_of, build_pretrained, choose_preprocessing
+from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
 from src.models.freezing import FreezePlan
+from src.models.losses import ClassificationLoss
 from src.models.model_parallel_resnet50 import ModelParallelResNet50
 from src.models.network import TransferNetwork
+from src.models.optimizers import build_optimizer
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is learned. The network is changed by training, the rest stays as it is."""
+class Task(RunTask):
+    """The network, and how it is trained."""
 
-    images: LabelledImages
-    card: ModelCard  # how an image becomes the network's input and what its outputs mean; still without metrics
     network: TransferNetwork
     freezing: FreezePlan
-    origin: str  # the line that says which weights the backbone started from
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return self.card.preprocessing
+    def loss(self, config: Config) -> ClassificationLoss:
+        return build_loss(config, self.images.counts("train"))
 
-    def trained(self, job: Job) -> TrainedModel:
-        """The network with the weights that it has now, to be measured."""
-        return TrainedModel(self.card, self.network, job.device, job.config.precision.name)
+    def optimizer(self, config: Config, network: Network) -> Optimizer:
+        return build_optimizer(network, config.optimizer, config.freeze.lr_decay)
 
 
 def build_task(job: Job) -> Task:
@@ -58,7 +58,9 @@ def build_task(job: Job) -> Task:
         assert isinstance(network.backbone, ModelParallelResNet50)
         freezing.apply_last(network)
         split_at = ranks.told_by_first(
-            lambda: choose_split(config, network, job.device, job.num_devices, preprocessing.image_size)
+            lambda: choose_split(
+                config, network, job.device, job.num_devices, preprocessing.image_size, build_optimizer
+            )
         )
         network.backbone.split(split_at)
     freezing.apply(network, 0)  # the later epochs: callbacks/freezing.py

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from src import task as task_module
 from src.config import Config, Optimizer, Precision, Trainer
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.memory import batch_size
@@ -89,7 +90,7 @@ def find(network, freed, tmp_path, monkeypatch):
     def run(memory=None, *, of=network, loss=None, precision="fp32", epochs=3, images=10**6, devices=1) -> int:
         monkeypatch.setattr(batch_size, "memory_of", lambda device: memory or Steady())
         if loss is not None:
-            monkeypatch.setattr(batch_size, "build_loss", lambda *_: loss)
+            monkeypatch.setattr(task_module, "build_loss", lambda *_: loss)
         config = Config(
             optimizer=Optimizer(name="adamw", lr=0.002),
             precision=Precision(name=precision),
@@ -182,9 +183,9 @@ def test_steps_are_those_of_the_heaviest_phase_that_the_run_reaches(network, fin
 def test_steps_are_real(network, find, monkeypatch, precision):
     """Precision, optimizer states and the gradients of the step before are as in a run; no step is passed over."""
     steps, states, dtypes, with_gradients, gradients = [], [], [], [], []
-    optimizers, build = [], batch_size.build_optimizer
+    optimizers, build = [], task_module.build_optimizer
     monkeypatch.setattr(
-        batch_size, "build_optimizer", lambda *given: optimizers.append(build(*given)) or optimizers[-1]
+        task_module, "build_optimizer", lambda *given: optimizers.append(build(*given)) or optimizers[-1]
     )
 
     class Watched(Steady):

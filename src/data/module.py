@@ -6,11 +6,10 @@ import lightning as L
 import torch
 
 from src.config import Data
-from src.data.sources import loader_settings
 from src.data.transforms import train_transform
 from src.engine.images.image_loader import ImageLoader, LoaderSettings
 from src.engine.images.labelled_images import LabelledImages
-from src.engine.images.loading import eval_loader, train_loader
+from src.engine.images.loading import eval_loader, loader_settings, train_loader
 from src.engine.images.resizing import Transform, eval_transform
 from src.engine.images.sampler import EpochSampler, batches_per_epoch, share_of
 from src.engine.weights.preprocessing import Preprocessing

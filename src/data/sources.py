@@ -17,11 +17,9 @@ import torch
 from src.config import Data
 from src.engine.images import folders, image_files, table
 from src.engine.images.image_files import FileSettings
-from src.engine.images.image_loader import LoaderSettings
 from src.engine.images.image_set import ImageSet, split_image_set
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.listing import Listing
-from src.engine.images.loading import num_workers
 from src.engine.images.splits import SplitSettings
 from src.engine.runs.cores import cpu_cores
 from src.engine.runs.errors import ExitCode, UserError
@@ -129,12 +127,6 @@ def _file_settings(data: Data, cache_dir: Path, bad_list: Path | None, workers: 
         bad_list=bad_list,
         workers=workers or cpu_cores(),
     )
-
-
-def loader_settings(data: Data, images: LabelledImages, processes: int = 1) -> LoaderSettings:
-    """For one of the processes that train on this machine."""
-    workers = num_workers(data.num_workers, images, processes)
-    return LoaderSettings(data.batch_size, workers, data.timeout_seconds, data.on_bad_image == "skip")
 
 
 def _background(data: Data) -> tuple[int, int, int]:

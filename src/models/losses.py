@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from src.engine.steps.outputs import Loss
 
-class ClassificationLoss(torch.nn.Module):
+
+class ClassificationLoss(Loss):
     """Cross-entropy of (B, C) logits, or binary cross-entropy of (B, 1) logits; a mean over the batch.
 
     class_weights: one factor per class, or None: the loss is the mean of the images' cross-entropies, weighted by their

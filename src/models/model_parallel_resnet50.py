@@ -36,6 +36,8 @@ class ModelParallelResNet50(ResNet):
     Raises UserError for a layer that does not exist, cuts out of order, and another number of devices than stages.
     """
 
+    finest_cuts = BLOCKS
+
     def __init__(
         self,
         num_classes: int = 1000,

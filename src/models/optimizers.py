@@ -83,15 +83,6 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def make_states(optimizer: Optimizer) -> None:
-    """Gives the parameters that learn a gradient of zero and the optimizer its states, as after a first step."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-
-
 def build_schedule(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> LRScheduler:
     """The schedule of every group's lr, stepped after each step. For plateau only the warm-up: build_plateau is the rest."""
     warmup = round(config.warmup_fraction * total_steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -87,3 +88,9 @@ def num_workers(total: int | None, images: LabelledImages, processes: int = 1) -
     elif total is None:
         total = 0 if images.in_memory else min(cpu_cores(), 16)
     return -(-total // processes)
+
+
+def loader_settings(data: Any, images: LabelledImages, processes: int = 1) -> LoaderSettings:
+    """For one of the processes that train on this machine. data: the config's section."""
+    workers = num_workers(data.num_workers, images, processes)
+    return LoaderSettings(data.batch_size, workers, data.timeout_seconds, data.on_bad_image == "skip")

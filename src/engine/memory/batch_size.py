@@ -24,15 +24,13 @@ from src.engine.memory.batch_size_search import (
     search,
     smallest_as_fast,
 )
-from src.engine.memory.memory import MIB, DeviceMemory, memory_of
+from src.engine.memory.memory import MIB, DeviceMemory, make_states, memory_of
 from src.engine.memory.out_of_memory import free, is_out_of_memory, smaller
 from src.engine.runs import seeding
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
+from src.engine.runs.task import RunTask
 from src.engine.steps.precision import autocast
-from src.models.building import build_loss
-from src.models.optimizers import build_optimizer, make_states
-from src.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ STEPS_PER_EPOCH = 10  # at least: with fewer and larger ones, too few are left t
 TIMED_STEPS, TIMED_SECONDS = 3, 2.0  # after a first one; whichever is reached first ends the timing of a size
 
 
-def settle_batch_size(job: Job, task: Task) -> Job:
+def settle_batch_size(job: Job, task: RunTask) -> Job:
     """The job with a number in the place of data.batch_size=auto: the one chosen when the run began, or found now."""
     if job.config.data.batch_size != "auto":
         return job
@@ -49,7 +47,7 @@ def settle_batch_size(job: Job, task: Task) -> Job:
     return replace(job, config=replace(job.config, data=replace(job.config.data, batch_size=size)))
 
 
-def find_batch_size(job: Job, task: Task) -> int:
+def find_batch_size(job: Job, task: RunTask) -> int:
     """The batch size over all devices. Prints what was tried, and keeps it in batch_size.json of the run's folder.
 
     It is the largest whose steps stay within 90 % of the memory that others leave, in the phase of the FreezePlan that
@@ -93,13 +91,13 @@ def find_batch_size(job: Job, task: Task) -> int:
     return batch_size
 
 
-def measure_steps(job: Job, task: Task, memory: DeviceMemory, size: int) -> Measured:
+def measure_steps(job: Job, task: RunTask, memory: DeviceMemory, size: int) -> Measured:
     """A few training steps of `size` random images, as the run will do them, on copies of network and loss."""
     config, device, precision = job.config, job.device, job.config.precision.name
     network = copy.deepcopy(task.network).to(device)
     task.freezing.apply_last(network)
-    loss = build_loss(config, task.images.counts("train")).to(device).train()
-    optimizer = build_optimizer(network, config.optimizer, config.freeze.lr_decay)
+    loss = task.loss(config).to(device).train()
+    optimizer = task.optimizer(config, network)
     # Scaling starts at 1, not at 65536: a first step that overflows would be passed over, and its memory not be seen.
     scaler = torch.amp.GradScaler(device.type, init_scale=1.0, enabled=precision == "fp16")
     shape = (size, 3, task.preprocessing.image_size, task.preprocessing.image_size)

@@ -11,6 +11,7 @@ import sys
 from typing import NamedTuple
 
 import torch
+from torch.optim import Optimizer
 
 from src.engine.commands.user_command import corrected
 from src.engine.memory import ram
@@ -97,3 +98,12 @@ def memory_of(device: torch.device) -> DeviceMemory:
             code=ExitCode.UNAVAILABLE,
         ) from error
     return memory
+
+
+def make_states(optimizer: Optimizer) -> None:
+    """Gives the parameters that learn a gradient of zero and the optimizer its states, as after a first step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()

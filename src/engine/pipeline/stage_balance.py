@@ -10,9 +10,9 @@ import copy
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,18 +21,20 @@ from torch.optim import Optimizer
 
 from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
+from src.engine.memory.memory import make_states
 from src.engine.pipeline.stage import Stage
 from src.engine.pipeline.stage_threads import warmup
 from src.engine.runs import seeding
 from src.engine.runs.errors import UserError
 from src.engine.steps.network import Network
 from src.engine.steps.precision import autocast
-from src.models.model_parallel_resnet50 import BLOCKS
-from src.models.optimizers import build_optimizer, make_states
 
 log = logging.getLogger(__name__)
 
 TIMED, TIMED_SECONDS = 5, 0.3  # passes through a block after a first one; whichever is reached first ends its timing
+
+
+BuildOptimizer = Callable[..., Optimizer]  # src/models/optimizers.py
 
 
 class Measured(NamedTuple):
@@ -43,28 +45,37 @@ class Measured(NamedTuple):
     activations: int  # bytes that a micro-batch needs from its forward to its backward pass
 
 
-def choose_split(config: Config, network: Network, device: torch.device, stages: int, image_size: int) -> list[str]:
+def choose_split(
+    config: Config,
+    network: Network,
+    device: torch.device,
+    stages: int,
+    image_size: int,
+    build_optimizer: BuildOptimizer,
+) -> list[str]:
     """The layers to cut after, for ModelParallelResNet50.split. Prints them with the share of every stage.
 
     Among all cuts, the one whose slowest stage is quickest (model.split_at=auto), or whose largest stage is smallest
     (auto_memory). network: frozen as in training. device: on which all blocks are measured.
     Raises UserError for more stages than there are blocks.
     """
-    if stages > len(BLOCKS) + 1:
+    backbone: Any = network.backbone
+    finest: Sequence[str] = backbone.finest_cuts
+    if stages > len(finest) + 1:
         raise UserError(
             f"a ResNet50 cannot be cut into {stages} stages",
             where=f"model.split_at={config.model.split_at} makes a stage for every device",
-            why=f"it has {len(BLOCKS) + 1} parts: the first layers, and blocks that are not cut any further",
-            fix=corrected(f"trainer.devices={len(BLOCKS) + 1}"),
+            why=f"it has {len(finest) + 1} parts: the first layers, and blocks that are not cut any further",
+            fix=corrected(f"trainer.devices={len(finest) + 1}"),
         )
-    blocks = measure(config, network, device, image_size)
+    blocks = measure(config, network, device, image_size, build_optimizer)
     if config.model.split_at == "auto":
         costs = [[block.seconds for block in blocks] for _ in range(stages)]
     else:
         kept = [warmup(config.strategy.schedule, stages, i, config.strategy.micro_batches) for i in range(stages)]
         costs = [[block.fixed + count * block.activations for block in blocks] for count in kept]
     cuts = best_cuts(costs)
-    split_at = [BLOCKS[cut - 1] for cut in cuts]
+    split_at = [finest[cut - 1] for cut in cuts]
     parts = stage_costs(costs, cuts)
     shares = ", ".join(f"{100 * part / sum(parts):.0f} %" for part in parts)
     what = "time" if config.model.split_at == "auto" else "memory"
@@ -86,10 +97,13 @@ def stage_costs(costs: Sequence[Sequence[float]], cuts: Sequence[int]) -> list[f
     return [sum(row[start:stop]) for row, (start, stop) in zip(costs, bounds, strict=True)]
 
 
-def measure(config: Config, network: Network, device: torch.device, image_size: int) -> list[Measured]:
+def measure(
+    config: Config, network: Network, device: torch.device, image_size: int, build_optimizer: BuildOptimizer
+) -> list[Measured]:
     """Every block of a copy of the network, with a micro-batch of random images as large as the run's."""
     network = copy.deepcopy(network)
-    network.backbone.split(BLOCKS)
+    backbone: Any = network.backbone
+    backbone.split(backbone.finest_cuts)
     blocks = network.stages()
     network.place([device] * len(blocks))
     optimizer = build_optimizer(network, config.optimizer, config.freeze.lr_decay)

@@ -10,15 +10,15 @@ import torch
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.reports.summary import write_summary
 from src.engine.runs.job import Job
+from src.engine.runs.task import RunTask
 from src.engine.runs.text import printable
-from src.task import Task
 
 log = logging.getLogger(__name__)
 
 FEW = 10  # training images of a class; with fewer, one image more or less moves its accuracy by over 10 points
 
 
-def introduce(job: Job, task: Task, steps: int) -> None:
+def introduce(job: Job, task: RunTask, steps: int) -> None:
     """Says what is about to happen, and writes the model's summary. steps: of the whole run."""
     if not job.ranks.is_first:
         return

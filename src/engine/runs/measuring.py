@@ -9,27 +9,24 @@ import sys
 import torch
 from rich.progress import track
 
-from src.data.sources import loader_settings
 from src.engine.commands.schema import Data
 from src.engine.commands.user_command import corrected
 from src.engine.images.labelled_images import LabelledImages
-from src.engine.images.loading import eval_loader
+from src.engine.images.loading import eval_loader, loader_settings
 from src.engine.reports.tables import write_confusion
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
 from src.engine.runs.run_names import free_name
+from src.engine.runs.task import RunTask
 from src.engine.runs.trained_model import TrainedModel
 from src.engine.steps.metrics import SplitMetrics
-from src.engine.steps.outputs import predicted_classes
-from src.models.building import build_loss
-from src.models.losses import ClassificationLoss
-from src.task import Task
+from src.engine.steps.outputs import Loss, predicted_classes
 
 log = logging.getLogger(__name__)
 
 
 def measure_split(
-    model: TrainedModel, images: LabelledImages, split: str, data: Data, loss: ClassificationLoss
+    model: TrainedModel, images: LabelledImages, split: str, data: Data, loss: Loss
 ) -> tuple[dict[str, float], torch.Tensor]:
     """loss, acc, balanced_acc and macro_f1 of a split, and its confusions: int64 (K, 3), a true class, a predicted class and
     how many images, of each pair that occurred. data: batch size, loader processes and what becomes of bad images."""
@@ -53,10 +50,10 @@ def measure_split(
     return metrics.compute(), torch.cat([confusions, counts[:, None]], 1)
 
 
-def measure(job: Job, task: Task) -> dict[str, float]:
+def measure(job: Job, task: RunTask) -> dict[str, float]:
     """{"val/acc": ..., "test/acc": ...} of the trained network. Writes confusion.csv of test, or of val where there is no
     test split."""
-    model, loss = task.trained(job), build_loss(job.config, task.images.counts("train"))
+    model, loss = task.trained(job), task.loss(job.config)
     metrics: dict[str, float] = {}
     for split in [split for split in ("val", "test") if task.images.splits[split]]:
         values, confusions = measure_split(model, task.images, split, job.config.data, loss)

@@ -19,13 +19,12 @@ from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
 from src.engine.runs.measuring import measure_split
 from src.engine.runs.reading import FOREIGN, flaw, read_checkpoint, unusable
+from src.engine.runs.task import RunTask
 from src.engine.runs.text import shell_word
 from src.engine.runs.writing import LAST
 from src.engine.steps.network import Network
 from src.engine.steps.precision import autocast
 from src.engine.steps.step_snapshot import BATCHNORM
-from src.models.building import build_loss
-from src.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ def find_callback(trainer: L.Trainer, kind: type[Kind]) -> Kind | None:
     return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
 
 
-def choose_weights(job: Job, task: Task, trainer: L.Trainer) -> Chosen:
+def choose_weights(job: Job, task: RunTask, trainer: L.Trainer) -> Chosen:
     """Puts the chosen weights into the network. Raises UserError.
 
     Nobody trained an average of weights: its BatchNorm statistics are computed anew, it is measured on val, and it is taken
@@ -81,7 +80,7 @@ def choose_weights(job: Job, task: Task, trainer: L.Trainer) -> Chosen:
     return chosen
 
 
-def _with_statistics(job: Job, task: Task, trainer: L.Trainer, average: State) -> State:
+def _with_statistics(job: Job, task: RunTask, trainer: L.Trainer, average: State) -> State:
     """The weights with BatchNorm statistics of their own, in the layers that learned in the last epoch."""
     network, data = task.network, trainer.datamodule
     network.load_state_dict(average)
@@ -91,10 +90,9 @@ def _with_statistics(job: Job, task: Task, trainer: L.Trainer, average: State) -
     return _copy(network.state_dict())
 
 
-def _score(job: Job, task: Task, trainer: L.Trainer, state: State) -> Score:
+def _score(job: Job, task: RunTask, trainer: L.Trainer, state: State) -> Score:
     task.network.load_state_dict(state)
-    loss = build_loss(job.config, task.images.counts("train"))
-    values, _ = measure_split(task.trained(job), task.images, "val", trainer.datamodule.config, loss)
+    values, _ = measure_split(task.trained(job), task.images, "val", trainer.datamodule.config, task.loss(job.config))
     return Score.of({f"val/{name}": value for name, value in values.items()}, job.config.checkpoint.monitor)
 
 

@@ -1,8 +1,18 @@
-"""The classes and probabilities that the logits of a task stand for."""
+"""What the logits of a task stand for: a loss, classes and probabilities."""
 
 from __future__ import annotations
 
 import torch
+
+
+class Loss(torch.nn.Module):
+    """logits (B, outputs), labels (B,) -> the mean loss. src/models/losses.py has the classification's."""
+
+    task: str
+
+    def weight(self, labels: torch.Tensor) -> torch.Tensor | int:
+        """The divisor of the mean over these labels."""
+        raise NotImplementedError
 
 
 def probabilities(logits: torch.Tensor, task: str) -> torch.Tensor:
