@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any, TypeAlias
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.engine.commands.knobs import knobs_of
 
@@ -48,8 +48,9 @@ def register(config: type, metrics: Mapping[str, str]) -> None:
 
 
 def defaults() -> DictConfig:
-    """The schema as Hydra composes onto it: it refuses unknown keys and values of another type."""
-    return ConfigStore.instance().load("schema.yaml").node
+    """The schema as Hydra composes onto it: it refuses unknown keys and values of another type. Empty where another
+    program sweeps with the engine, and has registered none."""
+    return ConfigStore.instance().load("schema.yaml").node if KNOBS else OmegaConf.create()
 
 
 def value_of(config: Config, key: str) -> Any:
