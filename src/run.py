@@ -14,13 +14,13 @@ from pathlib import Path
 
 import lightning as L
 
-from src.callbacks.checkpoint_selection import BEST
 from src.config import Config
 from src.data.module import ImageData
 from src.engine.memory.batch_size import settle_batch_size
 from src.engine.memory.memory_log import MemoryLog
 from src.engine.reports.introduction import introduce
 from src.engine.reports.tables import print_result
+from src.engine.runs.checkpoint_selection import BEST
 from src.engine.runs.checksum import damage
 from src.engine.runs.files import write_text
 from src.engine.runs.fit_errors import explained

@@ -10,7 +10,6 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from src.callbacks.checkpoint_selection import BestCheckpoint
 from src.callbacks.freezing import FreezingSchedule
 from src.config import Checkpoint
 from src.config import Logger as LoggerConfig
@@ -19,6 +18,7 @@ from src.engine.memory.memory_growth import MemoryGrowth
 from src.engine.memory.memory_log import MemoryLog
 from src.engine.processes.sync_batchnorm import SyncedBatchNorm
 from src.engine.runs.averaging import WeightAverage
+from src.engine.runs.checkpoint_selection import BestCheckpoint
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
 from src.engine.runs.limits import StopAtMaxSteps

@@ -25,7 +25,6 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-from src.callbacks.checkpoint_selection import BestCheckpoint
 from src.callbacks.freezing import FreezingSchedule
 from src.config import Data, Optimizer
 from src.data.module import ImageData
@@ -33,6 +32,7 @@ from src.engine.images.labelled_images import LabelledImages
 from src.engine.memory.memory_growth import MemoryGrowth
 from src.engine.memory.memory_log import MemoryLog
 from src.engine.runs.averaging import WeightAverage
+from src.engine.runs.checkpoint_selection import BestCheckpoint
 from src.engine.runs.position import PositionCheckpoint, StopOnSignal
 from src.engine.runs.progress import Throughput
 from src.engine.runs.writing import DurableCheckpointIO

@@ -17,11 +17,11 @@ from src.engine.runs import seeding
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.model_folder import ModelCard, damaged
 from src.engine.runs.plain_values import check
+from src.engine.weights.backbone_names import check_backbone_name, pretrained_preprocessing
 from src.engine.weights.preprocessing import Preprocessing
 from src.engine.weights.shape_errors import explain_shape_mismatch
 from src.engine.weights.weight_files import unreadable
 from src.engine.weights.weights import LoadResult, load_pretrained
-from src.models.backbones import check_backbone_name, pretrained_preprocessing
 from src.models.losses import ClassificationLoss, class_weights
 from src.models.network import Architecture, TransferNetwork, build_network
 

@@ -26,7 +26,7 @@ from src.models.model_parallel_resnet50 import ModelParallelResNet50
 class Architecture:
     """All that is needed to build the network again, as plain values for checkpoints and model.json."""
 
-    backbone: str  # see backbones.backbone_names()
+    backbone: str  # see backbone_names.backbone_names()
     head: str = limited(options=tuple(HEADS))  # see heads.build_head()
     outputs: int = limited(range=(1, 10**5))  # the number of classes
     hidden: int = limited(512, range=(1, 10**5))  # width of the head's hidden layer (head mlp)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src.callbacks.checkpoint_selection import BestCheckpoint
+from src.engine.runs.checkpoint_selection import BestCheckpoint
 from src.engine.runs.checksum import save_with_checksum
 
 NAN = float("nan")

@@ -14,8 +14,8 @@ from torchvision.transforms import v2
 from src.data.transforms import train_transform
 from src.engine.images.resizing import eval_transform
 from src.engine.runs import seeding
+from src.engine.weights.backbone_names import pretrained_preprocessing
 from src.engine.weights.preprocessing import Preprocessing
-from src.models.backbones import pretrained_preprocessing
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -12,17 +12,11 @@ import torchvision
 from torchvision.models import get_model, get_model_weights, regnet
 
 from src.engine.runs.errors import ExitCode, UserError
+from src.engine.weights.backbone_names import backbone_names, check_backbone_name, pretrained_preprocessing
 from src.engine.weights.efficientnet_lite import build_efficientnet_lite0
+from src.engine.weights.input_size import try_size
 from src.engine.weights.preprocessing import Preprocessing
-from src.models.backbones import (
-    _try_size,
-    backbone_names,
-    blocks,
-    build_backbone,
-    check_backbone_name,
-    pretrained_preprocessing,
-    remove_classifier,
-)
+from src.models.backbones import blocks, build_backbone, remove_classifier
 
 torch.set_num_threads(1)
 
@@ -234,7 +228,7 @@ def test_the_dry_run_on_meta_agrees_with_the_real_network(name):
             works = True
         except RuntimeError:
             works = False
-        assert (_try_size(backbone, size).error is None) == works, size
+        assert (try_size(backbone, size).error is None) == works, size
 
 
 def test_a_copy_of_an_mnasnet_takes_its_tensors_back_from_a_plain_dictionary():

@@ -9,8 +9,8 @@ from torch import nn
 from torchvision.transforms.v2 import functional
 
 from src.engine.runs.errors import UserError
+from src.engine.weights.backbone_names import pretrained_preprocessing
 from src.engine.weights.preprocessing import Preprocessing
-from src.models.backbones import pretrained_preprocessing
 from src.models.network import Architecture, TransferNetwork, build_network
 from tests.tolerance import DOUBLE
 

@@ -12,9 +12,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from src.callbacks.checkpoint_selection import BEST, BestCheckpoint, Score, epoch_file, file_of
 from src.engine.commands.user_command import named
 from src.engine.runs.averaging import WeightAverage
+from src.engine.runs.checkpoint_selection import BEST, BestCheckpoint, Score, epoch_file, file_of
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
 from src.engine.runs.measuring import measure_split

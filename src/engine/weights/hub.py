@@ -23,7 +23,7 @@ from filelock import FileLock
 from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.weights import efficientnet_lite
-from src.models.backbones import TIMM_PREFIX, is_timm
+from src.engine.weights.backbone_names import TIMM_PREFIX, is_timm
 
 log = logging.getLogger(__name__)
 

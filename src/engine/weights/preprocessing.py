@@ -1,6 +1,6 @@
 """How an image becomes a backbone's input, as plain values that travel with the weights.
 
-backbones.pretrained_preprocessing() fills it from the values that the weights were trained with; the data rooms follow
+backbone_names.pretrained_preprocessing() fills it from the values that the weights were trained with; the data rooms follow
 the geometry (resize, crop), models/network.py the arithmetic (/255, normalise); model.json keeps it. No torch import:
 the command line reads it too.
 """

@@ -1,6 +1,6 @@
 """Which layer of a network does not fit its input, found by a forward pass that watches every layer.
 
-building.py explains a head that does not fit its backbone; backbones.py looks for the smallest images a backbone takes.
+building.py explains a head that does not fit its backbone; input_size.py looks for the smallest images a backbone takes.
 """
 
 from __future__ import annotations

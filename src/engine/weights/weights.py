@@ -25,10 +25,10 @@ from src.engine.runs.model_folder import damaged
 from src.engine.runs.plain_values import read_json
 from src.engine.runs.text import few
 from src.engine.weights import efficientnet_lite
+from src.engine.weights.backbone_names import TIMM_PREFIX, check_backbone_name, is_timm
 from src.engine.weights.hub import default_file
 from src.engine.weights.weight_files import cannot_read, content_error, local_file, read_tensors, shown, unreadable
 from src.engine.weights.weight_matching import Match, match
-from src.models.backbones import TIMM_PREFIX, check_backbone_name, is_timm
 
 log = logging.getLogger(__name__)
 

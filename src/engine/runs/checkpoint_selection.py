@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 
-from src.config import METRICS
+from src.engine.commands.schema import METRICS
 from src.engine.runs.reading import flaw, read_checkpoint
 
 log = logging.getLogger(__name__)
