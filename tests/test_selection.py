@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -153,6 +154,7 @@ def test_best_weights_that_the_disk_did_not_take_end_with_73_and_the_same_comman
     """A real limit on the size of a file, in whose way nothing else is."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    multiprocessing.RawArray("q", 10_000)  # freed at once: the loaders' arrays lie in its file, and need no new one
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         trainer, *_ = trained(tmp_path, top_k=1)
