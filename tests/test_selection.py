@@ -146,8 +146,12 @@ def test_damaged_epochs_are_said_and_the_next_best_is_taken(tmp_path, caplog):
     last = {key: value.clone() for key, value in model.network.state_dict().items()}
     caplog.clear()
     assert choose(trainer, tmp_path, "best") == (5, "the last step")  # what is there is measured
+    assert "are lost" in caplog.text
     assert "those of the last step take their place" in caplog.text
     assert equal(model.network.state_dict(), last)
+    best.kept.clear()
+    choose(trainer, tmp_path, "best")
+    assert "No epoch had a finite val/" in caplog.text
 
 
 def test_best_weights_that_the_disk_did_not_take_end_with_73_and_the_same_command_goes_on(tmp_path):

@@ -132,7 +132,8 @@ TARGETS = """
     shutil.rmtree shutil.move importlib.import_module runpy.run_path runpy.run_module code.interact pty.spawn
     lightning.Trainer lightning.pytorch.Callback hydra.utils.instantiate hydra.utils.call logging.os.system
     logging.config.dictConfig urllib.request.urlopen src.engine.runs.run_dir.os.system src.trainer.importlib.import_module
-    src.engine.runs.files.tempfile.mkdtemp src.engine.runs.errors.signal.signal src.engine.runs.run_dir.shutil.rmtree numpy.load
+    src.engine.runs.files.tempfile.mkdtemp src.engine.runs.signals.signal.signal src.engine.runs.run_dir.shutil.rmtree
+    numpy.load
 """.split()  # noqa: SIM905
 
 

@@ -54,9 +54,10 @@ def choose_weights(job: Job, task: RunTask, trainer: L.Trainer) -> Chosen:
     read = best_weights(folder, ranking, network.state_dict())
     if read is None:
         if select != "last":
-            log.warning(
-                f"The weights of the best epochs are lost in {folder}: those of the last step take their place."
-            )
+            why = f"The weights of the best epochs are lost in {folder}"
+            if not ranking:
+                why = f"No epoch had a finite {job.config.checkpoint.monitor}"
+            log.warning(f"{why}: those of the last step take their place.")
         chosen, best = Chosen(trainer.current_epoch, "the last step"), _copy(network.state_dict())
     else:
         epoch, best = read
