@@ -250,6 +250,27 @@ def test_a_blocked_process_is_no_orphan_where_nobody_waits_for_it(blocked_forks)
     assert process.exitcode == -signal.SIGKILL
 
 
+def test_a_loader_process_ends_with_a_trainer_that_was_killed_while_it_started(tmp_path):
+    program = f"""
+import os, pathlib, signal, threading, time
+from tests.data.test_image_loader import _make_images, val
+def start():
+    pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))
+    time.sleep(2)
+os.register_at_fork(after_in_child=start)
+threading.Timer(1, os.kill, [os.getpid(), signal.SIGKILL]).start()
+list(val(_make_images(), 1))
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == -signal.SIGKILL
+    loader = Path("/proc") / (tmp_path / "pid").read_text()
+    for _ in range(100):
+        if not loader.exists():
+            return
+        time.sleep(0.1)
+    os.kill(int(loader.name), signal.SIGKILL)
+    pytest.fail("the loader process is left over")
+
+
 @pytest.mark.parametrize("reading", [True, False])
 def test_a_loader_process_that_is_stopped_is_named(monkeypatch, reading):
     """By a signal to it alone, amid an image or between two batches: its own time limit stands still, too."""

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -210,12 +211,12 @@ def image_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=partial(_collate, collate),
-        worker_init_fn=partial(_begin_worker, dataset),
+        worker_init_fn=partial(_begin_worker, dataset, os.getpid()),
         generator=torch.Generator(),  # starting an iterator draws a number: not from the global generator
     )
 
 
-def _begin_worker(dataset: GuardedDataset, worker: int) -> None:
+def _begin_worker(dataset: GuardedDataset, trainer: int, worker: int) -> None:
     """In a loader process: a group of its own, so that Ctrl-C in a terminal, or a kill of the trainer's group, does not
     reach it. The trainer answers those: it finishes its step, for which it may need the next batch, and ends its workers."""
     dataset.record(NO_IMAGE)
@@ -224,6 +225,14 @@ def _begin_worker(dataset: GuardedDataset, worker: int) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(os, "setpgid"):  # not on Windows
         os.setpgid(0, 0)
+    threading.Thread(target=_end_with, args=[trainer], daemon=True).start()
+
+
+def _end_with(trainer: int) -> None:
+    """torch's own check takes the parent at this moment for the trainer: of one that died before, a loader is left over."""
+    while os.getppid() == trainer:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _collate(collate: Callable[[list[Any]], Any], read: tuple[list[Any], dict[str, str]]) -> tuple[Any, dict[str, str]]:
