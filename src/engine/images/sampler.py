@@ -115,9 +115,3 @@ def share_of(trainer: L.Trainer | None) -> Share:
     if trainer is None or not getattr(trainer.strategy, "shares_batches", True):
         return WHOLE
     return Share(trainer.global_rank, trainer.world_size)
-
-
-def shared_out(trainer: L.Trainer | None) -> tuple[int, int]:
-    """(rank, world) of share_of."""
-    share = share_of(trainer)
-    return share.rank, share.world

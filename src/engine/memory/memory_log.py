@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from src.engine.images.sampler import shared_out
+from src.engine.images.sampler import share_of
 from src.engine.memory.gpu_driver import Driver
 from src.engine.memory.memory import MIB, Allocator, live_bytes, read_allocator
 from src.engine.memory.ram import resident_bytes
@@ -156,7 +156,7 @@ class MemoryLog(L.Callback):
         self._note(self._meter.end_of("optimizer") | self._meter.end())
         self._step |= {"step": trainer.global_step, "epoch": trainer.current_epoch + 1}
         self._rows[self._filled] = [self._step.get(name, math.nan) for name in self._columns]
-        self._batch_size = max(self._batch_size, len(batch[1]) * shared_out(trainer)[1])
+        self._batch_size = max(self._batch_size, len(batch[1]) * share_of(trainer).world)
         self._filled += 1
         if self._filled - self._written == ROWS_AT_ONCE:
             self._write()

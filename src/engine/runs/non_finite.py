@@ -37,7 +37,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from src.engine.commands.user_command import corrected, typed_name, typed_words
-from src.engine.images.sampler import shared_out
+from src.engine.images.sampler import share_of
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import NAMES
 from src.engine.runs.run_names import free_name
@@ -141,7 +141,7 @@ class NonFinite(L.Callback):
             norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
         else:
             norm = torch.zeros((), device=loss.device)
-        if scaler is not None and shared_out(trainer)[1] > 1:  # the gradients do not tell: they may have overflowed
+        if scaler is not None and share_of(trainer).world > 1:  # the gradients do not tell: they may have overflowed
             loss = loss.clone()
             dist.all_reduce(loss, dist.ReduceOp.SUM)
         return torch.stack([loss.to(norm.device), norm.float()])

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from src.engine.images.sampler import shared_out
+from src.engine.images.sampler import share_of
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._epoch_images += len(batch[1]) * shared_out(trainer)[1]
+        self._epoch_images += len(batch[1]) * share_of(trainer).world
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._stop()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from src.engine.images.sampler import PADDING, shared_out
+from src.engine.images.sampler import PADDING, share_of
 from src.engine.memory.out_of_memory import InParts
 from src.engine.runs import seeding
 
@@ -90,11 +90,12 @@ class EngineModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         for metrics in (self.train_metrics, self.val_metrics):
-            metrics.sync(shared_out(self.trainer)[1] > 1)
+            metrics.sync(share_of(self.trainer).world > 1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Outputs:
         self.step_counts = True
-        rank, world = shared_out(self.trainer)
+        share = share_of(self.trainer)
+        rank, world = share.rank, share.world
         seeding.seed_step(self.training_settings.seed, self.trainer.global_step, rank)
         if world > 1:
             own, whole = self._labels_of_batch(batch_idx)
@@ -215,7 +216,7 @@ class EngineModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The epoch's sums so far, of each process."""
         if "optimizer_states" in checkpoint:  # a position; the weights of the best epoch need none
-            alone = shared_out(self.trainer)[1] == 1
+            alone = share_of(self.trainer).world == 1
             sums = self.train_metrics.sums()
             checkpoint["train_metrics"] = {
                 name: values[None] if alone else self.all_gather(values) for name, values in sums.items()
@@ -226,7 +227,8 @@ class EngineModule(L.LightningModule):
         if not checkpoint.get("optimizer_states"):
             return
         if "train_metrics" in checkpoint:  # positions of older runs have none
-            self.train_metrics.resume(checkpoint["train_metrics"], *shared_out(self.trainer))
+            share = share_of(self.trainer)
+            self.train_metrics.resume(checkpoint["train_metrics"], share.rank, share.world)
         self.saved_group_sizes = [len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
         _count_steps_as_manual(checkpoint)
 

@@ -19,7 +19,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from src.engine.images.sampler import shared_out
+from src.engine.images.sampler import share_of
 from src.engine.memory.out_of_memory import Exhausted, PartSize, free, is_out_of_memory, part_sizes
 from src.engine.processes.agreement import Agreement
 from src.engine.processes.ddp import Ddp
@@ -105,7 +105,7 @@ class OutOfMemory(L.Callback):
             self._save_snapshot()
             failure = Exhausted.of(error, self._device)
             if self.policy == "stop":
-                raise failure.told_to_stop(self._step, len(batch[1]), shared_out(self._trainer)[1]) from error
+                raise failure.told_to_stop(self._step, len(batch[1]), share_of(self._trainer).world) from error
             raise failure.in_optimizer(self._step) from error
 
     def _until_it_fits(self, module: EngineModule, batch: Batch) -> Outputs:
