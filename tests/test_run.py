@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from src.engine.runs.files import sha256
 from src.engine.runs.reading import read_checkpoint
 from tests.conftest import SMALL, check_error, command_environment, write_images
-from tests.data.odd_images import write_corrupt_images, write_odd_images
+from tests.engine.images.odd_images import write_corrupt_images, write_odd_images
 from tests.running import result, start, wait_for_rows, wait_for_save
 from tests.tolerance import rounding
 

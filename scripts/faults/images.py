@@ -17,7 +17,7 @@ from scripts.faults.programs import Program, check
 from scripts.faults.project import Project
 from scripts.faults.registry import row
 from tests.conftest import write_images
-from tests.data.odd_images import write_corrupt_images, write_odd_images, write_png
+from tests.engine.images.odd_images import write_corrupt_images, write_odd_images, write_png
 
 SKIP = {"words": ("data.on_bad_image=skip",)}
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import BackboneFinetuning
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from tests.callbacks.small_training import Stock, classifier, fit, freezing, images, plan
+from tests.engine.runs.small_training import Stock, classifier, fit, freezing, images, plan
 
 MENDED = "Lightning has mended this defect: strike it from docs/freezing.md, and this test"
 IMAGES = torch.stack([images().read(index) for index in range(6)])

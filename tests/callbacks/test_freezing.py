@@ -22,8 +22,8 @@ from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import blocks
 from src.models.freezing import FreezePlan
 from src.models.network import Architecture, build_network
-from tests.callbacks import small_training
-from tests.callbacks.small_training import classifier, fit, freezing
+from tests.engine.runs import small_training
+from tests.engine.runs.small_training import classifier, fit, freezing
 
 SMALL = Preprocessing(32, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 RESNET_BLOCKS = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"]

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.strategies import DDPStrategy
 
 from src.engine.processes.ddp import Ddp
-from tests.callbacks.small_training import Stock, classifier, fit, freezing
+from tests.engine.runs.small_training import Stock, classifier, fit, freezing
 
 
 class Watch(L.Callback):

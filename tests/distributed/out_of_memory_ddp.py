@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from src.engine.processes.ddp import Ddp
 from src.engine.runs.errors import UserError
 from src.engine.steps.out_of_memory import OutOfMemory
-from tests.callbacks.little_memory import Small, fit, noise
+from tests.engine.steps.little_memory import Small, fit, noise
 
 LIMIT = 4
 

@@ -46,7 +46,7 @@ from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.model_parallel_resnet50 import UNITS
 from src.models.network import TransferNetwork
-from tests.strategies.narrow import Narrow, unsplit
+from tests.engine.pipeline.narrow import Narrow, unsplit
 
 CPU = torch.device("cpu")
 CLASSES, SIZE = 3, 32

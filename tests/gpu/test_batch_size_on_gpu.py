@@ -18,8 +18,8 @@ from src.engine.weights.preprocessing import Preprocessing
 from src.models.freezing import FreezePlan
 from src.models.network import Architecture, build_network
 from src.task import Task
-from tests.checkpoints.test_model_folder import CARD
 from tests.conftest import SMALL
+from tests.engine.runs.test_model_folder import CARD
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -10,8 +10,8 @@ import torch
 from src.engine.memory.gpu_driver import Driver
 from src.engine.memory.memory import available_bytes, read_allocator
 from src.engine.memory.memory_log import MemoryLog
-from tests.callbacks.test_gpu_memory import PHASES, table
-from tests.callbacks.test_memory_growth import ENOUGH, SumOfLosses, classifier, fit, image_data, warnings
+from tests.engine.memory.test_gpu_memory import PHASES, table
+from tests.engine.memory.test_memory_growth import ENOUGH, SumOfLosses, classifier, fit, image_data, warnings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -15,8 +15,8 @@ from torch import nn
 from src.engine.memory.out_of_memory import InParts, free, memory_state
 from src.engine.runs.errors import ExitCode
 from src.engine.steps.out_of_memory import SNAPSHOT, OutOfMemory
-from tests.callbacks.little_memory import Small, fit, noise
 from tests.conftest import command_environment
+from tests.engine.steps.little_memory import Small, fit, noise
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -94,7 +94,7 @@ FAULT = """
 from src.engine.steps.out_of_memory import OutOfMemory
 from src.engine.runs.errors import run_and_report
 from src.engine.runs.fit_errors import explained
-from tests.callbacks.little_memory import Small, fit, noise
+from tests.engine.steps.little_memory import Small, fit, noise
 
 def work():
     data = noise()

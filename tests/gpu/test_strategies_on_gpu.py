@@ -10,9 +10,9 @@ from src.engine.steps.out_of_memory import OutOfMemory
 from src.engine.steps.precision import DTYPES, precision_plugin
 from src.models.model_parallel_resnet50 import ModelParallelResNet50
 from src.strategies.data_parallel import DataParallel
-from tests.callbacks import little_memory
-from tests.callbacks.little_memory import at_most
-from tests.callbacks.test_out_of_memory import Plain
+from tests.engine.steps import little_memory
+from tests.engine.steps.little_memory import at_most
+from tests.engine.steps.test_out_of_memory import Plain
 from tests.strategies.test_data_parallel import largest_difference, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -19,8 +19,8 @@ from src.engine.steps.engine_module import Training
 from src.engine.steps.metrics import SplitMetrics, WeightedMean
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss, class_weights
-from tests.callbacks.small_training import QUIET, SQUARE, freezing, images, network
-from tests.checkpoints.test_model_folder import CARD
+from tests.engine.runs.small_training import QUIET, SQUARE, freezing, images, network
+from tests.engine.runs.test_model_folder import CARD
 
 WEIGHTS = [0.2, 1.0, 34.6]  # as 171 images and one have them
 

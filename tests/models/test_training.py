@@ -17,7 +17,7 @@ from src.engine.steps.outputs import predicted_classes, probabilities
 from src.models.classifier import build_classifier
 from src.models.losses import ClassificationLoss
 from src.models.optimizers import build_optimizer, build_plateau, build_schedule, parameter_groups
-from tests.callbacks.small_training import classifier, fit, freezing, images, network
+from tests.engine.runs.small_training import classifier, fit, freezing, images, network
 
 
 def test_metrics_are_those_of_scikit_learn():

@@ -21,9 +21,9 @@ from src.engine.steps.precision import DTYPES, precision_plugin
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss
 from src.strategies.data_parallel import DataParallel
-from tests.callbacks import little_memory
-from tests.callbacks.little_memory import MESSAGE, Small, at_most
-from tests.callbacks.small_training import QUIET, SQUARE, classifier, images, network, plan
+from tests.engine.runs.small_training import QUIET, SQUARE, classifier, images, network, plan
+from tests.engine.steps import little_memory
+from tests.engine.steps.little_memory import MESSAGE, Small, at_most
 from tests.tolerance import DOUBLE
 
 CPU = torch.device("cpu")

@@ -28,8 +28,8 @@ from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.strategies.model_parallel import build_model_parallel
-from tests.callbacks.small_training import QUIET
-from tests.strategies.narrow import THREE, TWO, Narrow, assert_same, stage_threads
+from tests.engine.pipeline.narrow import THREE, TWO, Narrow, assert_same, stage_threads
+from tests.engine.runs.small_training import QUIET
 from tests.tolerance import DOUBLE
 
 ALL, HEAD = {0: ["backbone", "head"]}, {0: ["head"]}

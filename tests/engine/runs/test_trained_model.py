@@ -1,0 +1,65 @@
+"""A model/ folder in use: what it reads, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from src.engine.runs.errors import UserError
+from src.engine.runs.model_folder import save_model
+from src.engine.runs.trained_model import TrainedModel
+from src.models.network import build_network
+from tests.conftest import write_images
+from tests.engine.runs.small_training import SQUARE, network
+from tests.engine.runs.test_model_readme import ARCHITECTURE, CARD
+
+CPU = torch.device("cpu")
+
+
+def small() -> TrainedModel:
+    return TrainedModel(replace(CARD, preprocessing=SQUARE), network())
+
+
+def test_probabilities_are_those_of_the_network(tmp_path):
+    write_images(tmp_path, {"": 1})
+    model = small()
+    images = model.read(tmp_path / "000.png").repeat(3, 1, 1, 1)
+    assert (images.shape, images.dtype) == ((3, 3, 8, 8), torch.uint8)
+    with torch.no_grad():
+        expected = model.network(images).softmax(1)
+    assert not model.network.training
+    torch.testing.assert_close(model.predict(images), expected)
+
+
+def test_a_batch_that_does_not_fit_is_computed_in_parts():
+    model, whole = small(), small()
+    sizes = []
+
+    def look(module, inputs):
+        sizes.append(len(inputs[0]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.network.backbone.register_forward_pre_hook(look)
+    images = torch.randint(256, (5, 3, 8, 8), dtype=torch.uint8)
+    torch.testing.assert_close(model.logits(images), whole.logits(images))
+    assert sizes == [5, 3, 2, 2, 1]
+
+
+def test_a_loaded_model_is_the_saved_one(tmp_path):
+    saved = build_network(ARCHITECTURE, CARD.preprocessing).eval()
+    save_model(tmp_path, saved.state_dict(), CARD)
+    model = TrainedModel.load(tmp_path)
+    assert (model.card, model.device, model.precision, model.folder) == (CARD, CPU, "fp32", tmp_path)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(images), saved(images))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU is there")
+def test_a_device_that_is_not_there_is_said(tmp_path):
+    save_model(tmp_path, {"head.weight": torch.zeros(3, 2)}, CARD)
+    with pytest.raises(UserError, match="gpu"):
+        TrainedModel.load(tmp_path, "gpu")
