@@ -3,9 +3,8 @@
     python -m scripts.house             # the numbers, and what is over a limit
     python -m scripts.house --shrink    # takes out of tests/house/ what is no longer there; nothing is ever added
 
-tests/house/ holds four lists that may only get shorter: private_names.txt, the places that use a name which another library
-does not promise; silent_names.txt, what breaks without a word when a library changes it; limits.txt, what is over a limit;
-arrows.txt, what src/engine/ imports of src/ outside itself.
+tests/house/ holds three lists that may only get shorter: private_names.txt, the places that use a name which another library
+does not promise; silent_names.txt, what breaks without a word when a library changes it; limits.txt, what is over a limit.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ SRC = ROOT / "src"
 PRIVATE_NAMES = ROOT / "tests/house/private_names.txt"
 SILENT_NAMES = ROOT / "tests/house/silent_names.txt"
 LIMITS = ROOT / "tests/house/limits.txt"
-ARROWS = ROOT / "tests/house/arrows.txt"
 
 LIMIT = {
     "file_lines": 300,
@@ -236,7 +234,7 @@ def upward_imports() -> set[str]:
 
 def shrink() -> None:
     """Takes out of the lists what is no longer there, and lowers the numbers that fell."""
-    used, over, upward = private_names(), excesses(), upward_imports()
+    used, over = private_names(), excesses()
 
     def private(line: str) -> str | None:
         file, name = (part.strip() for part in line.split("|")[:2])
@@ -250,10 +248,7 @@ def shrink() -> None:
         kind, place, number = line.split()
         return f"{kind} {place} {min(int(number), over[kind, place])}" if (kind, place) in over else None
 
-    def arrow(line: str) -> str | None:
-        return line if line in upward else None
-
-    for file, keep in ((PRIVATE_NAMES, private), (SILENT_NAMES, silent), (LIMITS, limit), (ARROWS, arrow)):
+    for file, keep in ((PRIVATE_NAMES, private), (SILENT_NAMES, silent), (LIMITS, limit)):
         lines = [line if line.startswith("#") else keep(line) for line in file.read_text().splitlines()]
         file.write_text("".join(f"{line}\n" for line in lines if line is not None))
 

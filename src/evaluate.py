@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from src import rules  # noqa: F401 (registers the settings)
 from src.engine.commands import config_checks
 from src.engine.commands.knobs import choice
-from src.engine.commands.user_command import corrected
-from src.engine.commands.words import read_words
-from src.engine.runs.errors import UserError, run_and_report
+from src.engine.commands.words import check_effects, read_words
+from src.engine.runs.errors import run_and_report
 from src.engine.runs.run_dir import refuse_links
 from src.engine.runs.run_lookup import find_run
 from src.engine.runs.run_settings import merged, stored_settings
@@ -46,26 +45,17 @@ def work() -> None:
     if words.out is None:
         refuse_links(run, "evaluation*")
     settings = config_checks.read(merged(stored_settings(run), changes))
-    _check_effects(changes, settings.data.source)
-    from src.engine.runs.evaluation import (
-        evaluate_run,  # after the words are known to be right: torch takes seconds to import
-    )
+    check_effects(changes, settings.data.source)
+    # After the words are known to be right: torch takes seconds to import.
+    from src.data import sources
+    from src.engine.runs.evaluation import Evaluation, evaluate_run
+    from src.engine.runs.trained_model import TrainedModel
+    from src.models.building import build_loss, rebuild
 
-    evaluate_run(run, settings, changes, words.split, path_in(words.out) if words.out else run, words.accelerator)
-
-
-ABOUT_OTHER_IMAGES = {  # settings without effect on the run's own images
-    "data.on_bad_image": "of the run's own images, what cannot be read any more is left out and counted",
-    "data.layout": "it says how the folders below data.root are read",
-}
-
-
-def _check_effects(changes: dict[str, object], source: str) -> None:
-    if source not in ("image_folder", "table") or "data.root" in changes or "data.table" in changes:
-        return
-    for key, why in ABOUT_OTHER_IMAGES.items():
-        if key in changes:
-            raise UserError(f"{key} has no effect here", why=why, fix=corrected(remove=[key]))
+    out = path_in(words.out) if words.out else run
+    precision, threads = settings.precision.name, settings.trainer.threads
+    model = TrainedModel.load(run / "model", rebuild, words.accelerator, precision, threads)
+    evaluate_run(Evaluation(run, settings, changes, words.split, out), model, sources, build_loss)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,15 @@ def work() -> None:
     if words.out is None:
         refuse_links(run, "export*", "export/*")
     # After the words are known to be right: torch takes seconds to import.
-    from src.engine.export.export_run import export_run
+    from src.data import sources
+    from src.engine.export.export_run import export_model
+    from src.engine.export.images import images_below, images_of_run
+    from src.engine.runs.trained_model import TrainedModel
+    from src.models.building import rebuild
 
-    out = path_in(words.out) if words.out else run / "export"
-    export_run(run, form, out, path_in(words.images) if words.images else None)
+    model = TrainedModel.load(run / "model", rebuild, precision="fp32")
+    examples = images_below(path_in(words.images), model) if words.images else images_of_run(run, model, sources)
+    export_model(model, examples, form, path_in(words.out) if words.out else run / "export")
 
 
 if __name__ == "__main__":

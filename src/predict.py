@@ -52,9 +52,10 @@ def work() -> None:
     # After the words are known to be right: torch takes seconds to import.
     from src.engine.runs.prediction import predict
     from src.engine.runs.trained_model import TrainedModel
+    from src.models.building import rebuild
 
     predict(
-        TrainedModel.load(model, words.accelerator),
+        TrainedModel.load(model, rebuild, words.accelerator),
         path_in(words.images),
         path_in(words.out),
         words.batch_size,

@@ -6,7 +6,7 @@ Text is taken as the shell gave it: everything after the first '=' belongs to it
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from typing import Any, TypeVar
 
@@ -29,6 +29,10 @@ WITHOUT_EFFECT = {  # settings of the data that the model brings itself, or that
     "data.augment": "images are augmented for training only",
     "data.val_fraction": "the run's own split is used",
     "data.test_fraction": "the run's own split is used",
+}
+ABOUT_OTHER_IMAGES = {  # settings without effect on the run's own images
+    "data.on_bad_image": "of the run's own images, what cannot be read any more is left out and counted",
+    "data.layout": "it says how the folders below data.root are read",
 }
 
 
@@ -67,6 +71,15 @@ def read_words(
         raise UserError(f"{needed}= is missing", why=f"{command} cannot do without it", fix=fix)
     own = {key: value for key, value in values.items() if not key.startswith("data.")}
     return schema(**own), {key: value for key, value in values.items() if key not in own}
+
+
+def check_effects(changes: Mapping[str, Any], source: str) -> None:
+    """Raises UserError for a setting that has no effect on the run's own images. source: the run's data.source."""
+    if source not in ("image_folder", "table") or "data.root" in changes or "data.table" in changes:
+        return
+    for key, why in ABOUT_OTHER_IMAGES.items():
+        if key in changes:
+            raise UserError(f"{key} has no effect here", why=why, fix=corrected(remove=[key]))
 
 
 def _value(key: str, knob: Field[Any], text: str) -> Any:

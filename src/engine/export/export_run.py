@@ -1,4 +1,4 @@
-"""From a run to one verified file: the work of src/export.py."""
+"""From a run's model to one verified file: the work of src/export.py."""
 
 from __future__ import annotations
 
@@ -7,31 +7,29 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from torch import Tensor
+
 from src.engine.export.formats import Format
-from src.engine.export.images import images_below, images_of_run
 from src.engine.export.verification import TOLERANCE, verify
 from src.engine.export.writers import WRITERS
 from src.engine.runs.files import make_folder, write_atomically
-from src.engine.runs.run_settings import merged, stored_settings
 from src.engine.runs.trained_model import TrainedModel
 
 log = logging.getLogger(__name__)
 
 
-def export_run(run: Path, form: Format, out: Path, images: Path | None) -> None:
-    """Writes the file of the format and model.json to `out`, verified. images: a folder or file; None: the run's own.
+def export_model(model: TrainedModel, examples: Tensor, form: Format, out: Path) -> None:
+    """Writes the file of the format and model.json to `out`, verified on the examples, uint8 (N, 3, S, S).
 
-    Raises UserError, and then leaves `out` as it was.
+    model: as read from its folder, in fp32 on the CPU. Raises UserError, and then leaves `out` as it was.
     """
-    config = merged(stored_settings(run), {})
-    model = TrainedModel.load(run / "model", precision="fp32")
-    examples = images_below(images, model) if images else images_of_run(run, config, model)
+    assert model.folder is not None
     make_folder(out, "out")
     expected = model.logits(examples).numpy()
 
     with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out) as name:
         draft = Path(name)
-        shutil.copyfile(run / "model" / "model.json", draft / "model.json")
+        shutil.copyfile(model.folder / "model.json", draft / "model.json")
         WRITERS[form.name](model, draft / form.file)
         difference = verify(form, draft, examples.numpy(), expected)
         names = sorted(file.name for file in draft.iterdir())

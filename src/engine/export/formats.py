@@ -78,8 +78,9 @@ from pathlib import Path
 import torch
 
 from src.engine.runs.trained_model import TrainedModel
+from src.models.building import rebuild
 
-model = TrainedModel.load(Path("."), precision="fp32")
+model = TrainedModel.load(Path("."), rebuild, precision="fp32")
 """,
     call="logits = model.logits(torch.from_numpy(images)).numpy()\n",
     needs_project=True,

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from src.data.sources import image_root, lists_files, load_images
 from src.engine.commands import config_checks
 from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
 from src.engine.images.folders import list_images
 from src.engine.images.reading import ImageError
 from src.engine.images.resizing import eval_transform
+from src.engine.images.sources import ImageSources
 from src.engine.images.splits import read_split_file
 from src.engine.images.time_limit import in_time
 from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.run_settings import merged, stored_settings
 from src.engine.runs.trained_model import TrainedModel
 
 MOST = 16
@@ -26,13 +27,11 @@ MOST = 16
 Name = TypeVar("Name")
 
 
-def images_of_run(run: Path, config: dict[str, Any], model: TrainedModel) -> Tensor:
-    """Up to MOST images of the test split, or of val where there is no test: uint8 (N, 3, S, S). Raises UserError.
-
-    config: the run's config.yaml.
-    """
+def images_of_run(run: Path, model: TrainedModel, sources: ImageSources) -> Tensor:
+    """Up to MOST images of the test split, or of val where there is no test: uint8 (N, 3, S, S). Raises UserError."""
+    settings = merged(stored_settings(run), {})
     try:
-        read = _reader(config_checks.read(config), model)
+        read = _reader(config_checks.read(settings), model, sources)
         split_of = read_split_file(run / "split.csv")
         held_out = [[name for name, (split, _) in split_of.items() if split == wanted] for wanted in ("test", "val")]
         return _read(held_out[0] or held_out[1], read)
@@ -58,13 +57,13 @@ def images_below(images: Path, model: TrainedModel) -> Tensor:
         ) from error
 
 
-def _reader(config: Config, model: TrainedModel) -> Callable[[str], Tensor]:
+def _reader(config: Config, model: TrainedModel, sources: ImageSources) -> Callable[[str], Tensor]:
     """A name of split.csv -> uint8 (3, S, S). Only the images that are asked for are opened."""
     data = config.data
-    if lists_files(data):
-        root = image_root(data)
+    if sources.lists_files(data):
+        root = sources.image_root(data)
         return lambda name: model.read(root / name)
-    images = load_images(data, config.seed, cache_dir=Path(config.runs_dir) / ".checked")
+    images = sources.load_images(data, config.seed, cache_dir=Path(config.runs_dir) / ".checked")
     index = {name: index for index, name in enumerate(images.names)}
     transform = eval_transform(model.card.preprocessing)
     return lambda name: transform(images.read(index[name]))

@@ -6,17 +6,17 @@ import difflib
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from src.data.sources import lists_files, load_images, load_unsplit
 from src.engine.commands.schema import Config, Data
 from src.engine.commands.user_command import corrected
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.seen_in_training import seen_in_training
+from src.engine.images.sources import ImageSources
 from src.engine.images.table import read_csv
 from src.engine.memory.batch_size_search import chosen_batch_size
 from src.engine.reports.tables import metrics_table, write_confusion
@@ -27,21 +27,35 @@ from src.engine.runs.plain_values import read_json
 from src.engine.runs.run_settings import merged, stored_settings
 from src.engine.runs.text import printable
 from src.engine.runs.trained_model import TrainedModel
-from src.models.building import build_loss
+from src.engine.steps.outputs import Loss
 
 log = logging.getLogger(__name__)
 
 Changes = Mapping[str, Any]  # what the command changes of the run's settings: {"data.batch_size": 16}
 
 
-def evaluate_run(run: Path, settings: Config, changes: Changes, split: str | None, out: Path, accelerator: str) -> None:
-    """Prints the numbers and writes them to `out`. settings: the run's, with the changes. Raises UserError."""
-    model = TrainedModel.load(run / "model", accelerator, settings.precision.name, settings.trainer.threads)
+@dataclass(frozen=True)
+class Evaluation:
+    """What the command asks for."""
+
+    run: Path
+    settings: Config  # the run's, with the changes
+    changes: Changes
+    split: str | None  # None: test, or val where there is no test
+    out: Path  # the folder for the numbers
+
+
+def evaluate_run(
+    asked: Evaluation, model: TrainedModel, sources: ImageSources, build_loss: Callable[[Config, Sequence[int]], Loss]
+) -> None:
+    """Prints the numbers and writes them to asked.out. build_loss: from the settings and the training images of each class.
+    Raises UserError."""
+    run, settings, changes, out = asked.run, asked.settings, asked.changes, asked.out
     classes = model.card.classes
     make_folder(out, "out")
-    images, data = _images_to_measure(run, settings, changes, model.card.bits)
+    images, data = _images_to_measure(asked, model.card.bits, sources)
     images = _with_classes_of(classes, images, run)
-    split = _choose_split(split, images)
+    split = _choose_split(asked.split, images)
     weighted = settings.data.class_weights != "none"
     loss = build_loss(settings, _training_counts(run, classes) if weighted else ())
 
@@ -109,21 +123,22 @@ def _which(changed: list[str]) -> list[str]:
     return sorted(word for word in changed if not word.startswith(("data.batch_size=", "data.num_workers=")))
 
 
-def _images_to_measure(run: Path, settings: Config, changes: Changes, bits: int) -> tuple[LabelledImages, Data]:
+def _images_to_measure(asked: Evaluation, bits: int, sources: ImageSources) -> tuple[LabelledImages, Data]:
     """The run's own images in its own split, or the other ones that a change names; and how they are loaded. bits: of the
     training's images; other ones are read alike."""
+    run, settings, changes = asked.run, asked.settings, asked.changes
     data, cache_dir = replace(settings.data, bits=bits), Path(settings.runs_dir) / ".checked"
     if data.batch_size == "auto":
         data = replace(data, batch_size=chosen_batch_size(run) or 32)  # changes no number
     own_split = "data.split_file" not in changes
-    if lists_files(data):
+    if sources.lists_files(data):
         if own_split and ("data.root" in changes or "data.table" in changes):
-            return load_unsplit(data, cache_dir=cache_dir), data
+            return sources.load_unsplit(data, cache_dir=cache_dir), data
         data = replace(
             data, on_bad_image="skip"
         )  # the run's split lacks what it left out; what broke since then is said
     run_split = run / "split.csv" if own_split else None
-    return load_images(data, settings.seed, cache_dir=cache_dir, run_split=run_split), data
+    return sources.load_images(data, settings.seed, cache_dir=cache_dir, run_split=run_split), data
 
 
 def _training_counts(run: Path, classes: Sequence[str]) -> list[int]:

@@ -1,11 +1,12 @@
 """A trained model in use: what evaluate, predict, export, the end of a run and a notebook compute with.
 
-model = TrainedModel.load(Path("runs/NAME/model"))
+model = TrainedModel.load(Path("runs/NAME/model"), rebuild)  # rebuild is in src/models/building.py
 probabilities = model.predict(model.read("image.jpg")[None])  # (1, number of classes)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,9 +20,10 @@ from src.engine.runs.model_folder import ModelCard, load_model
 from src.engine.steps.network import Network
 from src.engine.steps.outputs import probabilities
 from src.engine.steps.precision import autocast, check_precision, usable_precision
-from src.models.building import rebuild
 
 CPU = torch.device("cpu")
+# The card and the weights of a model/ folder, and the folder for messages -> its network.
+Rebuild = Callable[[ModelCard, dict[str, Tensor], Path], Network]
 
 
 class TrainedModel:
@@ -42,13 +44,18 @@ class TrainedModel:
 
     @classmethod
     def load(
-        cls, folder: Path, accelerator: str = "cpu", precision: str | None = None, threads: int | None = None
+        cls,
+        folder: Path,
+        rebuild: Rebuild,
+        accelerator: str = "cpu",
+        precision: str | None = None,
+        threads: int | None = None,
     ) -> TrainedModel:
         """The model of a model/ folder.
 
-        accelerator: auto, cpu, gpu or mps. precision: None for that of the training, or fp32 where the device does not have
-        it. threads: of the CPU; None for torch's default. Raises UserError for a folder, device or precision that cannot be
-        used.
+        rebuild: makes its network, as src/models/building.py does. accelerator: auto, cpu, gpu or mps. precision: None for
+        that of the training, or fp32 where the device does not have it. threads: of the CPU; None for torch's default.
+        Raises UserError for a folder, device or precision that cannot be used.
         """
         card, state = load_model(folder)
         device = choose_device(accelerator)

@@ -23,7 +23,7 @@ from src.engine.export.verification import TOLERANCE, verify
 from src.engine.export.writers import WRITERS
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.trained_model import TrainedModel
-from src.models.building import load_whole
+from src.models.building import load_whole, rebuild
 from tests.conftest import SMALL, check_error, command_environment, write_images
 from tests.tolerance import rounding
 
@@ -91,7 +91,7 @@ def test_every_format_gives_the_networks_outputs(work, run, tmp_path, monkeypatc
     assert ("not for sharing" in said) == (name == "whole")
 
     monkeypatch.chdir(out)
-    network = TrainedModel.load(run / "model").network
+    network = TrainedModel.load(run / "model", rebuild).network
     for count in (1, 3):
         scope = {"images": noise(count)}
         exec(form.load + form.call, scope)
@@ -103,7 +103,7 @@ def test_every_format_gives_the_networks_outputs(work, run, tmp_path, monkeypatc
 
 def test_a_whole_network_is_loaded_without_the_code_of_others(run, tmp_path):
     """A file with the network's own classes and one of somebody else, such as print, is refused before anything runs."""
-    model = TrainedModel.load(run / "model")
+    model = TrainedModel.load(run / "model", rebuild)
     model.network.head.extra = print
     WRITERS["whole"](model, tmp_path / "model_whole.pt")
     with pytest.raises(UserError, match="holds code") as error:
@@ -119,7 +119,7 @@ def test_nothing_advises_to_load_code():
 
 
 def test_channels_last_survives_torch_export(run, tmp_path):
-    WRITERS["torch_export"](TrainedModel.load(run / "model"), tmp_path / "model.pt2")
+    WRITERS["torch_export"](TrainedModel.load(run / "model", rebuild), tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").state_dict
     weights = [tensor for tensor in loaded.values() if tensor.dim() == 4]
     assert len(weights) == 56

@@ -10,6 +10,7 @@ import torch
 from src.engine.runs.errors import UserError
 from src.engine.runs.model_folder import save_model
 from src.engine.runs.trained_model import TrainedModel
+from src.models.building import rebuild
 from src.models.network import build_network
 from tests.conftest import write_images
 from tests.engine.runs.small_training import SQUARE, network
@@ -51,7 +52,7 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts():
 def test_a_loaded_model_is_the_saved_one(tmp_path):
     saved = build_network(ARCHITECTURE, CARD.preprocessing).eval()
     save_model(tmp_path, saved.state_dict(), CARD)
-    model = TrainedModel.load(tmp_path)
+    model = TrainedModel.load(tmp_path, rebuild)
     assert (model.card, model.device, model.precision, model.folder) == (CARD, CPU, "fp32", tmp_path)
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
@@ -62,4 +63,4 @@ def test_a_loaded_model_is_the_saved_one(tmp_path):
 def test_a_device_that_is_not_there_is_said(tmp_path):
     save_model(tmp_path, {"head.weight": torch.zeros(3, 2)}, CARD)
     with pytest.raises(UserError, match="gpu"):
-        TrainedModel.load(tmp_path, "gpu")
+        TrainedModel.load(tmp_path, rebuild, "gpu")
