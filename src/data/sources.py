@@ -16,10 +16,8 @@ import torch
 
 from src.config import Data
 from src.engine.images import folders, image_files, table
-from src.engine.images.image_files import FileSettings
-from src.engine.images.image_set import ImageSet, split_image_set
-from src.engine.images.labelled_images import LabelledImages
-from src.engine.images.listing import Listing
+from src.engine.images.image_files import FileSettings, split_image_set
+from src.engine.images.labelled_images import ImageSet, LabelledImages, Listing
 from src.engine.images.splits import SplitSettings
 from src.engine.runs.cores import cpu_cores
 from src.engine.runs.errors import ExitCode, UserError

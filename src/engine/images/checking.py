@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from src.engine.commands.user_command import corrected
 from src.engine.images.oddities import ONE_COLOUR
 from src.engine.images.reading import ImageError, decode_image, read_bytes
 from src.engine.images.time_limit import SECONDS, in_time
-from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.files import write_text
 from src.engine.runs.text import printable
 from src.engine.weights.preprocessing import ReadOptions
@@ -96,7 +97,9 @@ def check_images(
                 pool.shutdown(wait=False, cancel_futures=True)
                 if cache:
                     text = json.dumps({**_head(options), "files": entries}, separators=(",", ":"))
-                    _write(cache, text, "the checked images cannot be remembered, the next run checks them again")
+                    write_or_warn(
+                        cache, text, "the checked images cannot be remembered, the next run checks them again"
+                    )
     return {name: checked[name] for name in stamps}
 
 
@@ -109,15 +112,35 @@ def refuse_bad_images(bad: Mapping[str, str], total: int, root: Path, list_file:
     shown = rows if len(rows) <= SHOWN else [*rows[:SHOWN], f"and {len(rows) - SHOWN} more"]
     mend = "delete or replace the bad files"
     list_text = "".join(f"{printable(name)}\t{reason}\n" for name, reason in bad.items())
-    if list_file and _write(list_file, list_text, "the list of bad images cannot be written"):
+    if list_file and write_or_warn(list_file, list_text, "the list of bad images cannot be written"):
         mend += f"; they are listed in {list_file}"
-    return UserError(
+    return data_error(
         f"{len(rows)} of {total} images cannot be read",
         where="\n".join([_tail(str(root), 110), *shown]),
         why="without data.on_bad_image=skip, training starts only if every image can be decoded",
         fix=[f"{corrected('data.on_bad_image=skip')}  # trains without them", mend],
-        code=ExitCode.DATA,
     )
+
+
+def write_or_warn(path: Path, text: str, failure: str) -> bool:
+    """Replaces the file in one step. Failing to is no reason to stop, and said."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        log.warning(f"{failure}: {error}")
+        return False
+    return True
+
+
+def digest_of(data: bytes) -> str:
+    """Of a file's content: 32 hex digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def cache_file(cache_dir: Path, root: Path) -> Path:
+    """Where the check of the files below root is remembered."""
+    return cache_dir / f"{hashlib.blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()}.json"
 
 
 def cached_digests(cache: Path) -> dict[str, str]:
@@ -136,18 +159,21 @@ def _check(path: Path, name: str, options: ReadOptions) -> tuple[CheckResult, bo
     try:
         data = read_bytes(path, name)
     except ImageError as error:
-        return CheckResult("", 0, 0, str(error).removeprefix(f"{printable(name)}: ")), False
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        return CheckResult("", 0, 0, _cause(error, name)), False
+    digest = digest_of(data)
     try:
         decoded = decode_image(data, name, replace(options, bits=0))
     except ImageError as error:
-        lasting = not isinstance(error.__cause__, MemoryError)
-        return CheckResult(digest, 0, 0, str(error).removeprefix(f"{printable(name)}: ")), lasting
+        return CheckResult(digest, 0, 0, _cause(error, name)), not isinstance(error.__cause__, MemoryError)
     image, findings = decoded.image, decoded.findings
     extrema = (image.getchannel(channel).getextrema() for channel in range(3))  # usually the first one is enough
     if all(high - low <= FLAT for low, high in extrema):
         findings.notes.add(ONE_COLOUR)
     return CheckResult(digest, image.width, image.height, None, findings.bits, tuple(sorted(findings.notes))), True
+
+
+def _cause(error: ImageError, name: str) -> str:
+    return str(error).removeprefix(f"{printable(name)}: ")
 
 
 def _progress() -> Progress:
@@ -186,17 +212,6 @@ def _is_entry(row: object) -> bool:
     if not (isinstance(row, list) and len(row) == len(_KINDS) and all(map(isinstance, row, _KINDS))):
         return False
     return all(abs(value) < 2**63 for value in row if isinstance(value, int)) and 0 <= row[6] <= 16
-
-
-def _write(path: Path, text: str, failure: str) -> bool:
-    """Replaces the file in one step. Failing to is no reason to stop, and said."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
-    except OSError as error:
-        log.warning(f"{failure}: {error}")
-        return False
-    return True
 
 
 def _tail(text: str, length: int) -> str:

@@ -1,23 +1,20 @@
-"""From a list of files to labelled images: checked, without the bad ones where they are skipped, split, read alike."""
+"""From what a source returns to labelled images: split, and files also checked, without the bad ones where they are skipped."""
 
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
 
 from src.engine.images import copies, oddities, splits
-from src.engine.images.checking import CheckResult, check_images, refuse_bad_images
-from src.engine.images.labelled_images import SPLITS, LabelledImages
-from src.engine.images.listing import Listing
+from src.engine.images.checking import CheckResult, cache_file, check_images, refuse_bad_images
+from src.engine.images.labelled_images import ImageSet, LabelledImages, Listing, by_split
 from src.engine.images.reading import read_image
 from src.engine.images.splits import SplitSettings
-from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.text import few, printable, shell_word
 from src.engine.weights.preprocessing import ReadOptions
 
@@ -64,8 +61,16 @@ def load_unsplit(listing: Listing, settings: FileSettings) -> LabelledImages:
     """The images of test/ where the listing states a split, otherwise all of them, as test."""
     listing, checked = _checked(listing, settings)
     stated = listing.splits or ["test"] * len(listing.names)
-    members = {split: [index for index, own in enumerate(stated) if own == split] for split in SPLITS}
-    return _labelled(listing, members, settings, checked)
+    return _labelled(listing, by_split(stated), settings, checked)
+
+
+def split_image_set(images: ImageSet, settings: SplitSettings) -> LabelledImages:
+    """The set with the split that it states, or with a stratified one. Raises UserError for classes that cannot be learned."""
+    classes, labels = images.classes, images.labels
+    names = images.names or [f"{images.name}/{index:05d}" for index in range(len(labels))]
+    members = splits.choose_split(names, [classes[label] for label in labels], images.splits, settings)
+    splits.check_splits(classes, labels, members, images.where or f"data={images.name}")
+    return LabelledImages(classes, names, labels, members, images.read, in_memory=images.in_memory)
 
 
 def listing_of_run(root: Path, run_split: Path, error: UserError) -> Listing:
@@ -78,11 +83,6 @@ def listing_of_run(root: Path, run_split: Path, error: UserError) -> Listing:
     return Listing(root, list(labels), list(labels.values()))
 
 
-def cache_file(cache_dir: Path, root: Path) -> Path:
-    """Where the check of the files below root is remembered."""
-    return cache_dir / f"{blake2b(os.fsencode(root.resolve()), digest_size=8).hexdigest()}.json"
-
-
 def _checked(
     listing: Listing, settings: FileSettings, keep_bad: bool = False
 ) -> tuple[Listing, dict[str, CheckResult]]:
@@ -92,14 +92,8 @@ def _checked(
     loaders replace or skip them.
     """
     root, total = listing.root, len(listing.names)
-    checked = check_images(
-        root,
-        listing.names,
-        settings.options,
-        cache_file(settings.cache_dir, root),
-        settings.workers,
-        timeout_seconds=settings.timeout_seconds,
-    )
+    cache = cache_file(settings.cache_dir, root)
+    checked = check_images(root, listing.names, settings.options, cache, settings.workers, settings.timeout_seconds)
     bad = {name: entry.error for name, entry in checked.items() if entry.error}
     if not bad:
         return listing, checked
@@ -113,12 +107,11 @@ def _checked(
     good = listing.only([index for index, name in enumerate(listing.names) if name not in bad])
     lost = sorted(set(listing.labels) - set(good.labels))
     if lost:
-        raise UserError(
+        raise data_error(
             f"class {printable(lost[0])} has no image left that can be read",
-            where=printable(str(root)),
+            where=root,
             why="all its files are damaged or of a format that is not read",
             fix=f"ls -l {shell_word(root / lost[0])}",
-            code=ExitCode.DATA,
         )
     return good, checked
 

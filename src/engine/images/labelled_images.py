@@ -1,18 +1,61 @@
 """The list of images that everything else works on: names, labels, splits, and how to read one.
 
-Made by `load_images` in src/data/sources.py, used by the DataModule, evaluate and the reports.
+A source of images (src/data/sources.py) returns a Listing or an ImageSet; image_files.py makes LabelledImages of either, which
+the DataModule, evaluate and the reports use.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 SPLITS = ("train", "val", "test")
+
+
+def by_split(stated: Sequence[str]) -> dict[str, list[int]]:
+    """split -> indices, of the split of each image."""
+    return {split: [index for index, own in enumerate(stated) if own == split] for split in SPLITS}
+
+
+@dataclass
+class Listing:
+    """Image files below a folder: one entry per image, in a fixed order."""
+
+    root: Path
+    names: list[str] = field(default_factory=list)  # paths relative to root, with forward slashes
+    labels: list[str] = field(default_factory=list)  # class names
+    splits: list[str] | None = None  # train, val or test of each image, where the data says so
+    source: str = ""  # what messages name; "": root
+
+    def only(self, indices: Sequence[int]) -> Listing:
+        """The listing of these images alone."""
+        stated = None if self.splits is None else [self.splits[index] for index in indices]
+        names, labels = ([values[index] for index in indices] for values in (self.names, self.labels))
+        return replace(self, names=names, labels=labels, splits=stated)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that are no files to check: drawn, in memory, or read by another library.
+
+    name: how its images are called. labels: indices into classes. read: index -> uint8 (3, H, W).
+    splits: train, val or test of each image, None where the set has no splits. in_memory: reading is only a lookup, so
+    loader processes would cost more than they give. names: of the images; None: name/00000, ... where: the setting that
+    messages name; "": data=name.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: list[int]
+    read: Callable[[int], torch.Tensor]
+    splits: list[str] | None = None
+    in_memory: bool = True
+    names: list[str] | None = None
+    where: str = ""
 
 
 @dataclass(frozen=True)

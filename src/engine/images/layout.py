@@ -33,19 +33,13 @@ from pathlib import Path
 from src.engine.commands.user_command import corrected
 from src.engine.images.scanning import holds_images, images_in, sub_folders
 from src.engine.images.spelling import alike
-from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.text import few, printable, shell_word
 
 SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "trainval": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 
 
@@ -73,9 +67,9 @@ def choose_layout(root: Path, how: str) -> Layout:
     """What the top folders of root are. how: data.layout. Raises UserError where there is more than one reading."""
     if how == "classes":
         return Layout([("", None)])
-    top = [name for name in sub_folders(root) if holds_images(root / name)]
+    top = _with_images(root)
     splits = {name: split for name in top if (split := split_of(name))}
-    labelled = [name for name in splits if any(holds_images(root / name / sub) for sub in sub_folders(root / name))]
+    labelled = [name for name in splits if _with_images(root / name)]
     unlabelled = {name: "it has no class folders" for name in splits if name not in labelled}
     others = [name for name in top if name not in splits]
     for name in _without_labels(root, labelled, splits):
@@ -95,11 +89,13 @@ def choose_layout(root: Path, how: str) -> Layout:
     if len(labelled) == 1 and splits[labelled[0]] == "train" and unlabelled:
         return Layout([(labelled[0], None)], unlabelled)
     if len(labelled) == 1:
-        raise _unclear(
-            root,
-            f"{_shown(labelled)} is the only folder with classes in {printable(str(root))}",
-            "it is not known whether it is the whole set or one of its splits" + _empty_splits(root, top),
-            [corrected(f"data.root={root / labelled[0]}")],
+        empty = [name for name in sub_folders(root) if name not in top and split_of(name)]
+        raise data_error(
+            f"{_shown(labelled)} is the only folder with classes in {printable(root)}",
+            where=root,
+            why="it is not known whether it is the whole set or one of its splits"
+            + (f"; {_shown(empty)} hold no image" if empty else ""),
+            fix=_as_root(root / labelled[0]),
         )
     return _only_splits(root, labelled, splits, unlabelled)
 
@@ -108,21 +104,19 @@ def _only_splits(root: Path, labelled: list[str], splits: dict[str, str], left_o
     for split in ("train", "val", "test"):
         same = [name for name in labelled if splits[name] == split]
         if len(same) > 1:
-            aside = [f"mv {shell_word(root / name)} {shell_word(_beside(root, name))}" for name in same[::-1]]
-            raise _unclear(
-                root,
+            raise data_error(
                 f"{_shown(same)} are all {split} folders",
-                "one folder per split is read; move the others aside, or merge them",
-                aside[:3],
+                where=root,
+                why="one folder per split is read; move the others aside, or merge them",
+                fix=[_move_aside(root, name) for name in reversed(same)][:3],
             )
     if "train" not in [splits[name] for name in labelled]:
-        readings = [corrected(f"data.root={root / name}") for name in labelled]
-        several = [corrected("data.layout=classes")] if len(labelled) > 1 else []
-        raise _unclear(
-            root,
+        readings = [_as_root(root / name) for name in labelled] + [_as_classes()] * (len(labelled) > 1)
+        raise data_error(
             f"there is no train folder with classes{f' beside {_shown(labelled)}' if labelled else ''}",
-            "without it there is nothing to train on",
-            readings + several or ["make train/CLASS/ folders, or list the images in a table: data=table"],
+            where=root,
+            why="without it there is nothing to train on",
+            fix=readings or "make train/CLASS/ folders, or list the images in a table: data=table",
         )
     return Layout([(name, splits[name]) for name in labelled], left_out)
 
@@ -130,163 +124,151 @@ def _only_splits(root: Path, labelled: list[str], splits: dict[str, str], left_o
 def _without_labels(root: Path, labelled: list[str], splits: dict[str, str]) -> list[str]:
     """val or test folders with a single sub-folder that is no class of train: test/unknown/1.jpg is unlabelled too."""
     classes = {alike(name) for part in labelled if splits[part] == "train" for name in sub_folders(root / part)}
-    if not classes:
-        return []
-    held_out = {part: sub_folders(root / part) for part in labelled if splits[part] != "train"}
-    alone = {part: names[0] for part, names in held_out.items() if len(names) == 1}
+    held_out = {part: sub_folders(root / part) for part in labelled if classes and splits[part] != "train"}
     return [
-        part for part, name in alone.items() if alike(name) not in classes and not _num_with_images(root / part / name)
+        part
+        for part, inside in held_out.items()
+        if len(inside) == 1 and alike(inside[0]) not in classes and not _with_images(root / part / inside[0])
     ]
 
 
 def _refuse_unlabelled(root: Path, splits: dict[str, str], others: list[str]) -> None:
     """Folders named as splits that hold images and no class folders."""
-    if splits and not others:
-        if len(splits) == 1:
-            return  # one folder of images: the error about a single class says it
-        raise _unclear(
-            root,
+    held_out = [name for name in splits if splits[name] != "train"]
+    if len(splits) > 1 and not others:  # a single folder of images is answered by the error about a single class
+        raise data_error(
             f"{_shown(splits)} hold images, but no class folders",
-            "the class of an image is the folder it lies in, such as train/CLASS/1.jpg",
-            [
+            where=root,
+            why="the class of an image is the folder it lies in, such as train/CLASS/1.jpg",
+            fix=[
                 corrected("data=table", "data.table=labels.csv", remove=["data.root"])
                 + "   # columns path,label,split",
-                corrected("data.layout=classes") + "   # if these are the classes",
+                _as_classes("if these are the classes"),
             ],
         )
-    held_out = [name for name in splits if splits[name] != "train"]
     if splits and len(others) == 1 and len(sub_folders(root / others[0])) > 1 and not images_in(root / others[0]):
-        raise _unclear(
-            root,
+        raise data_error(
             f"{_shown(others)} has folders in it, and {_shown(splits)} beside it images only",
-            "either the folders in it are the classes, or the two are",
-            [corrected(f"data.root={root / others[0]}"), corrected("data.layout=classes")],
+            where=root,
+            why="either the folders in it are the classes, or the two are",
+            fix=[_as_root(root / others[0]), _as_classes()],
         )
     if held_out and len(others) + len(splits) - len(held_out) > 1:
-        raise _unclear(
-            root,
+        raise data_error(
             f"{_shown(held_out)} may be a class, or images without labels, beside the folders {_shown(others)}",
-            "its name is that of a split, and it holds images but no class folders",
-            [corrected("data.layout=classes") + "   # it is a class"]
-            + [
-                f"mv {shell_word(root / name)} {shell_word(_beside(root, name))}   # it is not" for name in held_out[:2]
-            ],
+            where=root,
+            why="its name is that of a split, and it holds images but no class folders",
+            fix=[_as_classes("it is a class"), *(f"{_move_aside(root, name)}   # it is not" for name in held_out[:2])],
         )
 
 
 def _refuse_deeper(root: Path, top: list[str]) -> None:
-    """Sets that begin further down: images/train/CLASS, archive/photos/CLASS, or CLASS/train."""
+    """Sets that begin further down: one folder around the set, as archives have it; more of them; or CLASS/train."""
+    if len(top) == 1:
+        inner = root / top[0]
+        while len(inside := _with_images(inner)) == 1 and not images_in(inner):
+            inner = inner / inside[0]
+        if len(inside) > 1:
+            raise data_error(
+                f"the folders {_shown(inside)} lie in {_shown([inner.relative_to(root).as_posix()])}, a level deeper",
+                where=root,
+                why="as it stands, there would be only one class",
+                fix=[_as_root(inner), _as_classes("to evaluate on one class")],
+            )
     for name in top:
-        inside = [sub for sub in sub_folders(root / name) if split_of(sub) and holds_images(root / name / sub)]
+        inside = [sub for sub in _with_images(root / name) if split_of(sub)]
         if len({split_of(sub) for sub in inside}) < 2:
             continue
-        if len(top) == 1 or any(_num_with_images(root / name / sub) for sub in inside):
-            raise _unclear(
-                root,
-                f"the splits {_shown(inside)} lie in {_shown([name])}, a folder deeper",
-                "as it stands, the folders above them would be the classes",
-                [corrected(f"data.root={root / name}"), corrected("data.layout=classes")],
+        if any(_with_images(root / name / sub) for sub in inside):
+            raise data_error(
+                f"the splits {_shown(inside)} lie in {_shown([name])}, a level deeper",
+                where=root,
+                why="as it stands, the folders above them would be the classes",
+                fix=[_as_root(root / name), _as_classes()],
             )
-        sorted_root = root.absolute().with_name(f"{root.absolute().name}-by-split")
+        sorted_root = _beside(root, "by-split")
         move = 'for d in */*/; do c=${d%%/*}; s=${d#*/}; mkdir -p "$T/$s" && cp -r "$d" "$T/$s$c"; done'
-        raise _unclear(
-            root,
+        raise data_error(
             f"{_shown(inside)} lie inside the class folder {_shown([name])}",
-            "splits are read above the classes, as train/CLASS; below them they would be mixed",
-            [
+            where=root,
+            why="splits are read above the classes, as train/CLASS; below them they would be mixed",
+            fix=[
                 f"(cd {shell_word(root)} && T={shell_word(sorted_root)} && {move})",
-                corrected(f"data.root={sorted_root}") + "   # after that",
-                corrected("data.layout=classes") + "   # the split is made anew",
+                _as_root(sorted_root, "after that"),
+                _as_classes("the split is made anew"),
             ],
-        )
-    if len(top) == 1:
-        _refuse_wrapper(root, root / top[0])
-
-
-def _refuse_wrapper(root: Path, inner: Path) -> None:
-    """A single folder around the set, as archives have it."""
-    while True:
-        inside = [name for name in sub_folders(inner) if holds_images(inner / name)]
-        if len(inside) != 1 or images_in(inner):
-            break
-        inner = inner / inside[0]
-    if len(inside) > 1:
-        raise _unclear(
-            root,
-            f"the folders {_shown(inside)} lie in {_shown([inner.relative_to(root).as_posix()])}, a level deeper",
-            "as it stands, there would be only one class",
-            [corrected(f"data.root={inner}"), corrected("data.layout=classes") + "   # to evaluate on one class"],
         )
 
 
 def _refuse_doubled(root: Path, labelled: list[str]) -> None:
     """training_set/training_set/CLASS, as some archives have it: the classes begin a folder deeper than the split."""
-    deeper = {}
-    for name in labelled:
-        inside = sub_folders(root / name)
-        if len(inside) == 1 and _num_with_images(root / name / inside[0]) > 1:
-            deeper[name] = inside[0]
+    inside = {name: sub_folders(root / name) for name in labelled}
+    deeper = [
+        f"{name}/{subs[0]}"
+        for name, subs in inside.items()
+        if len(subs) == 1 and len(_with_images(root / name / subs[0])) > 1
+    ]
     if deeper:
-        move = [
-            f"mv {shell_word(root / name / inner)}/* {shell_word(root / name)}/ && rmdir {shell_word(root / name / inner)}"
-            for name, inner in deeper.items()
-        ]
-        raise _unclear(
-            root,
-            f"the classes lie in {_shown([f'{name}/{inner}' for name, inner in deeper.items()])}, a folder too deep",
-            "a split's own folders are its classes, and it would have only one",
-            [" && ".join(move) + "   # then repeat the command"],
+        paths = [(shell_word(root / path), shell_word((root / path).parent)) for path in deeper]
+        raise data_error(
+            f"the classes lie in {_shown(deeper)}, a folder too deep",
+            where=root,
+            why="a split's own folders are its classes, and it would have only one",
+            fix=" && ".join(f"mv {path}/* {above}/ && rmdir {path}" for path, above in paths)
+            + "   # then repeat the command",
         )
-
-
-def _num_with_images(folder: Path) -> int:
-    return sum(holds_images(folder / name) for name in sub_folders(folder))
 
 
 def _refuse_same_inside(root: Path, top: list[str]) -> None:
     """Folders with the same folders in them and names that remind of splits, such as traindata/ and testdata/, fold1/."""
-    if not any(re.search("train|valid|test|fold|split|eval|holdout", name.lower()) for name in top):
+    if len(top) < 2 or not any(re.search("train|valid|test|fold|split|eval|holdout", name.lower()) for name in top):
         return
     inside = [{alike(sub) for sub in sub_folders(root / name)} for name in top]
-    if len(top) > 1 and len(inside[0]) > 1 and all(names == inside[0] for names in inside):
-        raise _unclear(
-            root,
+    if len(inside[0]) > 1 and all(names == inside[0] for names in inside):
+        raise data_error(
             f"{_shown(top)} hold the same folders: they may be splits, or classes",
-            "as it stands each would be a class; splits are named train, val and test",
-            [
-                f"ls {shell_word(root)}   # rename the folders that are splits to train, val and test",
-                corrected("data.layout=classes"),
-            ],
+            where=root,
+            why="as it stands each would be a class; splits are named train, val and test",
+            fix=[f"ls {shell_word(root)}   # rename the folders that are splits to train, val and test", _as_classes()],
         )
 
 
-def _empty_splits(root: Path, top: list[str]) -> str:
-    empty = [name for name in sub_folders(root) if name not in top and split_of(name)]
-    return f"; {_shown(empty)} hold no image" if empty else ""
-
-
 def _mixed(root: Path, labelled: list[str], splits: dict[str, str], others: list[str]) -> UserError:
-    readings = [corrected("data.layout=classes") + "   # every folder is a class"]
-    if len({splits[name] for name in labelled}) > 1 and "train" in {splits[name] for name in labelled}:
+    kinds = {splits[name] for name in labelled}
+    readings = [_as_classes("every folder is a class")]
+    if len(kinds) > 1 and "train" in kinds:
         readings.append(corrected("data.layout=splits") + f"   # without {_shown(others)}")
-    readings += [corrected(f"data.root={root / name}") for name in labelled if splits[name] == "train"]
-    if len(others) == 1 and "train" not in {splits[name] for name in labelled}:
+    readings += [_as_root(root / name) for name in labelled if splits[name] == "train"]
+    if len(others) == 1 and "train" not in kinds:
         readings.append(f"mv {shell_word(root / others[0])} {shell_word(root / 'train')}   # it is what to train on")
-    return _unclear(
-        root,
+    return data_error(
         f"splits and other folders lie side by side: {_shown(labelled)} and {_shown(others)}",
-        "it is not known which of the folders are classes; a split of another name can be renamed to val or test",
-        readings,
+        where=root,
+        why="it is not known which of the folders are classes; a split of another name can be renamed to val or test",
+        fix=readings,
     )
 
 
-def _unclear(root: Path, found: str, why: str, readings: list[str]) -> UserError:
-    return UserError(found, where=printable(str(root.absolute())), why=why, fix=readings, code=ExitCode.DATA)
+def _with_images(folder: Path) -> list[str]:
+    """The sub-folders with images in or below them."""
+    return [name for name in sub_folders(folder) if holds_images(folder / name)]
 
 
-def _shown(names: Collection[str]) -> str:
-    return few([f"{name}/" for name in names])
+def _as_classes(comment: str = "") -> str:
+    return corrected("data.layout=classes") + (f"   # {comment}" if comment else "")
+
+
+def _as_root(folder: Path, comment: str = "") -> str:
+    return corrected(f"data.root={folder}") + (f"   # {comment}" if comment else "")
+
+
+def _move_aside(root: Path, name: str) -> str:
+    return f"mv {shell_word(root / name)} {shell_word(_beside(root, name))}"
 
 
 def _beside(root: Path, name: str) -> Path:
     return root.absolute().with_name(f"{root.absolute().name}-{name}")
+
+
+def _shown(names: Collection[str]) -> str:
+    return few([f"{name}/" for name in names])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from src.engine.images.reading import EXTENSIONS
 from src.engine.images.time_limit import in_time
-from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.text import few, printable, shell_word
 
 # Folders and files that NAS, desktop and notebook programs make beside one's own, in lower case. Names that begin with
@@ -49,11 +49,11 @@ class Omissions:
         if count := self.endings.total():
             files = "1 file" if count == 1 else f"{count} files"
             lines.append(
-                f"{files} in {printable(str(root))} left out, of formats that are not read as images: "
-                f"{_counts(self.endings)}{how_to_convert(self.endings)}"
+                f"{files} in {printable(root)} left out, of formats that are not read as images: "
+                f"{counts(self.endings)}{how_to_convert(self.endings)}"
             )
         if self.system:
-            lines.append(f"{self.system.total()} hidden or system entries left out: {_counts(self.system)}")
+            lines.append(f"{self.system.total()} hidden or system entries left out: {counts(self.system)}")
         return lines
 
 
@@ -70,7 +70,8 @@ def scan(folder: Path, left_out: Omissions | None = None) -> list[os.DirEntry]:
         raise _unreadable(folder, error) from error
     kept = sorted([entry for entry in found if not is_foreign(entry.name)], key=attrgetter("name"))
     if left_out is not None and len(kept) < len(found):
-        left_out.system.update(sorted(_group(entry.name) for entry in found if is_foreign(entry.name)))
+        names = sorted(entry.name for entry in found if is_foreign(entry.name))
+        left_out.system.update("._*" if name.startswith("._") else name for name in names)
     return kept
 
 
@@ -148,12 +149,8 @@ def how_to_convert(endings: Counter[str]) -> str:
     return f" ({'; '.join(advice)})" if advice else ""
 
 
-def _counts(counter: Counter[str]) -> str:
-    return few([f"{count} {name}" for name, count in counter.most_common()])
-
-
-def _group(name: str) -> str:
-    return "._*" if name.startswith("._") else name
+def counts(counter: Counter[str], limit: int = 6) -> str:
+    return few([f"{count} {name}" for name, count in counter.most_common()], limit)
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -165,11 +162,9 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _unreadable(folder: Path, error: OSError) -> UserError:
-    quoted = shell_word(folder)
-    return UserError(
-        f"the folder {printable(str(folder))} cannot be read: {error.strerror}",
-        where=printable(str(folder.absolute())),
+    return data_error(
+        f"the folder {printable(folder)} cannot be read: {error.strerror}",
+        where=folder,
         why="what it holds is not known, so nothing is trained on or predicted without it",
-        fix=[f"ls -ld {quoted}", f"chmod u+rx {quoted}   # or take it out of the set"],
-        code=ExitCode.DATA,
+        fix=[f"ls -ld {shell_word(folder)}", f"chmod u+rx {shell_word(folder)}   # or take it out of the set"],
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 
-from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.errors import data_error
 
 
 def alike(name: str) -> str:
@@ -19,23 +20,15 @@ def alike(name: str) -> str:
     return unicodedata.normalize("NFC", " ".join(unicodedata.normalize("NFC", seen).lower().split()))
 
 
-def escaped(name: str) -> str:
-    """The name in quotes, in ASCII: everything that could be mistaken for something else is an escape."""
-    return ascii(name)
-
-
-def refuse_alike(names: Iterable[str], where: str, fix: str) -> None:
-    """Raises UserError for class names of which two differ only in how they are written."""
+def refuse_alike(names: Iterable[str], where: Path, fix: str) -> None:
+    """Raises UserError for class names of which two differ only in how they are written: both are shown with escapes."""
     groups: defaultdict[str, set[str]] = defaultdict(set)
     for name in set(names):
         groups[alike(name)].add(name)
-    confused = [sorted(group) for group in groups.values() if len(group) > 1]
-    if confused:
-        shown = [" and ".join(escaped(name) for name in group) for group in confused]
-        raise UserError(
+    if shown := [" and ".join(map(ascii, sorted(group))) for group in groups.values() if len(group) > 1]:
+        raise data_error(
             f"class names that differ only in case, blanks or Unicode form: {shown[0]}",
             where=where,
             why="\n".join(["each would be a class of its own", *shown[1:6]]),
             fix=fix,
-            code=ExitCode.DATA,
         )

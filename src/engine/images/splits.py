@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from src.engine.commands.user_command import corrected
-from src.engine.images.labelled_images import SPLITS
-from src.engine.images.spelling import alike, escaped
+from src.engine.images.labelled_images import SPLITS, by_split
+from src.engine.images.spelling import alike
 from src.engine.images.table import known_split, read_csv, relative, spellings
 from src.engine.runs import seeding
-from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.text import few, printable, shell_word
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def choose_split(
         return _by_file(names, labels, settings.file, settings.root)
     if stated is None:
         return stratified_split(labels, seed, val_fraction, settings.test_fraction, digests)
-    members = {split: [index for index, own in enumerate(stated) if own == split] for split in SPLITS}
+    members = by_split(stated)
     if not members["val"] and members["train"]:
         train = members["train"]
         train_digests = digests and [digests[index] for index in train]
@@ -60,56 +60,50 @@ def choose_split(
     return members
 
 
+SplitRows = dict[str, tuple[str, str | None]]
+
+
 def _by_file(names: list[str], labels: list[str], path: Path, root: Path) -> dict[str, list[int]]:
     rows = read_split_file(path)
     stated, absent = _as_in_the_data(rows, names, path, root)
-    members: dict[str, list[int]] = {split: [] for split in SPLITS}
-    unlisted = []
-    for index, (name, label) in enumerate(zip(names, labels, strict=True)):
-        split, stated_label = stated.get(name, (None, None))
-        if split is None:
-            unlisted.append(name)
-            continue
-        if stated_label is not None and stated_label.strip() != label.strip():
-            alike_ = alike(stated_label) == alike(label)
-            shown = [escaped(text) if alike_ else printable(text) for text in (label, stated_label)]
-            raise UserError(
-                f"{printable(name)} is of class {shown[0]} here and of class {shown[1]} in the split file",
-                where=printable(str(path)),
-                why="the split file was made for other labels",
-                fix=f"grep -n {shell_word(name)} {shell_word(path)}",
-                code=ExitCode.DATA,
-            )
-        members[split].append(index)
-    _refuse_other_spelling(absent, unlisted, path)
+    unlisted = [name for name in names if name not in stated]
+    on_disk = {alike(name): name for name in unlisted}
+    if confused := [(name, on_disk[alike(name)]) for name in absent if alike(name) in on_disk]:
+        raise data_error(
+            f"{len(confused)} paths differ from the data's only in case, blanks or Unicode form",
+            where=printable(path),
+            why="\n".join(f"{name!a}, while the data has {other!a}" for name, other in confused[:5]),
+            fix=f"write them in {shell_word(path)} as the files are named",
+        )
     if not stated:
-        raise UserError(
+        raise data_error(
             f"none of the {len(absent)} images of the split file is in the data",
-            where=printable(str(path)),
+            where=printable(path),
             why=f"it lists {printable(absent[0])}, the data has {printable(names[0])}",
             fix=f"head -3 {shell_word(path)}",
-            code=ExitCode.DATA,
         )
-    lost = {rows[name][1] for name in absent} - {label for _, label in stated.values()} - {None}
-    if lost:
+    members: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for index, (name, label) in enumerate(zip(names, labels, strict=True)):
+        if name in stated:
+            split, stated_label = stated[name]
+            if stated_label is not None and stated_label.strip() != label.strip():
+                raise _other_label(name, label, stated_label, path)
+            members[split].append(index)
+    if lost := {rows[name][1] for name in absent} - {label for _, label in stated.values()} - {None}:
         gone = [name for name in absent if rows[name][1] in lost]
-        raise UserError(
+        raise data_error(
             f"no image of {_classes(sorted(lost))} is left, of {len(gone)} that the split file lists",
-            where=printable(str(path)),
+            where=printable(path),
             why=f"without them the network would have other classes; gone: {few(gone, 3)}",
             fix=f"ls {shell_word(root)}",
-            code=ExitCode.DATA,
         )
     if absent:
-        log.warning(f"{len(absent)} of {len(absent) + len(stated)} images that {path} lists are gone: {few(absent, 3)}")
+        log.warning(f"{len(absent)} of {len(rows)} images that {path} lists are gone: {few(absent, 3)}")
     if unlisted:
         log.warning(
             f"{len(unlisted)} of {len(names)} images are left out, since {path} does not list them: {few(unlisted, 3)}"
         )
     return members
-
-
-SplitRows = dict[str, tuple[str, str | None]]
 
 
 def _as_in_the_data(rows: SplitRows, names: list[str], file: Path, root: Path) -> tuple[SplitRows, list[str]]:
@@ -121,22 +115,18 @@ def _as_in_the_data(rows: SplitRows, names: list[str], file: Path, root: Path) -
         if name is None:
             absent.append(path)
         elif stated.setdefault(name, row) != row:
-            raise _listed_twice(path, printable(str(file)))
+            raise _listed_twice(path, printable(file))
     return stated, sorted(absent)
 
 
-def _refuse_other_spelling(absent: list[str], unlisted: list[str], path: Path) -> None:
-    on_disk = {alike(name): name for name in unlisted}
-    confused = [(name, on_disk[alike(name)]) for name in absent if alike(name) in on_disk]
-    if confused:
-        shown = [f"{escaped(stated)}, while the data has {escaped(name)}" for stated, name in confused]
-        raise UserError(
-            f"{len(confused)} paths differ from the data's only in case, blanks or Unicode form",
-            where=printable(str(path)),
-            why="\n".join(shown[:5]),
-            fix=f"write them in {shell_word(path)} as the files are named",
-            code=ExitCode.DATA,
-        )
+def _other_label(name: str, label: str, stated: str, path: Path) -> UserError:
+    shown = [ascii(text) if alike(stated) == alike(label) else printable(text) for text in (label, stated)]
+    return data_error(
+        f"{printable(name)} is of class {shown[0]} here and of class {shown[1]} in the split file",
+        where=printable(path),
+        why="the split file was made for other labels",
+        fix=f"grep -n {shell_word(name)} {shell_word(path)}",
+    )
 
 
 def stratified_split(
@@ -176,17 +166,16 @@ def read_split_file(path: Path) -> SplitRows:
     for line, row in read_csv(path, ("path", "split"), ours=True):
         stated = known_split(row["split"], path, line), row.get("label") or None
         if found.setdefault(row["path"], stated) != stated:
-            raise _listed_twice(row["path"], f"{printable(str(path))}, line {line}")
+            raise _listed_twice(row["path"], f"{printable(path)}, line {line}")
     return found
 
 
 def _listed_twice(name: str, where: str) -> UserError:
-    return UserError(
+    return data_error(
         f"{printable(name)} stands twice, in two splits or with two labels",
         where=where,
         why="an image belongs to one split and has one label; ./a.jpg and a.jpg are the same image",
         fix="keep one of its lines in the split file",
-        code=ExitCode.DATA,
     )
 
 
@@ -199,28 +188,24 @@ def bits_of_run(path: Path) -> int:
 def check_splits(classes: Sequence[str], labels: Sequence[int], splits: dict[str, list[int]], where: str) -> None:
     """Refuses data that cannot be trained on, naming the classes: too few classes, or one missing from a split."""
     if len(classes) < 2:
-        raise UserError(
-            f"there {'is only one class' if classes else 'are no classes'}"
-            f"{': ' + printable(classes[0]) if classes else ''}",
+        raise data_error(
+            f"there is only one class: {printable(classes[0])}" if classes else "there are no classes",
             where=printable(where),
             why="a classifier needs at least two classes; each is a folder of images with the class's name",
             fix=corrected("data=image_folder", "data.root=photos/") + "   # photos/cats/1.jpg, photos/dogs/1.jpg, ...",
-            code=ExitCode.DATA,
         )
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         if split == "test" and not splits["test"]:
             continue  # a test split is not required; the report says that there is none
         present = {labels[index] for index in splits[split]}
-        missing = [name for index, name in enumerate(classes) if index not in present]
-        if missing:
-            raise UserError(
+        if missing := [name for index, name in enumerate(classes) if index not in present]:
+            raise data_error(
                 f"{_classes(missing)} {'has' if len(missing) == 1 else 'have'} no image in the {split} split",
                 where=printable(where),
                 why=f"{'it could not be learned' if split == 'train' else 'its accuracy could not be measured'}; "
                 "a class needs at least 3 images (copies of a file count as one), or one in each of train/ and val/ "
                 "where these folders exist",
                 fix=[f"add images of {printable(missing[0])}, or remove the class", f"ls {shell_word(where)}"],
-                code=ExitCode.DATA,
             )
 
 

@@ -13,15 +13,16 @@ import os
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from src.engine.commands.user_command import corrected
+from src.engine.images.labelled_images import Listing
 from src.engine.images.layout import split_of
-from src.engine.images.listing import Listing
-from src.engine.images.spelling import alike, escaped, refuse_alike
-from src.engine.runs.errors import ExitCode, UserError
+from src.engine.images.spelling import alike, refuse_alike
+from src.engine.runs.errors import ExitCode, UserError, data_error
 from src.engine.runs.files import original
 from src.engine.runs.text import printable, shell_word
 
@@ -50,20 +51,16 @@ def list_table(table: Path, root: Path | None) -> Listing:
             listing.splits.append(known_split(row["split"], table, line))
     if missing:
         raise _missing(table, root, missing, len(rows))
-    twice = {name: where for name, where in lines.items() if len(where) > 1}
-    if twice:
-        shown = [
-            f"{printable(name)}: lines {', '.join(map(str, where[:6]))}" for name, where in list(twice.items())[:5]
-        ]
-        first = next(iter(twice.values()))
-        raise UserError(
-            f"{len(twice)} images stand twice in {printable(str(table))}",
-            where="\n".join([printable(str(table.absolute())), *shown]),
+    if twice := [(name, where) for name, where in lines.items() if len(where) > 1]:
+        shown = [f"{printable(name)}: lines {', '.join(map(str, where[:6]))}" for name, where in twice[:5]]
+        first, second, *_ = twice[0][1]
+        raise data_error(
+            f"{len(twice)} images stand twice in {printable(table)}",
+            where="\n".join([printable(table.absolute()), *shown]),
             why="with two labels or in two splits an image would spoil the result",
-            fix=f"sed -n '{first[0]}p;{first[1]}p' {shell_word(table)}   # keep one of the lines",
-            code=ExitCode.DATA,
+            fix=f"sed -n '{first}p;{second}p' {shell_word(table)}   # keep one of the lines",
         )
-    refuse_alike(listing.labels, printable(str(table.absolute())), "write the label in one way in every row")
+    refuse_alike(listing.labels, table, "write the label in one way in every row")
     listing.labels = [label.strip() for label in listing.labels]  # 'a.jpg, cat' in every row
     return listing
 
@@ -79,18 +76,12 @@ def read_csv(path: Path, columns: Sequence[str], *, ours: bool = False) -> list[
         text = _decode(path.read_bytes())
     except (OSError, UnicodeError) as error:
         raise UserError(
-            f"{printable(str(path))} cannot be read: {getattr(error, 'strerror', None) or error}",
-            where=printable(str(path.absolute())),
+            f"{printable(path)} cannot be read: {getattr(error, 'strerror', None) or error}",
+            where=printable(path.absolute()),
             why="it must be a CSV file: text in UTF-8, UTF-16 or Windows-1252",
             fix=f"ls -l {shell_word(path)}",
             code=ExitCode.NO_INPUT,
         ) from error
-    skipped = len(text) - len(text.lstrip("\r\n"))  # empty lines; of \r\n each counts, and is made up for here
-    skipped -= text[:skipped].count("\r\n")
-    text = text.lstrip("\r\n")
-    first, _, rest = text.partition("\n")
-    if first.strip().strip('"').lower().startswith("sep="):  # Excel's line for itself
-        text, skipped = rest, skipped + 1
     header, separator = _header(text, columns)
     missing = [column for column in columns if column not in header]
     repeated = [column for column in (*columns, "label", "split") if header.count(column) > 1]
@@ -98,35 +89,40 @@ def read_csv(path: Path, columns: Sequence[str], *, ours: bool = False) -> list[
         wrong = f"has no column {missing[0]}" if missing else f"has {header.count(repeated[0])} columns {repeated[0]}"
         raise _not_the_table(path, wrong, columns, header)
     rows: list[Row] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    line = skipped + 1
-    try:
-        for cells in reader:
-            start, line = line, skipped + reader.line_num + 1
-            if start == skipped + 1 or not any(cell.strip() for cell in cells):
-                continue
-            if any(cell.strip() for cell in cells[len(header) :]):
-                why = f"the first line names {len(header)} columns; a cell with a separator in it must be in quotes"
-                raise _row_error(f"a row with {len(cells)} cells", path, start, why)
-            cells = [original(cell) for cell in cells] if ours else cells
-            rows.append((start, dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=False))))
-    except csv.Error as error:
-        raise _row_error(
-            f"a row that is no CSV: {error}", path, line, "a quote may be open, or in the wrong place"
-        ) from error
+    for line, cells in islice(_rows(text, separator, path), 1, None):
+        if any(cell.strip() for cell in cells[len(header) :]):
+            why = f"the first line names {len(header)} columns; a cell with a separator in it must be in quotes"
+            raise _row_error(f"a row with {len(cells)} cells", path, line, why)
+        cells = [original(cell) for cell in cells] if ours else cells
+        rows.append((line, dict(zip_longest(header, cells[: len(header)], fillvalue=""))))
     if not rows:
         raise _not_the_table(path, "has no rows", columns, header)
     return rows
 
 
+def _rows(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(first line in the file, cells) of the rows that are not empty, without Excel's own first line, sep=;"""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    line, is_first = 1, True
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                if not (is_first and cells[0].strip().lower().startswith("sep=")):
+                    yield line, cells
+                is_first = False
+            line = reader.line_num + 1
+    except csv.Error as error:
+        why = "a quote may be open, or in the wrong place"
+        raise _row_error(f"a row that is no CSV: {error}", path, line, why) from error
+
+
 def _not_the_table(path: Path, wrong: str, columns: Sequence[str], header: Sequence[str]) -> UserError:
     named = ", ".join(printable(column) for column in header if column)[:200] or "nothing"
-    return UserError(
-        f"{printable(str(path))} {wrong}",
-        where=printable(str(path.absolute())),
+    return data_error(
+        f"{printable(path)} {wrong}",
+        where=path,
         why=f"its first line must name the columns {', '.join(columns)}, each once; it names {named}",
         fix=f"head -3 {shell_word(path)}",
-        code=ExitCode.DATA,
     )
 
 
@@ -134,8 +130,8 @@ def known_split(word: str, path: Path, line: int) -> str:
     """train, val or test of a word that means one of them. Raises UserError."""
     split = split_of(word)
     if split is None:
-        why = "the column split takes train, val or test"
-        raise _row_error(f"{printable(repr(word))} is not a split", path, line, why)
+        found = f"{printable(repr(word))} is not a split"
+        raise _row_error(found, path, line, "the column split takes train, val or test")
     return split
 
 
@@ -158,28 +154,24 @@ def relative(path: str, root: Path) -> str:
 
 def _decode(data: bytes) -> str:
     """The text; bytes that are not UTF-8 become surrogates. Raises UnicodeError for UTF-16 that is cut."""
-    for mark, encoding in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "")):
-        if data.startswith(mark):
-            return data.decode(encoding) if encoding else data[3:].decode("utf-8", "surrogateescape")
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16")
+    utf32, utf16 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    for marks, encoding in ((utf32, "utf-32"), (utf16, "utf-16")):  # UTF-16's first mark begins UTF-32's, too
+        if data.startswith(marks):
+            return data.decode(encoding)
     if b"\0" in data[:2]:  # UTF-16 without its mark: a header in ASCII has a zero in every second byte
         return data.decode("utf-16-be" if data[0] == 0 else "utf-16-le")
-    return data.decode("utf-8", "surrogateescape")
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 
 def _header(text: str, columns: Sequence[str]) -> tuple[list[str], str]:
     """The names of the columns, and the separator with which most of the wanted ones are found."""
     best: tuple[tuple[int, int], list[str], str] = ((-1, 0), [], ",")
     for separator in SEPARATORS:
-        try:
-            cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
-        except csv.Error:
-            continue
-        names = [cell.strip().strip('"').strip().lower() for cell in cells]
-        hits = sum(column in names for column in columns), len(names)
-        if hits > best[0]:
-            best = hits, names, separator
+        with suppress(UserError):  # a quote that is open with this separator
+            _, cells = next(_rows(text, separator, Path()), (0, []))
+            names = [cell.strip().strip('"').strip().lower() for cell in cells]
+            hits = sum(column in names for column in columns), len(names)
+            best = max(best, (hits, names, separator), key=lambda one: one[0])
     return best[1], best[2]
 
 
@@ -187,16 +179,13 @@ def _text(cell: str, table: Path, line: int) -> str:
     """A label: bytes that are no UTF-8 are read as Windows-1252, the encoding of older spreadsheets."""
     try:
         cell.encode()
-        return cell
     except UnicodeEncodeError:
-        pass
-    try:
-        return cell.encode("utf-8", "surrogateescape").decode("cp1252")
-    except UnicodeError as error:
-        why = "save the table in UTF-8"
-        raise _row_error(
-            f"a label that is neither UTF-8 nor Windows-1252: {printable(cell)}", table, line, why
-        ) from error
+        try:
+            return cell.encode("utf-8", "surrogateescape").decode("cp1252")
+        except UnicodeError as error:
+            found = f"a label that is neither UTF-8 nor Windows-1252: {printable(cell)}"
+            raise _row_error(found, table, line, "save the table in UTF-8") from error
+    return cell
 
 
 def _existing(path: str, root: Path) -> str | None:
@@ -214,8 +203,8 @@ def _missing(table: Path, root: Path, missing: list[tuple[int, str]], total: int
     if "the disk has" in shown[0] or re.match(r"/|[A-Za-z]:[\\/]", first):  # another root would not help
         fix = f"sed -n {line}p {shell_word(table)}   # write the paths as the files are named, from the table's folder"
     return UserError(
-        f"{len(missing)} of {total} images in {printable(str(table))} do not exist",
-        where=f"below {printable(str(root.absolute()))}",
+        f"{len(missing)} of {total} images in {printable(table)} do not exist",
+        where=f"below {printable(root.absolute())}",
         why="\n".join(shown + ([f"and {len(missing) - 5} more"] if len(missing) > 5 else [])),
         fix=fix,
         code=ExitCode.NO_INPUT,
@@ -246,14 +235,9 @@ def _closest(path: str, root: Path) -> str:
         if not near:
             return printable(path)
         current = current / near[0]
-    return f"{escaped(path)}, while the disk has {escaped(current.relative_to(root).as_posix())}"
+    return f"{path!a}, while the disk has {current.relative_to(root).as_posix()!a}"
 
 
 def _row_error(found: str, table: Path, line: int, why: str) -> UserError:
-    return UserError(
-        found,
-        where=f"{printable(str(table))}, line {line}",
-        why=why,
-        fix=f"sed -n {line}p {shell_word(table)}",
-        code=ExitCode.DATA,
-    )
+    where = f"{printable(table)}, line {line}"
+    return data_error(found, where=where, why=why, fix=f"sed -n {line}p {shell_word(table)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import re
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +14,10 @@ from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from src.engine.commands.user_command import corrected
-from src.engine.images.image_set import ImageSet
+from src.engine.images.labelled_images import ImageSet
 from src.engine.images.reading import ImageError, to_rgb
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.text import printable, shell_word
-
-log = logging.getLogger(__name__)
-
 
 _BY_TRAIN = {"train": {"train": True}, "test": {"train": False}}
 _BY_SPLIT = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -58,15 +54,15 @@ def open_torchvision_set(name: str, root: Path, background: tuple[int, int, int]
         )
     parts = {split: _open(name, root, keywords) for split, keywords in SETS[name].items()}
     labels = [label for part in parts.values() for label in _labels(part)]
-    places = [(part, index) for part in parts.values() for index in range(len(part))]
+    places = [(split, index) for split, part in parts.items() for index in range(len(part))]
     return ImageSet(
         name,
         _classes(parts["train"], labels),
         labels,
-        partial(_read, places, background),
-        splits=[split for split, part in parts.items() for _ in range(len(part))] if len(parts) > 1 else None,
+        partial(_read, [(parts[split], index) for split, index in places], background),
+        splits=[split for split, _ in places] if len(parts) > 1 else None,
         in_memory=False,
-        names=[f"{name}/{split}/{index:06d}" for split, part in parts.items() for index in range(len(part))],
+        names=[f"{name}/{split}/{index:06d}" for split, index in places],
         where=f"data.name={name}",
     )
 
@@ -74,47 +70,36 @@ def open_torchvision_set(name: str, root: Path, background: tuple[int, int, int]
 def _open(name: str, root: Path, keywords: dict[str, Any]) -> Any:
     """One part of the set, downloaded if it is not there and torchvision can download it."""
     make: Callable[..., Any] = getattr(datasets, name)
-    try:
-        try:  # first without a download: with one, some sets raise before they look at what is there
-            return make(root=str(root), download=False, **keywords)
-        except (OSError, RuntimeError, ValueError) as error:
-            _refuse_missing_package(name, error)
-        return make(root=str(root), download=True, **keywords)
-    except ImportError as error:
-        raise _missing_package(name, error) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        _refuse_missing_package(name, error)
-        folder = shell_word(root)
-        code = f"from torchvision.datasets import {name}; {name}({str(root)!r}, download=True)"
-        lines = str(error).strip().splitlines() or [""]
-        raise UserError(
-            f"{name} is not in {root} and could not be downloaded",
-            where=str(root.absolute()),
-            why=f"{type(error).__name__}: {lines[0]}\nwithout the network the set must be put there by hand",
-            fix=[
-                f"where there is network: python -c {shell_word(code)}",
-                f"then copy its folder {folder} here and repeat the command",
-                "python -m src.train data=digits   # needs no network",
-            ],
-            code=ExitCode.UNAVAILABLE,
-        ) from error
-
-
-def _refuse_missing_package(name: str, error: BaseException) -> None:
-    """torchvision raises RuntimeError in the place of some ImportErrors, which are its context then."""
-    if isinstance(error.__context__, ImportError):
-        raise _missing_package(name, error.__context__) from error
-
-
-def _missing_package(name: str, error: ImportError) -> UserError:
-    package = (error.name or str(error)).partition(".")[0]
-    return UserError(
-        f"torchvision reads {name} with the package {package}, which is not installed",
-        where=f"data.name={name}",
-        why=str(error),
-        fix=f"pip install {shell_word(package)}",
+    failure: Exception | None = None
+    for download in (False, True):  # first without: with it, some sets raise before they look at what is there
+        try:
+            return make(root=str(root), download=download, **keywords)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            # torchvision raises RuntimeError in the place of some ImportErrors, which are its context then.
+            cause = error if isinstance(error, ImportError) else error.__context__
+            if isinstance(cause, ImportError):
+                package = (cause.name or str(cause)).partition(".")[0]
+                raise UserError(
+                    f"torchvision reads {name} with the package {package}, which is not installed",
+                    where=f"data.name={name}",
+                    why=str(cause),
+                    fix=f"pip install {shell_word(package)}",
+                    code=ExitCode.UNAVAILABLE,
+                ) from error
+            failure = error
+    code = f"from torchvision.datasets import {name}; {name}({str(root)!r}, download=True)"
+    line = (str(failure).strip().splitlines() or [""])[0]
+    raise UserError(
+        f"{name} is not in {root} and could not be downloaded",
+        where=str(root.absolute()),
+        why=f"{type(failure).__name__}: {line}\nwithout the network the set must be put there by hand",
+        fix=[
+            f"where there is network: python -c {shell_word(code)}",
+            f"then copy its folder {shell_word(root)} here and repeat the command",
+            "python -m src.train data=digits   # needs no network",
+        ],
         code=ExitCode.UNAVAILABLE,
-    )
+    ) from failure
 
 
 def _labels(part: Any) -> list[int]:
@@ -136,8 +121,8 @@ def _classes(part: Any, labels: list[int]) -> tuple[str, ...]:
     return tuple(f"class {label:0{width}d}" for label in range(max(labels) + 1))
 
 
-def _read(places: list[tuple[Any, int]], background: tuple[int, int, int], index: int) -> torch.Tensor:
-    part, place = places[index]
+def _read(images: list[tuple[Any, int]], background: tuple[int, int, int], index: int) -> torch.Tensor:
+    part, place = images[index]
     try:
         image, _ = part[place]
         return pil_to_tensor(to_rgb(image, background))

@@ -85,6 +85,12 @@ class UserError(Exception):
         return "\n".join(map(printable_lines, lines + tail))
 
 
+def data_error(found: str, *, where: object, why: str, fix: str | Sequence[str]) -> UserError:
+    """The images, the labels or a file of theirs are not what the command needs. where: a Path is shown from the root."""
+    shown = printable(where.absolute()) if isinstance(where, Path) else str(where)
+    return UserError(found, where=shown, why=why, fix=fix, code=ExitCode.DATA)
+
+
 class LoaderFault(UserError):
     """An image or a loader process failed, between two steps of a training."""
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from src.engine.commands.schema import Config, Data
 from src.engine.commands.user_command import corrected
+from src.engine.images.copies import seen_in_training
 from src.engine.images.labelled_images import LabelledImages
-from src.engine.images.seen_in_training import seen_in_training
 from src.engine.images.sources import ImageSources
 from src.engine.images.table import read_csv
 from src.engine.memory.batch_size_search import chosen_batch_size

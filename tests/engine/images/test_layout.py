@@ -122,7 +122,7 @@ def test_an_unlabelled_test_folder_beside_two_splits(tmp_path, caplog):
         ),
         (["images/train/cat/3", "images/train/dog/3"], "lie in images/train/", ["data.root={root}/images/train"]),
         (["a/b/train/cat/3", "a/b/val/cat/3"], "lie in a/b/", ["data.root={root}/a/b"]),
-        (["images/train2017/3", "images/val2017/3"], "lie in images/, a folder deeper", ["data.root={root}/images"]),
+        (["images/train2017/3", "images/val2017/3"], "lie in images/, a level deeper", ["data.root={root}/images"]),
         (["archive/cat/3", "archive/dog/3", "__MACOSX/archive/cat/3"], "lie in archive/", ["data.root={root}/archive"]),
         (["cat/train/3", "cat/val/2", "dog/train/3", "dog/val/2"], "inside the class folder cat/", ["cp -r"]),
     ],

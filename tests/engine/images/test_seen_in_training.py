@@ -11,7 +11,7 @@ import pytest
 
 from src.config import Data
 from src.data.sources import load_images, load_unsplit
-from src.engine.images.seen_in_training import seen_in_training
+from src.engine.images.copies import seen_in_training
 from src.engine.runs.files import write_csv
 from tests.conftest import SMALL, write_images
 
