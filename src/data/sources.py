@@ -90,12 +90,11 @@ def load_images(
     it. workers: threads; None: one per core. run_split: the split.csv of a run that is continued or evaluated, which says
     for files what the run has, also where its folder would be refused today.
     """
+    given = Path(data.split_file) if data.split_file else None
     if not lists_files(data):
-        settings = SplitSettings(seed, data.val_fraction, data.test_fraction, _path(data.split_file))
+        settings = SplitSettings(seed, data.val_fraction, data.test_fraction, given)
         return split_image_set(IMAGE_SETS[data.source](data, seed), settings)
-    settings = SplitSettings(
-        seed, data.val_fraction, data.test_fraction, run_split or _path(data.split_file), image_root(data)
-    )
+    settings = SplitSettings(seed, data.val_fraction, data.test_fraction, run_split or given, image_root(data))
     listing = LISTINGS[data.source](data, run_split)
     return image_files.load(listing, settings, _file_settings(data, cache_dir, bad_list, workers), run_split)
 
@@ -130,7 +129,3 @@ def _file_settings(data: Data, cache_dir: Path, bad_list: Path | None, workers: 
 def _background(data: Data) -> tuple[int, int, int]:
     red, green, blue = data.background
     return red, green, blue
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

@@ -26,6 +26,8 @@ from src.engine.runs.text import as_typed, at_home, printable, shell_word
 
 def read(composed: DictConfig | dict, *, files: bool = True) -> Config:
     """The composed YAML as dataclasses, checked. Raises UserError. files: whether the files it names must exist."""
+    if lacking := schema.missing():
+        raise _no_such_knob(lacking)
     if isinstance(composed, DictConfig):  # plain first: Hydra's + opens the schema to keys that nothing reads
         composed = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     assert RULES, "the front door imports src.rules"
@@ -45,6 +47,17 @@ def read(composed: DictConfig | dict, *, files: bool = True) -> Config:
     if files and config.data.source != "torchvision":
         _check_files(config.data)
     return config
+
+
+def _no_such_knob(keys: list[str]) -> UserError:
+    section, _, name = keys[0].rpartition(".")
+    others = f" ({len(keys)} settings are missing: {', '.join(keys)})" if len(keys) > 1 else ""
+    return UserError(
+        f"src/config.py lacks {keys[0]}, which src/engine reads{others}",
+        where=f"src/config.py, the class {section.capitalize() or 'Config'}",
+        why="src/engine is newer than src/config.py, or the line was taken out there",
+        fix=f"git show template/main:src/config.py | grep ' {name}:'   # the line to put there: UPGRADING.md",
+    )
 
 
 def without_effect(config: Config) -> list[str]:

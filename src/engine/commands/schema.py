@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.engine.commands.knobs import knobs_of
 
+# Any, because a type here would repeat a third of src/config.py; READ_BY_ENGINE says what the objects must have.
 Config: TypeAlias = Any  # of src/config.py
 Data: TypeAlias = Any  # Config.data
 Condition = Callable[[Config], bool]
@@ -32,6 +33,21 @@ class Rule:
     is_error: bool = True
 
 
+# The settings that the engine reads by their names, by section: src/config.py must have all of them.
+READ_BY_ENGINE = {
+    "": "name seed debug resume runs_dir",
+    "data": "source root table split_file name bits augment class_weights on_bad_image "
+    "batch_size num_workers timeout_seconds",
+    "model": "backbone weights head split_at",
+    "optimizer": "name lr",
+    "strategy": "name timeout_seconds micro_batches schedule",
+    "precision": "name",
+    "trainer": "accelerator devices num_nodes max_epochs limit_batches threads",
+    "freeze": "preset lr_decay unfreeze_epoch phases",
+    "checkpoint": "monitor select",
+    "memory": "history",
+}
+
 KNOBS: dict[str, Field[Any]] = {}  # the field of every setting, such as data.batch_size, and of every section
 METRICS: dict[str, str] = {}  # each metric that can choose the best epoch, and whether max or min is better
 RULES: list[Rule] = []
@@ -45,6 +61,12 @@ def register(config: type, metrics: Mapping[str, str]) -> None:
     KNOBS.update(knobs_of(config))
     METRICS.update(metrics)
     ConfigStore.instance().store(name="schema", node=config)
+
+
+def missing() -> list[str]:
+    """The settings of READ_BY_ENGINE that the registered schema lacks."""
+    names = [f"{section}.{name}" for section, line in READ_BY_ENGINE.items() for name in line.split()]
+    return [name for name in (name.lstrip(".") for name in names) if name not in KNOBS]
 
 
 def defaults() -> DictConfig:
