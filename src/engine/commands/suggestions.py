@@ -184,12 +184,20 @@ def did_you_mean(*words: str) -> str:
     return f"; did you mean {' '.join(words)}?" if words else ""
 
 
+def _takes(key: str, value: str) -> bool:
+    """False for a setting that has choices of which the value is none, not even misspelt."""
+    options = KNOBS[key].metadata.get("options") if key in KNOBS else None
+    return not options or option_like(key, value, options) is not None
+
+
 def unknown_key(key: str) -> UserError:
     close = setting_like(key)[:2]
     word = next((word for word in typed_words() if key_of(word) == key), None)
     fixes = [HELP]
     if word is not None:
-        meanings = [meant_by(guess, word.partition("=")[2]) for guess in close]
+        value = word.partition("=")[2]
+        close = [guess for guess in close if _takes(guess, value)] or close
+        meanings = [meant_by(guess, value) for guess in close]
         fixes = [replaced(word, *meant) for meant in meanings if meant]
         fixes = list(dict.fromkeys(fixes)) or [HELP, f"{replaced(word)}   # without it"]
     return UserError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
+from src.engine.commands.schema import Data
 from src.engine.images.image_loader import ImageLoader, LoaderSettings, image_loader
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.resizing import Transform, eval_transform
@@ -90,7 +90,7 @@ def num_workers(total: int | None, images: LabelledImages, processes: int = 1) -
     return -(-total // processes)
 
 
-def loader_settings(data: Any, images: LabelledImages, processes: int = 1) -> LoaderSettings:
-    """For one of the processes that train on this machine. data: the config's section."""
+def loader_settings(data: Data, images: LabelledImages, processes: int = 1) -> LoaderSettings:
+    """For one of the processes that train on this machine."""
     workers = num_workers(data.num_workers, images, processes)
     return LoaderSettings(data.batch_size, workers, data.timeout_seconds, data.on_bad_image == "skip")

@@ -51,11 +51,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return _says(error, _OUT_OF_MEMORY) and not _says(error, (*GPU_FAULT, "NCCL"))
 
 
-def is_gpu_fault(error: BaseException) -> bool:
-    """Whether a GPU stopped, so that this process can repeat nothing."""
-    return _says(error, GPU_FAULT)
-
-
 def _says(error: BaseException, words: tuple[str, ...]) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 

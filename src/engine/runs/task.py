@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
+from src.engine.commands.schema import Config
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.runs.job import Job
 from src.engine.runs.model_folder import ModelCard
@@ -49,10 +50,10 @@ class RunTask:
         """The network with the weights that it has now, to be measured."""
         return TrainedModel(self.card, self.network, job.device, job.config.precision.name)
 
-    def loss(self, config: Any) -> Loss:
+    def loss(self, config: Config) -> Loss:
         """A new loss, as the config says."""
         raise NotImplementedError
 
-    def optimizer(self, config: Any, network: Network) -> Optimizer:
+    def optimizer(self, config: Config, network: Network) -> Optimizer:
         """A new optimizer of the task's network, or of a copy of it."""
         raise NotImplementedError

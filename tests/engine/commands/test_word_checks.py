@@ -77,6 +77,7 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("+seed=3", "+seed adds a setting that exists", "seed=3"),
     ("~data.root", "~data.root takes a setting away", "data.root=null"),
     ("optimzer.lr=1", "did you mean optimizer.lr?", "optimizer.lr=1"),
+    ("optimizer.scheduler=1f1b", "did you mean strategy.schedule?", "strategy.schedule=1f1b"),
     ("+data.batchsize=4", "did you mean data.batch_size?", "data.batch_size=4"),
     ("runs_dir=${sede}", "${sede} is not a setting; did you mean ${seed}?", "'runs_dir=${seed}'"),
     ("seed=0,1", "seed has several values", "-m seed=0,1"),
@@ -275,3 +276,9 @@ def test_a_name_stays_in_runs_dir(name, monkeypatch):
 
 def test_the_environment_is_as_before():
     assert "TRAIN_COMMAND" not in os.environ
+
+
+def test_a_setting_that_does_not_take_the_value_is_not_meant(monkeypatch):
+    """optimizer.schedule and strategy.schedule are alike, but their choices are not."""
+    monkeypatch.setenv("TRAIN_COMMAND", "python -m src.train optimizer.scheduler=plateau")
+    assert answer(["optimizer.scheduler=plateau"]).fix == ["python -m src.train optimizer.schedule=plateau"]
