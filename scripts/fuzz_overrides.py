@@ -26,13 +26,13 @@ from omegaconf.errors import OmegaConfBaseException
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src import rules  # noqa: F401 (registers the settings)
+from src.engine import features
 from src.engine.commands import config_checks, word_checks
 from src.engine.commands.command_line import translate
 from src.engine.commands.hydra_words import for_hydra
 from src.engine.commands.schema import KNOBS
 from src.engine.runs import seeding
 from src.engine.runs.errors import UserError
-from src.engine.sweeps import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = (
@@ -124,7 +124,7 @@ def main() -> int:
     parser.add_argument("--run", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    settings.register()
+    features.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name: name or "sweep", replace=True)
     generator, seen, taken = seeding.generator(options.seed, "fuzz"), Counter[str](), []
     crashes, start = [], time.monotonic()

@@ -14,8 +14,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from src import features  # noqa: F401 (its rooms add strategies)
 from src.engine.commands import schema
 from src.engine.commands.knobs import ANY, choice, number, value
+from src.engine.features import strategies
 
 METRICS = {"val/acc": "max", "val/balanced_acc": "max", "val/macro_f1": "max", "val/loss": "min"}  # metric -> better
 
@@ -40,7 +42,7 @@ class Data:
     bits: int | None = number(None, 1, 16, 12)  # bits used by 16-bit channels; null: the most that the check finds
     on_bad_image: str = choice("error", "skip", default="error")  # stop with a list of them, or train without them
     class_weights: str = choice("none", "balanced", "inverse", default="none")  # weights in the loss: docs/uneven.md
-    batch_size: Any = value(32, 32)  # images per optimizer step, over all devices; auto: the largest that fits
+    batch_size: Any = value(32, 32)  # images per optimizer step, over all devices
     num_workers: int | None = number(None, 0, 256, 2)  # loader processes of all devices; null: one per core
     timeout_seconds: float = number(300.0, 0, 10**6)  # end the run if an image takes longer to load; 0: no limit
 
@@ -57,7 +59,7 @@ class Model:
     num_classes: int | None = number(None, 1, 10**5, "null")  # null: the data's; another number than theirs is refused
     label_smoothing: float = number(0.1, 0.0, 0.9)  # share of the target spread evenly over the classes in training
     channels_last: bool = True  # memory layout; faster on CPUs and on GPUs with tensor cores
-    split_at: Any = value(None, "[layer2]")  # cut resnet50 after these layers; auto, auto_memory: measured
+    split_at: Any = value(None, "[layer2]")  # cut resnet50 after these; auto, auto_memory: measured (room: pipeline)
 
 
 @dataclass(kw_only=True)
@@ -96,7 +98,7 @@ class Checkpoint:
 @dataclass(kw_only=True)
 class Memory:
     log: bool = True  # memory.csv, a row per step, and each epoch's numbers in metrics.csv
-    detect_growth: bool = True  # warn once if every step keeps some memory, and say where
+    detect_growth: bool = True  # warn if every step keeps memory (room: memory_growth)
     history: bool = False  # on a GPU: record every allocation's origin, for the snapshot saved on out-of-memory
 
 
@@ -122,11 +124,11 @@ class Trainer:
 
 @dataclass(kw_only=True)
 class Strategy:
-    name: str = choice("single", "dp", "ddp", "model_parallel", "pipeline")  # set by strategy=NAME
-    timeout_seconds: float | None = number(None, 1, 10**6, 120)  # wait this long for other processes (ddp, pipeline)
+    name: str = choice("single", "ddp", *strategies())  # set by strategy=NAME
+    timeout_seconds: float | None = number(None, 1, 10**6, 120)  # wait this long for the run's other processes
     sync_batchnorm: bool = False  # BatchNorm statistics of the whole batch, not of a process's share (ddp on GPUs)
-    micro_batches: int | None = number(None, 1, 10**6, 4)  # parts of a batch in flight (model_parallel, pipeline)
-    schedule: str | None = choice("1f1b", "gpipe", default=None)  # order of micro-batches (model_parallel, pipeline)
+    micro_batches: int | None = number(None, 1, 10**6, 4)  # parts of a batch in flight (room: pipeline)
+    schedule: str | None = choice("1f1b", "gpipe", default=None)  # order of micro-batches (room: pipeline)
 
 
 @dataclass(kw_only=True)

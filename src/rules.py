@@ -9,14 +9,14 @@ setting without effect: a run logs it and goes on, because in a sweep over anoth
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from src.config import Config
+from src.engine import features
 from src.engine.commands.knobs import ANY, example_of
-from src.engine.commands.schema import COMPLETIONS, COMPUTED, KNOBS, RULES, Condition, Rule, value_of
+from src.engine.commands.rule_kinds import clash, devices, is_list_of, read_by, unread, wrong
+from src.engine.commands.schema import COMPLETIONS, COMPUTED, KNOBS, RULES, Rule, value_of
 from src.engine.commands.user_command import is_typed, typed_value
-from src.engine.memory.gpus import device_count
 
 # fmt: off
 # Settings that only some sources or strategies read.
@@ -29,41 +29,11 @@ HARMLESS = {  # of sources, too, but no sign of a mistake
     "data.split_file": ("image_folder", "table"), "data.max_megapixels": ("image_folder", "table"),
     "data.on_bad_image": ("image_folder", "table"), "data.background": FILES,
 }
-STAGES = ("model_parallel", "pipeline")  # the strategies of a network that is split
-OF_STRATEGIES = {
-    "strategy.timeout_seconds": ("ddp", "pipeline"), "strategy.sync_batchnorm": ("ddp",),
-    "strategy.micro_batches": STAGES, "strategy.schedule": STAGES,
-}
+PROCESSES = ("ddp", *filter(features.process_per_device, features.strategies()))  # strategies with several processes
+OF_STRATEGIES = {"strategy.timeout_seconds": PROCESSES, "strategy.sync_batchnorm": ("ddp",)}
+SIZES = features.words("data.batch_size")  # that are no numbers
 NEEDED = {"image_folder": "data.root", "table": "data.table", "torchvision": "data.name"}
 # fmt: on
-
-
-def wrong(key: str, is_right: Callable[[Any], bool], what: str, found: str = "is out of range") -> Rule:
-    """A value that no range can describe."""
-    fix = f"{key}={example_of(KNOBS[key])}"
-    return Rule(lambda c: not is_right(value_of(c, key)), f"<{key}> {found}", f"{key} is {what}", fix)
-
-
-def clash(key: str, other: str, broken: Condition, why: str, fix: str) -> Rule:
-    return Rule(broken, f"<{key}> does not go with <{other}>", why, fix)
-
-
-def unread(key: str, beside: str, is_read: Condition, why: str, use: str = "", is_error: bool = False) -> Rule:
-    """A setting with another value than its default that has no effect unless `is_read`. use: words that give it one."""
-    default = value_of(Config(), key)
-    fix = f"{use} <{key}>" if use else f"~{key}"
-    found = f"<{key}> has no effect with {beside}"
-    return Rule(lambda c: value_of(c, key) not in (None, default) and not is_read(c), found, why, fix, is_error)
-
-
-def read_by(key: str, users: tuple[str, ...], is_error: bool = True) -> Rule:
-    section = key.partition(".")[0]
-    why = f"only {section}={f' or {section}='.join(users)} looks at it"
-    return unread(key, f"<{section}>", lambda c: value_of(c, section) in users, why, f"{section}={users[0]}", is_error)
-
-
-def is_list_of(kind: type, value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(type(item) is kind for item in value)
 
 
 def is_schedule(phases: Any) -> bool:
@@ -82,27 +52,11 @@ def backbone_learns(c: Config) -> bool:
     return c.freeze.phases is not None or c.freeze.preset != "head_only"
 
 
-def devices(c: Config) -> int:
-    return device_count(c.trainer) * c.trainer.num_nodes
-
-
-def stages(c: Config) -> int:
-    return len(c.model.split_at) + 1 if isinstance(c.model.split_at, list) else devices(c)
-
-
-def parts(c: Config) -> int:
-    """Into how many parts a batch is divided."""
-    return c.strategy.micro_batches or 1 if c.strategy.name in STAGES else devices(c)
-
-
 def completed(use: list[str], remove: list[str]) -> tuple[list[str], list[str]]:
     """Another strategy brings what it needs, and leaves out what it refuses."""
     strategy = next((word.partition("=")[2] for word in use if word.startswith("strategy=")), None)
     if strategy is None:
         return use, remove
-    if strategy in STAGES:
-        use = use if typed_value("model") == "model_parallel_resnet50" else ["model=model_parallel_resnet50", *use]
-        remove = remove if typed_value("model.backbone") == "resnet50" else [*remove, "model.backbone"]
     if typed_value("trainer.devices") in (None, "1"):
         use = [*use, "trainer.devices=2"]
     if "strategy.sync_batchnorm=true" in use:
@@ -114,14 +68,10 @@ COMPLETIONS.append(completed)
 
 PHASES = "a schedule of blocks to train from an epoch on: {0: [block, ...], epoch: [block, ...], ...}, from epoch 0"
 # fmt: off
-COMPUTED.update({
-    "devices": devices, "stages": stages, "parts": parts, "enough": lambda c: max(2, stages(c)),
-    "parts.kind": lambda c: "micro-batches" if c.strategy.name in STAGES else "devices",
-    "parts.key": lambda c: "strategy.micro_batches" if c.strategy.name in STAGES else "trainer.devices",
-})
+COMPUTED["devices"] = devices
 RULES.extend([
-    wrong("data.batch_size", lambda size: size == "auto" or (type(size) is int and 1 <= size <= 10**6),
-          "a whole number from 1, or auto, and at most 1000000"),
+    wrong("data.batch_size", lambda size: size in SIZES or (type(size) is int and 1 <= size <= 10**6),
+          "a whole number from 1" + "".join(f", or {size}," for size in SIZES) + " and at most 1000000"),
     wrong("trainer.max_time", lambda time: time is None or re.fullmatch(r"\d{1,5}:\d\d:\d\d:\d\d", time) is not None,
           "DD:HH:MM:SS: days, hours, minutes, seconds"),
     wrong("trainer.max_steps", lambda steps: steps == -1 or 1 <= steps <= ANY, f"from 1 to {ANY}, or -1: no limit"),
@@ -172,7 +122,6 @@ RULES.extend([
     unread("checkpoint.top_k", "<checkpoint.select>", lambda c: c.checkpoint.select != "last", "it takes the last epoch"),
     unread("oom.grow_after", "<oom.policy>", lambda c: c.oom.policy == "split",
            "only parts of a batch can grow back", "oom.policy=split", is_error=True),
-    unread("memory.detect_growth", "<memory.log>", lambda c: c.memory.log, "nothing is measured"),
     unread("memory.history", "<memory.log>", lambda c: c.memory.log, "nothing is measured"),
     unread("resume", "<name>", lambda c: c.name is not None, "a run without a name is always a new one"),
     unread("trainer.limit_batches", "<debug>", lambda c: not c.debug, "debug=true takes three batches of each split"),
@@ -183,38 +132,19 @@ RULES.extend([
     unread("logger.offline", "this logger", lambda c: c.logger.wandb, "it is for wandb"),
 
     *(read_by(key, users) for key, users in OF_STRATEGIES.items()),
-    Rule(lambda c: c.strategy.name in STAGES and c.strategy.schedule is None,
-         "<strategy.schedule> is not a choice", "strategy.schedule takes one of: 1f1b, gpipe", "strategy.schedule=1f1b"),
     Rule(lambda c: c.strategy.name == "single" and devices(c) != 1,
          "<strategy> does not go with <trainer.devices> <trainer.num_nodes>",
          "strategy=single trains on one device of one machine", "trainer.devices=1 ~trainer.num_nodes | strategy=ddp"),
-    *(clash("strategy", "trainer.num_nodes", lambda c, name=name: c.strategy.name == name and c.trainer.num_nodes != 1,
-            "<strategy> is one process, and so on one machine", f"trainer.num_nodes=1 | strategy={other}")
-      for name, other in (("dp", "ddp"), ("model_parallel", "pipeline"))),
-    Rule(lambda c: c.strategy.name in STAGES and c.model.split_at is None, "<strategy> needs a network that is split",
-         "model.split_at says which layers of <model.backbone> lie on which device", "<strategy>"),
-    Rule(lambda c: c.strategy.name not in STAGES and c.model.split_at is not None,
-         "<model.split_at> has no effect with <strategy>", "every device has the whole network there",
-         "strategy=model_parallel | ~model.split_at ~model"),
-    clash("model.split_at", "model.backbone", lambda c: c.model.split_at is not None and c.model.backbone != "resnet50",
-          "layers of ResNet50 can be split here; see src/models/model_parallel_resnet50.py", "model.backbone=resnet50"),
-    wrong("model.split_at", lambda cuts: cuts in (None, "auto", "auto_memory") or is_list_of(str, cuts),
-          "a list of layers after which the network is cut, auto (cut by time) or auto_memory", "is not a list of layers"),
-    Rule(lambda c: c.strategy.name in STAGES and not 1 < stages(c) == devices(c),
-         "{stages} stages do not fit {devices} devices: <model.split_at> <trainer.devices> <trainer.num_nodes>",
-         "each stage has a device, and there is one stage more than cuts", "trainer.devices={enough} ~trainer.num_nodes"),
-    clash("data.batch_size", "strategy", lambda c: c.strategy.name in STAGES and c.data.batch_size == "auto",
-          "it measures a network that is on one device", "data.batch_size=32"),
-    Rule(lambda c: c.data.batch_size != "auto" and c.data.batch_size < parts(c),
-         "<data.batch_size> is smaller than the number of {parts.kind}, {parts}",
+    Rule(lambda c: features.shares_batches(c.strategy.name) and c.data.batch_size not in SIZES
+         and c.data.batch_size < devices(c),
+         "<data.batch_size> is smaller than the number of devices, {devices}",
          "each takes an equal part of every batch, at least one image",
-         "data.batch_size={parts} | {parts.key}={data.batch_size}"),
+         "data.batch_size={devices} | trainer.devices={data.batch_size}"),
     clash("strategy.sync_batchnorm", "trainer.accelerator",
           lambda c: c.strategy.sync_batchnorm and c.trainer.accelerator == "cpu",
           "torch's SyncBatchNorm is for GPUs", "~strategy.sync_batchnorm"),
     clash("strategy.sync_batchnorm", "oom.policy", lambda c: c.strategy.sync_batchnorm and c.oom.policy == "split",
           "the others would wait for the statistics of a process that repeats its batch in parts", "oom.policy=stop"),
-    clash("checkpoint.select", "strategy", lambda c: c.strategy.name == "pipeline" and c.checkpoint.select == "ema",
-          "no process has all weights of a step to average", "checkpoint.select=average_top_k"),
+    *(row for feature in features.FEATURES for row in feature.rules()),
 ])
 # fmt: on

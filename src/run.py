@@ -16,14 +16,13 @@ import lightning as L
 
 from src.config import Config
 from src.data.module import ImageData
-from src.engine.memory.batch_size import settle_batch_size
+from src.engine import features
 from src.engine.memory.memory_log import MemoryLog
-from src.engine.reports.introduction import introduce
-from src.engine.reports.tables import print_result
 from src.engine.runs.checkpoint_selection import BEST
 from src.engine.runs.checksum import damage
 from src.engine.runs.files import write_text
 from src.engine.runs.fit_errors import explained
+from src.engine.runs.introduction import introduce
 from src.engine.runs.job import Job, open_job, report
 from src.engine.runs.machine import peak_memory_mib
 from src.engine.runs.measuring import measure
@@ -31,9 +30,8 @@ from src.engine.runs.model_folder import save_model
 from src.engine.runs.model_readme import Origin, model_readme
 from src.engine.runs.progress import Throughput
 from src.engine.runs.selection import Chosen, choose_weights, find_callback
+from src.engine.runs.tables import print_result
 from src.engine.runs.taking_up import taking_up
-from src.engine.runs.writing import LAST, PREVIOUS
-from src.engine.sweeps import trial
 from src.models.classifier import build_classifier
 from src.task import Task, build_task
 from src.trainer import build_trainer
@@ -50,7 +48,7 @@ def run(config: Config, path: Path) -> float:
         if (metric := job.finished()) is not None:
             return metric
         task = build_task(job)  # images checked and split, network with pretrained weights, what is frozen when
-        job = settle_batch_size(job, task)  # data.batch_size=auto becomes a number
+        job = features.prepare(job, task)  # what is measured first: data.batch_size=auto becomes a number
         data = build_data(job, task)
         steps = total_steps(job, data)
         model = build_classifier(job.config, task.network, task.images, steps, hparams=job.folder.config)
@@ -67,8 +65,8 @@ def run(config: Config, path: Path) -> float:
 
 
 def build_data(job: Job, task: Task) -> ImageData:
-    """The DataModule. In a pipeline only the first process looks at the images; the others need the labels."""
-    looks = job.ranks.is_first or job.config.strategy.name != "pipeline"
+    """The DataModule. Where all processes work on the same batch, only the first needs the images."""
+    looks = job.ranks.is_first or features.shares_batches(job.config.strategy.name)
     images = task.images if looks else task.images.without_pixels()
     return ImageData(job.config.data, images, task.preprocessing, job.config.seed, job.config.trainer.limit_batches)
 
@@ -112,9 +110,6 @@ def finish(job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: di
         peak_memory_mib=peak_memory(job, trainer),
         device=str(job.device),
     )
-    if trial.current() is not None:  # a finished run never goes on, and a sweep keeps many
-        for name in (LAST, PREVIOUS):
-            (folder.checkpoints / name).unlink(missing_ok=True)
     print_result(folder.path, result)
 
 

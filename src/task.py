@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 from src.config import Config
 from src.data.sources import load_images
 from src.engine.images.labelled_images import LabelledImages
-from src.engine.pipeline.stage_balance import choose_split
 from src.engine.runs.files import write_csv
 from src.engine.runs.job import Job
 from src.engine.runs.model_folder import ModelCard
@@ -21,7 +20,6 @@ from src.engine.weights.weights import refuse_frozen_random
 from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
-from src.models.model_parallel_resnet50 import ModelParallelResNet50
 from src.models.network import TransferNetwork
 from src.models.optimizers import build_optimizer
 
@@ -53,20 +51,10 @@ def build_task(job: Job) -> Task:
         lambda: build_pretrained(config.model, images.classes, preprocessing, config.seed)
     )
     freezing = FreezePlan.of(config.freeze, network.backbone, config.trainer.max_epochs)
-    task = Task(images, _card(config, images, preprocessing), network, freezing, loaded.line)
-    if config.model.split_at in ("auto", "auto_memory"):
-        assert isinstance(network.backbone, ModelParallelResNet50)
-        freezing.apply_last(network)
-        split_at = ranks.told_by_first(
-            lambda: choose_split(
-                config, network, job.device, job.num_devices, preprocessing.image_size, build_optimizer
-            )
-        )
-        network.backbone.split(split_at)
     freezing.apply(network, 0)  # the later epochs: callbacks/freezing.py
     if job.resume_point is None:  # a run that made steps goes on as it began
         refuse_frozen_random(network, loaded, config.model.weights)
-    return task
+    return Task(images, _card(config, images, preprocessing), network, freezing, loaded.line)
 
 
 def _card(config: Config, images: LabelledImages, preprocessing: Preprocessing) -> ModelCard:

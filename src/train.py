@@ -16,7 +16,6 @@ from src.engine.runs import signals
 if __name__ == "__main__":
     signals.end_at_once()  # what follows takes a while to import
 
-import functools
 import logging
 import os
 import sys
@@ -29,9 +28,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from src import rules  # noqa: F401 (registers the settings)
+from src.engine import features
 from src.engine.commands import config_checks
 from src.engine.commands.command_line import run_hydra
-from src.engine.commands.config_checks import without_effect
 from src.engine.commands.user_command import corrected
 from src.engine.processes import launching
 from src.engine.processes.launch_checks import check_launched
@@ -68,11 +67,10 @@ def train(composed: DictConfig) -> float:
 
 
 def _check_multirun(hydra: HydraConf) -> None:
-    """Raises UserError where Ray Tune is chosen without -m, which would use it; hydra.mode=RUN, typed, means one run of a
-    sweep's recipe."""
-    chosen = [
-        f"{part}=ray_tune" for part in ("hydra/launcher", "hydra/sweeper") if hydra.runtime.choices[part] == "ray_tune"
-    ]
+    """Raises UserError where a room's launcher or sweeper is chosen without -m, which would use it; hydra.mode=RUN, typed,
+    means one run of a sweep's recipe."""
+    choices = {part: hydra.runtime.choices[part] for part in ("hydra/launcher", "hydra/sweeper")}
+    chosen = [f"{part}={choice}" for part, choice in choices.items() if choice in features.words(part)]
     if chosen and hydra.mode == RunMode.RUN and "hydra.mode=RUN" not in sys.argv:
         raise UserError(
             f"{chosen[0]} has no effect without -m",
@@ -81,19 +79,8 @@ def _check_multirun(hydra: HydraConf) -> None:
         )
 
 
-def check(composed: DictConfig) -> None:
-    """Checks a trial's config before a sweep with Ray Tune starts any trial, whose own warnings are in its log only."""
-    for warning in without_effect(config_checks.read(composed)):
-        _say(warning)
-
-
-@functools.cache
-def _say(warning: str) -> None:
-    log.warning(warning)
-
-
 def main() -> int:
-    return run_and_report(lambda: run_hydra(train, check), run_dir.opened)
+    return run_and_report(lambda: run_hydra(train), run_dir.opened)
 
 
 if __name__ == "__main__":

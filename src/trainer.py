@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from src.callbacks.freezing import FreezingSchedule
 from src.config import Checkpoint
 from src.config import Logger as LoggerConfig
+from src.engine import features
 from src.engine.commands.user_command import corrected
-from src.engine.memory.memory_growth import MemoryGrowth
 from src.engine.memory.memory_log import MemoryLog
 from src.engine.processes.sync_batchnorm import SyncedBatchNorm
 from src.engine.runs.averaging import WeightAverage
@@ -29,10 +29,7 @@ from src.engine.runs.position import PositionCheckpoint, StopOnSignal
 from src.engine.runs.progress import EpochBar, EpochLines, Throughput
 from src.engine.runs.writing import DurableCheckpointIO
 from src.engine.steps.out_of_memory import OutOfMemory
-from src.engine.sweeps.own_settings import OwnSettings
-from src.engine.sweeps.trial import current
-from src.engine.sweeps.trial_report import TrialReport
-from src.strategies.building import build_precision, build_strategy, can_repeat_steps
+from src.strategies.building import build_precision, build_strategy
 from src.task import Task
 
 
@@ -60,7 +57,7 @@ def build_trainer(job: Job, task: Task) -> L.Trainer:
         default_root_dir=folder,
         use_distributed_sampler=False,  # src/engine/images/sampler.py divides the batches
         num_sanity_val_steps=0,  # the first validation comes soon enough, and this one would move random states
-        enable_model_summary=False,  # src/engine/reports/summary.py writes a better one
+        enable_model_summary=False,  # src/engine/runs/summary.py writes a better one
         enable_progress_bar=False,  # src/engine/runs/progress.py has one
         log_every_n_steps=10**9,  # everything is logged once per epoch
     )
@@ -69,7 +66,9 @@ def build_trainer(job: Job, task: Task) -> L.Trainer:
 def build_callbacks(job: Job, task: Task, metrics: MetricsCsv) -> list[L.Callback]:
     """In the order in which Lightning calls them."""
     config, folder = job.config, job.folder
-    policy = config.oom.policy if can_repeat_steps(config) else "stop"
+    policy = (
+        "stop" if features.overlaps(config) else config.oom.policy
+    )  # no step of several parts can be repeated in parts
     callbacks: list[L.Callback] = [
         FreezingSchedule(task.freezing, config.freeze.batchnorm_momentum),
         Throughput(),
@@ -78,27 +77,20 @@ def build_callbacks(job: Job, task: Task, metrics: MetricsCsv) -> list[L.Callbac
     ]
     if config.memory.log:
         callbacks.append(MemoryLog(folder.path / "memory.csv", everything_trains_from=max(task.freezing.phases)))
-    if config.memory.detect_growth:
-        callbacks.append(MemoryGrowth())
     callbacks += [EpochRow(metrics), EpochLines(), *checkpoint_callbacks(config.checkpoint, folder.checkpoints)]
     callbacks += [own_callback(entry) for entry in config.callbacks.extra]
     if config.trainer.max_steps > 0:
         callbacks.append(StopAtMaxSteps(config.trainer.max_steps))
     if sys.stdout.isatty() and os.environ.get("RANK", "0") == "0":
         callbacks.append(EpochBar())
-    return callbacks
+    return callbacks + [callback for feature in features.FEATURES for callback in feature.callbacks(job, task)]
 
 
 def checkpoint_callbacks(config: Checkpoint, folder: Path) -> list[L.Callback]:
-    """Those that keep weights and positions; in a trial of a sweep also the one that reports to it."""
+    """Those that keep weights and positions."""
     top_k = config.top_k or (3 if config.select == "average_top_k" else 1)
     position = PositionCheckpoint(folder, config.every_n_steps, config.every_n_minutes)
-    stop = StopOnSignal(position)
-    callbacks: list[L.Callback] = [BestCheckpoint(folder, config.monitor, top_k), position, stop]
-    if (trial := current()) is not None:
-        callbacks.append(TrialReport(trial, stop))
-        if trial.keeps_checkpoints:
-            callbacks.append(OwnSettings())
+    callbacks: list[L.Callback] = [BestCheckpoint(folder, config.monitor, top_k), position, StopOnSignal(position)]
     if config.select == "ema":
         callbacks.append(WeightAverage(0.99 if config.ema_decay is None else config.ema_decay))
     return callbacks

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from src import rules  # noqa: F401 (registers the settings)
+from src.engine import features
 from src.engine.commands.hydra_words import for_hydra
 from src.engine.runs.errors import ExitCode, UserError
 from tests import warm
@@ -40,7 +41,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks what tests/slow.txt names as slow. `pytest` without paths or -m runs the others: the quick tier."""
+    """Leaves out tests that need a room which was removed. Marks what tests/slow.txt names as slow. `pytest` without paths or
+    -m runs the others: the quick tier."""
+    rooms = set(features.names())
+    without_room = [item for item in items if not {*_rooms_needed(item)} <= rooms]
+    config.hook.pytest_deselected(items=without_room)
+    items[:] = [item for item in items if item not in without_room]
     for item in items:
         name = item.nodeid.partition("[")[0]
         if {item.nodeid, name, name.partition("::")[0]} & {*LEFT_OUT}:
@@ -50,6 +56,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def _rooms_needed(item: pytest.Item) -> Iterator[str]:
+    for mark in item.iter_markers("needs"):
+        yield from mark.args
 
 
 @dataclass
@@ -125,10 +136,9 @@ def parses(words: list[str]) -> bool:
     from omegaconf import OmegaConf
 
     from src.engine.commands import config_checks
-    from src.engine.sweeps import settings
 
     OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "sweep", replace=True)
-    settings.register()
+    features.register()
     words = for_hydra(words, multirun="-m" in words)
     if "-m" in words:
         words = [_as_one_run(word) for word in words]

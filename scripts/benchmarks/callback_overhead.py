@@ -29,8 +29,8 @@ from src.callbacks.freezing import FreezingSchedule
 from src.config import Data, Optimizer
 from src.data.module import ImageData
 from src.engine.images.labelled_images import LabelledImages
-from src.engine.memory.memory_growth import MemoryGrowth
 from src.engine.memory.memory_log import MemoryLog
+from src.engine.memory_growth.memory_growth import MemoryGrowth  # room: memory_growth
 from src.engine.runs.averaging import WeightAverage
 from src.engine.runs.checkpoint_selection import BestCheckpoint
 from src.engine.runs.position import PositionCheckpoint, StopOnSignal
@@ -68,7 +68,7 @@ def variants(folder: Path) -> dict[str, Callable[[], list[L.Callback]]]:
         "Throughput": Throughput,
         "OutOfMemory": lambda: OutOfMemory("split", 200),
         "MemoryLog": lambda: MemoryLog(folder / "memory.csv"),
-        "MemoryGrowth": MemoryGrowth,
+        "MemoryGrowth": MemoryGrowth,  # room: memory_growth
         "BestCheckpoint": lambda: BestCheckpoint(folder, "val/acc"),
         "PositionCheckpoint": lambda: PositionCheckpoint(folder),
         "StopOnSignal": lambda: StopOnSignal(position),

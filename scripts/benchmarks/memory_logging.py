@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from src.engine.memory.memory_growth import MemoryGrowth
 from src.engine.memory.memory_log import MemoryLog
+from src.engine.memory_growth.memory_growth import MemoryGrowth  # room: memory_growth
 from src.engine.weights.preprocessing import Preprocessing
 from src.models.network import Architecture, build_network
 
@@ -91,7 +92,9 @@ def main() -> None:
     batch = torch.randint(0, 256, (BATCH, 3, PIXELS, PIXELS), dtype=torch.uint8), torch.randint(0, 10, (BATCH,))
     print(f"{accelerator}, {torch.get_num_threads()} threads, torch {torch.__version__}, medians of {steps} steps")
     print(f"{'callback':14} {'ms without':>10} {'ms with':>8} {'ratio':>6} {'us in hooks':>12} {'of a step':>10}")
-    for make in (MemoryLog, lambda _: MemoryGrowth()):
+    kinds: list[Callable[[Path], L.Callback]] = [MemoryLog]
+    kinds.append(lambda _: MemoryGrowth())  # room: memory_growth
+    for make in kinds:
         with tempfile.TemporaryDirectory() as folder:
             measured = EverySecondStep(make(Path(folder) / "memory.csv"))
             trainer = L.Trainer(

@@ -20,7 +20,7 @@ from multiprocessing import get_context
 import torch
 from torch.nn.functional import cross_entropy
 
-from src.engine.memory.memory import MIB, memory_of
+from src.engine.memory.memory import MIB, DeviceMemory
 from src.engine.runs.errors import UserError
 from src.engine.steps.precision import autocast, check_precision
 from src.engine.weights.preprocessing import Preprocessing
@@ -50,7 +50,7 @@ def measure(case: Case, precision: str, threads: int) -> tuple[float, float]:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     device = torch.device(case.device)
-    memory = memory_of(device)
+    memory = DeviceMemory(device)
     before = memory.held()
     preprocessing = Preprocessing(case.pixels, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
     network = build_network(Architecture(case.backbone, "linear", CLASSES), preprocessing).to(device).train()

@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from src.engine.reports.plots import INK, STYLE
-from src.engine.sweeps import sweep_plots
+from src.engine.sweep_reports import sweep_plots
 from src.engine.sweeps.goal import Goal
 from src.engine.sweeps.sweep_journal import FINISHED, PRUNED, Journal, TrialRecord, ranking
 from src.engine.sweeps.sweep_scale import scales_of

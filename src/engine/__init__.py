@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-VERSION = 1
+VERSION = 2
 
 
 def require(version: int) -> None:

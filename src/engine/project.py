@@ -6,4 +6,3 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONF = PROJECT / "conf"
-PLUGINS = PROJECT / "src" / "plugins"  # Hydra looks for hydra_plugins in the folders of sys.path

@@ -6,7 +6,6 @@ Their names and preprocessing are in src/engine/weights/backbone_names.py. Nothi
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torchvision
 from torch import nn
@@ -22,7 +21,6 @@ from src.engine.weights.backbone_names import (
     timm_package,
 )
 from src.engine.weights.input_size import check_fixed_size, check_input_size
-from src.models.model_parallel_resnet50 import ModelParallelResNet50
 
 # What torchvision sets for these two when it is asked for pretrained weights: their input is renormalised inside from
 # ImageNet's mean and std to the 0.5 they were trained with. The auxiliary classifiers are for training from scratch and
@@ -34,12 +32,12 @@ _OPENED = {"features", "classifier", "encoder", "layers", "blocks", "_blocks", "
 
 
 def build_backbone(
-    name: str, *, keep_classifier: bool, image_size: int, split_at: Sequence[str] | None = None
+    name: str, *, keep_classifier: bool, image_size: int, backbone: nn.Module | None = None
 ) -> tuple[nn.Module, int]:
     """The network with random weights, and the number of features it gives: (B, 3, S, S) -> (B, features).
 
     keep_classifier: with the ImageNet classifier, whose 1000 logits are then the features; without it, they are what
-    goes into its last layer. split_at: the layers after which it is cut into stages (resnet50 only).
+    goes into its last layer. backbone: the network, where it was built elsewhere.
     Raises UserError for an unknown name and for an image_size that the network does not take.
     """
     check_backbone_name(name)
@@ -49,10 +47,7 @@ def build_backbone(
     else:
         if name == efficientnet_lite.NAME:
             backbone = efficientnet_lite.build_efficientnet_lite0(image_size)
-        elif split_at is not None:
-            assert name == "resnet50", "config_checks.py refuses others"
-            backbone = ModelParallelResNet50(split_at=split_at)
-        else:
+        elif backbone is None:
             backbone = torchvision.models.get_model(name, weights=None, **_arguments(name))
         if isinstance(backbone, torchvision.models.MNASNet):
             # MNASNet's loader wants a version in the state_dict's metadata, which a plain dict lacks.

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from src.config import Config, Data, Model
+from src.engine import features
 from src.engine.commands.user_command import corrected
 from src.engine.runs import seeding
 from src.engine.runs.errors import ExitCode, UserError
@@ -61,8 +62,8 @@ def build_pretrained(
     """The network with its pretrained backbone and a new head, and what was loaded. Raises UserError."""
     seeding.seed_everything(seed, "new layers")
     architecture = architecture_of(model, classes)
-    split_at = [] if model.split_at in ("auto", "auto_memory") else model.split_at  # [] until run.py has measured
-    network = build_network(architecture, preprocessing, channels_last=model.channels_last, split_at=split_at)
+    backbone = features.backbone(model)
+    network = build_network(architecture, preprocessing, channels_last=model.channels_last, backbone=backbone)
     loaded = load_pretrained(
         network.backbone,
         model.backbone,

@@ -6,20 +6,17 @@ shipped. It knows nothing of Lightning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from src.engine.pipeline.stage import Stage
 from src.engine.runs.plain_values import limited
 from src.engine.steps.network import Network
 from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import build_backbone
 from src.models.heads import HEADS, KEEP_CLASSIFIER, build_head
-from src.models.model_parallel_resnet50 import ModelParallelResNet50
 
 
 @dataclass(frozen=True)
@@ -79,36 +76,24 @@ class TransferNetwork(Network):
         """(B, 3, H, W) uint8 -> logits (B, outputs)."""
         return self.head(self.features(images))
 
-    def stages(self) -> list[Stage]:
-        """For a split backbone: modules that share these layers; called one after another they are the network."""
-        assert isinstance(self.backbone, ModelParallelResNet50)
-        first, *middle, last = self.backbone.stage_layers()
-        return [Stage(first, before=self.normalise), *map(Stage, middle), Stage([*last, self.head])]
-
-    def place(self, devices: Sequence[torch.device]) -> None:
-        """Moves each stage of a split backbone to its device, and the head to the last one."""
-        for stage, device in zip(self.stages(), devices, strict=True):
-            stage.place(device)
-        self.mean, self.std = self.mean.to(devices[0]), self.std.to(devices[0])
-
 
 def build_network(
     architecture: Architecture,
     preprocessing: Preprocessing,
     *,
     channels_last: bool = True,
-    split_at: Sequence[str] | None = None,
+    backbone: nn.Module | None = None,
 ) -> TransferNetwork:
     """The network with random weights, for images of preprocessing.image_size.
 
-    weights.load_pretrained(network.backbone, ...) or load_state_dict come next. split_at: the layers after which a
-    ResNet50 is cut into stages. Raises UserError for a name that does not exist or a size that the backbone does not take.
+    weights.load_pretrained(network.backbone, ...) or load_state_dict come next. backbone: one that was built elsewhere, with
+    its ImageNet classifier. Raises UserError for a name that does not exist or a size that the backbone does not take.
     """
     backbone, features = build_backbone(
         architecture.backbone,
         keep_classifier=architecture.keep_classifier,
         image_size=preprocessing.image_size,
-        split_at=split_at,
+        backbone=backbone,
     )
     head = build_head(architecture.head, features, architecture.outputs, architecture.hidden, architecture.dropout)
     return TransferNetwork(backbone, head, preprocessing, channels_last=channels_last)

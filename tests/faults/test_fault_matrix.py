@@ -48,6 +48,7 @@ def test_a_row_fails_without_its_guard(number, undisturbed):
     assert break_program(ROWS[number], Unguarded, undisturbed.parent).state == FAILS
 
 
+@pytest.mark.needs("sweeps")
 def test_the_page_has_every_row_as_it_is_now():
     """With other promises or faults it would have to be made again."""
     lines = {int(found["number"]): found for found in LINE.finditer(PAGE.read_text(encoding="utf-8"))}

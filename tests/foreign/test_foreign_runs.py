@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import yaml
 
-from src import evaluate, export
+from src import evaluate
 from src.config import Config, Data, Model, Optimizer, Precision, Strategy
-from src.engine.memory.batch_size_search import chosen_batch_size
+from src.engine import features
 from src.engine.runs.errors import ExitCode, UserError, run_and_report
 from src.engine.runs.run_dir import RunFolder, read_result
 from src.engine.runs.run_lookup import find_run
@@ -26,6 +27,9 @@ SETTINGS = Config(
     strategy=Strategy(name="single"),
     precision=Precision(name="fp32"),
 )
+
+
+DOORS = [evaluate, *(import_module(f"src.{name}") for name in ("export",) if name in features.names())]
 
 
 @pytest.fixture
@@ -86,8 +90,8 @@ TEXTS = {
 @pytest.mark.parametrize("what", TEXTS)
 def test_a_hostile_config_is_refused_at_every_door(run, monkeypatch, capfd, what):
     write(run, TEXTS[what])
-    for program in (evaluate, export):
-        words = ["format=state_dict"] if program is export else []
+    for program in DOORS:
+        words = ["format=state_dict"] if program is not evaluate else []
         code, text = code_of(program, monkeypatch, capfd, f"run={run}", *words)
         assert code == ExitCode.DATA, text
         assert "config.yaml" in text
@@ -119,8 +123,8 @@ NUMBERS = {
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in NUMBERS.items() for value in values])
 def test_an_absurd_setting_of_a_run_is_refused_at_every_door(run, monkeypatch, capfd, key, value):
     write(run, **{key: value})
-    for program in (evaluate, export):
-        words = ["format=state_dict"] if program is export else []
+    for program in DOORS:
+        words = ["format=state_dict"] if program is not evaluate else []
         code, text = code_of(program, monkeypatch, capfd, f"run={run}", *words)
         assert code == ExitCode.DATA, text
 
@@ -185,14 +189,6 @@ def test_a_command_in_a_result_is_passed_on_only_if_it_is_one_of_this_program(ru
         assert (command in caught.value.render()) is shown
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"batch_size": 1e9}', '{"batch_size": "x"}', '{"batch_size": -1}', "{"])
-def test_a_batch_size_that_is_none_is_refused(tmp_path, text):
-    (tmp_path / "batch_size.json").write_text(text)
-    with pytest.raises(UserError) as caught:
-        chosen_batch_size(tmp_path)
-    assert caught.value.code == ExitCode.DATA
-
-
 @pytest.mark.parametrize(
     "name",
     ["train.log", ".lock", "result.json", "export", "checkpoints/last.ckpt", "checkpoints", "metrics.csv", "new.log"],
@@ -211,12 +207,13 @@ def test_nothing_is_written_through_a_link_that_leads_out_of_a_run(run, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("program", "name"), [(evaluate, "evaluation.json"), (export, "export/model.json"), (export, "export")]
+    ("program", "name"),
+    [(evaluate, "evaluation.json"), *((door, name) for door in DOORS[1:] for name in ("export/model.json", "export"))],
 )
 def test_evaluate_and_export_write_through_no_link(run, tmp_path, monkeypatch, capfd, program, name):
     (run / name).parent.mkdir(exist_ok=True)
     (run / name).symlink_to(tmp_path / "not yet there")
-    words = ["format=state_dict"] if program is export else []
+    words = ["format=state_dict"] if program is not evaluate else []
     assert code_of(program, monkeypatch, capfd, f"run={run}", *words)[0] == ExitCode.DATA
     assert not (tmp_path / "not yet there").exists()
 

@@ -8,8 +8,8 @@ import pytest
 
 from src.engine.images.splits import SplitSettings, choose_split
 from src.engine.images.table import read_csv
-from src.engine.reports.tables import write_confusion
 from src.engine.runs.files import harmless, original, write_csv
+from src.engine.runs.tables import write_confusion
 
 FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "-1-1", "@SUM(A1)", "\t=1", "\r=1", "=HYPERLINK(1).png", "'=1", "''-x", "-"]
 OTHERS = ["", "a=b", "'a'", "cat", -1, -1.5, "-1", "-1.5e-05", "+3", "-inf", None, "'"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from src.config import Config, Optimizer, Precision
+from src.engine.batch_size.batch_size import find_batch_size
 from src.engine.images.labelled_images import LabelledImages
-from src.engine.memory.batch_size import find_batch_size
 from src.engine.processes.ranks import Ranks
 from src.engine.runs.job import Job
 from src.engine.weights.preprocessing import Preprocessing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lightning as L
 import pynvml
 import pytest
 import torch
@@ -10,8 +9,8 @@ import torch
 from src.engine.memory.gpu_driver import Driver
 from src.engine.memory.memory import available_bytes, read_allocator
 from src.engine.memory.memory_log import MemoryLog
+from tests.engine.memory.small_runs import classifier, fit, image_data
 from tests.engine.memory.test_gpu_memory import PHASES, table
-from tests.engine.memory.test_memory_growth import ENOUGH, SumOfLosses, classifier, fit, image_data, warnings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -58,33 +57,3 @@ def test_memory_csv_of_a_gpu(tmp_path):
     assert trainer.callback_metrics["memory/peak_mib"] == pytest.approx(max(row["peak_mib"] for row in rows[20:]), 0.01)
     log = next(callback for callback in trainer.callbacks if isinstance(callback, MemoryLog))
     assert log.peak_mib >= int(max(row["peak_mib"] for row in rows))
-
-
-class KeepsLogits(L.Callback):
-    def __init__(self) -> None:
-        self.outputs = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.outputs.append(pl_module(batch[0]))
-
-
-@pytest.mark.parametrize(
-    ("kind", "callbacks", "name", "place"),
-    [
-        (SumOfLosses, [], "SumOfLosses.total_loss: ", "RAM."),
-        (None, [KeepsLogits()], "KeepsLogits.outputs: ", "the GPU."),
-    ],
-    ids=["graphs in RAM", "tensors on the GPU"],
-)
-def test_growth_is_found(caplog, kind, callbacks, name, place):
-    module = classifier(kind) if kind else classifier()
-    fit(module, image_data(2 * ENOUGH, 1), *callbacks, accelerator="gpu")
-    (warning,) = warnings(caplog)
-    assert warning.splitlines()[0].endswith(place)
-    assert name in warning
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_no_alarm_in_a_healthy_loop(caplog, workers):
-    fit(classifier(), image_data(125, 30, workers), epochs=4, accelerator="gpu")
-    assert warnings(caplog) == []

@@ -18,6 +18,7 @@ from src import engine
 from src.config import Config
 from src.engine.commands import config_checks, schema
 from src.engine.commands.schema import KNOBS, READ_BY_ENGINE
+from src.engine.features import FEATURES
 from src.engine.runs.errors import UserError
 from tests.conftest import SMALL
 from tests.warm import ROOT, command_environment
@@ -125,4 +126,5 @@ def test_the_engine_declares_the_settings_that_it_reads():
     for template in (ROOT / "src/engine").rglob("*.j2"):
         read |= set(re.findall(r"\bconfig\.(\w+\.\w+)", template.read_text()))
     declared = {f"{section}.{name}".lstrip(".") for section, line in READ_BY_ENGINE.items() for name in line.split()}
+    declared |= {key for feature in FEATURES for key in feature.reads}
     assert sorted(key for key in read & KNOBS.keys() if key not in declared | READ_BY_ENGINE.keys()) == []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
 import os
 import re
 import sys
@@ -21,7 +22,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.engine.commands import word_checks
+from src.engine import features
+from src.engine.commands import config_checks, word_checks
 from src.engine.commands.hydra_words import for_hydra
 from src.engine.commands.schema import KNOBS
 from src.engine.commands.stray_words import split
@@ -31,14 +33,12 @@ from src.engine.project import CONF
 from src.engine.runs.errors import UserError
 from src.engine.runs.run_dir import REFUSALS, remove_if_nothing_ran
 from src.engine.runs.run_names import check_name, new_name
-from src.engine.sweeps import settings
+
+log = logging.getLogger(__name__)
 
 
-def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], Any]) -> None:
-    """Composes conf/train.yaml with the command line and calls the task, once per job of a multirun. Raises UserError.
-
-    check: what a sweep with Ray Tune asks of its jobs' configs before it starts any.
-    """
+def run_hydra(task: Callable[[DictConfig], Any]) -> None:
+    """Composes conf/train.yaml with the command line and calls the task, once per job of a multirun. Raises UserError."""
     if not CONF.is_dir():
         raise UserError(
             "the folder conf/ is missing",
@@ -46,10 +46,12 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
             why="it lies beside src/ in the checkout; an installation without -e copies only src/",
             fix="pip install -e .",
         )
-    settings.register()
+    features.register()
     # With this variable Hydra raises errors instead of printing them at length.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     OmegaConf.register_new_resolver("sweep_name", _sweep_name, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("choices", lambda group: " | ".join(choices(group)), replace=True)  # of --help
+    OmegaConf.register_new_resolver("of_rooms", features.help_lines, replace=True)
     words = sys.argv[1:]
     word_checks.check_words(words)
     failures: list[Exception] = []
@@ -80,6 +82,17 @@ def run_hydra(task: Callable[[DictConfig], Any], check: Callable[[DictConfig], A
         raise _of_hydra(error) from error.__cause__
     for error in failures:
         raise translate(error) if isinstance(error, OmegaConfBaseException) else error
+
+
+def check(composed: DictConfig) -> None:
+    """What a sweep asks of its jobs' configs before it starts any: their own warnings would be in their logs only."""
+    for warning in config_checks.without_effect(config_checks.read(composed)):
+        _warn_once(warning)
+
+
+@functools.cache
+def _warn_once(warning: str) -> None:
+    log.warning(warning)
 
 
 def _sweep_name(name: str | None, runs_dir: str) -> str:

@@ -15,6 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from src.engine.commands.knobs import knobs_of
+from src.engine.features import FEATURES
 
 # Any, because a type here would repeat a third of src/config.py; READ_BY_ENGINE says what the objects must have.
 Config: TypeAlias = Any  # of src/config.py
@@ -33,14 +34,15 @@ class Rule:
     is_error: bool = True
 
 
-# The settings that the engine reads by their names, by section: src/config.py must have all of them.
+# The settings that the engine reads by their names, by section: src/config.py must have all of them. Optional rooms say
+# themselves what they read.
 READ_BY_ENGINE = {
     "": "name seed debug resume runs_dir",
     "data": "source root table split_file name bits augment class_weights on_bad_image "
     "batch_size num_workers timeout_seconds",
-    "model": "backbone weights head split_at",
+    "model": "backbone weights head",
     "optimizer": "name lr",
-    "strategy": "name timeout_seconds micro_batches schedule",
+    "strategy": "name timeout_seconds",
     "precision": "name",
     "trainer": "accelerator devices num_nodes max_epochs limit_batches threads",
     "freeze": "preset lr_decay unfreeze_epoch phases",
@@ -64,9 +66,10 @@ def register(config: type, metrics: Mapping[str, str]) -> None:
 
 
 def missing() -> list[str]:
-    """The settings of READ_BY_ENGINE that the registered schema lacks."""
-    names = [f"{section}.{name}" for section, line in READ_BY_ENGINE.items() for name in line.split()]
-    return [name for name in (name.lstrip(".") for name in names) if name not in KNOBS]
+    """The settings that the engine and its rooms read and the registered schema lacks."""
+    names = [f"{section}.{name}".lstrip(".") for section, line in READ_BY_ENGINE.items() for name in line.split()]
+    names += [name for feature in FEATURES for name in feature.reads]
+    return [name for name in names if name not in KNOBS]
 
 
 def defaults() -> DictConfig:

@@ -13,9 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.optim import Optimizer
 
-from src.engine.commands.user_command import corrected
 from src.engine.memory import ram
-from src.engine.runs.errors import ExitCode, UserError
 
 MIB = 2**20
 
@@ -83,21 +81,6 @@ class DeviceMemory:
     def peak(self) -> int:
         """The most bytes that were held since reset_peak."""
         return read_allocator(self.device).peak if self.is_gpu else ram.resident_peak()
-
-
-def memory_of(device: torch.device) -> DeviceMemory:
-    """The memory of a device whose peak counts from here. Raises UserError on an Apple GPU, and on a CPU without /proc."""
-    memory = DeviceMemory(device)
-    try:
-        memory.reset_peak()
-    except OSError as error:
-        raise UserError(
-            f"data.batch_size=auto needs to measure memory, which is not possible on this {device.type}",
-            why="it can be measured on CUDA GPUs, and on CPUs under Linux, where /proc/self/clear_refs can be written",
-            fix=corrected("data.batch_size=32"),
-            code=ExitCode.UNAVAILABLE,
-        ) from error
-    return memory
 
 
 def make_states(optimizer: Optimizer) -> None:

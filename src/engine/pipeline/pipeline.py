@@ -27,8 +27,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.optim import Optimizer
 
+from src.engine.pipeline.batch_loss import BatchLoss
 from src.engine.pipeline.pipeline_stage import LocalStage
-from src.engine.steps.batch_loss import BatchLoss
 from src.engine.steps.engine_module import engine_module, set_device
 
 

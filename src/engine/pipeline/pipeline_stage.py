@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-from src.engine.pipeline.stage import Stage
+from src.engine.pipeline.stage import Stage, place, stages_of
 from src.engine.steps.network import Network
 
 Context = Callable[[], AbstractContextManager[None]]
@@ -36,14 +36,14 @@ class LocalStage:
         loss: Callable[[Tensor, Tensor], Tensor],
         context: Context,
     ) -> None:
-        self.stages, self.rank, self.device = network.stages(), dist.get_rank(), device
+        self.stages, self.rank, self.device = stages_of(network), dist.get_rank(), device
         self.micro_batches, self.schedule, self.loss, self.context = micro_batches, schedule, loss, context
         self.stage = self.stages[self.rank]
         self.is_last = self.rank == len(self.stages) - 1
         self.outputs = 0  # logits per image, known from the first batch on
-        self._outline = copy.deepcopy(network).to("meta").eval().stages()  # computes shapes, without numbers
+        self._outline = stages_of(copy.deepcopy(network).to("meta").eval())  # computes shapes, without numbers
         self._schedules: dict[tuple[int, torch.Size, tuple[bool, ...]], Schedule1F1B | ScheduleGPipe] = {}
-        network.place([device if stage is self.stage else torch.device("cpu") for stage in self.stages])
+        place(network, [device if stage is self.stage else torch.device("cpu") for stage in self.stages])
         layout = torch.channels_last if network.channels_last else torch.contiguous_format
         self._module = _ContiguousStage(self.stage, layout, context)
 

@@ -1,11 +1,14 @@
-"""One of the parts into which a network is split."""
+"""The parts into which a network is split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from src.engine.steps.network import Network
 
 
 class Stage(nn.Module):
@@ -37,3 +40,18 @@ class Stage(nn.Module):
                 setattr(layer, name, nn.Parameter(weight.detach().to(device), weight.requires_grad))
             for name, buffer in layer.named_buffers(recurse=False):
                 setattr(layer, name, buffer.to(device))
+
+
+def stages_of(network: Network) -> list[Stage]:
+    """Modules that share the layers of a network whose backbone is split; called one after another they are the network."""
+    backbone: Any = network.backbone
+    first, *middle, last = backbone.stage_layers()
+    return [Stage(first, before=network.normalise), *map(Stage, middle), Stage([*last, network.head])]
+
+
+def place(network: Network, devices: Sequence[torch.device]) -> None:
+    """Moves each stage to its device: the head to the last one, mean and std to the first."""
+    for stage, device in zip(stages_of(network), devices, strict=True):
+        stage.place(device)
+    for name, buffer in network.named_buffers(recurse=False):
+        setattr(network, name, buffer.to(devices[0]))

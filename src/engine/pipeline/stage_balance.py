@@ -10,7 +10,7 @@ import copy
 import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
@@ -22,19 +22,17 @@ from torch.optim import Optimizer
 from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
 from src.engine.memory.memory import make_states
-from src.engine.pipeline.stage import Stage
+from src.engine.pipeline.stage import Stage, place, stages_of
 from src.engine.pipeline.stage_threads import warmup
 from src.engine.runs import seeding
 from src.engine.runs.errors import UserError
-from src.engine.steps.network import Network
+from src.engine.runs.job import Job
+from src.engine.runs.task import RunTask
 from src.engine.steps.precision import autocast
 
 log = logging.getLogger(__name__)
 
 TIMED, TIMED_SECONDS = 5, 0.3  # passes through a block after a first one; whichever is reached first ends its timing
-
-
-BuildOptimizer = Callable[..., Optimizer]  # src/models/optimizers.py
 
 
 class Measured(NamedTuple):
@@ -45,21 +43,19 @@ class Measured(NamedTuple):
     activations: int  # bytes that a micro-batch needs from its forward to its backward pass
 
 
-def choose_split(
-    config: Config,
-    network: Network,
-    device: torch.device,
-    stages: int,
-    image_size: int,
-    build_optimizer: BuildOptimizer,
-) -> list[str]:
+def settle_split(job: Job, task: RunTask) -> None:
+    """Cuts the network after the layers that `choose_split` finds, in all processes of the run. Raises UserError."""
+    backbone: Any = task.network.backbone
+    backbone.split(job.ranks.told_by_first(lambda: choose_split(job.config, task, job.device, job.num_devices)))
+
+
+def choose_split(config: Config, task: RunTask, device: torch.device, stages: int) -> list[str]:
     """The layers to cut after, for ModelParallelResNet50.split. Prints them with the share of every stage.
 
     Among all cuts, the one whose slowest stage is quickest (model.split_at=auto), or whose largest stage is smallest
-    (auto_memory). network: frozen as in training. device: on which all blocks are measured.
-    Raises UserError for more stages than there are blocks.
+    (auto_memory). device: on which all blocks are measured. Raises UserError for more stages than there are blocks.
     """
-    backbone: Any = network.backbone
+    backbone: Any = task.network.backbone
     finest: Sequence[str] = backbone.finest_cuts
     if stages > len(finest) + 1:
         raise UserError(
@@ -68,7 +64,7 @@ def choose_split(
             why=f"it has {len(finest) + 1} parts: the first layers, and blocks that are not cut any further",
             fix=corrected(f"trainer.devices={len(finest) + 1}"),
         )
-    blocks = measure(config, network, device, image_size, build_optimizer)
+    blocks = measure(config, task, device)
     if config.model.split_at == "auto":
         costs = [[block.seconds for block in blocks] for _ in range(stages)]
     else:
@@ -97,16 +93,16 @@ def stage_costs(costs: Sequence[Sequence[float]], cuts: Sequence[int]) -> list[f
     return [sum(row[start:stop]) for row, (start, stop) in zip(costs, bounds, strict=True)]
 
 
-def measure(
-    config: Config, network: Network, device: torch.device, image_size: int, build_optimizer: BuildOptimizer
-) -> list[Measured]:
-    """Every block of a copy of the network, with a micro-batch of random images as large as the run's."""
-    network = copy.deepcopy(network)
+def measure(config: Config, task: RunTask, device: torch.device) -> list[Measured]:
+    """Every block of a copy of the network in the phase that trains most, with a micro-batch of random images as large as the
+    run's."""
+    network, image_size = copy.deepcopy(task.network), task.preprocessing.image_size
+    task.freezing.apply_last(network)
     backbone: Any = network.backbone
     backbone.split(backbone.finest_cuts)
-    blocks = network.stages()
-    network.place([device] * len(blocks))
-    optimizer = build_optimizer(network, config.optimizer, config.freeze.lr_decay)
+    blocks = stages_of(network)
+    place(network, [device] * len(blocks))
+    optimizer = task.optimizer(config, network)
     make_states(optimizer)
 
     size = -(-config.data.batch_size // config.strategy.micro_batches)

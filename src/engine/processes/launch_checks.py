@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 import shlex
 
+from src.engine import features
 from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
 from src.engine.memory.gpus import check_enough, device_count
-from src.engine.processes.launching import PROCESS_PER_DEVICE, launched_from_outside
+from src.engine.processes.launching import launched_from_outside
 from src.engine.runs.errors import UserError
-from src.engine.sweeps import trial as trials
 
 
 def check_launched(config: Config, multirun: bool) -> None:
     """Raises UserError if the settings do not fit the launcher of this process."""
     if not launched_from_outside():
-        if trials.current() is None:  # a trial's worker may be one of srun's tasks
+        if features.supervisor() is None:  # a trial's worker may be one of srun's tasks
             _check_alone(config)
             if config.trainer.devices != "auto":
                 check_enough(config.trainer.accelerator, config.trainer.devices)
@@ -30,13 +30,13 @@ def check_launched(config: Config, multirun: bool) -> None:
             why="every process would run the sweep; a sweep starts the processes of its jobs by itself",
             fix=corrected("-m", "strategy=ddp", f"trainer.devices={local}") + " # without torchrun",
         )
-    if name not in PROCESS_PER_DEVICE and world > 1:
+    if not features.process_per_device(name) and world > 1:
         raise UserError(
             f"strategy={name} does not go with torchrun",
             where=f"{world} processes were started (WORLD_SIZE={world})",
             why=f"strategy={name} is one process, so each of them would train the same by itself",
             fix=[
-                corrected(f"trainer.devices={local if name == 'dp' else 1}", "trainer.num_nodes=1")
+                corrected(f"trainer.devices={1 if name == 'single' else local}", "trainer.num_nodes=1")
                 + " # without torchrun",
                 f"torchrun --nproc-per-node {local} -m src.train {_words('strategy=ddp', f'trainer.devices={local}')}",
             ],

@@ -1,4 +1,4 @@
-"""Starts the ranks of a run (strategy=ddp, strategy=pipeline), watches over them, and names the one that failed.
+"""Starts the ranks of a run (strategy=ddp), watches over them, and names the one that failed.
 
 Every rank is a `python -m src.rank` with the composed config of this job: the command line does not
 run again, so a sweep starts the ranks of each of its jobs and no others. The command itself trains nothing, and imports
@@ -32,6 +32,7 @@ from pathlib import Path
 
 import yaml
 
+from src.engine import features
 from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected, named, shell_command
 from src.engine.memory.gpus import device_count
@@ -39,11 +40,9 @@ from src.engine.runs import signals
 from src.engine.runs.errors import ErrorOfProcess, ExitCode, UserError
 from src.engine.runs.run_dir import RunFolder
 from src.engine.runs.run_names import claim
-from src.engine.sweeps import trial as trials
 
 log = logging.getLogger(__name__)
 
-PROCESS_PER_DEVICE = ("ddp", "pipeline")
 CONNECTION_LOST = "the connection to another process of this run is lost"
 STORE = "RANKS_STORE"  # environment: the file through which the processes of one machine meet
 GRACE_SECONDS = 5.0  # for the other ranks to end by themselves after one has failed
@@ -57,7 +56,7 @@ STOPPED = {
 
 def processes_to_start(config: Config) -> int:
     """Number of ranks that this command starts on this machine; 0: it trains by itself."""
-    if launched_from_outside() or config.strategy.name not in PROCESS_PER_DEVICE:
+    if launched_from_outside() or not features.process_per_device(config.strategy.name):
         return 0
     count = device_count(config.trainer)
     return count if count * config.trainer.num_nodes > 1 else 0
@@ -75,19 +74,19 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
     UserError of the rank that failed, or Terminated or KeyboardInterrupt if a signal ended the run.
     """
     folder = RunFolder(path, {})
-    trial = trials.current()
-    place = trial.place if trial else trials.Place()
+    supervisor = features.supervisor()
+    place = supervisor.place if supervisor else features.Place()
     received: list[int] = []  # signals: an exception in the middle of anything would leave ranks behind
     with ExitStack() as stack:
         stack.enter_context(signals.handled_by(lambda number, _: received.append(number)))
         private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-")))
-        environment = stack.enter_context(trials.answering_processes(trial)) if trial else {}
+        environment = stack.enter_context(supervisor.answering_processes()) if supervisor else {}
         processes = [_Process(local_rank, count, place, environment, private) for local_rank in range(count)]
         try:
             job = yaml.safe_dump({"config": asdict(config), "path": str(path), "parent": os.getpid()})
             for process in processes:
                 process.start(job)
-            _wait(processes, trial, received)
+            _wait(processes, supervisor, received)
         finally:
             for process in processes:
                 process.kill()
@@ -108,7 +107,7 @@ class _Process:
     """A rank and its stderr. private: a folder that only this user can read."""
 
     def __init__(
-        self, local_rank: int, count: int, place: trials.Place, environment: dict[str, str], private: Path
+        self, local_rank: int, count: int, place: features.Place, environment: dict[str, str], private: Path
     ) -> None:
         self.rank, self.errors = place.node * count + local_rank, private / str(local_rank)
         self.environment = {
@@ -188,7 +187,7 @@ class _Process:
         )
 
 
-def _wait(processes: Sequence[_Process], trial: trials.Trial | None, received: list[int]) -> None:
+def _wait(processes: Sequence[_Process], supervisor: features.Supervisor | None, received: list[int]) -> None:
     """Waits until all ranks have ended, and hands on signals.
 
     received: grows while signals arrive; a signal that only a rank got, and the sweep's request to end, are added. Ranks
@@ -198,7 +197,7 @@ def _wait(processes: Sequence[_Process], trial: trials.Trial | None, received: l
     sent, deadline = 0, math.inf
     while running := [process for process in processes if process.code is None]:
         ended = [process.code for process in processes if process.code is not None]
-        if not received and trial is not None and trial.interrupted:
+        if not received and supervisor is not None and supervisor.interrupted:
             received.append(signal.SIGTERM)
         if not received:
             received += [STOPPED[code] for code in ended if code in STOPPED][:1]

@@ -1,4 +1,4 @@
-"""Report pages from the Jinja templates in this folder. Everything is escaped except Markup, the plots' SVG."""
+"""Report pages from Jinja templates, which extend those in this folder. Everything is escaped except Markup, the plots' SVG."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Link:
 Cell = str | float | Link
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: Path, **values: Any) -> str:
     """An HTML page. Control characters, and characters that turn or hide text, appear as escapes everywhere in it."""
-    return printable_lines(_templates().get_template(template).render(values))
+    return printable_lines(_templates(template.parent).get_template(template.name).render(values))
 
 
 @cache
-def _templates() -> Environment:
+def _templates(folder: Path) -> Environment:
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

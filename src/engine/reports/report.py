@@ -20,8 +20,8 @@ from markupsafe import Markup
 
 from src.engine.reports import plots
 from src.engine.reports.rendering import Cell, render
-from src.engine.reports.tables import COLUMNS, PAIRS
 from src.engine.runs.files import NAMES, original, write_text
+from src.engine.runs.tables import COLUMNS, PAIRS
 from src.engine.runs.text import printable, shell_word
 
 Phases = Mapping[int, Sequence[str]]  # epoch, counted from 0 -> modules trained from then on, besides the earlier ones
@@ -45,7 +45,7 @@ def write_report(folder: Path, phases: Phases | None = None, result: dict[str, A
     steps_of_changes = [step for epoch, step in zip(epochs, steps, strict=True) if epoch in changes]
     best = result["best_epoch"] if result.get("best_epoch") in epochs else None
     page = render(
-        "run.html.j2",
+        Path(__file__).parent / "run.html.j2",
         title=folder.absolute().name,
         facts=_facts(folder, config, result, environment),
         result=result,

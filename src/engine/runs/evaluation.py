@@ -12,19 +12,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from src.engine import features
 from src.engine.commands.schema import Config, Data
 from src.engine.commands.user_command import corrected
 from src.engine.images.copies import seen_in_training
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.sources import ImageSources
 from src.engine.images.table import read_csv
-from src.engine.memory.batch_size_search import chosen_batch_size
-from src.engine.reports.tables import metrics_table, write_confusion
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import make_folder, write_json
 from src.engine.runs.measuring import measure_split
 from src.engine.runs.plain_values import read_json
 from src.engine.runs.run_settings import merged, stored_settings
+from src.engine.runs.tables import metrics_table, write_confusion
 from src.engine.runs.text import printable
 from src.engine.runs.trained_model import TrainedModel
 from src.engine.steps.outputs import Loss
@@ -127,9 +127,8 @@ def _images_to_measure(asked: Evaluation, bits: int, sources: ImageSources) -> t
     """The run's own images in its own split, or the other ones that a change names; and how they are loaded. bits: of the
     training's images; other ones are read alike."""
     run, settings, changes = asked.run, asked.settings, asked.changes
-    data, cache_dir = replace(settings.data, bits=bits), Path(settings.runs_dir) / ".checked"
-    if data.batch_size == "auto":
-        data = replace(data, batch_size=chosen_batch_size(run) or 32)  # changes no number
+    data = features.data_of_run(run, replace(settings.data, bits=bits))
+    cache_dir = Path(settings.runs_dir) / ".checked"
     own_split = "data.split_file" not in changes
     if sources.lists_files(data):
         if own_split and ("data.root" in changes or "data.table" in changes):

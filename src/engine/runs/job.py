@@ -12,18 +12,17 @@ from typing import Any
 
 import torch
 
+from src.engine import features
 from src.engine.commands.config_checks import without_effect
 from src.engine.commands.schema import Config
 from src.engine.memory.gpus import device_count
-from src.engine.processes.launching import PROCESS_PER_DEVICE
 from src.engine.processes.ranks import Ranks, joined
 from src.engine.processes.shared_folder import open_folder
-from src.engine.reports.report import write_report
-from src.engine.reports.tables import print_result
 from src.engine.runs import seeding
 from src.engine.runs.machine import begin_peak, choose_devices, set_threads
 from src.engine.runs.reading import newest_position
 from src.engine.runs.run_dir import RunFolder
+from src.engine.runs.tables import print_result
 from src.engine.steps.precision import check_precision
 
 log = logging.getLogger(__name__)
@@ -113,14 +112,18 @@ def set_up_machine(config: Config, ranks: Ranks) -> list[torch.device]:
 
 def computing_at_once(config: Config, devices: Sequence[torch.device]) -> int:
     """How many processes or threads of a run compute on this machine's CPU at the same time."""
-    if config.strategy.name in PROCESS_PER_DEVICE or (config.strategy.micro_batches or 1) > 1:
+    if features.process_per_device(config.strategy.name) or features.overlaps(config):
         return len(devices)
     return 1
 
 
 def report(folder: RunFolder, result: dict[str, Any], phases: dict[int, list[str]] | None = None) -> None:
     """Writes report.html. A page that cannot be made must not turn a run that is complete into a failed one."""
-    try:
-        write_report(folder.path, phases, result)
-    except Exception:
-        log.warning("report.html could not be written; train.log says why. The run itself is complete.", exc_info=True)
+    for feature in features.FEATURES:
+        try:
+            if feature.run_report is not None:
+                feature.run_report(folder.path, phases, result)
+        except Exception:
+            log.warning(
+                "report.html could not be written; train.log says why. The run itself is complete.", exc_info=True
+            )

@@ -13,10 +13,10 @@ from src.engine.commands.schema import Data
 from src.engine.commands.user_command import corrected
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.loading import eval_loader, loader_settings
-from src.engine.reports.tables import write_confusion
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
 from src.engine.runs.run_names import free_name
+from src.engine.runs.tables import write_confusion
 from src.engine.runs.task import RunTask
 from src.engine.runs.trained_model import TrainedModel
 from src.engine.steps.metrics import SplitMetrics

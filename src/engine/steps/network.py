@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import nn
-
-from src.engine.pipeline.stage import Stage
+from torch import Tensor, nn
 
 
 class Network(nn.Module):
@@ -17,10 +12,6 @@ class Network(nn.Module):
     head: nn.Module
     channels_last: bool
 
-    def stages(self) -> list[Stage]:
-        """Of a split network: modules that share its layers; called one after another they are the network."""
-        raise NotImplementedError
-
-    def place(self, devices: Sequence[torch.device]) -> None:
-        """Moves each stage of a split network to its device."""
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> what the backbone takes."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
 """The end of a sweep, made from its journal alone: files for programs, the ranking on the screen, the failures.
 
-The display while it runs: src/engine/sweeps/progress.py; the page with plots: src/engine/sweeps/sweep_report.py.
+The display while it runs: src/engine/sweeps/progress.py; the page with plots: src/engine/sweep_reports/.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from src.engine import features
 from src.engine.commands.hydra_words import without_quotes
 from src.engine.commands.user_command import named
 from src.engine.runs.errors import ExitCode, UserError
@@ -23,7 +24,6 @@ from src.engine.runs.files import write_csv, write_text
 from src.engine.sweeps.goal import Goal
 from src.engine.sweeps.progress import best_text, short_names, values_of
 from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, PRUNED, Journal, TrialRecord, counted, ranking
-from src.engine.sweeps.sweep_report import write_sweep_report
 from src.engine.sweeps.sweep_scale import duration
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,12 @@ IMPORT_SECONDS = 5.0  # of torch and Lightning, which Hydra's basic launcher doe
 def conclude(journal: Journal, goal: Goal) -> None:
     """Writes the files and the report of a sweep, and prints its ranking."""
     results = write_results(journal, goal)
-    try:
-        write_sweep_report(journal.path.parent, goal, results.get("command", ""))
-    except Exception:  # the sweep is done by now: a page that cannot be made must not turn it into a failed one
-        log.warning("the sweep's report.html could not be written; sweep.log says why", exc_info=True)
+    for feature in features.FEATURES:
+        try:
+            if feature.sweep_report is not None:
+                feature.sweep_report(journal.path.parent, goal, results.get("command", ""))
+        except Exception:  # the sweep is done by now: a page that cannot be made must not turn it into a failed one
+            log.warning("the sweep's report.html could not be written; sweep.log says why", exc_info=True)
     print_ranking(journal, goal)
 
 

@@ -9,13 +9,14 @@ import logging
 import sys
 from dataclasses import dataclass, field
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from src.engine.project import PLUGINS
-
 log = logging.getLogger(__name__)
+
+PLUGINS = Path(__file__).parent / "plugins"  # Hydra looks for hydra_plugins in the folders of sys.path
 
 
 @dataclass(kw_only=True)

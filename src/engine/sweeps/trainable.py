@@ -22,12 +22,13 @@ from ray import tune
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from src.engine.features import Place
 from src.engine.processes.launching import free_port
 from src.engine.runs.cores import TRIAL_CPUS
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.sweeps.folder import trained_rows
 from src.engine.sweeps.jobs import CONFIG, FINISH_AFTER
-from src.engine.sweeps.trial import FINISH, GO_ON, INTERRUPT, Place, Trial, working_on
+from src.engine.sweeps.trial import FINISH, GO_ON, INTERRUPT, Trial, working_on
 from src.engine.sweeps.worker import (
     Context,
     JobRunner,

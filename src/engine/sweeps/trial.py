@@ -14,9 +14,10 @@ import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
+
+from src.engine.features import Place
 
 # Answers to a report.
 GO_ON = "go on"
@@ -27,16 +28,6 @@ INTERRUPT = "interrupt"  # end now; the trial goes on later from its position
 ADDRESS, TOKEN, FINISH_AFTER = "TRIAL_ADDRESS", "TRIAL_TOKEN", "TRIAL_FINISH_AFTER"
 
 
-@dataclass(frozen=True)
-class Place:
-    """The rank of a machine in its run, and where the processes of all machines meet. The defaults: a single machine."""
-
-    node: int = 0
-    nodes: int = 1
-    address: str = "127.0.0.1"
-    port: int | None = None  # None: a free one
-
-
 class Trial:
     """One job of a sweep: `report` hands a row to the sweep and waits for its answer.
 
@@ -45,9 +36,9 @@ class Trial:
     """
 
     def __init__(
-        self, keeps_checkpoints: bool = False, place: Place = Place(), finish_after: int | None = None
+        self, keeps_checkpoints: bool = False, place: Place | None = None, finish_after: int | None = None
     ) -> None:
-        self.keeps_checkpoints, self.place, self.finish_after = keeps_checkpoints, place, finish_after
+        self.keeps_checkpoints, self.place, self.finish_after = keeps_checkpoints, place or Place(), finish_after
         self.interrupted = False  # asked after every step: end as soon as the position is saved
         self._rows: queue.Queue[dict[str, float]] = queue.Queue()
         self._answers: queue.Queue[str] = queue.Queue()
@@ -70,6 +61,10 @@ class Trial:
     def over(self) -> None:
         """The job has ended."""
         self._rows.put({})
+
+    def answering_processes(self) -> AbstractContextManager[dict[str, str]]:
+        """See below: for the command that starts the run's processes."""
+        return answering_processes(self)
 
     def answer(self, answer: str) -> None:
         """Answers the report that waits, or the next one."""

@@ -28,8 +28,13 @@ class TrialReport(CheckpointCallback):
     list, in which this is the last.
     """
 
-    def __init__(self, trial: Trial, stop: StopOnSignal) -> None:
-        self.trial, self.stop = trial, stop
+    stop: StopOnSignal
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.stop = next(callback for callback in trainer.callbacks if isinstance(callback, StopOnSignal))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.trial.finish_after is not None and trainer.current_epoch >= self.trial.finish_after:

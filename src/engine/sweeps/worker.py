@@ -28,6 +28,7 @@ from omegaconf import DictConfig
 from src.engine.memory.ram import give_back_freed_memory
 from src.engine.runs.errors import ErrorOfProcess, ExitCode, UserError
 from src.engine.runs.files import write_json
+from src.engine.runs.writing import LAST, PREVIOUS
 from src.engine.sweeps.folder import returned_file
 from src.engine.sweeps.goal import Goal
 
@@ -103,6 +104,9 @@ class JobRunner:
             # traceback holds the network.
             gc.freeze()
             self.froze = True  # gc.get_freeze_count() takes 50 ms
+        if (folder / "result.json").exists():  # a finished run never goes on, and a sweep keeps many
+            for name in (LAST, PREVIOUS):
+                (folder / "checkpoints" / name).unlink(missing_ok=True)
         write_json(returned_file(self.context.sweep_dir, number), {"value": as_json(value)})
         return value
 

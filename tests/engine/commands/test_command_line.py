@@ -216,6 +216,6 @@ def test_a_sweep_that_would_lead_out_of_runs_dir_writes_nothing(tmp_path, monkey
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # so that it is as before afterwards
     monkeypatch.setattr("sys.argv", ["train", "-m", *sweep, "seed=0,1", "data=synthetic", "name=../x", "runs_dir=a/b"])
     with pytest.raises(UserError, match="leads out of runs_dir") as caught:
-        command_line.run_hydra(lambda composed: pytest.fail("a job was run"), print)
+        command_line.run_hydra(lambda composed: pytest.fail("a job was run"))
     assert caught.value.code == ExitCode.CONFIG
     assert not any(tmp_path.iterdir())

@@ -12,11 +12,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from src.engine import features
 from src.engine.commands import config_checks
 from src.engine.commands.hydra_words import for_hydra, is_text, unquoted, without_quotes
 from src.engine.commands.suggestions import CONF
-from src.engine.sweeps import settings
-from src.engine.sweeps.launch import GivenJobs
 from tests.conftest import SMALL, check_error
 
 NAMES = (
@@ -32,7 +31,7 @@ NAMES = (
 def read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """The words as src.train composes them: read('name=x') -> Config."""
     monkeypatch.chdir(tmp_path)
-    settings.register()
+    features.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "sweep", replace=True)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield lambda *words: config_checks.read(compose("train", overrides=for_hydra(words, multirun=False)))
@@ -81,6 +80,12 @@ def test_of_a_sweep_every_value_is_text():
     assert unquoted("'it\\'s'") == "it's"
     assert without_quotes("data.root='ö (1), b'") == "data.root=ö (1), b"
     assert without_quotes("name='null'") == "name='null'"  # null is not the text
+
+
+@pytest.mark.needs("sweeps")
+def test_a_job_of_a_sweep_is_told_by_its_words():
+    from src.engine.sweeps.launch import GivenJobs
+
     jobs = GivenJobs({0: ["data.root='a (1)'", "seed=1"], 1: ["data.root='b (2)'", "seed=1"]})
     assert jobs.params({"job": 1}) == {"data.root": "b (2)"}
 

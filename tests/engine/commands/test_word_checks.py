@@ -12,15 +12,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import train
-from src.engine.commands import config_checks, word_checks
+from src.engine import features
+from src.engine.commands import command_line, config_checks, word_checks
 from src.engine.commands.command_line import translate
 from src.engine.commands.config_checks import without_effect
 from src.engine.commands.hydra_words import for_hydra
 from src.engine.commands.stray_words import split
 from src.engine.commands.suggestions import CONF
 from src.engine.runs.errors import UserError
-from src.engine.sweeps import settings
 from tests.conftest import parses
 
 OTHERS = ["model.head=mlp", "name=it's me (1)"]  # what must stand in every fix
@@ -156,7 +155,7 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         Path(name).mkdir()
     for file in ("labels.csv", "somewhere/config.yaml", "somewhere/last.ckpt"):
         Path(file).touch()
-    settings.register()
+    features.register()
     OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "sweep", replace=True)
 
 
@@ -234,8 +233,8 @@ def test_a_setting_that_nothing_reads_is_said(words, named, monkeypatch, caplog)
 def test_a_sweep_says_once_what_has_no_effect(caplog):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("train", overrides=["model.hidden=64"])
-    train.check(composed)
-    train.check(composed)
+    command_line.check(composed)
+    command_line.check(composed)
     assert len(caplog.messages) == 1
     assert "model.hidden=64 has no effect" in caplog.text
 

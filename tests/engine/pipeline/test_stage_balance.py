@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +43,16 @@ def network() -> TransferNetwork:
     return TransferNetwork(backbone, head, Preprocessing(32, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
 
 
+def task(net: TransferNetwork) -> Any:
+    """What is asked of a run's task. The network learns as it stands."""
+    return SimpleNamespace(
+        network=net,
+        preprocessing=SimpleNamespace(image_size=32),
+        freezing=SimpleNamespace(apply_last=lambda network: None),
+        optimizer=lambda config, network: build_optimizer(network, config.optimizer, config.freeze.lr_decay),
+    )
+
+
 def test_the_best_cuts():
     assert best_cuts([[1, 1, 1, 1]] * 2) == (2,)
     assert best_cuts([[1, 1, 1, 5]] * 2) == (3,)
@@ -54,7 +66,7 @@ def test_a_slow_block_has_a_stage_of_its_own(caplog):
     slow = network()
     slow.backbone.layer3[2].register_forward_pre_hook(lambda layer, inputs: time.sleep(0.5))
     with caplog.at_level("INFO"):
-        assert choose_split(config(), slow, CPU, 3, 32, build_optimizer) == ["layer3.1", "layer3.2"]
+        assert choose_split(config(), task(slow), CPU, 3) == ["layer3.1", "layer3.2"]
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("model.split_at=auto: [layer3.1,layer3.2]; the stages have ")
     assert caplog.messages[0].endswith(" % of the time")
@@ -69,7 +81,7 @@ def test_what_is_frozen_costs_only_a_forward_pass(monkeypatch):
     for number, block in enumerate(BLOCKS[1:]):
         layer = tuned.backbone.get_submodule(block)
         layer.register_full_backward_hook(lambda layer, inputs, outputs, number=number: backward.append(number))
-    blocks = measure(config(), tuned, CPU, 32, build_optimizer)
+    blocks = measure(config(), task(tuned), CPU)
     names = ["first layers", *BLOCKS[1:], "layer4.2"]
     assert {BLOCKS[1:][number] for number in backward} == {"layer3.5", "layer4.0", "layer4.1"}
     assert {name for name, block in zip(names, blocks, strict=True) if block.activations} == {
@@ -80,7 +92,7 @@ def test_what_is_frozen_costs_only_a_forward_pass(monkeypatch):
 def test_nothing_is_different_afterwards():
     net = network()
     before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    measure(config(), net, CPU, 32, build_optimizer)
+    measure(config(), task(net), CPU)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(weight.grad is None for weight in net.parameters())
     assert torch.equal(torch.get_rng_state(), random)
@@ -89,13 +101,11 @@ def test_nothing_is_different_afterwards():
 
 def test_memory_is_weights_gradients_states_and_activations():
     net = network()
-    blocks = measure(
-        config(micro_batches=4), net, CPU, 32, build_optimizer
-    )  # 7 images in 4 micro-batches: two in the largest
+    blocks = measure(config(micro_batches=4), task(net), CPU)  # 7 images in 4 micro-batches: two in the largest
     weights = [sum(weight.nbytes for weight in net.backbone.get_submodule(name).parameters()) for name in BLOCKS[1:]]
     for block, size in zip(blocks[1:-1], weights, strict=True):
         assert block.fixed == pytest.approx(4 * size, rel=0.01)  # AdamW has two numbers for each
-    sgd = measure(config(micro_batches=2, optimizer="sgd"), net, CPU, 32, build_optimizer)
+    sgd = measure(config(micro_batches=2, optimizer="sgd"), task(net), CPU)
     assert sgd[5].fixed == pytest.approx(2 * weights[4], rel=0.01)
     assert sgd[5].activations == pytest.approx(2 * blocks[5].activations, rel=0.05)
     # layer1.1 at 8 x 8 pixels in 32-bit floats: before BatchNorm, and after the ReLU that follows it
@@ -106,18 +116,16 @@ def test_memory_counts_as_many_micro_batches_as_a_stage_keeps(monkeypatch):
     """With 1f1b the first stage keeps more than the last, with gpipe all keep all."""
     even = [stage_balance.Measured(0.0, 0, 100)] * 17
     monkeypatch.setattr(stage_balance, "measure", lambda *arguments: even)
-    assert choose_split(config("auto_memory", schedule="gpipe"), network(), CPU, 2, 32, build_optimizer) == [BLOCKS[7]]
-    assert choose_split(config("auto_memory"), network(), CPU, 2, 32, build_optimizer) == [
-        BLOCKS[4]
-    ]  # 5 blocks twice, 12 once
-    assert choose_split(config("auto_memory", micro_batches=1), network(), CPU, 2, 32, build_optimizer) == [BLOCKS[7]]
+    assert choose_split(config("auto_memory", schedule="gpipe"), task(network()), CPU, 2) == [BLOCKS[7]]
+    assert choose_split(config("auto_memory"), task(network()), CPU, 2) == [BLOCKS[4]]  # 5 blocks twice, 12 once
+    assert choose_split(config("auto_memory", micro_batches=1), task(network()), CPU, 2) == [BLOCKS[7]]
 
 
 def test_more_stages_than_blocks(monkeypatch):
     words = "model=model_parallel_resnet50 strategy=model_parallel model.split_at=auto trainer.devices=18"
     monkeypatch.setenv("TRAIN_COMMAND", f"python -m src.train {words}")
     with pytest.raises(UserError, match="cannot be cut into 18 stages") as caught:
-        choose_split(config(), network(), CPU, 18, 32, build_optimizer)
+        choose_split(config(), task(network()), CPU, 18)
     (fix,) = caught.value.fix
     assert fix == f"python -m src.train {words.replace('18', '17')}"
     assert parses(fix.removeprefix("python -m src.train ").split())

@@ -17,8 +17,8 @@ import yaml
 
 from src.engine.reports import plots, report
 from src.engine.reports.report import write_report
-from src.engine.reports.tables import write_confusion
 from src.engine.runs.files import write_csv, write_json, write_text
+from src.engine.runs.tables import write_confusion
 from tests.conftest import ROOT, command_environment
 
 METRICS = {

@@ -5,12 +5,11 @@ from __future__ import annotations
 import lightning as L
 import pytest
 
-from src.config import Checkpoint
 from src.engine.runs.position import PositionCheckpoint
 from src.engine.runs.writing import DurableCheckpointIO
+from src.engine.sweeps import feature
 from src.engine.sweeps.own_settings import OwnSettings
 from src.engine.sweeps.trial import Trial, working_on
-from src.trainer import checkpoint_callbacks
 from tests.engine.runs.small_training import classifier, fit
 
 SGD = {"name": "sgd", "momentum": 0.9}
@@ -90,7 +89,7 @@ def test_a_backbone_that_did_not_learn_in_the_other_run(tmp_path, now):
 
 
 @pytest.mark.parametrize("copies", [False, True])
-def test_only_a_trial_whose_checkpoints_are_copied_has_it(tmp_path, copies):
+def test_only_a_trial_whose_checkpoints_are_copied_has_it(copies):
     with working_on(Trial(keeps_checkpoints=copies)):
-        kinds = [type(callback) for callback in checkpoint_callbacks(Checkpoint(), tmp_path)]
+        kinds = [type(callback) for callback in feature.callbacks(None, None)]
     assert (OwnSettings in kinds) is copies

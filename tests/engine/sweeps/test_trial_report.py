@@ -11,13 +11,14 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from lightning import Trainer
 
 from src.config import Checkpoint
 from src.engine.runs.errors import Terminated
 from src.engine.runs.position import PositionCheckpoint, StopOnSignal
 from src.engine.runs.reading import read_checkpoint
 from src.engine.runs.writing import DurableCheckpointIO
-from src.engine.sweeps import trial_report
+from src.engine.sweeps import feature, trial_report
 from src.engine.sweeps.trial import FINISH, GO_ON, INTERRUPT, ReportingProcess, Trial, working_on
 from src.engine.sweeps.trial_report import TrialReport
 from src.trainer import checkpoint_callbacks
@@ -53,7 +54,7 @@ def train(folder, trial, *callbacks, epochs=5, resume=None, storage=None):
     """Returns (trainer, weights)."""
     position = PositionCheckpoint(folder)
     stop = StopOnSignal(position)
-    last = [position, stop, TrialReport(trial, stop)] if trial else [position, stop]
+    last = [position, stop, TrialReport(trial)] if trial else [position, stop]
     model = classifier()
     everything = [*callbacks, freezing(preset="gradual"), *last]
     trainer = fit(model, epochs, *everything, resume=resume, plugins=[storage or DurableCheckpointIO()])
@@ -144,9 +145,10 @@ def test_checkpoints_that_are_to_be_copied_are_there_when_the_epoch_is_reported(
 def test_an_epoch_is_reported_after_all_else_of_it(tmp_path):
     """Of CheckpointCallbacks the order is that of the list."""
     with working_on(Trial()):
-        kinds = [type(callback) for callback in checkpoint_callbacks(Checkpoint(), tmp_path)]
-    assert kinds.index(TrialReport) > kinds.index(PositionCheckpoint)
-    assert TrialReport not in [type(callback) for callback in checkpoint_callbacks(Checkpoint(), tmp_path)]
+        assert [type(callback) for callback in feature.callbacks(None, None)] == [TrialReport]
+    assert feature.callbacks(None, None) == []
+    trainer = Trainer(callbacks=[*checkpoint_callbacks(Checkpoint(), tmp_path), TrialReport(Trial())], logger=False)
+    assert isinstance(trainer.callbacks[-1], TrialReport)
 
 
 def report(trial, broadcast, first: bool):
@@ -154,7 +156,7 @@ def report(trial, broadcast, first: bool):
     strategy = SimpleNamespace(broadcast=broadcast)
     metrics = {"val/acc": 0.5}
     trainer = SimpleNamespace(strategy=strategy, is_global_zero=first, callback_metrics=metrics, current_epoch=0)
-    TrialReport(trial, None).on_train_epoch_end(trainer, None)
+    TrialReport(trial).on_train_epoch_end(trainer, None)
     return trainer
 
 
@@ -187,5 +189,7 @@ def test_a_trial_whose_worker_is_gone_saves_its_position(monkeypatch):
     strategy = SimpleNamespace(broadcast=lambda answer: answer, checkpoint_io=io)
     trainer = SimpleNamespace(strategy=strategy, is_global_zero=True, callback_metrics={}, current_epoch=0)
     stop = SimpleNamespace(received=0)
-    TrialReport(ReportingProcess(), stop).on_train_epoch_end(trainer, None)
+    report = TrialReport(ReportingProcess())
+    report.stop = stop
+    report.on_train_epoch_end(trainer, None)
     assert stop.received == signal.SIGTERM

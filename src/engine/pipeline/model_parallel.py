@@ -14,8 +14,9 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
+from src.engine.pipeline.batch_loss import BatchLoss
+from src.engine.pipeline.stage import place, stages_of
 from src.engine.pipeline.stage_threads import StageThreads
-from src.engine.steps.batch_loss import BatchLoss
 from src.engine.steps.engine_module import engine_module, set_device
 
 
@@ -45,8 +46,8 @@ class ModelParallel(SingleDeviceStrategy):
         for child in module.children():
             if child is not module.network:
                 child.to(self.parallel_devices[-1])
-        module.network.place(self.parallel_devices)
-        in_stages = {id(parameter) for stage in module.network.stages() for parameter in stage.parameters()}
+        place(module.network, self.parallel_devices)
+        in_stages = {id(parameter) for stage in stages_of(module.network) for parameter in stage.parameters()}
         outside = [name for name, parameter in module.named_parameters() if id(parameter) not in in_stages]
         assert not outside, f"parameters outside of every stage: {outside}"
 
@@ -84,7 +85,7 @@ class OverlappedModelParallel(ModelParallel):
         count = min(self.micro_batches, len(images))
         loss = BatchLoss(module, labels.tensor_split(count))
         assert self._threads is not None
-        self._threads.run(module.network.stages(), images.tensor_split(count), loss.of)
+        self._threads.run(stages_of(module.network), images.tensor_split(count), loss.of)
         return loss.result()
 
     def teardown(self) -> None:

@@ -8,8 +8,8 @@ from collections import Counter
 import torch
 
 from src.engine.images.labelled_images import LabelledImages
-from src.engine.reports.summary import write_summary
 from src.engine.runs.job import Job
+from src.engine.runs.summary import write_summary
 from src.engine.runs.task import RunTask
 from src.engine.runs.text import printable
 

@@ -16,11 +16,12 @@ from torch import nn
 
 from src import task as task_module
 from src.config import Config, Optimizer, Precision, Trainer
+from src.engine.batch_size import batch_size
+from src.engine.batch_size.batch_size import find_batch_size, memory_of
+from src.engine.batch_size.batch_size_search import Measured, chosen_batch_size
 from src.engine.images.labelled_images import LabelledImages
-from src.engine.memory import batch_size
-from src.engine.memory.batch_size import find_batch_size
-from src.engine.memory.batch_size_search import Measured, chosen_batch_size
-from src.engine.memory.memory import MIB, memory_of
+from src.engine.memory import ram
+from src.engine.memory.memory import MIB
 from src.engine.processes.ranks import Ranks
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
@@ -291,3 +292,14 @@ def test_real_steps_on_a_cpu(find, tmp_path):
     assert ran[size] > ran[2]
     assert max(ran.values()) * MIB < usable
     assert not all(row["fits"] for row in tried)
+
+
+@pytest.mark.parametrize("device", ["mps", "cpu"])
+def test_where_memory_cannot_be_measured(monkeypatch, device):
+    def refuse() -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(ram, "reset_resident_peak", refuse)
+    with pytest.raises(UserError, match="needs to measure memory") as error:
+        memory_of(torch.device(device))
+    assert "data.batch_size=32" in error.value.render()

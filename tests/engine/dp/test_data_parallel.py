@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from src.callbacks.freezing import FreezingSchedule
 from src.config import Data
 from src.data.module import ImageData
-from src.engine.processes.replication import chunk_sizes, in_threads, on_cpu
+from src.engine.dp.data_parallel import DataParallel
+from src.engine.dp.replication import chunk_sizes, in_threads, on_cpu
 from src.engine.runs.errors import UserError
 from src.engine.steps.out_of_memory import OutOfMemory
 from src.engine.steps.precision import DTYPES, precision_plugin
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss
-from src.strategies.data_parallel import DataParallel
 from tests.engine.runs.small_training import QUIET, SQUARE, classifier, images, network, plan
 from tests.engine.steps import little_memory
 from tests.engine.steps.little_memory import MESSAGE, Small, at_most

@@ -32,12 +32,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from src.callbacks.freezing import FreezingSchedule
 from src.config import Optimizer
+from src.engine.pipeline.batch_loss import BatchLoss
 from src.engine.pipeline.pipeline import Pipeline
 from src.engine.pipeline.pipeline_precision import stage_precision
 from src.engine.pipeline.pipeline_stage import LocalStage
 from src.engine.runs.position import PositionCheckpoint
 from src.engine.runs.writing import PREVIOUS, DurableCheckpointIO
-from src.engine.steps.batch_loss import BatchLoss
 from src.engine.steps.engine_module import Training
 from src.engine.steps.precision import precision_plugin
 from src.engine.weights.preprocessing import Preprocessing

@@ -1,19 +1,17 @@
-"""strategy=dp and a split network on real GPUs: pytest -m gpu. One GPU takes the place of two, where there are not two."""
+"""strategy=dp on real GPUs: pytest -m gpu. One GPU takes the place of two, where there are not two."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.models import resnet50
 
+from src.engine.dp.data_parallel import DataParallel
 from src.engine.steps.out_of_memory import OutOfMemory
 from src.engine.steps.precision import DTYPES, precision_plugin
-from src.models.model_parallel_resnet50 import ModelParallelResNet50
-from src.strategies.data_parallel import DataParallel
+from tests.engine.dp.test_data_parallel import largest_difference, train
 from tests.engine.steps import little_memory
 from tests.engine.steps.little_memory import at_most
 from tests.engine.steps.test_out_of_memory import Plain
-from tests.strategies.test_data_parallel import largest_difference, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -59,18 +57,3 @@ def test_a_batch_that_does_not_fit_on_the_gpus_is_repeated_in_parts(dp, where):
     little_memory.fit(found, callback, accelerator="gpu", devices=1, strategy=dp)
     assert callback.parts.size == 8
     assert largest_difference(expected, found) < 1e-4
-
-
-def test_both_stages_of_a_resnet50_on_one_gpu():
-    torch.manual_seed(0)
-    split = ModelParallelResNet50(num_classes=3, devices=["cuda:0", "cuda:0"], split_at=["layer2"])
-    whole = resnet50(num_classes=3).cuda()
-    whole.load_state_dict(split.state_dict())
-    images = torch.randn(4, 3, 64, 64)
-    logits = split(images)
-    expected = whole(images.cuda())
-    torch.testing.assert_close(logits, expected)
-    for result in (logits, expected):
-        result.square().mean().backward()
-    gradients = {name: parameter.grad for name, parameter in split.named_parameters()}
-    torch.testing.assert_close(gradients, {name: p.grad for name, p in whole.named_parameters()}, rtol=1e-3, atol=1e-4)

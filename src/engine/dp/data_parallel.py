@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
-from src.engine.processes.replication import Context, chunk_sizes, on_cpu, on_gpus
+from src.engine.dp.replication import Context, chunk_sizes, on_cpu, on_gpus
 
 
 class DataParallel(SingleDeviceStrategy):

@@ -7,7 +7,15 @@ import sys
 
 import pytest
 
-from src.engine.memory.batch_size_search import HEADER, Measured, largest_fitting, search, smallest_as_fast
+from src.engine.batch_size.batch_size_search import (
+    HEADER,
+    Measured,
+    chosen_batch_size,
+    largest_fitting,
+    search,
+    smallest_as_fast,
+)
+from src.engine.runs.errors import ExitCode, UserError
 
 
 def line(ran: list[int], fixed: int = 500, each: int = 10):
@@ -95,5 +103,13 @@ def test_the_smallest_size_that_is_as_fast():
 
 
 def test_what_was_chosen_is_read_without_torch():
-    code = "import sys, src.engine.memory.batch_size_search; assert 'torch' not in sys.modules"
+    code = "import sys, src.engine.batch_size.batch_size_search; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"batch_size": 1e9}', '{"batch_size": "x"}', '{"batch_size": -1}', "{"])
+def test_a_batch_size_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "batch_size.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        chosen_batch_size(tmp_path)
+    assert caught.value.code == ExitCode.DATA

@@ -18,6 +18,7 @@ from src.callbacks.freezing import FreezingSchedule
 from src.config import Data, Optimizer
 from src.data.module import ImageData
 from src.engine.images.labelled_images import LabelledImages
+from src.engine.pipeline.model_parallel import build_model_parallel
 from src.engine.runs.averaging import WeightAverage
 from src.engine.runs.errors import UserError
 from src.engine.steps.engine_module import Training
@@ -27,7 +28,6 @@ from src.models.classifier import Classifier
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
-from src.strategies.model_parallel import build_model_parallel
 from tests.engine.pipeline.narrow import THREE, TWO, Narrow, assert_same, stage_threads
 from tests.engine.runs.small_training import QUIET
 from tests.tolerance import DOUBLE

@@ -15,7 +15,7 @@ import torch
 
 from src.engine.runs.reading import read_checkpoint
 from tests.conftest import command_environment
-from tests.distributed.pipeline_ranks import BATCHES, SCENARIOS
+from tests.engine.pipeline.pipeline_ranks import BATCHES, SCENARIOS
 from tests.tolerance import rounding
 
 pytestmark = pytest.mark.slow

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from src.engine.reports import plots
-from src.engine.sweeps import sweep_plots
+from src.engine.sweep_reports import sweep_plots
+from src.engine.sweep_reports.importance import importance
+from src.engine.sweep_reports.sweep_report import write_sweep_report
 from src.engine.sweeps.goal import Goal
-from src.engine.sweeps.importance import importance
 from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
-from src.engine.sweeps.sweep_report import write_sweep_report
 from src.engine.sweeps.sweep_scale import Scale, numbers, scales_of, shown
 from tests.conftest import ROOT, command_environment
 from tests.engine.reports.test_report import Page
@@ -448,7 +448,7 @@ def test_numbers_are_short():
 
 def test_what_is_heavy_waits_until_it_is_needed():
     code = (
-        "import sys; import src.engine.sweeps.sweep_report;"
+        "import sys; import src.engine.sweep_reports.sweep_report;"
         "print([n for n in ('matplotlib', 'sklearn', 'torch', 'ray') if n in sys.modules])"
     )
     done = subprocess.run(

@@ -2,7 +2,7 @@
 
 run.py calls `settle_batch_size`. The steps are done on copies, so that afterwards nothing
 is different: not the weights, not the BatchNorm statistics, not the random state. How one size follows from another is
-in src/engine/memory/batch_size_search.py, how memory is read in src/engine/memory/memory.py.
+in src/engine/batch_size/batch_size_search.py, how memory is read in src/engine/memory/memory.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from dataclasses import replace
 
 import torch
 
-from src.engine.commands.user_command import corrected
-from src.engine.memory.batch_size_search import (
+from src.engine.batch_size.batch_size_search import (
     Measured,
     chosen_batch_size,
     largest_fitting,
@@ -24,7 +23,8 @@ from src.engine.memory.batch_size_search import (
     search,
     smallest_as_fast,
 )
-from src.engine.memory.memory import MIB, DeviceMemory, make_states, memory_of
+from src.engine.commands.user_command import corrected
+from src.engine.memory.memory import MIB, DeviceMemory, make_states
 from src.engine.memory.out_of_memory import free, is_out_of_memory, smaller
 from src.engine.runs import seeding
 from src.engine.runs.errors import ExitCode, UserError
@@ -126,6 +126,21 @@ def measure_steps(job: Job, task: RunTask, memory: DeviceMemory, size: int) -> M
             seconds.append(step())
     warm = seconds[1:] or seconds  # a step of seconds is not slower for being the first
     return Measured(fixed // MIB, memory.peak() // MIB, size / statistics.median(warm))
+
+
+def memory_of(device: torch.device) -> DeviceMemory:
+    """The memory of a device whose peak counts from here. Raises UserError on an Apple GPU, and on a CPU without /proc."""
+    memory = DeviceMemory(device)
+    try:
+        memory.reset_peak()
+    except OSError as error:
+        raise UserError(
+            f"data.batch_size=auto needs to measure memory, which is not possible on this {device.type}",
+            why="it can be measured on CUDA GPUs, and on CPUs under Linux, where /proc/self/clear_refs can be written",
+            fix=corrected("data.batch_size=32"),
+            code=ExitCode.UNAVAILABLE,
+        ) from error
+    return memory
 
 
 def _nothing_fits(peak_mib: int | None, where: str) -> UserError:

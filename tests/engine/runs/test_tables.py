@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from src.engine.reports import tables
-from src.engine.reports.tables import metrics_table, print_result
+from src.engine.runs import tables
+from src.engine.runs.tables import metrics_table, print_result
 
 RESULT = {
     "metrics": {"val/acc": 0.5, "val/balanced_acc": 0.4, "val/macro_f1": 0.3, "val/loss": 1.0},

@@ -1,6 +1,6 @@
 """data.batch_size=auto: the order in which sizes are tried, the lines that say so, and the run's record of its choice.
 
-src/engine/memory/batch_size.py measures.
+src/engine/batch_size/batch_size.py measures.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """report.html of a sweep: its trials on one page, made from trials.jsonl alone, so it can be made again at any time:
 
 python -c "from pathlib import Path; from src.engine.sweeps.goal import Goal
-from src.engine.sweeps.sweep_report import write_sweep_report as write
+from src.engine.sweep_reports.sweep_report import write_sweep_report as write
 write(Path('runs/NAME'), Goal('val/acc', 'max'))"
 """
 
@@ -16,9 +16,9 @@ from markupsafe import Markup
 from src.engine.reports import plots
 from src.engine.reports.rendering import Cell, Link, render
 from src.engine.runs.files import write_text
-from src.engine.sweeps import sweep_plots
+from src.engine.sweep_reports import sweep_plots
+from src.engine.sweep_reports.importance import importance
 from src.engine.sweeps.goal import Goal
-from src.engine.sweeps.importance import importance
 from src.engine.sweeps.sweep_journal import FAILED, NOT_RANKED, PRUNED, Journal, TrialRecord, counted, ranking
 from src.engine.sweeps.sweep_scale import Scale, duration, exact, numbers, scales_of, shown
 
@@ -43,7 +43,7 @@ def write_sweep_report(folder: Path, goal: Goal, command: str = "") -> Path:
     listed = [*ranked, *(trial for trial in trials.values() if trial not in ranked)]
     tried = scales_of(list(trials.values()))
     page = render(
-        "sweep.html.j2",
+        Path(__file__).parent / "sweep.html.j2",
         title=folder.absolute().name,
         facts=_facts(trials, tried, goal) if trials else [],
         verdict=_verdict(listed, goal),

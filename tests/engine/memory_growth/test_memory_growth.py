@@ -7,30 +7,25 @@ import threading
 import weakref
 from collections import deque
 from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from torch import nn
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from src.callbacks.freezing import FreezingSchedule
-from src.config import Data, Optimizer
-from src.data.module import ImageData
-from src.engine.images.labelled_images import LabelledImages
-from src.engine.memory import memory_growth
 from src.engine.memory.memory import live_bytes
-from src.engine.memory.memory_growth import THEN_EVERY, WARM_UP, WINDOW, MemoryGrowth, Rises, size
-from src.engine.memory.memory_holders import GRAPH_LIMIT, Holder, find_holders, graph_size
 from src.engine.memory.memory_log import MemoryLog
+from src.engine.memory_growth import memory_growth
+from src.engine.memory_growth.memory_growth import THEN_EVERY, WARM_UP, WINDOW, MemoryGrowth, Rises, size
+from src.engine.memory_growth.memory_holders import GRAPH_LIMIT, Holder, find_holders, graph_size
 from src.engine.runs.metrics_csv import MetricsCsv
 from src.engine.runs.progress import EpochLines, Throughput
-from src.engine.steps.engine_module import Training
-from src.engine.weights.preprocessing import Preprocessing
 from src.models.classifier import Classifier
 from src.models.freezing import FreezePlan
-from src.models.losses import ClassificationLoss
-from src.models.network import TransferNetwork
+from tests.engine.memory import small_runs
+from tests.engine.memory.small_runs import classifier, image_data
 
 on_this_machine = pytest.mark.skipif(
     live_bytes(torch.device("cpu")) is None, reason="the C library cannot tell how much is in use"
@@ -38,57 +33,8 @@ on_this_machine = pytest.mark.skipif(
 ENOUGH = WARM_UP + WINDOW + 2  # steps of an epoch after which there is a verdict
 
 
-def classifier(kind: type[Classifier] = Classifier) -> Classifier:
-    """The template's own module, with a backbone of two convolutions, for images of 32 pixels in three classes."""
-    torch.set_num_threads(1)
-    backbone = nn.Sequential(
-        nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU()),
-        nn.AdaptiveAvgPool2d(1),
-    )
-    network = TransferNetwork(backbone, nn.Linear(16, 3), Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3))
-    optimizer = Optimizer(name="adamw", lr=1e-3, backbone_lr_scale=0.3, schedule="cosine")
-    return kind(network, ClassificationLoss("multiclass"), optimizer, 3, Training(total_steps=1000))
-
-
-def image_data(steps: int, validation_steps: int, workers: int = 0) -> ImageData:
-    train, val = 4 * steps, 4 * validation_steps
-    indices = list(range(train + val))
-    images = LabelledImages(
-        ("a", "b", "c"),
-        [f"image {index}" for index in indices],
-        [index % 3 for index in indices],
-        {"train": indices[:train], "val": indices[train:], "test": []},
-        lambda index: torch.full((3, 40, 40), index % 256, dtype=torch.uint8),
-    )
-    preprocessing = Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    return ImageData(Data(batch_size=4, num_workers=workers, augment="light"), images, preprocessing, seed=0)
-
-
-def fit(
-    module: L.LightningModule,
-    data: L.LightningDataModule,
-    *callbacks: L.Callback,
-    epochs: int = 1,
-    logger: list | bool = False,
-    accelerator: str = "cpu",
-) -> L.Trainer:
-    checkpoints = any(isinstance(callback, Checkpoint) for callback in callbacks)
-    trainer = L.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        max_epochs=epochs,
-        callbacks=[*callbacks, MemoryGrowth()],
-        logger=logger,
-        enable_checkpointing=checkpoints,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        log_every_n_steps=10**9,
-    )
-    trainer.fit(module, data)
-    return trainer
+def fit(module: L.LightningModule, data: L.LightningDataModule, *callbacks: L.Callback, **options: Any) -> L.Trainer:
+    return small_runs.fit(module, data, *callbacks, MemoryGrowth(), **options)
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -19,7 +19,7 @@ import torch
 from torch.multiprocessing.reductions import shared_cache
 
 from src.engine.memory.memory import available_bytes, live_bytes, read_allocator
-from src.engine.memory.memory_holders import Holder, find_holders
+from src.engine.memory_growth.memory_holders import Holder, find_holders
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The attributes of a model, its callbacks and its data that hold tensors, with the size of the tensors' graphs.
 
-src/engine/memory/memory_growth.py compares two such lists. Walking attributes is quick and yields names that a user knows; a
-search of all objects (gc.get_objects) takes 0.1 s, and finds neither names nor graphs, which are no Python objects.
+memory_growth.py compares two such lists. Walking attributes is quick and yields names that a user knows; a search of all
+objects (gc.get_objects) takes 0.1 s, and finds neither names nor graphs, which are no Python objects.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from src.engine.images.labelled_images import LabelledImages
-from src.engine.reports.introduction import class_counts, uneven_classes
+from src.engine.runs.introduction import class_counts, uneven_classes
 
 
 def images(**counts: int) -> LabelledImages:
