@@ -20,7 +20,7 @@ from src.engine.weights.backbone_names import (
     pretrained_preprocessing,
     timm_package,
 )
-from src.engine.weights.input_size import check_fixed_size, check_input_size
+from src.engine.weights.shape_errors import check_fixed_size, check_input_size
 
 # What torchvision sets for these two when it is asked for pretrained weights: their input is renormalised inside from
 # ImageNet's mean and std to the 0.5 they were trained with. The auxiliary classifiers are for training from scratch and

@@ -14,8 +14,8 @@ from torchvision.models import get_model, get_model_weights, regnet
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.weights.backbone_names import backbone_names, check_backbone_name, pretrained_preprocessing
 from src.engine.weights.efficientnet_lite import build_efficientnet_lite0
-from src.engine.weights.input_size import try_size
 from src.engine.weights.preprocessing import Preprocessing
+from src.engine.weights.shape_errors import try_size
 from src.models.backbones import blocks, build_backbone, remove_classifier
 
 torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from src.engine.images import tiff_fields
+from src.engine.images import headers
 
 _CONVERT = "convert it to JPEG or PNG"
 _RAW = "export it as JPEG or TIFF with the camera's program"
@@ -45,12 +45,12 @@ _WEB_PAGE = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<!--
 
 def describe(data: bytes) -> tuple[str, str] | None:
     """(what the file is, what to do with it), or None for bytes that say nothing."""
-    if tiff_fields.is_camera_raw(data):
+    if headers.is_camera_raw(data):
         return "a camera's RAW (DNG, NEF, ARW)", _RAW
     for offset, signature, kind, advice in _SIGNATURES:
         if data.startswith(signature, offset):
             return kind, advice
-    if tiff_fields.is_tiff(data):
+    if headers.is_tiff(data):
         return "a TIFF of a kind that is not read, or damaged", _CONVERT
     start = _as_ascii(data[:4096])
     if b"<svg" in start:

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from src.engine.images import loader_faults, time_limit
-from src.engine.images.loader_watch import NO_IMAGE, NotStarted, Watch
+from src.engine.images import time_limit
+from src.engine.images.loader_watch import NO_IMAGE, NotStarted, Watch, explained
 from src.engine.images.reading import ImageError
 from src.engine.images.time_limit import one_by_one
 from src.engine.runs.text import printable
@@ -128,7 +128,7 @@ class _Batches(Iterator[Any]):
         try:
             self.batches = self.start()
         except RuntimeError as error:  # a process ended before the handler below was taken off
-            raise loader_faults.explained(error, self.dataset, set()) from error
+            raise explained(error, self.dataset, set()) from error
         if self.loader.num_workers:
             self.processes = set(multiprocessing.active_children()) - before
             self.watch = Watch(self.processes, self.dataset, start_seconds)
@@ -162,7 +162,7 @@ class _Batches(Iterator[Any]):
         except Exception as error:
             fault = self.watch and self.watch.fault
             if fault is None:
-                raise loader_faults.explained(error, self.dataset, self.processes) from error
+                raise explained(error, self.dataset, self.processes) from error
             if not isinstance(fault, NotStarted) or self.started_again:
                 raise fault from error
             log.warning(f"{fault}: all of them are started again")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from src.engine.images import foreign_formats, png_chunks, tiff_fields, wide_pixels
+from src.engine.images import foreign_formats, headers, wide_pixels
 from src.engine.images.strips import budget, strips
 from src.engine.images.wide_pixels import Findings
 from src.engine.runs.text import printable
@@ -116,7 +116,7 @@ def decode_image(data: bytes, name: str, options: ReadOptions) -> Decoded:
     except Exception as error:  # Pillow lets anything out of a damaged file, from struct.error to AssertionError
         if not isinstance(error, MemoryError):
             with contextlib.suppress(Exception):  # the first error is the one to tell
-                bare = _without_metadata(data)
+                bare = headers.without_metadata(data)
                 if bare != data:
                     return _decode(bare, options)
         raise ImageError(f"{printable(name)}: {_reason(error, data)}") from error
@@ -125,7 +125,7 @@ def decode_image(data: bytes, name: str, options: ReadOptions) -> Decoded:
 def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """Any Pillow image as mode RGB, 8 bits a channel; transparency is laid on the background colour."""
     if image.mode in wide_pixels.GREY_MODES:
-        image = wide_pixels.grey_to_eight_bits(image, ReadOptions().bits, False, Findings())
+        image = wide_pixels.grey_to_eight_bits(image, ReadOptions().bits, Findings())
     return _to_rgb(image, background, Findings())
 
 
@@ -150,15 +150,14 @@ def _with_alpha(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGBA" else image.convert("RGBA")
 
 
-def _refuse_huge_strip(image: ImageFile.ImageFile) -> None:
-    """libtiff decompresses a strip or a tile as a whole, beside the image."""
+def _refuse_huge_strip(image: ImageFile.ImageFile, images: int) -> None:
+    """libtiff decompresses a strip or a tile as a whole, beside so many images of 4 bytes a pixel."""
     if not image.tile or image.tile[0].codec_name != "libtiff":
         return
     tags, pixels = image.tag_v2, image.width * image.height
     across, down = (tags.get(key, 0) for key in (_TILE_WIDTH, _TILE_LENGTH))
     of_strip = across * down or image.width * min(tags.get(_ROWS_PER_STRIP, image.height), image.height)
     strip_bytes = of_strip * sum(tags.get(_BITS_PER_SAMPLE, (8,))) // 8
-    images = 2 if wide_pixels.has_sixteen_bit_colour(image) else 1
     if 4 * pixels * images + strip_bytes > MOST_BYTES:
         raise _Refused(
             f"its pixels lie in strips of {strip_bytes / 2**20:.0f} MiB: save it with smaller ones, or tiled"
@@ -184,32 +183,27 @@ class _Refused(Exception):
 
 def _decode(data: bytes, options: ReadOptions) -> Decoded:
     findings = Findings()
-    white_is_zero = False
-    if data.startswith(png_chunks.SIGNATURE):
-        data = png_chunks.pixels_only(data)
-    elif tiff_fields.is_tiff(data):
-        if tiff_fields.is_camera_raw(data):
-            raise _Refused(_not_a_image(data))
-        data, white_is_zero = tiff_fields.without_white_is_zero(data)
+    if headers.is_camera_raw(data):
+        raise _Refused(_not_an_image(data))
+    data = headers.without_what_pillow_refuses(data)
     image = _open(data)
     megapixels = image.width * image.height / 1e6
     if megapixels > options.max_megapixels:
         limit = f"the limit is {options.max_megapixels:g} (data.max_megapixels)"
         raise _Refused(f"{megapixels:.1f} megapixels, {limit}")
     with budget.reserved(megapixels):
-        return Decoded(_rgb(image, data, options, white_is_zero, findings), findings)
+        return Decoded(_rgb(image, data, options, findings), findings)
 
 
-def _rgb(
-    image: ImageFile.ImageFile, data: bytes, options: ReadOptions, white_is_zero: bool, findings: Findings
-) -> Image.Image:
+def _rgb(image: ImageFile.ImageFile, data: bytes, options: ReadOptions, findings: Findings) -> Image.Image:
     """Decodes and converts. At no time there are more than two images of 4 bytes a pixel."""
-    _refuse_huge_strip(image)
+    sixteen_bits = wide_pixels.sixteen_bit_layout(image)
+    _refuse_huge_strip(image, 2 if sixteen_bits else 1)
     _scale_transparent_colour(image)
-    premultiplied = wide_pixels.is_premultiplied(image)
-    if wide_pixels.has_sixteen_bit_colour(image):
+    premultiplied = "RGBa" in (sixteen_bits, *map(wide_pixels.rawmode_of, image.tile[:1]))
+    if sixteen_bits:
         image = wide_pixels.colour_to_eight_bits(image, lambda: _open(data), options.bits, findings)
-    elif premultiplied:
+    elif premultiplied:  # Pillow would drop the colours where alpha is 0
         image = wide_pixels.decoded_as(image, lambda _: "RGBA")
     elif image.format == "WEBP" and image.width * image.height > _LARGE:
         return _large_webp(image, data, options, findings)
@@ -222,19 +216,12 @@ def _rgb(
         for box, strip in strips(image):
             pixels.paste(Image.frombytes("RGBa", strip.size, strip.tobytes()), box)
     elif image.mode in wide_pixels.GREY_MODES:
-        pixels = wide_pixels.grey_to_eight_bits(image, options.bits, white_is_zero, findings)
+        pixels = wide_pixels.grey_to_eight_bits(image, options.bits, findings)
         image.close()
     del image
     rgb = _to_rgb(pixels, options.background, findings)
     del pixels
     return rgb if turn is None else rgb.transpose(turn)
-
-
-def _without_metadata(data: bytes) -> bytes:
-    """For a second try. In other formats Pillow gets along with broken metadata."""
-    if data.startswith(png_chunks.SIGNATURE):
-        return png_chunks.pixels_only(data, keep_metadata=False)
-    return tiff_fields.without_metadata(data)
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -275,7 +262,7 @@ def _reason(error: Exception, data: bytes) -> str:
     """Why Pillow gave up, in plain words."""
     text = " ".join(str(error).split())
     if isinstance(error, UnidentifiedImageError):
-        return _not_a_image(data)
+        return _not_an_image(data)
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if isinstance(error, EOFError) or "truncated" in text.lower() or "EOF" in text:
@@ -283,6 +270,6 @@ def _reason(error: Exception, data: bytes) -> str:
     return f"cannot be decoded ({type(error).__name__}: {text[:100]})"
 
 
-def _not_a_image(data: bytes) -> str:
+def _not_an_image(data: bytes) -> str:
     kind, advice = foreign_formats.describe(data) or ("bytes of an unknown kind", f"{', '.join(FORMATS)} are read")
     return f"not an image of a format that is read, but {kind}: {advice}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import OPEN_INFO
 
 from src.engine.images.strips import Box, converted, strips
 
@@ -22,10 +23,15 @@ GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 NO_DATA, WHITE_IS_ZERO, OWN_RANGE, PLANES = "no-data", "white-is-zero", "own range", "planes"
 
 _GDAL_NODATA = 42113  # https://gdal.org/en/stable/drivers/raster/gtiff.html
-_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 258, 284
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR_CONFIGURATION = 258, 262, 284
 _NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
 _HUGE = 1e19  # no measurement: -3.4e38, 9.97e36 (netCDF), 1e20 (CMIP) and the like stand for no data
 _SENTINELS = (-32768, -32767, -(2**31), *(1 - 10**digits for digits in range(3, 10)))  # -999, -9999, ...
+
+# Pillow turns white-is-zero round for up to 8 bits; of deeper kinds it reads some as they are and does not know the others.
+for (order, photometric, *kind), modes in list(OPEN_INFO.items()):
+    if photometric == 1 and len(kind[2]) == 1 and kind[2][0] > 8:
+        OPEN_INFO.setdefault((order, 0, *kind), modes)
 
 
 @dataclass
@@ -36,13 +42,13 @@ class Findings:
     notes: set[str] = field(default_factory=set)
 
 
-def grey_to_eight_bits(image: Image.Image, bits: int, white_is_zero: bool, findings: Findings) -> Image.Image:
-    """Grey of a mode in GREY_MODES as mode L, or LA if one grey is transparent.
+def grey_to_eight_bits(image: Image.Image, bits: int, findings: Findings) -> Image.Image:
+    """Grey of a mode in GREY_MODES as mode L, or LA if one grey is transparent; of white-is-zero the largest value is black.
 
     Whole numbers from 0 to 65535: 0..2**bits-1 maps to 0..255; bits=0 takes the image's own. Other whole numbers, and
     floats outside of 0..1, are stretched from min..max of the values that count; no-data values become black.
-    white_is_zero: the largest value is black.
     """
+    white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
     counting, low, high, all_count = _measured(image)
     if not all_count:
         findings.notes.add(NO_DATA)
@@ -92,27 +98,15 @@ def correct_layout(image: ImageFile.ImageFile) -> None:
             image.tile[place] = tile._replace(codec_name="raw", args=("RGB;16B", 0, 1))
 
 
-def is_premultiplied(image: ImageFile.ImageFile) -> bool:
-    """Whether its colours are multiplied by alpha. Pillow would drop them where alpha is 0."""
-    return bool(image.tile) and (
-        rawmode_of(image.tile[0]) == "RGBa" or (has_sixteen_bit_colour(image) and _layout(image) == "RGBa")
-    )
-
-
-def has_sixteen_bit_colour(image: ImageFile.ImageFile) -> bool:
-    """Whether Pillow would keep only the high bytes of its colours, or misread them. To be asked before image.load()."""
-    return image.mode in ("RGB", "RGBA") and bool(image.tile) and _layout(image) is not None
-
-
 def colour_to_eight_bits(
     image: ImageFile.ImageFile, open_again: Callable[[], ImageFile.ImageFile], bits: int, findings: Findings
 ) -> Image.Image:
     """Colour of 16 bits a channel as RGB or RGBA: 0..2**bits-1 maps to 0..255; bits=0 takes the image's own.
 
-    image: not loaded yet. Where all 16 bits are used, the high bytes are kept: Pillow's way.
+    image: not loaded yet, and sixteen_bit_layout knows it. Where all 16 bits are used, the high bytes are kept: Pillow's way.
     Colours that are multiplied by alpha stay so.
     """
-    layout = _layout(image)
+    layout = sixteen_bit_layout(image) or ""
     if layout != "RGBa" and ";16" in rawmode_of(image.tile[0]):
         image.load()
         findings.bits = 8 + max(high for _, high in image.getextrema()[:3]).bit_length()
@@ -185,8 +179,11 @@ def _table(bits: int) -> np.ndarray:
     return np.rint(np.minimum(np.arange(65536), top) * (255 / top)).astype(np.uint8)
 
 
-def _layout(image: ImageFile.ImageFile) -> str | None:
-    """RGB, RGBX, RGBA, RGBa or LA for colour of 16 bits a channel, None for any other."""
+def sixteen_bit_layout(image: ImageFile.ImageFile) -> str | None:
+    """RGB, RGBX, RGBA, RGBa or LA for colour of 16 bits a channel, of which Pillow would keep the high bytes alone, or which it
+    would misread; None for any other. To be asked before image.load()."""
+    if image.mode not in ("RGB", "RGBA") or not image.tile:
+        return None
     rawmode = rawmode_of(image.tile[0])
     if ";16" in rawmode:
         return rawmode.partition(";")[0]

@@ -59,9 +59,8 @@ def _download(url: str, path: Path, expected: str, name: str) -> None:
             if not path.exists():
                 torch.hub.download_url_to_file(url, str(path), expected, progress=sys.stderr.isatty())
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
-        raise _unavailable(
-            name, path.name, path.parent, shlex.join(["curl", "-L", "-o", str(path), url]), error
-        ) from error
+        command = shlex.join(["curl", "-L", "-o", str(path), url])
+        raise _unavailable(name, path.name, path.parent, command, error) from error
     except OSError as error:
         raise UserError(
             f"cannot write the weights of {name} to {path.parent}: {error.strerror or error}",
@@ -111,26 +110,14 @@ def _timm_file(name: str) -> tuple[Path, str]:
             path = Path(huggingface_hub.hf_hub_download(**source, local_files_only=True))
         except huggingface_hub.errors.LocalEntryNotFoundError:
             log.info(f"downloading {repository}/model.safetensors from the Hugging Face hub")
-            with _quiet("huggingface_hub"):  # warns of every retry, of which there are five
-                path = Path(huggingface_hub.hf_hub_download(**source))
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of each of five retries
+            path = Path(huggingface_hub.hf_hub_download(**source))
     except Exception as error:  # offline, no such file, no access: the hub has a dozen classes for it
         folder = Path(huggingface_hub.constants.HF_HUB_CACHE)
         copy = shlex.join(["hf", "download", repository, "model.safetensors", "--cache-dir", str(folder)])
         raise _unavailable(name, f"{repository}/model.safetensors", folder, copy, error) from error
     blob = path.resolve().name  # a file without links (Windows) or without LFS is not named so and cannot be checked
     return path, blob if re.fullmatch(r"[0-9a-f]{64}", blob) else ""
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Inside, a library logs errors only: what becomes of its warnings is said by the UserError."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _unavailable(name: str, file: str, folder: Path, command: str, error: Exception) -> UserError:

@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from src.engine.runs.plain_values import limited
+from src.engine.runs.plain_values import check, limited
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 CROP_MODES = ("center", "squash", "border")
@@ -44,26 +44,19 @@ class Preprocessing:
     """
 
     image_size: int = limited(range=(1, 4096))  # side of the square the backbone sees, in pixels
-    crop_ratio: float  # share of the resized side that the centre crop keeps; above 1 a border is added
-    interpolation: str  # one of INTERPOLATIONS, always antialiased
+    crop_ratio: float = limited(
+        range=(1e-3, 2)
+    )  # share of the resized side that the centre crop keeps; above 1: a border
+    interpolation: str = limited(options=INTERPOLATIONS)  # always antialiased
     mean: tuple[float, float, float] = limited(range=(-100, 100))  # RGB, of values in 0..1
     std: tuple[float, float, float] = limited(range=(1e-4, 1e4))
-    crop_mode: str = "center"  # one of CROP_MODES, as timm has them
-    rounding: str = "round"  # of resize_size, one of ROUNDINGS: torchvision's weights round, timm's take the floor
+    crop_mode: str = limited("center", options=CROP_MODES)  # as timm has them
+    rounding: str = limited(
+        "round", options=ROUNDINGS
+    )  # of resize_size: torchvision's weights round, timm's take the floor
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ValueError(f"image_size must be at least 1, not {self.image_size}")
-        if not 0 < self.crop_ratio <= 2:
-            raise ValueError(f"crop_ratio must be above 0 and at most 2, not {self.crop_ratio}")
-        choices = {"interpolation": INTERPOLATIONS, "crop_mode": CROP_MODES, "rounding": ROUNDINGS}
-        for name, words in choices.items():
-            if (word := getattr(self, name)) not in words:
-                raise ValueError(f"{name} must be one of {', '.join(words)}, not {word!r}")
-        if len(self.mean) != 3 or len(self.std) != 3:
-            raise ValueError(f"mean and std need one value for each of R, G, B, not {self.mean} and {self.std}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be above 0, not {self.std}")
+        check(self)
 
     @property
     def resize_size(self) -> int:

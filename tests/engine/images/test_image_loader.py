@@ -20,7 +20,7 @@ from PIL import Image
 
 from src.config import Data
 from src.data.sources import load_images
-from src.engine.images import image_loader, loader_faults, loader_watch
+from src.engine.images import image_loader, loader_watch
 from src.engine.images.image_loader import LoaderSettings
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.loading import eval_loader, train_loader
@@ -176,7 +176,7 @@ def test_a_process_that_has_closed_its_pipes_is_waited_for():
     process.join()
     dying = SimpleNamespace(pid=7, exitcode=None, sentinel=process.sentinel)
     dying.join = lambda: setattr(dying, "exitcode", -signal.SIGKILL)
-    explained = loader_faults.explained(ConnectionResetError(), val(_make_images(), 0).dataset, [dying])
+    explained = loader_watch.explained(ConnectionResetError(), val(_make_images(), 0).dataset, [dying])
     assert isinstance(explained, LoaderFault)
     assert "SIGKILL" in explained.found
 
