@@ -47,7 +47,7 @@ def train(composed: DictConfig) -> float:
     _check_multirun(hydra)
     check_launched(settings, multirun=hydra.mode == RunMode.MULTIRUN)
     if launching.launched_from_outside():
-        launching.end_with(os.getppid())  # torchrun's agent, which may be killed itself
+        signals.end_with(os.getppid())  # torchrun's agent, which may be killed itself
     if hydra.mode == RunMode.MULTIRUN:
         path = Path(os.path.relpath(hydra.runtime.output_dir))
         log.info(f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task)}")

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from src.engine.images import time_limit
 from src.engine.images.loader_watch import NO_IMAGE, NotStarted, Watch, explained
 from src.engine.images.reading import ImageError
 from src.engine.images.time_limit import one_by_one
+from src.engine.runs import signals
 from src.engine.runs.text import printable
 
 log = logging.getLogger(__name__)
@@ -225,14 +225,8 @@ def _begin_worker(dataset: GuardedDataset, trainer: int, worker: int) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if hasattr(os, "setpgid"):  # not on Windows
         os.setpgid(0, 0)
-    threading.Thread(target=_end_with, args=[trainer], daemon=True).start()
-
-
-def _end_with(trainer: int) -> None:
-    """torch's own check takes the parent at this moment for the trainer: of one that died before, a loader is left over."""
-    while os.getppid() == trainer:
-        time.sleep(1)
-    os._exit(1)
+    # torch's own check takes the parent at this moment for the trainer: of one that died before, a loader is left over.
+    signals.end_with(trainer)
 
 
 def _collate(collate: Callable[[list[Any]], Any], read: tuple[list[Any], dict[str, str]]) -> tuple[Any, dict[str, str]]:

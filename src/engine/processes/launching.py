@@ -23,7 +23,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -261,19 +260,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
-
-
-def end_with(parent: int) -> None:
-    """Ends this process soon after its parent has ended in any way. Not on Windows, which keeps the number of a dead parent:
-    there the broken connections between the ranks end them."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(ExitCode.PROCESS_LOST)
-
-    if os.name == "posix":
-        threading.Thread(target=watch, daemon=True, name="end_with_parent").start()
 
 
 def claim_path(config: Config) -> Path:

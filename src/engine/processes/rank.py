@@ -10,14 +10,13 @@ import yaml
 
 from src.engine.commands import config_checks
 from src.engine.commands.schema import Config
-from src.engine.processes.launching import end_with
-from src.engine.runs import run_dir
+from src.engine.runs import run_dir, signals
 from src.engine.runs.errors import run_and_report
 
 
 def main(run: Callable[[Config, Path], object]) -> int:
     """run: what src/run.py does."""
     job = yaml.safe_load(sys.stdin)
-    end_with(job["parent"])
+    signals.end_with(job["parent"])
     settings, path = config_checks.read(job["config"]), Path(job["path"])
     return run_and_report(lambda: run(settings, path), run_dir.opened)

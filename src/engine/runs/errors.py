@@ -45,7 +45,7 @@ class ExitCode(IntEnum):
     CANNOT_WRITE = 73  # the run folder cannot be written
     DAMAGED = 74  # every checkpoint that could be read from is damaged
     BUSY = 75  # another process works in the same run folder
-    PROCESS_LOST = 76  # one of the processes of a run died or no longer answered; repeat the command to continue
+    PROCESS_LOST = signals.PARENT_LOST  # a process of the run died or no longer answers; repeat the command to continue
     DIVERGED = 77  # a loss, a gradient or a weight is nan or inf
     INTERRUPTED = signals.INTERRUPTED  # Ctrl-C; repeat the command to continue
     TERMINATED = signals.TERMINATED  # SIGTERM; repeat the command to continue

@@ -13,12 +13,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes, as in a shell: 128 + the signal's number
 NUMBERS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+PARENT_LOST = 76  # the exit code PROCESS_LOST
 END_SECONDS = 8.0
 
 Handler = Callable[[int, FrameType | None], None]
@@ -73,6 +75,18 @@ def kill(code: int) -> None:
     """Ends this process and its loader processes now, whatever its main thread does."""
     kill_loaders()
     os._exit(code)
+
+
+def end_with(parent: int) -> None:
+    """Ends this process soon after its parent has ended in any way. Not on Windows, which keeps the number of a dead parent."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(PARENT_LOST)
+
+    if os.name == "posix":
+        threading.Thread(target=watch, daemon=True, name="end_with_parent").start()
 
 
 @contextmanager

