@@ -84,9 +84,11 @@ def check_images(
 
     missing = [name for name in stamps if name not in checked]
     if missing:
-        with _progress() as progress, ThreadPoolExecutor(max(1, workers)) as pool:
+        columns = TextColumn("checking images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        with bar, ThreadPoolExecutor(max(1, workers)) as pool:
             parts = (missing[start : start + HANDED_OUT] for start in range(0, len(missing), HANDED_OUT))
-            results = progress.track(chain.from_iterable(pool.map(check, part) for part in parts), total=len(missing))
+            results = bar.track(chain.from_iterable(pool.map(check, part) for part in parts), total=len(missing))
             try:
                 for name, (result, lasting) in zip(missing, results, strict=True):
                     checked[name] = result
@@ -174,11 +176,6 @@ def _check(path: Path, name: str, options: ReadOptions) -> tuple[CheckResult, bo
 
 def _cause(error: ImageError, name: str) -> str:
     return str(error).removeprefix(f"{printable(name)}: ")
-
-
-def _progress() -> Progress:
-    columns = TextColumn("checking images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

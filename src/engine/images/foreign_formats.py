@@ -52,7 +52,10 @@ def describe(data: bytes) -> tuple[str, str] | None:
             return kind, advice
     if headers.is_tiff(data):
         return "a TIFF of a kind that is not read, or damaged", _CONVERT
-    start = _as_ascii(data[:4096])
+    start = data[:4096]
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):  # UTF-16
+        start = start.replace(b"\0", b"")[2:]
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if b"<svg" in start:
         return "an SVG drawing", _CONVERT
     if start.startswith(_WEB_PAGE):
@@ -62,10 +65,3 @@ def describe(data: bytes) -> tuple[str, str] | None:
     if start and all(byte >= 32 or byte in b"\t\r\n\f" for byte in start):
         return "a text", _DELETE
     return None
-
-
-def _as_ascii(start: bytes) -> bytes:
-    """The beginning of a text in small letters, without a byte order mark, from UTF-8 or UTF-16."""
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        start = start.replace(b"\0", b"")[2:]
-    return start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()

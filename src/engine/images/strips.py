@@ -27,9 +27,9 @@ def strips(image: Image.Image) -> Iterator[tuple[Box, Image.Image]]:
         yield box, image.crop(box)
 
 
-def converted(image: Image.Image, mode: str, convert: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
-    """A new image of the mode, of what `convert` makes of the pixels of each strip."""
-    result = Image.new(mode, image.size)
+def as_grey(image: Image.Image, convert: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
+    """A new image of mode L, of what `convert` makes of the pixels of each strip."""
+    result = Image.new("L", image.size)
     for box, strip in strips(image):
         result.paste(Image.fromarray(convert(np.asarray(strip))), box)
     return result

@@ -40,7 +40,8 @@ def list_table(table: Path, root: Path | None) -> Listing:
     for line, row in rows:
         if not (row["path"].strip() and row["label"].strip()):
             raise _row_error("a row without a path or a label", table, line, "every image needs both")
-        name = _existing(row["path"], root)
+        found = (form for form in spellings(row["path"]) if _is(root / form, Path.is_file))
+        name = next((relative(form, root) for form in found), None)
         if name is None:
             missing.append((line, row["path"]))
             continue
@@ -186,14 +187,6 @@ def _text(cell: str, table: Path, line: int) -> str:
             found = f"a label that is neither UTF-8 nor Windows-1252: {printable(cell)}"
             raise _row_error(found, table, line, "save the table in UTF-8") from error
     return cell
-
-
-def _existing(path: str, root: Path) -> str | None:
-    """The path of the file below root, in the one form that a listing has; None if there is none."""
-    for form in spellings(path):
-        if _is(root / form, Path.is_file):
-            return relative(form, root)
-    return None
 
 
 def _missing(table: Path, root: Path, missing: list[tuple[int, str]], total: int) -> UserError:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import OPEN_INFO
 
-from src.engine.images.strips import Box, converted, strips
+from src.engine.images.strips import Box, as_grey, strips
 
 GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 NO_DATA, WHITE_IS_ZERO, OWN_RANGE, PLANES = "no-data", "white-is-zero", "own range", "planes"
@@ -78,11 +78,11 @@ def grey_to_eight_bits(image: Image.Image, bits: int, findings: Findings) -> Ima
 
     if white_is_zero:
         findings.notes.add(WHITE_IS_ZERO)
-    grey = converted(image, "L", convert)
+    grey = as_grey(image, convert)
     if "transparency" not in image.info:
         return grey
     clear = image.info["transparency"]
-    return Image.merge("LA", (grey, converted(image, "L", lambda values: 255 * (values != clear).astype(np.uint8))))
+    return Image.merge("LA", (grey, as_grey(image, lambda values: 255 * (values != clear).astype(np.uint8))))
 
 
 def correct_layout(image: ImageFile.ImageFile) -> None:

@@ -77,7 +77,8 @@ def explain_shape_mismatch(error: RuntimeError, network: nn.Module, images: Tens
     expected = _expected_input(failed.layer, failed.shape)
     if not expected:
         return None
-    kind, got = type(failed.layer).__name__, _as_text(failed.shape)
+    # The batch is called B: only one of its images was sent through.
+    kind, got = type(failed.layer).__name__, f"({', '.join(['B', *map(str, failed.shape[1:])])})"
     return UserError(
         f"layer '{failed.name}' ({kind}) expects an input of shape {expected} and got {got}",
         where=f"{failed.name}: {failed.layer}",
@@ -100,11 +101,6 @@ def _expected_input(layer: nn.Module, shape: tuple[int, ...]) -> str:
         channels = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.num_features
         return "" if len(shape) == 4 and shape[1] == channels else f"(B, {channels}, H, W)"
     return ""
-
-
-def _as_text(shape: tuple[int, ...]) -> str:
-    """The batch is called B: only one of its images was sent through."""
-    return f"({', '.join(['B', *map(str, shape[1:])])})"
 
 
 def _fix(layer: nn.Module, shape: tuple[int, ...]) -> str:

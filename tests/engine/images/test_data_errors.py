@@ -14,8 +14,6 @@ from PIL import Image
 
 from src.config import Data
 from src.data.sources import load_images
-from src.engine.images.folders import list_image_folder
-from src.engine.images.table import list_table
 from src.engine.runs.errors import UserError
 from tests.conftest import check_error, write_images
 
@@ -116,21 +114,6 @@ def test_a_class_may_be_called_test(tmp_path):
     assert load(tmp_path, source="image_folder", root=str(tmp_path / "p")).classes == ("other", "test")
 
 
-def test_hidden_files_are_passed_over_others_are_counted_and_a_circle_of_links_ends(tmp_path, caplog):
-    root = write_images(tmp_path / "p", {"a": 4, "b": 4})
-    write_images(root, {".ipynb_checkpoints": 2})
-    shutil.copy(root / "a/000.png", root / "a/._000.png")
-    (root / "a" / "notes.txt").write_text("x")
-    (root / "b" / "drawing.psd").write_bytes(b"8BPS")
-    (root / "a" / "again").symlink_to(root / "a")
-    (root / "b" / "up").symlink_to(root / "b")
-    listing = list_image_folder(root)
-    assert listing.names == [f"{name}/{index:03d}.png" for name in "ab" for index in range(4)]
-    assert "2 files" in caplog.text
-    assert ".txt" in caplog.text
-    assert ".psd" in caplog.text
-
-
 def test_a_table_with_and_without_splits(tmp_path):
     write_images(tmp_path / "p", {"a": 6, "b": 6})
     rows = [f"{name}/{index:03d}.png,{name}" for name in "ab" for index in range(6)]
@@ -146,25 +129,6 @@ def test_a_table_with_and_without_splits(tmp_path):
     elsewhere = tmp_path / "elsewhere.csv"
     shutil.move(table, elsewhere)
     assert len(load(tmp_path, source="table", table=str(elsewhere), root=str(tmp_path / "p")).names) == 12
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("file,label\nx,y\n", "no column path"),
-        ("path,label\na/000.png,a\nnowhere.png,a\n", "line 3: nowhere.png"),
-        ("path,label\na/000.png,a\na/000.png,b\n", "stand twice"),
-        ("path,label\na/000.png,\n", "line 2"),
-        ("path,label,split\na/000.png,a,holdout\n", "'holdout' is not a split"),
-    ],
-)
-def test_a_wrong_table_is_refused(tmp_path, text, named):
-    write_images(tmp_path / "p", {"a": 1})
-    table = tmp_path / "p" / "labels.csv"
-    table.write_text(text)
-    with pytest.raises(UserError) as error:
-        list_table(table, None)
-    assert named in error.value.render()
 
 
 def test_the_split_of_a_run_can_be_given_back(tmp_path):

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from src.engine.images.splits import SplitSettings, check_splits, choose_split, read_split_file, stratified_split
+from src.engine.images.splits import SplitSettings, check_splits, choose_split, stratified_split
 from src.engine.runs.errors import UserError
 
 
@@ -60,12 +60,6 @@ def test_a_wrong_split_file_is_refused(tmp_path, text, named):
     file.write_text(text)
     with pytest.raises(UserError, match=named.replace("(", r"\(")):
         choose_split(["x/1"], ["x"], None, SplitSettings(0, 0.15, 0.15, file=file))
-
-
-def test_words_for_splits(tmp_path):
-    file = tmp_path / "split.csv"
-    file.write_text("path,split\na,Train\nb,valid\nc,validation\nd,TEST\n")
-    assert [split for split, _ in read_split_file(file).values()] == ["train", "val", "val", "test"]
 
 
 def test_a_missing_val_split_is_dealt_from_train():
