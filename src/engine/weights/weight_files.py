@@ -108,7 +108,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             start = file.read(1024)
         _check_kind(path, start)
-        _check_whole(path)
         content = _content(path, start)
     except (MemoryError, UserError):
         raise
@@ -120,23 +119,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         why = "weights are found by their names, such as conv1.weight"
         raise content_error(path, f"holds no tensors by name but {_described(content)}", why)
     return tensors
-
-
-def _check_whole(path: Path) -> None:
-    """A zip archive, as torch.save writes it, has a CRC-32 of each member, which torch.load does not look at. Files from
-    before torch 1.6 and safetensors have none. Raises ValueError, BadZipFile."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if any(member.filename.endswith("/constants.pkl") for member in members):
-            return  # TorchScript, some of it compressed, which torch.load refuses
-        if len(members) > MOST_MEMBERS or sum(member.file_size for member in members) > path.stat().st_size:
-            raise ValueError(f"{len(members)} members, which torch.save would not have compressed")
-        if archive.comment.startswith(b"crc32 ") and (what := damage(path)) is not None:  # a checkpoint of ours
-            raise ValueError(what)
-        if (member := archive.testzip()) is not None:
-            raise ValueError(f"the CRC-32 of {member} is not the one it was written with")
 
 
 def _content(path: Path, start: bytes) -> object:
@@ -211,16 +193,30 @@ def _check_kind(path: Path, start: bytes) -> None:
         kind = "the index of weights that lie in several files" if index else "JSON: text, not tensors"
         raise _other_kind(path, kind, SAVE_TENSORS)
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if not any(name.endswith("data.pkl") for name in names):
-            members = ", ".join(map(shown, names[:3]))
-            kind = "an archive of NumPy arrays" if names and names[0].endswith(".npy") else "a zip archive"
-            raise _other_kind(path, f"{kind} with {members or 'nothing in it'}", f"unzip -l {shell_word(path)}")
+        _check_zip(path)
     elif start[:1] == b"\x80" and len(start) > 20 and start[2:15] != _TORCHS_PICKLE + b".":
         raise _other_kind(path, "a pickle that torch.save did not write, which is never opened", SAVE_TENSORS)
     elif start[257:262] == b"ustar":
         raise _other_kind(path, "a tar archive", f"tar -tf {shell_word(path)}")
+
+
+def _check_zip(path: Path) -> None:
+    """An archive of torch.save has a CRC-32 of each member, which torch.load does not look at. Files from before torch 1.6
+    and safetensors have none. Raises UserError for another archive, and ValueError or BadZipFile for a damaged one."""
+    with zipfile.ZipFile(path) as archive:
+        members, names = archive.infolist(), archive.namelist()
+        if not any(name.endswith("data.pkl") for name in names):
+            kind = "an archive of NumPy arrays" if names and names[0].endswith(".npy") else "a zip archive"
+            holds = ", ".join(map(shown, names[:3])) or "nothing in it"
+            raise _other_kind(path, f"{kind} with {holds}", f"unzip -l {shell_word(path)}")
+        if any(name.endswith("/constants.pkl") for name in names):
+            return  # TorchScript, some of it compressed, which torch.load refuses
+        if len(members) > MOST_MEMBERS or sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError(f"{len(members)} members, which torch.save would not have compressed")
+        if archive.comment.startswith(b"crc32 ") and (what := damage(path)) is not None:  # a checkpoint of ours
+            raise ValueError(what)
+        if (broken := archive.testzip()) is not None:
+            raise ValueError(f"the CRC-32 of {broken} is not the one it was written with")
 
 
 def _other_kind(path: Path, kind: str, fix: str) -> UserError:
