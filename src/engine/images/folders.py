@@ -89,12 +89,9 @@ def list_images(path: Path) -> list[Path]:
             code=ExitCode.NO_INPUT,
         )
     if not path.is_dir():
-        raise data_error(
-            f"{printable(path)} is neither a folder nor a file",
-            where=path,
-            why="a device or a pipe holds no images",
-            fix=f"ls -l {shell_word(path)}",
-        )
+        found = f"{printable(path)} is neither a folder nor a file"
+        why = "a device or a pipe holds no images"
+        raise data_error(found, where=path, why=why, fix=f"ls -l {shell_word(path)}")
     left_out = Omissions()
     found = list(images_below(path, left_out))
     for sentence in left_out.sentences(path):
@@ -127,12 +124,9 @@ def _nothing_found(root: Path, left_out: Omissions) -> UserError:
     loose = images_in(root)
     if not loose:
         expected = f"expected one folder per class with files ending in {', '.join(sorted(EXTENSIONS))}"
-        return data_error(
-            f"no image was found in {printable(root)}",
-            where=root,
-            why="\n".join([expected, *left_out.sentences(root)]),
-            fix=f"find {shell_word(root)} -type f | head",
-        )
+        found = f"no image was found in {printable(root)}"
+        why = "\n".join([expected, *left_out.sentences(root)])
+        return data_error(found, where=root, why=why, fix=f"find {shell_word(root)} -type f | head")
     above, class_folder = root.absolute().parent, shell_word(root / "CLASS")
     fix = [
         f"mkdir {class_folder}; mv {shell_word(root / loose[0])} {class_folder}/   # and so on: one folder per class"
@@ -140,12 +134,9 @@ def _nothing_found(root: Path, left_out: Omissions) -> UserError:
     if sum(scanning.holds_images(above / name) for name in sub_folders(above)) > 1:
         fix.append(corrected(f"data.root={above}") + "   # if this folder is one of the classes")
     fix.append(corrected("data=table", "data.table=labels.csv", f"data.root={root}") + "   # columns path,label")
-    return data_error(
-        f"{len(loose)} images lie directly in {printable(root)}, in no class folder",
-        where=root,
-        why="they lie one level too high: the class of an image is the name of the folder it lies in",
-        fix=fix,
-    )
+    found = f"{len(loose)} images lie directly in {printable(root)}, in no class folder"
+    why = "they lie one level too high: the class of an image is the name of the folder it lies in"
+    return data_error(found, where=root, why=why, fix=fix)
 
 
 def _empty_classes(root: Path, empty: dict[Path, Counter[str]]) -> UserError:
@@ -161,11 +152,6 @@ def _empty_classes(root: Path, empty: dict[Path, Counter[str]]) -> UserError:
     fix = [f"mv {shell_word(first)} {shell_word(aside)}", "put images into it"]
     if any(how_to_convert(kinds) for kinds in empty.values()):
         fix = ["convert the files to JPEG or PNG, in the same folder", fix[0] + "   # without the class"]
-    return data_error(
-        f"{len(empty)} class folder{'s have' if len(empty) > 1 else ' has'} no image: {few(names, 5)}",
-        where=root,
-        why="\n".join(
-            ["a class without images cannot be learned; its number would be in the model all the same", *held]
-        ),
-        fix=fix,
-    )
+    found = f"{len(empty)} class folder{'s have' if len(empty) > 1 else ' has'} no image: {few(names, 5)}"
+    why = "\n".join(["a class without images cannot be learned; its number would be in the model all the same", *held])
+    return data_error(found, where=root, why=why, fix=fix)

@@ -107,12 +107,9 @@ def _checked(
     good = listing.only([index for index, name in enumerate(listing.names) if name not in bad])
     lost = sorted(set(listing.labels) - set(good.labels))
     if lost:
-        raise data_error(
-            f"class {printable(lost[0])} has no image left that can be read",
-            where=root,
-            why="all its files are damaged or of a format that is not read",
-            fix=f"ls -l {shell_word(root / lost[0])}",
-        )
+        found = f"class {printable(lost[0])} has no image left that can be read"
+        why = "all its files are damaged or of a format that is not read"
+        raise data_error(found, where=root, why=why, fix=f"ls -l {shell_word(root / lost[0])}")
     return good, checked
 
 

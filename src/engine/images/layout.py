@@ -90,13 +90,10 @@ def choose_layout(root: Path, how: str) -> Layout:
         return Layout([(labelled[0], None)], unlabelled)
     if len(labelled) == 1:
         empty = [name for name in sub_folders(root) if name not in top and split_of(name)]
-        raise data_error(
-            f"{_shown(labelled)} is the only folder with classes in {printable(root)}",
-            where=root,
-            why="it is not known whether it is the whole set or one of its splits"
-            + (f"; {_shown(empty)} hold no image" if empty else ""),
-            fix=_as_root(root / labelled[0]),
-        )
+        found = f"{_shown(labelled)} is the only folder with classes in {printable(root)}"
+        hidden = f"; {_shown(empty)} hold no image" if empty else ""
+        why = f"it is not known whether it is the whole set or one of its splits{hidden}"
+        raise data_error(found, where=root, why=why, fix=_as_root(root / labelled[0]))
     return _only_splits(root, labelled, splits, unlabelled)
 
 
@@ -104,12 +101,9 @@ def _only_splits(root: Path, labelled: list[str], splits: dict[str, str], left_o
     for split in ("train", "val", "test"):
         same = [name for name in labelled if splits[name] == split]
         if len(same) > 1:
-            raise data_error(
-                f"{_shown(same)} are all {split} folders",
-                where=root,
-                why="one folder per split is read; move the others aside, or merge them",
-                fix=[_move_aside(root, name) for name in reversed(same)][:3],
-            )
+            found = f"{_shown(same)} are all {split} folders"
+            why = "one folder per split is read; move the others aside, or merge them"
+            raise data_error(found, where=root, why=why, fix=[_move_aside(root, name) for name in reversed(same)][:3])
     if "train" not in [splits[name] for name in labelled]:
         readings = [_as_root(root / name) for name in labelled] + [_as_classes()] * (len(labelled) > 1)
         raise data_error(
@@ -147,12 +141,9 @@ def _refuse_unlabelled(root: Path, splits: dict[str, str], others: list[str]) ->
             ],
         )
     if splits and len(others) == 1 and len(sub_folders(root / others[0])) > 1 and not images_in(root / others[0]):
-        raise data_error(
-            f"{_shown(others)} has folders in it, and {_shown(splits)} beside it images only",
-            where=root,
-            why="either the folders in it are the classes, or the two are",
-            fix=[_as_root(root / others[0]), _as_classes()],
-        )
+        found = f"{_shown(others)} has folders in it, and {_shown(splits)} beside it images only"
+        why = "either the folders in it are the classes, or the two are"
+        raise data_error(found, where=root, why=why, fix=[_as_root(root / others[0]), _as_classes()])
     if held_out and len(others) + len(splits) - len(held_out) > 1:
         raise data_error(
             f"{_shown(held_out)} may be a class, or images without labels, beside the folders {_shown(others)}",
@@ -180,12 +171,9 @@ def _refuse_deeper(root: Path, top: list[str]) -> None:
         if len({split_of(sub) for sub in inside}) < 2:
             continue
         if any(_with_images(root / name / sub) for sub in inside):
-            raise data_error(
-                f"the splits {_shown(inside)} lie in {_shown([name])}, a level deeper",
-                where=root,
-                why="as it stands, the folders above them would be the classes",
-                fix=[_as_root(root / name), _as_classes()],
-            )
+            found = f"the splits {_shown(inside)} lie in {_shown([name])}, a level deeper"
+            why = "as it stands, the folders above them would be the classes"
+            raise data_error(found, where=root, why=why, fix=[_as_root(root / name), _as_classes()])
         sorted_root = _beside(root, "by-split")
         move = 'for d in */*/; do c=${d%%/*}; s=${d#*/}; mkdir -p "$T/$s" && cp -r "$d" "$T/$s$c"; done'
         raise data_error(
@@ -241,12 +229,9 @@ def _mixed(root: Path, labelled: list[str], splits: dict[str, str], others: list
     readings += [_as_root(root / name) for name in labelled if splits[name] == "train"]
     if len(others) == 1 and "train" not in kinds:
         readings.append(f"mv {shell_word(root / others[0])} {shell_word(root / 'train')}   # it is what to train on")
-    return data_error(
-        f"splits and other folders lie side by side: {_shown(labelled)} and {_shown(others)}",
-        where=root,
-        why="it is not known which of the folders are classes; a split of another name can be renamed to val or test",
-        fix=readings,
-    )
+    found = f"splits and other folders lie side by side: {_shown(labelled)} and {_shown(others)}"
+    why = "it is not known which of the folders are classes; a split of another name can be renamed to val or test"
+    return data_error(found, where=root, why=why, fix=readings)
 
 
 def _with_images(folder: Path) -> list[str]:

@@ -26,9 +26,6 @@ def refuse_alike(names: Iterable[str], where: Path, fix: str) -> None:
     for name in set(names):
         groups[alike(name)].add(name)
     if shown := [" and ".join(map(ascii, sorted(group))) for group in groups.values() if len(group) > 1]:
-        raise data_error(
-            f"class names that differ only in case, blanks or Unicode form: {shown[0]}",
-            where=where,
-            why="\n".join(["each would be a class of its own", *shown[1:6]]),
-            fix=fix,
-        )
+        found = f"class names that differ only in case, blanks or Unicode form: {shown[0]}"
+        why = "\n".join(["each would be a class of its own", *shown[1:6]])
+        raise data_error(found, where=where, why=why, fix=fix)

@@ -76,12 +76,9 @@ def _by_file(names: list[str], labels: list[str], path: Path, root: Path) -> dic
             fix=f"write them in {shell_word(path)} as the files are named",
         )
     if not stated:
-        raise data_error(
-            f"none of the {len(absent)} images of the split file is in the data",
-            where=printable(path),
-            why=f"it lists {printable(absent[0])}, the data has {printable(names[0])}",
-            fix=f"head -3 {shell_word(path)}",
-        )
+        found = f"none of the {len(absent)} images of the split file is in the data"
+        why = f"it lists {printable(absent[0])}, the data has {printable(names[0])}"
+        raise data_error(found, where=printable(path), why=why, fix=f"head -3 {shell_word(path)}")
     members: dict[str, list[int]] = {split: [] for split in SPLITS}
     for index, (name, label) in enumerate(zip(names, labels, strict=True)):
         if name in stated:
@@ -91,12 +88,9 @@ def _by_file(names: list[str], labels: list[str], path: Path, root: Path) -> dic
             members[split].append(index)
     if lost := {rows[name][1] for name in absent} - {label for _, label in stated.values()} - {None}:
         gone = [name for name in absent if rows[name][1] in lost]
-        raise data_error(
-            f"no image of {_classes(sorted(lost))} is left, of {len(gone)} that the split file lists",
-            where=printable(path),
-            why=f"without them the network would have other classes; gone: {few(gone, 3)}",
-            fix=f"ls {shell_word(root)}",
-        )
+        found = f"no image of {_classes(sorted(lost))} is left, of {len(gone)} that the split file lists"
+        why = f"without them the network would have other classes; gone: {few(gone, 3)}"
+        raise data_error(found, where=printable(path), why=why, fix=f"ls {shell_word(root)}")
     if absent:
         log.warning(f"{len(absent)} of {len(rows)} images that {path} lists are gone: {few(absent, 3)}")
     if unlisted:
@@ -121,12 +115,9 @@ def _as_in_the_data(rows: SplitRows, names: list[str], file: Path, root: Path) -
 
 def _other_label(name: str, label: str, stated: str, path: Path) -> UserError:
     shown = [ascii(text) if alike(stated) == alike(label) else printable(text) for text in (label, stated)]
-    return data_error(
-        f"{printable(name)} is of class {shown[0]} here and of class {shown[1]} in the split file",
-        where=printable(path),
-        why="the split file was made for other labels",
-        fix=f"grep -n {shell_word(name)} {shell_word(path)}",
-    )
+    found = f"{printable(name)} is of class {shown[0]} here and of class {shown[1]} in the split file"
+    why = "the split file was made for other labels"
+    return data_error(found, where=printable(path), why=why, fix=f"grep -n {shell_word(name)} {shell_word(path)}")
 
 
 def stratified_split(
@@ -171,12 +162,9 @@ def read_split_file(path: Path) -> SplitRows:
 
 
 def _listed_twice(name: str, where: str) -> UserError:
-    return data_error(
-        f"{printable(name)} stands twice, in two splits or with two labels",
-        where=where,
-        why="an image belongs to one split and has one label; ./a.jpg and a.jpg are the same image",
-        fix="keep one of its lines in the split file",
-    )
+    found = f"{printable(name)} stands twice, in two splits or with two labels"
+    why = "an image belongs to one split and has one label; ./a.jpg and a.jpg are the same image"
+    return data_error(found, where=where, why=why, fix="keep one of its lines in the split file")
 
 
 def bits_of_run(path: Path) -> int:

@@ -76,12 +76,10 @@ def read_csv(path: Path, columns: Sequence[str], *, ours: bool = False) -> list[
     try:
         text = _decode(path.read_bytes())
     except (OSError, UnicodeError) as error:
+        found = f"{printable(path)} cannot be read: {getattr(error, 'strerror', None) or error}"
+        why = "it must be a CSV file: text in UTF-8, UTF-16 or Windows-1252"
         raise UserError(
-            f"{printable(path)} cannot be read: {getattr(error, 'strerror', None) or error}",
-            where=printable(path.absolute()),
-            why="it must be a CSV file: text in UTF-8, UTF-16 or Windows-1252",
-            fix=f"ls -l {shell_word(path)}",
-            code=ExitCode.NO_INPUT,
+            found, where=printable(path.absolute()), why=why, fix=f"ls -l {shell_word(path)}", code=ExitCode.NO_INPUT
         ) from error
     header, separator = _header(text, columns)
     missing = [column for column in columns if column not in header]
@@ -119,12 +117,9 @@ def _rows(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[str
 
 def _not_the_table(path: Path, wrong: str, columns: Sequence[str], header: Sequence[str]) -> UserError:
     named = ", ".join(printable(column) for column in header if column)[:200] or "nothing"
-    return data_error(
-        f"{printable(path)} {wrong}",
-        where=path,
-        why=f"its first line must name the columns {', '.join(columns)}, each once; it names {named}",
-        fix=f"head -3 {shell_word(path)}",
-    )
+    found = f"{printable(path)} {wrong}"
+    why = f"its first line must name the columns {', '.join(columns)}, each once; it names {named}"
+    return data_error(found, where=path, why=why, fix=f"head -3 {shell_word(path)}")
 
 
 def known_split(word: str, path: Path, line: int) -> str:
@@ -195,13 +190,9 @@ def _missing(table: Path, root: Path, missing: list[tuple[int, str]], total: int
     fix = corrected("data=table", f"data.table={table}", "data.root=photos/") + "   # the folder the paths start from"
     if "the disk has" in shown[0] or re.match(r"/|[A-Za-z]:[\\/]", first):  # another root would not help
         fix = f"sed -n {line}p {shell_word(table)}   # write the paths as the files are named, from the table's folder"
-    return UserError(
-        f"{len(missing)} of {total} images in {printable(table)} do not exist",
-        where=f"below {printable(root.absolute())}",
-        why="\n".join(shown + ([f"and {len(missing) - 5} more"] if len(missing) > 5 else [])),
-        fix=fix,
-        code=ExitCode.NO_INPUT,
-    )
+    found = f"{len(missing)} of {total} images in {printable(table)} do not exist"
+    why = "\n".join(shown + ([f"and {len(missing) - 5} more"] if len(missing) > 5 else []))
+    return UserError(found, where=f"below {printable(root.absolute())}", why=why, fix=fix, code=ExitCode.NO_INPUT)
 
 
 def _is(path: Path, predicate: Callable[[Path], bool]) -> bool:

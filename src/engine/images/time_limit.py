@@ -103,10 +103,6 @@ def hang_error(cause: str, may_set: bool = True) -> LoaderFault:
     fix = [f"ls -l {shell_word(path)}", f"{shell_command()}   # once it can be read"]
     if may_set:
         fix.append(corrected(of_data(f"timeout_seconds={4 * float(limit.split()[0]):g}")))
-    return LoaderFault(
-        f"an image or folder hangs: {cause}",
-        where=path,
-        why="a network disk that went away answers no read; or the image takes longer to load than the time limit",
-        fix=fix,
-        code=ExitCode.DATA,
-    )
+    found = f"an image or folder hangs: {cause}"
+    why = "a network disk that went away answers no read; or the image takes longer to load than the time limit"
+    return LoaderFault(found, where=path, why=why, fix=fix, code=ExitCode.DATA)

@@ -221,13 +221,8 @@ def _not_met(error: Exception, seconds: float) -> UserError:
         fix = [f"nc -vz {address} {port} # from each machine, while the run starts on the first"]
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):
             why, fix = "another program took this port meanwhile", [f"ss -ltnp | grep {port}", shell_command()]
-    return UserError(
-        f"process {os.environ['RANK']} did not meet the others within {seconds:g} seconds",
-        where=where,
-        why=why,
-        fix=fix,
-        code=ExitCode.PROCESS_LOST,
-    )
+    found = f"process {os.environ['RANK']} did not meet the others within {seconds:g} seconds"
+    return UserError(found, where=where, why=why, fix=fix, code=ExitCode.PROCESS_LOST)
 
 
 @contextmanager

@@ -65,12 +65,10 @@ def _unknown(name: str, close: list[str], why: str) -> UserError:
 def timm_package() -> ModuleType:
     """timm, imported only when it is asked for: it takes seconds, and is an extra."""
     if importlib.util.find_spec("timm") is None:
+        found = "backbones named timm/NAME need the package timm, which is not installed"
+        why = "timm is an extra of this project"
         raise UserError(
-            "backbones named timm/NAME need the package timm, which is not installed",
-            where="model.backbone",
-            why="timm is an extra of this project",
-            fix='pip install -e ".[timm]"',
-            code=ExitCode.UNAVAILABLE,
+            found, where="model.backbone", why=why, fix='pip install -e ".[timm]"', code=ExitCode.UNAVAILABLE
         )
     import timm
 

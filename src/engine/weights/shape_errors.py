@@ -79,12 +79,9 @@ def explain_shape_mismatch(error: RuntimeError, network: nn.Module, images: Tens
         return None
     # The batch is called B: only one of its images was sent through.
     kind, got = type(failed.layer).__name__, f"({', '.join(['B', *map(str, failed.shape[1:])])})"
-    return UserError(
-        f"layer '{failed.name}' ({kind}) expects an input of shape {expected} and got {got}",
-        where=f"{failed.name}: {failed.layer}",
-        why=f"the layers before it give another size than it was built for; torch says: {str(error).splitlines()[0]}",
-        fix=_fix(failed.layer, failed.shape),
-    )
+    found = f"layer '{failed.name}' ({kind}) expects an input of shape {expected} and got {got}"
+    why = f"the layers before it give another size than it was built for; torch says: {str(error).splitlines()[0]}"
+    return UserError(found, where=f"{failed.name}: {failed.layer}", why=why, fix=_fix(failed.layer, failed.shape))
 
 
 def _expected_input(layer: nn.Module, shape: tuple[int, ...]) -> str:

@@ -241,9 +241,6 @@ def unreadable(path: Path, error: Exception) -> UserError:
     reason = (str(error).strip() or "the file ends early").splitlines()[-1]
     if "weights_only" in str(error):
         reason = "torch does not know it as a file of tensors"
-    return data_error(
-        f"cannot read the weights file {path.name}: it is damaged or of another kind",
-        where=str(path),
-        why=f"{type(error).__name__}: {shown(reason)}",
-        fix="copy or download it again",
-    )
+    found = f"cannot read the weights file {path.name}: it is damaged or of another kind"
+    why = f"{type(error).__name__}: {shown(reason)}"
+    return data_error(found, where=str(path), why=why, fix="copy or download it again")
