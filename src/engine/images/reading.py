@@ -164,17 +164,16 @@ def _refuse_huge_strip(image: ImageFile.ImageFile, images: int) -> None:
         )
 
 
-def _large_webp(image: ImageFile.ImageFile, data: bytes, options: ReadOptions, findings: Findings) -> Image.Image:
+def _large_webp(image: ImageFile.ImageFile, data: bytes) -> Image.Image:
     """Pillow takes 16 bytes a pixel; torchvision has the same decoder, takes 7, and reads no animation."""
     from torchvision.io import decode_webp  # takes a second to import
 
     if getattr(image, "n_frames", 1) > 1:
         raise _Refused("a large animated WebP takes more than 1 GiB to decode: save its first image")
-    turn = _turn(image)
     file = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     pixels = Image.fromarray(decode_webp(file).permute(1, 2, 0).numpy())
-    rgb = _to_rgb(pixels, options.background, findings)
-    return rgb if turn is None else rgb.transpose(turn)
+    pixels.info = image.info  # with its orientation
+    return pixels
 
 
 class _Refused(Exception):
@@ -201,22 +200,23 @@ def _rgb(image: ImageFile.ImageFile, data: bytes, options: ReadOptions, findings
     _refuse_huge_strip(image, 2 if sixteen_bits else 1)
     _scale_transparent_colour(image)
     premultiplied = "RGBa" in (sixteen_bits, *map(wide_pixels.rawmode_of, image.tile[:1]))
+    pixels: Image.Image = image
     if sixteen_bits:
-        image = wide_pixels.colour_to_eight_bits(image, lambda: _open(data), options.bits, findings)
+        pixels = wide_pixels.colour_to_eight_bits(image, lambda: _open(data), options.bits, findings)
     elif premultiplied:  # Pillow would drop the colours where alpha is 0
-        image = wide_pixels.decoded_as(image, lambda _: "RGBA")
+        wide_pixels.decoded_as(image, lambda _: "RGBA")
     elif image.format == "WEBP" and image.width * image.height > _LARGE:
-        return _large_webp(image, data, options, findings)
+        pixels = _large_webp(image, data)
     else:
         image.load()
-    turn = _turn(image)
-    pixels: Image.Image = image
+    turn = _turn(pixels)
     if premultiplied:
-        pixels = Image.new("RGBa", image.size)
-        for box, strip in strips(image):
+        straight, pixels = pixels, Image.new("RGBa", pixels.size)
+        for box, strip in strips(straight):
             pixels.paste(Image.frombytes("RGBa", strip.size, strip.tobytes()), box)
-    elif image.mode in wide_pixels.GREY_MODES:
-        pixels = wide_pixels.grey_to_eight_bits(image, options.bits, findings)
+        del straight
+    elif pixels.mode in wide_pixels.GREY_MODES:
+        pixels = wide_pixels.grey_to_eight_bits(pixels, options.bits, findings)
         image.close()
     del image
     rgb = _to_rgb(pixels, options.background, findings)
