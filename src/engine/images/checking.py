@@ -42,18 +42,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One image: digest of the file's bytes (blake2b, 32 hex digits), upright size in pixels, error or None.
+    """One image."""
 
-    The digest is empty if the bytes could not be read. The size is 0 x 0 if there is an error. bits: how many its 16-bit
-    channels use, 0 for an image without such channels. notes: what is odd about it, see src/engine/images/oddities.py.
-    """
-
-    digest: str
-    width: int
+    digest: str  # of the file's bytes (blake2b, 32 hex digits); empty if they could not be read
+    width: int  # upright, in pixels; 0 if there is an error
     height: int
     error: str | None
-    bits: int = 0
-    notes: tuple[str, ...] = ()
+    bits: int = 0  # how many its 16-bit channels use; 0 for an image without such channels
+    notes: tuple[str, ...] = ()  # what is odd about it, see src/engine/images/oddities.py
 
 
 def check_images(

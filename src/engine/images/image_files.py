@@ -23,19 +23,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FileSettings:
-    """How files are read and checked. bits: of 16-bit channels, None: as many as the check finds.
-
-    skip_bad: files that cannot be read are left out, otherwise they are an error. cache_dir: remembers the check.
-    bad_list: where to list the bad ones; copies are listed beside it. workers: threads of the check.
-    """
+    """How files are read and checked."""
 
     options: ReadOptions
-    bits: int | None
+    bits: int | None  # of 16-bit channels; None: as many as the check finds
     timeout_seconds: float
-    skip_bad: bool
-    cache_dir: Path
-    bad_list: Path | None
-    workers: int
+    skip_bad: bool  # files that cannot be read are left out, otherwise they are an error
+    cache_dir: Path  # remembers the check
+    bad_list: Path | None  # where to list the bad ones; copies are listed beside it
+    workers: int  # threads of the check
 
 
 def load(listing: Listing, split: SplitSettings, settings: FileSettings, run_split: Path | None) -> LabelledImages:

@@ -40,50 +40,32 @@ class Listing:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images that are no files to check: drawn, in memory, or read by another library.
+    """Images that are no files to check: drawn, in memory, or read by another library."""
 
-    name: how its images are called. labels: indices into classes. read: index -> uint8 (3, H, W).
-    splits: train, val or test of each image, None where the set has no splits. in_memory: reading is only a lookup, so
-    loader processes would cost more than they give. names: of the images; None: name/00000, ... where: the setting that
-    messages name; "": data=name.
-    """
-
-    name: str
+    name: str  # how its images are called
     classes: tuple[str, ...]
-    labels: list[int]
-    read: Callable[[int], torch.Tensor]
-    splits: list[str] | None = None
-    in_memory: bool = True
-    names: list[str] | None = None
-    where: str = ""
+    labels: list[int]  # indices into classes
+    read: Callable[[int], torch.Tensor]  # index -> uint8 (3, H, W)
+    splits: list[str] | None = None  # train, val or test of each image; None where the set has no splits
+    in_memory: bool = True  # reading is only a lookup: loader processes would cost more than they give
+    names: list[str] | None = None  # of the images; None: name/00000, ...
+    where: str = ""  # the setting that messages name; "": data=name
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Labelled images in a fixed order.
+    """Labelled images in a fixed order."""
 
-    classes: class names; a label is an index into them.
-    names: what identifies each image: its path relative to the root, or set/index for images in memory.
-    labels: one class index per image.
-    splits: which image belongs to which split, as indices; a split may be empty.
-    read: index -> uint8 (3, H, W).
-    in_memory: reading is only a lookup, so loader processes would cost more than they give.
-    no_pixels: all images are black: this process needs the labels alone.
-    bits: how many bits of 16-bit channels are read, see ReadOptions.
-    root: the folder that names start from; None for images in memory.
-    digests: of the bytes of each image's file; None for images in memory.
-    """
-
-    classes: tuple[str, ...]
-    names: list[str]
-    labels: list[int]
-    splits: dict[str, list[int]]
-    read: Callable[[int], torch.Tensor] = field(repr=False)
-    in_memory: bool = False
-    no_pixels: bool = False
-    bits: int = 16
-    root: Path | None = None
-    digests: list[str] | None = field(default=None, repr=False)
+    classes: tuple[str, ...]  # their names; a label is an index into them
+    names: list[str]  # what identifies each image: its path relative to the root, or set/index for images in memory
+    labels: list[int]  # one class index per image
+    splits: dict[str, list[int]]  # which image belongs to which split, as indices; a split may be empty
+    read: Callable[[int], torch.Tensor] = field(repr=False)  # index -> uint8 (3, H, W)
+    in_memory: bool = False  # reading is only a lookup: loader processes would cost more than they give
+    no_pixels: bool = False  # all images are black: this process needs the labels alone
+    bits: int = 16  # how many bits of 16-bit channels are read, see ReadOptions
+    root: Path | None = None  # the folder that names start from; None for images in memory
+    digests: list[str] | None = field(default=None, repr=False)  # of each file's bytes; None for images in memory
 
     def location(self, index: int) -> str:
         """The file of an image, or its name."""

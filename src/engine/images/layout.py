@@ -1,26 +1,7 @@
-"""What the folders of data=image_folder mean. This docstring is the rule; docs/data.md has it with examples.
+"""What the folders of data=image_folder mean: splits, classes, or neither. docs/data.md has the rule.
 
-**Not part of the set** are hidden entries (.git, .DS_Store, ._1.jpg) and those that NAS, desktop and notebook programs
-make (@eaDir, #recycle, $RECYCLE.BIN, lost+found, __MACOSX, Thumbs.db; the list is in src/engine/images/scanning.py). They are
-left out and counted.
-
-**A split** is a folder whose name is one of these words, in any case, alone or as its first or last part behind a
-separator (- _ . + blank, brackets, a capital) or before digits: train, training, trainval; val, valid, validation, dev;
-test, testing. So seg_train, test_images, images.val, TrainImages and train2017 are splits. The words of a table's column
-`split` follow the same rule.
-
-**A class** is every other folder with images in it or below it; with splits, every folder in a split.
-
-How the top folders are read, images directly in a folder counting as unlabelled (a "flat" folder):
-
-- none is a split: they are the classes;
-- train/CLASS with val/CLASS, test/CLASS or both: the splits; without val, a part of train is held out for it;
-- a flat val/ or test/ beside train/CLASS, or one with a single folder that is no class of train: left out, and said;
-- a flat val/ or test/ beside a single flat folder: two classes;
-- a flat train/ beside flat folders of other names: a class, since nothing could be trained on otherwise.
-
-Everything else has more than one reading, and is refused with the command for each: `data.layout=classes` takes every
-top folder as a class, `data.layout=splits` the splits alone, and `data.root=` another folder as the set.
+What has more than one reading is refused with the command for each: `data.layout=classes` takes every top folder as a class,
+`data.layout=splits` the splits alone, and `data.root=` another folder as the set.
 """
 
 from __future__ import annotations
@@ -45,17 +26,14 @@ SPLIT_WORDS = {
 
 @dataclass
 class Layout:
-    """parts: (folder below root, its split) of every folder that holds class folders; split None: to be made.
+    """What the folders below root are."""
 
-    left_out: top folders that are not used, with the reason.
-    """
-
-    parts: list[tuple[str, str | None]]
-    left_out: dict[str, str] = field(default_factory=dict)
+    parts: list[tuple[str, str | None]]  # every folder that holds class folders, and its split; None: to be made
+    left_out: dict[str, str] = field(default_factory=dict)  # top folders that are not used, with the reason
 
 
 def split_of(name: str) -> str | None:
-    """train, val or test for a name that means one of them by the rule above, else None."""
+    """train, val or test for a name that means one of them, alone or as its first or last part, else None."""
     parts = [part.lower() for part in re.split(r"[-_.+\s()\[\]]+|(?<=[a-z])(?=[A-Z])", name) if part]
     if not parts:
         return None

@@ -25,13 +25,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """val_fraction, test_fraction: shares of each class. file: a split.csv to follow; root: where its paths start."""
-
     seed: int
-    val_fraction: float
+    val_fraction: float  # share of each class
     test_fraction: float
-    file: Path | None = None
-    root: Path = Path()
+    file: Path | None = None  # a split.csv to follow
+    root: Path = Path()  # where its paths start
 
 
 def choose_split(

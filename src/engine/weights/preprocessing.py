@@ -20,14 +20,9 @@ ROUNDINGS = ("round", "floor")
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """background: RGB, 0 to 255, laid under transparent images. max_megapixels: larger images are refused.
-
-    bits: how many bits the 16-bit channels of the set use: 2**bits-1 is white. 0: as many as the image itself uses.
-    """
-
-    background: tuple[int, int, int] = (255, 255, 255)
-    max_megapixels: float = 100.0
-    bits: int = 16
+    background: tuple[int, int, int] = (255, 255, 255)  # RGB, laid under transparent images
+    max_megapixels: float = 100.0  # larger images are refused
+    bits: int = 16  # of the 16-bit channels of the set: 2**bits-1 is white. 0: as many as the image itself uses
 
 
 @dataclass(frozen=True)
