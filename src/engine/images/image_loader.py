@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from src.engine.images import time_limit
-from src.engine.images.loader_watch import NO_IMAGE, NotStarted, Watch, explained
+from src.engine.images.loader_watch import NO_IMAGE, Watch, explained
 from src.engine.images.reading import ImageError
 from src.engine.images.time_limit import one_by_one
 from src.engine.runs import signals
@@ -160,12 +160,11 @@ class _Batches(Iterator[Any]):
         except StopIteration:
             raise
         except Exception as error:
-            fault = self.watch and self.watch.fault
-            if fault is None:
+            if self.watch is None or self.watch.fault is None:
                 raise explained(error, self.dataset, self.processes) from error
-            if not isinstance(fault, NotStarted) or self.started_again:
-                raise fault from error
-            log.warning(f"{fault}: all of them are started again")
+            if not self.watch.blocked or self.started_again:
+                raise self.watch.fault from error
+            log.warning(f"{self.watch.fault}: all of them are started again")
         self._end()
         self.started_again = True
         self._start(SECOND_START_SECONDS)
@@ -186,12 +185,10 @@ class _Batches(Iterator[Any]):
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """workers: loader processes. timeout_seconds: for an image, 0: no limit. skip_bad: images that broke are left out."""
-
     batch_size: int
-    workers: int = 0
-    timeout_seconds: float = time_limit.SECONDS
-    skip_bad: bool = False
+    workers: int = 0  # loader processes
+    timeout_seconds: float = time_limit.SECONDS  # for an image; 0: no limit
+    skip_bad: bool = False  # images that broke are left out
 
 
 def image_loader(

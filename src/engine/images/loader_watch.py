@@ -17,12 +17,15 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from src.engine.commands.user_command import corrected, of_data, shell_command
 from src.engine.images.reading import ImageError
 from src.engine.images.time_limit import NoAnswer, hang_error
 from src.engine.runs.errors import ExitCode, LoaderFault, Terminated, shared_memory_ran_out
+
+if TYPE_CHECKING:
+    from src.engine.images.image_loader import GuardedDataset
 
 WAIT_SECONDS = 1.0  # between two looks: of the time in which the whole job is stopped (Ctrl-Z) no more than this counts
 GRACE_SECONDS = 30.0  # beyond the time limit of an image: to collate a batch on a busy machine
@@ -31,35 +34,18 @@ NO_IMAGE = -2  # -1 is a place in a split
 _loader_processes: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 
-class NotStarted(LoaderFault):
-    """A loader process has not begun its work in time."""
-
-
-class Records(Protocol):
-    """What loader processes write down about themselves."""
-
-    timeout_seconds: float
-
-    def records(self, pids: set[int]) -> dict[int, tuple[int, int]]:
-        """pid -> (number of the image it reads, reads begun), of the processes that have started."""
-        ...
-
-    def names_at_hand(self, pids: set[int]) -> list[str]:
-        """The images that these processes are reading."""
-        ...
-
-
 class Watch:
     """Watches over the loader processes of one pass while the trainer waits for a batch, which is inside of `with watch`.
 
     By a thread, since the trainer may wait in a system call: it fetches a batch from the process that made it. `fault` says
-    why the processes were killed: one did not start within start_seconds, or none began an image for its time limit.
+    why the processes were killed: one did not start within start_seconds (blocked), or none began an image for its time limit.
     """
 
-    def __init__(self, processes: set[BaseProcess], dataset: Records, start_seconds: float) -> None:
+    def __init__(self, processes: set[BaseProcess], dataset: GuardedDataset, start_seconds: float) -> None:
         self.processes, self.dataset, self.start_seconds = processes, dataset, start_seconds
         self.pids = {process.pid for process in processes if process.pid}
         self.fault: LoaderFault | None = None
+        self.blocked: set[int] = set()  # pids of the processes that did not start in time
         self.waits = 0  # odd while the trainer waits
         self.ended = threading.Event()
         _loader_processes.update(processes)
@@ -93,11 +79,11 @@ class Watch:
             last = waits, records
             if waits % 2 == 0:
                 continue
-            blocked = pids - records.keys()
-            if blocked and waited >= self.start_seconds:
-                self.fault = _not_started(blocked, waited)
-            elif not blocked and limit and silent >= limit + GRACE_SECONDS:
-                self.fault = _silent(pids, self.dataset.names_at_hand(pids), silent)
+            not_started = pids - records.keys()
+            if not_started and waited >= self.start_seconds:
+                self.blocked, self.fault = not_started, _blocked_fault(not_started, waited)
+            elif not not_started and limit and silent >= limit + GRACE_SECONDS:
+                self.fault = _silent_fault(pids, self.dataset.names_at_hand(pids), silent)
             if self.fault:
                 _kill(self.processes)
                 return
@@ -114,29 +100,26 @@ def _kill(processes: set[BaseProcess]) -> None:
         process.kill()
 
 
-def _not_started(pids: set[int], seconds: float) -> NotStarted:
-    return NotStarted(
-        f"a loader process (pid {_joined(pids)}) did not start within {seconds:g} s",
-        why="it hangs since it was forked, most likely for a lock that another thread of the program held at that moment; "
-        "a first attempt failed alike",
-        fix=_without_processes(),
-        code=ExitCode.PROCESS_LOST,
+def _blocked_fault(pids: set[int], seconds: float) -> LoaderFault:
+    why = (
+        "it hangs since it was forked, most likely for a lock that another thread of the program held at that moment; "
     )
+    found = f"a loader process (pid {_joined(pids)}) did not start within {seconds:g} s"
+    return _fault(found, why + "a first attempt failed alike", [])
 
 
-def _silent(pids: set[int], names: list[str], seconds: float) -> LoaderFault:
+def _silent_fault(pids: set[int], names: list[str], seconds: float) -> LoaderFault:
     stopped = {pid for pid in pids if _state(pid) in ("T", "t")}
-    return LoaderFault(
-        f"no answer from a loader process (pid {_joined(stopped or pids)}) for {seconds:g} s",
-        where=f"it was reading {names[0]}" if names else "",
-        why="it was stopped by a signal (kill -STOP)" if stopped else "a library or a disk hangs in it",
-        fix=_without_processes(),
-        code=ExitCode.PROCESS_LOST,
-    )
+    found = f"no answer from a loader process (pid {_joined(stopped or pids)}) for {seconds:g} s"
+    why = "it was stopped by a signal (kill -STOP)" if stopped else "a library or a disk hangs in it"
+    return _fault(found, why, names)
 
 
-def _without_processes() -> list[str]:
-    return [shell_command(), f"{corrected(of_data('num_workers=0'))}   # without loader processes"]
+def _fault(found: str, why: str, names: list[str], fix: list[str] | None = None) -> LoaderFault:
+    """names: of the images that the processes were reading."""
+    where = f"it was reading {names[0]}" if names else ""
+    without = [shell_command(), f"{corrected(of_data('num_workers=0'))}   # without loader processes"]
+    return LoaderFault(found, where=where, why=why, fix=fix or without, code=ExitCode.PROCESS_LOST)
 
 
 def _joined(pids: set[int]) -> str:
@@ -150,11 +133,14 @@ def _state(pid: int) -> str:
     return ""
 
 
-def explained(error: Exception, dataset: Records, processes: set[BaseProcess]) -> BaseException:
+def explained(error: Exception, dataset: GuardedDataset, processes: set[BaseProcess]) -> BaseException:
     """What a loader's error means. One from a loader process begins with its traceback: its last line is the cause."""
     last = (str(error).strip().splitlines() or [""])[-1]
     if isinstance(error, ImageError):
-        return _broken(last.rpartition("ImageError: ")[2])
+        found = f"an image broke while the run was under way: {last.rpartition('ImageError: ')[2]}"
+        why = "all images could be read before the first step; the file was changed since, or the disk fails"
+        fix = ["mend or delete the file, then repeat the command:", shell_command()]
+        return LoaderFault(found, why=why, fix=fix, code=ExitCode.DATA)
     if isinstance(error, NoAnswer):
         return hang_error(last.rpartition("NoAnswer: ")[2])
     if str(error).startswith("Caught "):
@@ -170,15 +156,6 @@ def explained(error: Exception, dataset: Records, processes: set[BaseProcess]) -
     return _lost(ended, dataset.names_at_hand(set(ended)))
 
 
-def _broken(cause: str) -> LoaderFault:
-    return LoaderFault(
-        f"an image broke while the run was under way: {cause}",
-        why="all images could be read before the first step; the file was changed since, or the disk fails",
-        fix=["mend or delete the file, then repeat the command:", shell_command()],
-        code=ExitCode.DATA,
-    )
-
-
 def _lost(ended: dict[int, int], names: list[str]) -> BaseException:
     pid, code = next(iter(ended.items()), ("unknown", 0))
     if code == -signal.SIGTERM:
@@ -189,10 +166,5 @@ def _lost(ended: dict[int, int], names: list[str]) -> BaseException:
     why = "a library crashed, most likely over an image: without loader processes (num_workers=0) it shows where"
     if code == -getattr(signal, "SIGKILL", 9):
         why = "most likely the memory was full: then the kernel ends a process (`dmesg` says so); kill -9 does the same"
-    return LoaderFault(
-        f"a loader process (pid {pid}) {how}",
-        where=f"it was reading {names[0]}" if names else "",
-        why=why,
-        fix=[f"{corrected(of_data('num_workers=1'))}   # fewer loader processes", shell_command()],
-        code=ExitCode.PROCESS_LOST,
-    )
+    fix = [f"{corrected(of_data('num_workers=1'))}   # fewer loader processes", shell_command()]
+    return _fault(f"a loader process (pid {pid}) {how}", why, names, fix)
