@@ -264,7 +264,7 @@ def free_port() -> int:
 
 def claim_path(config: Config) -> Path:
     """The folder of the run. Without name=, ranks that torchrun started take the name of the launch (--rdzv-id); without
-    that, rank 0 chooses a name and tells the others when they have met (shared_folder.py)."""
+    that, rank 0 chooses a name and tells the others when they have met (ranks.open_folder)."""
     name = config.name
     if launched_from_outside() and name is None:
         launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")

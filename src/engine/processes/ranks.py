@@ -1,4 +1,4 @@
-"""The ranks of a run and what they do together outside of a training step: meet, compare, wait for the first.
+"""The ranks of a run and what they do together outside of a training step: meet, compare, open the folder, wait for the first.
 
 run.py is the same program in every process. Torchrun's environment variables, which src/engine/processes/launching.py sets too,
 make a process one of several in `joined`; a process without them is alone, and nothing here waits.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +27,9 @@ from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected, shell_command
 from src.engine.memory.out_of_memory import free
 from src.engine.processes.launching import CONNECTION_LOST, STORE
+from src.engine.runs import logs
 from src.engine.runs.errors import ExitCode, Terminated, UserError
+from src.engine.runs.run_dir import RunFolder, note_opened
 from src.engine.runs.run_settings import flat
 
 Result = TypeVar("Result")
@@ -247,3 +251,27 @@ def is_loss_of_a_process(error: RuntimeError) -> bool:
     """Whether an exchange between ranks failed, for a reason outside of this rank."""
     words = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "caused pair closure", "NCCL")
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
+
+
+@contextmanager
+def open_folder(ranks: Ranks, path: Path, config: dict[str, Any], resume: str) -> Iterator[RunFolder]:
+    """Opens the run's folder, whose path rank 0 decides. Each rank has a log there.
+
+    config: the whole config as plain values. Raises UserError if it differs between the ranks, if a rank does not see the
+    folder, and for the reasons of RunFolder.open.
+    """
+    ranks.check_same("settings", config)
+    path = Path(ranks.told_by_first(lambda: str(path)))
+    with RunFolder.open(path, config, resume, writes=ranks.is_first) as folder:
+        ranks.told_by_first(lambda: None)  # it exists from here on
+        if not (path / "config.yaml").exists():
+            raise UserError(
+                f"{path} is not the same folder on all machines",
+                where=f"{path.absolute()} on {platform.node()}",
+                why="the first process has made it, and this one does not see it; all read the checkpoints in it",
+                fix=corrected("runs_dir=/a/folder/that/all/machines/share"),
+                code=ExitCode.NO_INPUT,
+            )
+        note_opened(path)
+        with logs.to_file(path / ("train.log" if ranks.is_first else f"rank{ranks.rank}.log")):
+            yield folder

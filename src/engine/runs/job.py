@@ -16,8 +16,7 @@ from src.engine import features
 from src.engine.commands.config_checks import without_effect
 from src.engine.commands.schema import Config
 from src.engine.memory.gpus import device_count
-from src.engine.processes.ranks import Ranks, joined
-from src.engine.processes.shared_folder import open_folder
+from src.engine.processes.ranks import Ranks, joined, open_folder
 from src.engine.runs import seeding
 from src.engine.runs.machine import begin_peak, choose_devices, set_threads
 from src.engine.runs.reading import newest_position

@@ -85,7 +85,10 @@ def load_pretrained(
     with torch.no_grad():  # tensor by tensor: exactly the tensors that fit.values counted
         for key, value in values.items():
             own[key].copy_(value)
-    random = [key for key in fit.missing if _learned(backbone, key)]
+    learned = dict(
+        backbone.named_parameters(remove_duplicate=False)
+    )  # and BatchNorm's statistics; other buffers are computed
+    random = [key for key in fit.missing if key in learned or key.endswith(("running_mean", "running_var"))]
     if random:
         log.warning(
             f"{path.name} lacks {len(random)} of the {fit.counted} tensors of {name}. They begin with random values: "
@@ -104,13 +107,6 @@ def _local(weights: str) -> tuple[Path, str]:
         return path, str(read_json(card).get("sha256", ""))
     except (ValueError, OSError) as error:
         raise damaged(card, f"{type(error).__name__}: {error}") from error
-
-
-def _learned(backbone: nn.Module, key: str) -> bool:
-    """Whether a value comes from training: a parameter, or a statistic of BatchNorm. Other buffers are computed."""
-    return key.endswith(("running_mean", "running_var")) or key in dict(
-        backbone.named_parameters(remove_duplicate=False)
-    )
 
 
 def _line(fit: Match, path: Path, sha256: str) -> str:
