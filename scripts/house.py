@@ -24,6 +24,7 @@ SRC = ROOT / "src"
 PRIVATE_NAMES = ROOT / "tests/house/private_names.txt"
 SILENT_NAMES = ROOT / "tests/house/silent_names.txt"
 LIMITS = ROOT / "tests/house/limits.txt"
+SLOW = ROOT / "tests/slow.txt"
 
 LIMIT = {
     "file_lines": 300,
@@ -248,7 +249,10 @@ def shrink() -> None:
         kind, place, number = line.split()
         return f"{kind} {place} {min(int(number), over[kind, place])}" if (kind, place) in over else None
 
-    for file, keep in ((PRIVATE_NAMES, private), (SILENT_NAMES, silent), (LIMITS, limit)):
+    def slow(line: str) -> str | None:
+        return line if (ROOT / line.partition("::")[0]).exists() else None
+
+    for file, keep in ((PRIVATE_NAMES, private), (SILENT_NAMES, silent), (LIMITS, limit), (SLOW, slow)):
         lines = [line if line.startswith("#") else keep(line) for line in file.read_text().splitlines()]
         file.write_text("".join(f"{line}\n" for line in lines if line is not None))
 

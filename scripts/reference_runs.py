@@ -68,6 +68,7 @@ STAGES = [
 ]
 POSITIONS = ["checkpoint.every_n_steps=1", "checkpoint.background=false"]
 TWO = ["trainer.devices=2", "trainer.threads=2"]
+SWEEP = ["-m", "hydra/launcher=ray_tune", "optimizer.lr=1e-3,3e-3"]
 
 
 Train = Callable[[list[str], Path, dict[str, str]], subprocess.CompletedProcess[str]]
@@ -98,11 +99,11 @@ REFERENCES = {
     "bf16": reference(*SMALL, "precision=bf16"),
     "parts": Reference([[*SMALL, "name=run"]], disturbed="out of memory"),
     "continued": Reference([[*SMALL, *POSITIONS, "name=run"]] * 2, disturbed="killed"),
-    "dp": reference(*SMALL, *TWO, "strategy=dp"),
+    "dp": reference(*SMALL, *TWO, "strategy=dp"),  # room: dp
     "ddp": reference(*SMALL, *TWO, "strategy=ddp"),
-    "model_parallel": reference(*STAGES, "strategy=model_parallel"),
-    "pipeline": reference(*STAGES, "strategy=pipeline"),
-    "sweep": reference(*SMALL, "-m", "hydra/launcher=ray_tune", "optimizer.lr=1e-3,3e-3", runs=("run/0", "run/1")),
+    "model_parallel": reference(*STAGES, "strategy=model_parallel"),  # room: pipeline
+    "pipeline": reference(*STAGES, "strategy=pipeline"),  # room: pipeline
+    "sweep": reference(*SMALL, *SWEEP, runs=("run/0", "run/1")),  # room: sweeps
 }
 
 

@@ -113,6 +113,11 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+def of_room(room: str, *values: object):
+    """A case of a parametrized test that needs an optional room."""
+    return pytest.param(*values, marks=pytest.mark.needs(room))
+
+
 def check_error(done: Done, code: int, *culprits: str) -> None:
     """A user's mistake gets this exit code and at most 15 lines that name the culprits; suggested commands parse."""
     assert done.code == code, done.text

@@ -9,7 +9,10 @@ import pytest
 from scripts.reference_runs import REFERENCES, run
 from src.engine.steps.precision import cpu_has_bf16
 from tests import warm
+from tests.conftest import of_room
 from tests.warm import ROOT
+
+ROOMS = {"dp": "dp", "model_parallel": "pipeline", "pipeline": "pipeline", "sweep": "sweeps"}
 
 
 @cache
@@ -17,7 +20,14 @@ def done(name: str) -> dict:
     return run(REFERENCES[name], ROOT, lambda words, *where: warm.run("src.train", words, *where, timeout=300))
 
 
-@pytest.mark.parametrize("name", [name for name in REFERENCES if name not in ("pretrained", "continued")])
+CASES = [
+    of_room(ROOMS[name], name) if name in ROOMS else name
+    for name in REFERENCES
+    if name not in ("pretrained", "continued")
+]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_a_run_leaves_a_model_and_metrics(name):
     """Left out: the first run of the README is tested there, and the continued run below."""
     if name == "bf16" and not cpu_has_bf16():

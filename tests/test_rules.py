@@ -10,35 +10,36 @@ from src.engine.commands import config_checks
 from src.engine.commands.command_line import CONF
 from src.engine.runs.job import computing_at_once
 from src.engine.runs.machine import choose_devices, set_threads
-from tests.conftest import SMALL, check_error
+from tests.conftest import SMALL, check_error, of_room
 
 SPLIT = ("model=model_parallel_resnet50", "model.weights=none", "trainer.accelerator=cpu")
+PIPELINE = (*SPLIT, "strategy=pipeline", "trainer.devices=2")
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
 MISTAKES = [
     (["trainer.devices=2"], "strategy=single does not go with trainer.devices=2"),
     (["strategy=ddp", "trainer.devices=0"], "trainer.devices=0 is out of range"),
     (["strategy=ddp", "trainer.devices=[0,0]"], "trainer.devices=[0,0] is out of range"),
     (["strategy=ddp", "trainer.devices=two"], "trainer.devices=two is out of range"),
-    (["strategy=dp", "trainer.num_nodes=2"], "strategy=dp does not go with trainer.num_nodes=2"),
+    of_room("dp", ["strategy=dp", "trainer.num_nodes=2"], "strategy=dp does not go with trainer.num_nodes=2"),
     (["strategy=ddp", "trainer.num_nodes=2"], "this command runs on one machine"),
     (["strategy=ddp", "trainer.devices=4", "data.batch_size=3"], "smaller than the number of devices, 4"),
-    (["strategy=dp", "trainer.devices=4", "data.batch_size=3"], "smaller than the number of devices, 4"),
-    (["strategy.micro_batches=2"], "strategy.micro_batches=2 has no effect with strategy=single"),
+    of_room("dp", ["strategy=dp", "trainer.devices=4", "data.batch_size=3"], "smaller than the number of devices, 4"),
+    of_room("pipeline", ["strategy.micro_batches=2"], "strategy.micro_batches=2 has no effect with strategy=single"),
     (["strategy.timeout_seconds=9"], "strategy.timeout_seconds=9.0 has no effect with strategy=single"),
     (["strategy=ddp", "strategy.sync_batchnorm=true"], "does not go with oom.policy=split"),
     (["strategy=ddp", "strategy.sync_batchnorm=true", "trainer.accelerator=cpu"], "trainer.accelerator=cpu"),
     (["strategy=ddp", "strategy.port=29500"], "strategy.port is not a setting"),
-    (["strategy=pipeline", "trainer.devices=2"], "strategy=pipeline needs a network that is split"),
-    ([*SPLIT], "model.split_at=[layer2] has no effect with strategy=single"),
-    ([*SPLIT, "strategy=model_parallel", "trainer.devices=3"], "2 stages do not fit 3 devices"),
-    ([*SPLIT, "strategy=model_parallel", "model.split_at=auto"], "1 stages do not fit 1 devices"),
-    ([*SPLIT, "strategy=pipeline", "trainer.devices=2", "data.batch_size=3"], "the number of micro-batches, 4"),
-    ([*SPLIT, "strategy=pipeline", "trainer.devices=2", "strategy.schedule=zigzag"], "strategy.schedule=zigzag"),
-    ([*SPLIT, "strategy=pipeline", "trainer.devices=2", "strategy.micro_batches=0"], "micro_batches=0 is out of range"),
-    ([*SPLIT, "strategy=pipeline", "trainer.devices=2", "data.batch_size=auto"], "data.batch_size=auto does not go"),
-    ([*SPLIT, "strategy=pipeline", "trainer.devices=2", "checkpoint.select=ema"], "checkpoint.select=ema does not go"),
-    ([*SPLIT, "strategy=pipeline", "trainer.devices=2", "model.backbone=resnet18"], "model.backbone=resnet18"),
-    ([*SPLIT, "strategy=pipeline", "trainer.devices=2", "model.split_at=layer2"], "is not a list of layers"),
+    of_room("pipeline", ["strategy=pipeline", "trainer.devices=2"], "strategy=pipeline needs a network that is split"),
+    of_room("pipeline", [*SPLIT], "model.split_at=[layer2] has no effect with strategy=single"),
+    of_room("pipeline", [*SPLIT, "strategy=model_parallel", "trainer.devices=3"], "2 stages do not fit 3 devices"),
+    of_room("pipeline", [*SPLIT, "strategy=model_parallel", "model.split_at=auto"], "1 stages do not fit 1 devices"),
+    of_room("pipeline", [*PIPELINE, "data.batch_size=3"], "the number of micro-batches, 4"),
+    of_room("pipeline", [*PIPELINE, "strategy.schedule=zigzag"], "strategy.schedule=zigzag"),
+    of_room("pipeline", [*PIPELINE, "strategy.micro_batches=0"], "micro_batches=0 is out of range"),
+    of_room("pipeline", [*PIPELINE, "data.batch_size=auto"], "data.batch_size=auto does not go"),
+    of_room("pipeline", [*PIPELINE, "checkpoint.select=ema"], "checkpoint.select=ema does not go"),
+    of_room("pipeline", [*PIPELINE, "model.backbone=resnet18"], "model.backbone=resnet18"),
+    of_room("pipeline", [*PIPELINE, "model.split_at=layer2"], "is not a list of layers"),
 ]
 
 
@@ -47,6 +48,7 @@ def test_a_mistake_is_answered_before_anything_is_started(command, words, named)
     check_error(command("train", *words), 64, named)
 
 
+@pytest.mark.needs("pipeline")
 def test_a_layer_that_does_not_exist_is_named(command):
     words = (*SMALL, *SPLIT, "model.backbone=resnet50", "strategy=model_parallel", "trainer.devices=2")
     check_error(command("train", *words, "model.split_at=[layer9]"), 64, "cannot be split after 'layer9'", "layer3.5")
@@ -55,7 +57,8 @@ def test_a_layer_that_does_not_exist_is_named(command):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["strategy=dp", "trainer.devices=2"], "strategy=dp does not go with torchrun"),
+        of_room("dp", ["strategy=dp", "trainer.devices=2"], "strategy=dp does not go with torchrun"),
+        (["strategy=single"], "strategy=single does not go with torchrun"),
         (["strategy=ddp", "trainer.devices=3"], "is not what was started"),
     ],
 )
@@ -94,7 +97,7 @@ def test_srun_without_the_script_is_noticed(command):
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="this machine has a GPU")
 def test_several_devices_without_a_gpu(command):
-    done = command("train", *SMALL, "strategy=dp", "trainer.devices=2")
+    done = command("train", *SMALL, "strategy=ddp", "trainer.devices=2")
     check_error(done, 69, "trainer.devices=2, but this machine has no GPU", "trainer.devices=2 trainer.accelerator=cpu")
 
 
@@ -102,11 +105,11 @@ def test_several_devices_without_a_gpu(command):
     ("words", "at_once"),
     [
         (["strategy=single"], 1),
-        (["strategy=dp", "trainer.devices=2"], 1),
+        of_room("dp", ["strategy=dp", "trainer.devices=2"], 1),
         (["strategy=ddp", "trainer.devices=2"], 2),
-        ([*SPLIT, "strategy=model_parallel", "trainer.devices=2"], 1),
-        ([*SPLIT, "strategy=model_parallel", "trainer.devices=2", "strategy.micro_batches=4"], 2),
-        ([*SPLIT, "strategy=pipeline", "trainer.devices=2"], 2),
+        of_room("pipeline", [*SPLIT, "strategy=model_parallel", "trainer.devices=2"], 1),
+        of_room("pipeline", [*SPLIT, "strategy=model_parallel", "trainer.devices=2", "strategy.micro_batches=4"], 2),
+        of_room("pipeline", [*PIPELINE], 2),
     ],
 )
 def test_the_threads_of_a_job_are_divided_among_those_that_compute_at_once(monkeypatch, words, at_once):

@@ -71,7 +71,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return train
 
 
-@pytest.mark.parametrize("name", [pytest.param("dp", marks=NUMBERS), pytest.param("ddp", marks=NUMBERS), "ddp3"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("dp", marks=[NUMBERS, pytest.mark.needs("dp")]), pytest.param("ddp", marks=NUMBERS), "ddp3"]
+)
 def test_the_result_is_that_of_one_device(trained, name):
     runs = trained("single"), trained(name)
     one, other = (read_metrics(run / "metrics.csv") for run in runs)

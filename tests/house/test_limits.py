@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from scripts import house
+from scripts.remove_feature import files_of
+from src.engine.features import FEATURES
 
 
 def test_nothing_new_is_over_a_limit():
@@ -42,3 +44,14 @@ def test_the_slow_tests_exist():
         file, _, test = line.partition("::")
         text = (house.ROOT / file).read_text()
         assert f"def {test.partition('[')[0]}" in text, f"{line} is gone: take it out of tests/slow.txt"
+
+
+def test_only_a_room_imports_a_room():
+    """src/features.py apart, where its line is: else the room could not be removed."""
+    for feature in FEATURES:
+        without_it = [feature, *(other for other in FEATURES if feature.name in other.needs)]
+        own = {path.relative_to(house.ROOT).as_posix() for room in without_it for path in files_of(room)}
+        modules = {house.module_name(file) for file in own if file.startswith("src/")}
+        for file, tree in house.trees().items():
+            if file not in own and file != "src/features.py":
+                assert not house.imports(tree, everywhere=True) & modules, f"{file} imports the room {feature.name}"

@@ -17,7 +17,7 @@ from src.engine.commands import command_line, config_checks
 from src.engine.commands.command_line import CONF
 from src.engine.commands.schema import KNOBS
 from src.engine.runs.errors import ExitCode, UserError
-from tests.conftest import ROOT, check_error, command_environment
+from tests.conftest import ROOT, check_error, command_environment, of_room
 
 MISTAKES = [  # the words, and what the answer must name
     (["data.batchsize=4"], "did you mean data.batch_size?"),
@@ -129,7 +129,7 @@ def test_help_says_what_there_is(command):
         assert {file.stem for file in group.glob("*.yaml")} <= offered, f"--help does not list all of {group.name}"
 
 
-@pytest.mark.parametrize("name", ["evaluate", "predict", "export"])
+@pytest.mark.parametrize("name", ["evaluate", "predict", of_room("export", "export")])
 def test_the_other_commands_help_too(command, name):
     done = command(name, "--help")
     assert done.code == 0
@@ -209,7 +209,9 @@ def test_a_warning_where_a_phase_is_never_reached(caplog):
     assert "never reached" in caplog.text
 
 
-@pytest.mark.parametrize("sweep", [[], ["hydra/launcher=ray_tune"], ["hydra/sweeper=ray_tune"]])
+@pytest.mark.parametrize(
+    "sweep", [[], of_room("sweeps", ["hydra/launcher=ray_tune"]), of_room("sweeps", ["hydra/sweeper=ray_tune"])]
+)
 def test_a_sweep_that_would_lead_out_of_runs_dir_writes_nothing(tmp_path, monkeypatch, sweep):
     """Hydra writes into the folder of a sweep before its first job is looked at."""
     monkeypatch.chdir(tmp_path)

@@ -20,7 +20,7 @@ from src.engine.commands.hydra_words import for_hydra
 from src.engine.commands.stray_words import split
 from src.engine.commands.suggestions import CONF
 from src.engine.runs.errors import UserError
-from tests.conftest import parses
+from tests.conftest import of_room, parses
 
 OTHERS = ["model.head=mlp", "name=it's me (1)"]  # what must stand in every fix
 WRONG = [  # the words, what the answer names, and the words of its first fix beside the others
@@ -76,7 +76,7 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("+seed=3", "+seed adds a setting that exists", "seed=3"),
     ("~data.root", "~data.root takes a setting away", "data.root=null"),
     ("optimzer.lr=1", "did you mean optimizer.lr?", "optimizer.lr=1"),
-    ("optimizer.scheduler=1f1b", "did you mean strategy.schedule?", "strategy.schedule=1f1b"),
+    of_room("pipeline", "optimizer.scheduler=1f1b", "did you mean strategy.schedule?", "strategy.schedule=1f1b"),
     ("+data.batchsize=4", "did you mean data.batch_size?", "data.batch_size=4"),
     ("runs_dir=${sede}", "${sede} is not a setting; did you mean ${seed}?", "'runs_dir=${seed}'"),
     ("seed=0,1", "seed has several values", "-m seed=0,1"),
@@ -85,22 +85,22 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("hydra.sweep.dir=x", "hydra.sweep.dir has no effect without -m", "-m hydra.sweep.dir=x"),
     ("-m hydra.sweep.dir=/tmp/x", "hydra.sweep.dir=/tmp/x leads out of runs_dir", "-m runs_dir=/tmp/x"),
     ("-m hydra.sweep.subdir=../x", "hydra.sweep.subdir=../x leads out of runs_dir", "-m"),
-    ("experiment=tune_hea", "did you mean experiment=tune_head?", "experiment=tune_head"),
-    ("experiment=tune_head,tune_finetune", "would run tune_head and", "experiment=tune_head"),
+    of_room("sweeps", "experiment=tune_hea", "did you mean experiment=tune_head?", "experiment=tune_head"),
+    of_room("sweeps", "experiment=tune_head,tune_finetune", "would run tune_head and", "experiment=tune_head"),
     ("experiment=null", "experiment=null is not a choice", ""),
     ("data.background=1,2,3", "data.background has several values", "'data.background=[1,2,3]'"),
     ("seed=1e3", "seed is a whole number", "seed=1000"),
     ("' seed=1'", "cannot be read; did you mean seed?", "seed=1"),
     ("-c jobs", "-c is to show job, hydra or all", "--cfg job"),
     ("-m runs_dir=a,b seed=0,1", "runs_dir has several values", "-m runs_dir=a seed=0,1"),
-    ("-m experiment=tune_head,tune_finetune", "would run tune_head and", "-m experiment=tune_head"),
-    ("-m hydra/launcher=basic,ray_tune seed=0,1", "hydra/launcher has several values", "-m hydra/launcher=basic seed=0,1"),
+    of_room("sweeps", "-m experiment=tune_head,tune_finetune", "would run tune_head and", "-m experiment=tune_head"),
+    of_room("sweeps", "-m hydra/launcher=basic,ray_tune", "hydra/launcher has several values", "-m hydra/launcher=basic"),
     ("data.root=somewhere", "has no effect with data=digits", "data=image_folder data.root=somewhere"),
     ("optimizer.momentum=0.9", "does not go with optimizer=adamw", "optimizer=sgd optimizer.momentum=0.9"),
     ("checkpoint.ema_decay=0.9", "has no effect with checkpoint.select=best", "checkpoint.select=ema checkpoint.ema_decay=0.9"),
     ("checkpoint.monitor=val/accuracy", "is not a choice", "checkpoint.monitor=val/acc"),
     ("trainer.devices=2", "strategy=single does not go with trainer.devices=2", "trainer.devices=1"),
-    ("strategy=pipeline", "needs a network that is split", "strategy=pipeline"),
+    of_room("pipeline", "strategy=pipeline", "needs a network that is split", "strategy=pipeline"),
     ("--no-debug", "did you mean debug=false?", "debug=false"),
     ("--no-pretrained", "did you mean model.weights=none?", "model.weights=none"),
     ("--cpu", "did you mean trainer.accelerator=cpu?", "trainer.accelerator=cpu"),
@@ -159,7 +159,7 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     OmegaConf.register_new_resolver("sweep_name", lambda name, _: name or "sweep", replace=True)
 
 
-@pytest.mark.parametrize(("typed", "named", "fixed"), WRONG, ids=[one[0] for one in WRONG])
+@pytest.mark.parametrize(("typed", "named", "fixed"), WRONG, ids=[getattr(one, "values", one)[0] for one in WRONG])
 def test_the_fix_is_the_command_corrected(typed, named, fixed, monkeypatch):
     words = [*(shlex.split(typed) if "{" not in typed or "$" in typed else typed.split()), *OTHERS]
     monkeypatch.setenv("TRAIN_COMMAND", shlex.join(["python", "-m", "src.train", *words]))
@@ -260,9 +260,13 @@ def test_a_key_given_twice_is_said(caplog):
 def test_options_may_stand_between_settings():
     assert split(["seed=1", "-m", "--cfg", "job", "a=1"]) == (["-m", "--cfg", "job"], ["seed=1", "a=1"])
     assert word_checks.is_sweep(["seed=1", "-m"])
+    assert not word_checks.is_sweep(["experiment=linear_probe"])
+
+
+@pytest.mark.needs("sweeps")
+def test_a_recipe_may_be_a_sweep():
     assert word_checks.is_sweep(["experiment=tune_head"])
     assert not word_checks.is_sweep(["experiment=tune_head", "hydra.mode=RUN"])
-    assert not word_checks.is_sweep(["experiment=linear_probe"])
 
 
 @pytest.mark.parametrize("name", ["../x", "..", ".", "/tmp/x", "a/../../b"])

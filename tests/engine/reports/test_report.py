@@ -19,7 +19,7 @@ from src.engine.reports import plots, report
 from src.engine.reports.report import write_report
 from src.engine.runs.files import write_csv, write_json, write_text
 from src.engine.runs.tables import write_confusion
-from tests.conftest import ROOT, command_environment
+from tests.conftest import ROOT, SMALL, command_environment
 
 METRICS = {
     "val/loss": 0.31254,
@@ -404,3 +404,13 @@ def test_matplotlib_waits_for_the_first_report():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=command_environment()
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_page_is_there_before_the_result_and_is_made_again_where_it_is_missing(command, tmp_path):
+    run = tmp_path / "runs" / "one"
+    assert command("train", *SMALL, "name=one", "trainer.max_epochs=1").code == 0
+    assert (run / "result.json").stat().st_mtime_ns >= (run / "report.html").stat().st_mtime_ns
+    (run / "report.html").unlink()  # as where the disk was full just then
+    again = command("train", *SMALL, "name=one", "trainer.max_epochs=1")
+    assert "finished already" in again.out
+    assert (run / "report.html").exists()
