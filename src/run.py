@@ -31,7 +31,6 @@ from src.engine.runs.model_readme import Origin, model_readme
 from src.engine.runs.progress import Throughput
 from src.engine.runs.selection import Chosen, choose_weights, find_callback
 from src.engine.runs.tables import print_result
-from src.engine.runs.taking_up import taking_up
 from src.models.classifier import build_classifier
 from src.task import Task, build_task
 from src.trainer import build_trainer
@@ -82,7 +81,7 @@ def fit(job: Job, trainer: L.Trainer, model: L.LightningModule, data: ImageData)
     start = job.resume_point
     if start is not None:
         log.info(f"continuing from {start}")
-    with explained(trainer), taking_up(trainer, start):
+    with explained(trainer, start):
         trainer.fit(model, data, ckpt_path=start, weights_only=True)
 
 

@@ -17,15 +17,13 @@ from src.engine import features
 from src.engine.commands.user_command import corrected
 from src.engine.memory.memory_log import MemoryLog
 from src.engine.processes.sync_batchnorm import SyncedBatchNorm
-from src.engine.runs.averaging import WeightAverage
-from src.engine.runs.checkpoint_selection import BestCheckpoint
+from src.engine.runs.checkpoint_selection import BestCheckpoint, WeightAverage
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
-from src.engine.runs.limits import StopAtMaxSteps
 from src.engine.runs.metrics_csv import EpochRow, MetricsCsv
 from src.engine.runs.non_finite import NonFinite
 from src.engine.runs.own_callbacks import own_callback
-from src.engine.runs.position import PositionCheckpoint, StopOnSignal
+from src.engine.runs.position import PositionCheckpoint, StopAtMaxSteps, StopOnSignal
 from src.engine.runs.progress import EpochBar, EpochLines, Throughput
 from src.engine.runs.writing import DurableCheckpointIO
 from src.engine.steps.out_of_memory import OutOfMemory
@@ -57,7 +55,7 @@ def build_trainer(job: Job, task: Task) -> L.Trainer:
         default_root_dir=folder,
         use_distributed_sampler=False,  # src/engine/images/sampler.py divides the batches
         num_sanity_val_steps=0,  # the first validation comes soon enough, and this one would move random states
-        enable_model_summary=False,  # src/engine/runs/summary.py writes a better one
+        enable_model_summary=False,  # src/engine/runs/introduction.py writes a better one
         enable_progress_bar=False,  # src/engine/runs/progress.py has one
         log_every_n_steps=10**9,  # everything is logged once per epoch
     )

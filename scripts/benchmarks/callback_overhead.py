@@ -31,8 +31,7 @@ from src.data.module import ImageData
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.memory.memory_log import MemoryLog
 from src.engine.memory_growth.memory_growth import MemoryGrowth  # room: memory_growth
-from src.engine.runs.averaging import WeightAverage
-from src.engine.runs.checkpoint_selection import BestCheckpoint
+from src.engine.runs.checkpoint_selection import BestCheckpoint, WeightAverage
 from src.engine.runs.position import PositionCheckpoint, StopOnSignal
 from src.engine.runs.progress import Throughput
 from src.engine.runs.writing import DurableCheckpointIO

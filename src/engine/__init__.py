@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-VERSION = 2
+VERSION = 3
 
 
 def require(version: int) -> None:

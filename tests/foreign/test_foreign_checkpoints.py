@@ -12,9 +12,9 @@ import torch
 
 from src.engine.runs.checksum import save_with_checksum
 from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.fit_errors import explained
 from src.engine.runs.reading import flaw, newest_position
 from src.engine.runs.selection import best_weights
-from src.engine.runs.taking_up import taking_up
 
 
 class Steps(L.LightningModule):
@@ -47,7 +47,7 @@ def fit(folder: Path, epochs: int, start: Path | None = None) -> L.Trainer:
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    with taking_up(trainer, start):
+    with explained(trainer, start):
         trainer.fit(Steps(), ckpt_path=start, weights_only=True)
     return trainer
 

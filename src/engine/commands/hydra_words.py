@@ -32,7 +32,16 @@ def is_text(key: str) -> bool:
 
 def for_hydra(words: Sequence[str], *, multirun: bool) -> list[str]:
     """The words with Hydra's quotes where a text needs them. multirun: whether they are a sweep's."""
-    return [_for_hydra(word, multirun) for word in words]
+    quoted = []
+    for word in words:
+        key, sign, value = word.partition("=")
+        name = key.lstrip("+")
+        if sign and is_text(name):
+            word = f"{key}={_value(name, value, multirun)}"
+        elif sign and re.fullmatch(r"(['\"])\d+\1", value):
+            word = f"{key}={value[1:-1]}"  # a number, for settings that may be a word too (data.batch_size)
+        quoted.append(word)
+    return quoted
 
 
 def parsed(word: str) -> Override | None:
@@ -54,16 +63,6 @@ def without_quotes(word: str) -> str:
     key, _, value = word.partition("=")
     plain = f"{key}={unquoted(value)}"
     return plain if for_hydra([plain], multirun=False) == [word] else word
-
-
-def _for_hydra(word: str, multirun: bool) -> str:
-    key, sign, value = word.partition("=")
-    name = key.lstrip("+")
-    if sign and is_text(name):
-        return f"{key}={_value(name, value, multirun)}"
-    if sign and re.fullmatch(r"(['\"])\d+\1", value):
-        return f"{key}={value[1:-1]}"  # a number, for settings that may be a word too (data.batch_size)
-    return word
 
 
 def _value(key: str, value: str, multirun: bool) -> str:

@@ -65,7 +65,6 @@ def check_strays(words: Sequence[str]) -> None:
     options, settings = split(words)
     stray = next((word for word in settings if _is_stray(word, settings)), None)
     if stray is None:
-        _check_cfg(words)
         return
     is_flag = _is_flag(stray)
     mended, meant = _mended(settings, stray)
@@ -94,21 +93,6 @@ def _is_stray(word: str, settings: Sequence[str]) -> bool:
         place = settings.index(word)
         return place > 0 and settings[place - 1] in _keys()
     return "=" not in word or _is_flag(word) or word[0] in QUOTES
-
-
-def _check_cfg(words: Sequence[str]) -> None:
-    """--cfg must be told whose config it shows; Hydra checks its other options."""
-    for place, word in enumerate(words):
-        name, sign, value = word.partition("=")
-        shown = value if sign else "".join(words[place + 1 : place + 2])
-        if name in ("--cfg", "-c") and shown not in ("job", "hydra", "all"):
-            rest = words[place + 1 :] if sign or "=" in shown else words[place + 2 :]
-            raise UserError(
-                f"{name} is to show job, hydra or all" + (f", and {shown!r} is none of them" if shown else ""),
-                why="job is the config of the run: every setting with its value",
-                fix=rewritten([*words[:place], "--cfg", "job", *rest]),
-                code=ExitCode.USAGE,
-            )
 
 
 def _mended(settings: Sequence[str], stray: str) -> tuple[list[str] | None, list[str]]:

@@ -29,7 +29,7 @@ from src.engine.memory.out_of_memory import free
 from src.engine.processes.launching import CONNECTION_LOST, STORE
 from src.engine.runs import logs
 from src.engine.runs.errors import ExitCode, Terminated, UserError
-from src.engine.runs.run_dir import RunFolder, note_opened
+from src.engine.runs.run_dir import RunFolder
 from src.engine.runs.run_settings import flat
 
 Result = TypeVar("Result")
@@ -272,6 +272,5 @@ def open_folder(ranks: Ranks, path: Path, config: dict[str, Any], resume: str) -
                 fix=corrected("runs_dir=/a/folder/that/all/machines/share"),
                 code=ExitCode.NO_INPUT,
             )
-        note_opened(path)
         with logs.to_file(path / ("train.log" if ranks.is_first else f"rank{ranks.rank}.log")):
             yield folder

@@ -1,22 +1,29 @@
-"""The best epochs and their files: best.ckpt, and epoch-0007.ckpt for each of the best k where k is more than 1."""
+"""The weights that a run can end with: the files of the best epochs (best.ckpt, and epoch-0007.ckpt for each of the best k
+where k is more than 1), and the moving average."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from src.engine.commands.schema import METRICS
-from src.engine.runs.reading import flaw, read_checkpoint
+from src.engine.runs.reading import FOREIGN, flaw, read_checkpoint
 
 log = logging.getLogger(__name__)
 
 BEST = "best.ckpt"
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -74,16 +81,30 @@ class BestCheckpoint(CheckpointCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A continued run has its ranking from the last position, but cannot choose an epoch whose weights are lost."""
-        reasons = trainer.strategy.broadcast([why_lost(self.folder, score.epoch, self.top_k) for score in self.kept])
-        lost = [why for why in reasons if why]
-        if lost:
-            log.warning(f"The weights of some of the best epochs are lost ({'; '.join(lost)}): others are chosen.")
-            self.kept = [score for score, why in zip(self.kept, reasons, strict=True) if not why]
+        if lost := trainer.strategy.broadcast(self._lost()):
+            log.warning(
+                f"The weights of some of the best epochs are lost ({'; '.join(lost.values())}): others are chosen."
+            )
+            self.kept = [score for score in self.kept if score.epoch not in lost]
         kept = {epoch_file(self.folder, score.epoch) for score in self.kept}
         newest = epoch_file(self.folder, trainer.current_epoch)
         for path in self.folder.glob("epoch-*.ckpt"):  # left behind by a run that was killed
             if path not in kept and path < newest:
                 trainer.strategy.remove_checkpoint(path)
+
+    def _lost(self) -> dict[int, str]:
+        """Those of the best epochs whose weights cannot be read -> why."""
+        own_files = {score.epoch: epoch_file(self.folder, score.epoch) for score in self.kept}
+        files, flaws = weight_files(self.folder, own_files if self.top_k > 1 else ())
+        if self.top_k == 1:
+            own_files = dict.fromkeys(own_files, self.folder / BEST)
+            # Of a later epoch, whose position was not written any more: that epoch is trained again.
+            own_files = {epoch: path for epoch, path in own_files.items() if max(files, default=epoch) <= epoch}
+        return {
+            epoch: f"epoch {epoch + 1}: {path.name} {flaws.get(path, 'holds another epoch')}"
+            for epoch, path in own_files.items()
+            if epoch not in files
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"kept": [list(score.goodness) for score in self.kept]}
@@ -92,25 +113,78 @@ class BestCheckpoint(CheckpointCallback):
         self.kept = [Score(metric, -loss, -epoch) for metric, loss, epoch in state_dict["kept"]]
 
 
+class WeightAverage(L.Callback):
+    """Keeps decay * average + (1 - decay) * weights, step by step (Polyak and Juditsky, 1992). Training does not see it.
+
+    It is part of the position that is saved, so that a continued run has the same average. Lightning's
+    EMAWeightAveraging would validate, and choose the best epoch, by the average instead of the weights.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.average: torch.nn.Module  # a copy of the network, with the averaged weights
+        self._update = get_ema_multi_avg_fn(decay)
+        self._num_averaged = 0  # torch's AveragedModel counts on the GPU, and waits for it twice in every step
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.average = copy.deepcopy(pl_module.network)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.average.to(pl_module.device)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        network: Any = pl_module.network
+        if self._num_averaged == 0:
+            self.average.load_state_dict(network.state_dict())
+        else:
+            weights = [weight.detach().to(pl_module.device) for weight in network.parameters()]
+            self._update([tensor.detach() for tensor in self.average.parameters()], weights, self._num_averaged)
+            for kept, buffer in zip(self.average.buffers(), network.buffers(), strict=True):
+                kept.copy_(buffer)
+        self._num_averaged += 1
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The averaged state_dict of the network; its BatchNorm statistics are those of the last step's weights."""
+        return self.average.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the names that torch's AveragedModel gives them, as in older positions."""
+        average = {f"module.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        return {"average": {"n_averaged": torch.tensor(self._num_averaged)} | average}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        average = dict(state_dict["average"])
+        self._num_averaged = int(average.pop("n_averaged"))
+        self.average.load_state_dict({name.removeprefix("module."): tensor for name, tensor in average.items()})
+
+
 def epoch_file(folder: Path, epoch: int) -> Path:
     """The file with the weights of an epoch (counted from 0). In its name epochs are counted from 1, as on the screen."""
     return folder / f"epoch-{epoch + 1:04d}.ckpt"
 
 
-def file_of(folder: Path, epoch: int) -> Path | None:
-    """The intact file with the weights of one of the best epochs (counted from 0); None if there is none."""
-    for path in (epoch_file(folder, epoch), folder / BEST):
-        if flaw(path) is None and read_checkpoint(path)["epoch"] == epoch:
-            return path
-    return None
+def weight_files(
+    folder: Path, epochs: Iterable[int], own: State | None = None
+) -> tuple[dict[int, Path], dict[Path, str]]:
+    """best.ckpt and the files of `epochs`: the epoch that each intact one holds -> its path; and what the others lack.
+
+    own: a network's state, whose names and shapes the weights must have. All epochs are counted from 0.
+    """
+    files: dict[int, Path] = {}
+    flaws: dict[Path, str] = {}
+    for path in [folder / BEST, *(epoch_file(folder, epoch) for epoch in epochs)]:
+        if what := flaw(path) or (FOREIGN if own and _shapes(network_weights(path)) != _shapes(own) else None):
+            flaws[path] = what
+        else:
+            files.setdefault(read_checkpoint(path)["epoch"], path)
+    return files, flaws
 
 
-def why_lost(folder: Path, epoch: int, top_k: int) -> str:
-    """Why the weights of a best epoch cannot be read; "" if they can."""
-    if file_of(folder, epoch) is not None:
-        return ""
-    path = folder / BEST if top_k == 1 else epoch_file(folder, epoch)
-    what = flaw(path)
-    if what is None and top_k == 1 and read_checkpoint(path)["epoch"] > epoch:
-        return ""  # of a later epoch, whose position was not written any more: that epoch is trained again
-    return f"epoch {epoch + 1}: {path.name} {what or 'holds another epoch'}"
+def network_weights(path: Path) -> State:
+    """The network's part of a LightningModule's state_dict."""
+    state = read_checkpoint(path)["state_dict"]
+    return {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
+
+
+def _shapes(state: State) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}

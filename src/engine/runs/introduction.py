@@ -1,17 +1,20 @@
-"""The lines that a run prints before its first step."""
+"""The lines that a run prints before its first step, and model_summary.txt: the model's layers and tensors."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from pathlib import Path
 
 import torch
+import torchinfo
 
 from src.engine.images.labelled_images import LabelledImages
+from src.engine.runs.files import write_text
 from src.engine.runs.job import Job
-from src.engine.runs.summary import write_summary
 from src.engine.runs.task import RunTask
 from src.engine.runs.text import printable
+from src.engine.steps.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +42,41 @@ def introduce(job: Job, task: RunTask, steps: int) -> None:
     log.info("")
 
 
+def write_summary(path: Path, network: Network, image_size: int) -> str:
+    """Writes torchinfo's table at the real input size and the list of tensors; returns the line for the screen.
+
+    Trainable and frozen are counted as the network stands: in the first epoch.
+    """
+    info = torchinfo.summary(
+        network,
+        input_data=torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8),
+        col_names=("input_size", "output_size", "num_params", "trainable"),
+        depth=4,
+        verbose=0,
+        row_settings=("var_names",),
+    )
+    tensors = [
+        f"{name:<60} {tuple(tensor.shape)!s:<22} {str(tensor.dtype).removeprefix('torch.'):<10} {tensor.nbytes:>12,} bytes"
+        for name, tensor in network.state_dict().items()
+    ]
+    size = sum(tensor.nbytes for tensor in network.state_dict().values())
+    write_text(path, f"{info}\n\nstate_dict: {len(tensors)} tensors, {size:,} bytes\n" + "\n".join(tensors) + "\n")
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in network.parameters())
+    return (
+        f"{_count(total)} parameters, {_count(trained)} trained and {_count(total - trained)} frozen at first, "
+        f"images of {image_size}x{image_size}"
+    )
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 10**5 else f"{number:,}"
+
+
 def class_counts(images: LabelledImages) -> str:
     """'cats 120, dogs 80': every class with its number of images; of more than ten the largest and the smallest."""
-    counts = _totals(images)
+    of_splits = [images.counts(split) for split in images.splits]
+    counts = Counter({name: sum(numbers) for name, *numbers in zip(images.classes, *of_splits, strict=True)})
     shown = [f"{printable(name)} {counts[name]:,}" for name in images.classes]
     if len(shown) <= 10:
         return ", ".join(shown)
@@ -62,11 +97,6 @@ def uneven_classes(images: LabelledImages) -> str:
         f"{printable(largest)} has {counts[largest]:,}; their own numbers are little more than chance, and acc hides them: "
         "look at balanced_acc."
     )
-
-
-def _totals(images: LabelledImages) -> Counter[str]:
-    of_splits = [images.counts(split) for split in images.splits]
-    return Counter({name: sum(counts) for name, *counts in zip(images.classes, *of_splits, strict=True)})
 
 
 def _device_text(job: Job) -> str:

@@ -93,7 +93,7 @@ def _silence(stream: TextIO) -> None:
 def to_file(path: Path) -> Iterator[None]:
     """Inside, log messages and Python warnings also go to the file."""
     handler = _File(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(_InFile("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     for name in ("lightning.pytorch", "lightning.fabric"):  # they have handlers of their own
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -111,6 +111,9 @@ def to_file(path: Path) -> Iterator[None]:
 
 
 class _File(logging.FileHandler):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
     def handleError(self, record: logging.LogRecord) -> None:
         """A full disk must not fill the screen with a traceback per message."""
 
@@ -120,8 +123,17 @@ class _Screen(logging.StreamHandler):
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
-        self.addFilter(_worth_showing)
-        self.setFormatter(_Plain())
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_ours = record.name.startswith("src")
+        return is_ours or (record.levelno >= logging.WARNING and not record.name.startswith(IN_FILES))
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            source = "" if record.name.startswith("src") else f"{record.name}: "
+            text = f"{'WARNING' if record.levelno < logging.ERROR else 'ERROR'}  {source}{text}"
+        return printable_lines(text)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Lets the work go on if the reader went away (`| head`) or the disk is full; the run's log has all messages."""
@@ -129,21 +141,3 @@ class _Screen(logging.StreamHandler):
             _silence(self.stream)
         else:
             super().handleError(record)
-
-
-def _worth_showing(record: logging.LogRecord) -> bool:
-    return record.name.startswith("src") or (record.levelno >= logging.WARNING and not record.name.startswith(IN_FILES))
-
-
-class _InFile(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable_lines(super().format(record))
-
-
-class _Plain(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
-        if record.levelno < logging.WARNING:
-            return printable_lines(text)
-        source = "" if record.name.startswith("src") else f"{record.name}: "
-        return printable_lines(f"{'WARNING' if record.levelno < logging.ERROR else 'ERROR'}  {source}{text}")

@@ -67,11 +67,9 @@ class MetricsCsv(Logger):
             self._write()
 
     def _write(self) -> None:
-        names = dict.fromkeys(name for row in self.rows.values() for name in row)
-        columns = [name for name in FIRST_COLUMNS if name in names] + [
-            name for name in names if name not in FIRST_COLUMNS
-        ]
         rows = [self.rows[step] for step in sorted(self.rows)]
+        columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+        columns.sort(key=lambda name: (*FIRST_COLUMNS, name).index(name))  # the others stay in their order
         try:
             write_csv(self.path, columns, [[row.get(name, "") for name in columns] for row in rows])
         except OSError as error:  # the next write has all rows

@@ -87,7 +87,8 @@ def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> No
         )
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "model.safetensors"
-    write_atomically(weights, lambda file: file.write(save(_unshared(state))))
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    write_atomically(weights, lambda file: file.write(save(copies)))  # safetensors refuses tensors that share memory
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
     values = {"format": FORMAT, **card.to_dict(), "versions": versions, "sha256": sha256(weights)}
     write_json(folder / "model.json", values | {"checksum": _checksum(values)})
@@ -97,17 +98,6 @@ def _checksum(values: dict[str, Any]) -> str:
     """SHA-256 of the values of model.json without the checksum, whatever the layout of the file."""
     rest = {key: value for key, value in values.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in main memory; of two that share memory, which safetensors refuses, the second as a copy."""
-    tensors: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in state.items():
-        value = tensor.detach().cpu().contiguous()
-        tensors[name] = value.clone() if value.untyped_storage().data_ptr() in storages else value
-        storages.add(value.untyped_storage().data_ptr())
-    return tensors
 
 
 def load_model(folder: Path) -> tuple[ModelCard, dict[str, Tensor]]:

@@ -45,10 +45,13 @@ class PositionCheckpoint(CheckpointCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._time_is_up = SharedMaximum(trainer.strategy)  # clocks differ, but all ranks must save at the same step
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not _is_epochs_end(trainer) and self._is_due(trainer.global_step):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        if _is_epochs_end(trainer):
+            return
+        due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        if not due and self.every_n_minutes is not None:
+            due = bool(self._time_is_up.exchange(time.monotonic() - self._saved_at >= 60 * self.every_n_minutes))
+        if due:
             self.save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -57,13 +60,6 @@ class PositionCheckpoint(CheckpointCallback):
     def save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.path)
         self._saved_at, self.saved_step = time.monotonic(), trainer.global_step
-
-    def _is_due(self, step: int) -> bool:
-        if self.every_n_steps is not None and step % self.every_n_steps == 0:
-            return True
-        if self.every_n_minutes is None:
-            return False
-        return bool(self._time_is_up.exchange(time.monotonic() - self._saved_at >= 60 * self.every_n_minutes))
 
 
 class StopOnSignal(CheckpointCallback):
@@ -109,15 +105,13 @@ class StopOnSignal(CheckpointCallback):
                 self._pace.end_where_nothing_moves(number)
         elif self._pace.is_over and number == signal.SIGINT and self._patience:
             self._patience -= 1
-        elif number == signal.SIGINT or (not self._pace.is_over and self._pace.seconds_waited() > 1):
+        elif number == signal.SIGINT or (not self._pace.is_over and time.monotonic() - self._pace.signalled > 1):
             self._pace.is_over = True
             signals.end_begins(number)
             signals.kill_loaders()  # most likely one hangs
             raise signals.error_of(number)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         self._pace.moved()
         self._agreed = self._shared.exchange(self.received)
         if self._agreed and not _is_epochs_end(trainer):
@@ -126,10 +120,10 @@ class StopOnSignal(CheckpointCallback):
             self._stop(trainer)
         self._pace.loads = trainer.world_size == 1 and not _is_epochs_end(trainer)
 
-    def on_train_batch_start(self, *arguments: Any) -> None:
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self._pace.loads = False
 
-    def on_validation_batch_end(self, *arguments: Any) -> None:
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self._pace.moved()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -191,28 +185,22 @@ class Pace:
         self.is_over = False  # training ends, one way or the other
         self.loads = False  # between two steps: the next batch is being loaded
         self._last = 0.0  # time when a batch ended
-        self._longest = (
-            0.0  # seconds from the end of a batch to the end of the next, which includes starting the loaders
-        )
-        self._signalled = 0.0  # time of the signal
+        self._longest = 0.0  # seconds from the end of a batch to the end of the next, starting the loaders included
+        self.signalled = 0.0  # time of the signal
 
     def moved(self) -> None:
         """Called when a batch has ended."""
         now = time.monotonic()
         self._longest, self._last = max(self._longest, now - self._last if self._last else 0.0), now
 
-    def seconds_waited(self) -> float:
-        """Seconds since the signal."""
-        return time.monotonic() - self._signalled
-
     def end_where_nothing_moves(self, number: int) -> None:
         """Starts a thread that sends the signal again once a batch takes too long, and then ends the process if the main
         thread, waiting inside of a library, does not answer."""
-        self._signalled = time.monotonic()
+        self.signalled = time.monotonic()
         threading.Thread(target=self._watch, args=[number], daemon=True).start()
 
     def _watch(self, number: int) -> None:
-        while not self.is_over and time.monotonic() - max(self._last, self._signalled) < self._patience():
+        while not self.is_over and time.monotonic() - max(self._last, self.signalled) < self._patience():
             time.sleep(0.1)
         if not self.is_over:
             if not self.loads:
@@ -224,6 +212,21 @@ class Pace:
 
     def _patience(self) -> float:
         return LOADING_SECONDS if self.loads else SLOWNESS * self._longest + LEAST_SECONDS
+
+
+class StopAtMaxSteps(L.Callback):
+    """Ends training after trainer.max_steps. Lightning's own max_steps leaves the epoch without validating, and a run that
+    continues with it counts its epochs wrongly; should_stop validates first."""
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = trainer.global_step >= self.max_steps  # a run continued from its last step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step >= self.max_steps:
+            trainer.should_stop = True
 
 
 def _is_epochs_end(trainer: L.Trainer) -> bool:

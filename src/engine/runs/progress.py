@@ -58,16 +58,14 @@ class EpochBar(L.Callback):
         if self._bar is not None:
             self._bar.advance(self._task)
 
-    def on_validation_batch_end(self, *args: Any) -> None:
-        self.on_train_batch_end()
+    on_validation_batch_end = on_train_batch_end
 
     def on_train_epoch_end(self, *args: Any) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
-    def on_exception(self, *args: Any) -> None:
-        self.on_train_epoch_end()
+    on_exception = on_train_epoch_end
 
 
 class Throughput(L.Callback):

@@ -5,13 +5,17 @@ What is in it: README.md, 'A run's folder'.
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
+import platform
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,6 @@ from src.engine.commands.user_command import corrected, shell_command
 from src.engine.runs.errors import ExitCode, Terminated, UserError
 from src.engine.runs.files import cannot_write, locked, remove_leftovers, write_json, write_text
 from src.engine.runs.plain_values import check, limited, read_json
-from src.engine.runs.provenance import environment
 from src.engine.runs.run_names import free_name, new_name
 from src.engine.runs.run_settings import flat, refuse_other_settings, stored_settings
 from src.engine.runs.text import printable, shell_word
@@ -45,7 +48,8 @@ BEFORE_THE_FIRST_STEP = [
     "tensorboard/hparams.yaml",
 ]
 LISTS_OF_MESSAGES = ("error.log", "bad_images.txt", "copies.txt")  # files that an error message names
-_opened: list[Path] = []  # the folder that this process writes
+PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow", "timm", "ray")  # of environment.json
+_opened: list[Path] = []  # the folder of this process's run
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class RunFolder:
         be continued (resume: 'never').
         """
         if not writes:
+            _opened[:] = [path]
             yield cls(path, config)
             return
         _opened.clear()
@@ -193,13 +198,8 @@ class RunFolder:
         return result | {"name": self.path.name, "command": shell_command(), "wall_seconds": seconds}
 
 
-def note_opened(path: Path) -> None:
-    """Makes the folder this process's too: rank 0 opens it, and the other ranks are told its path."""
-    _opened[:] = [path]
-
-
 def opened() -> Path | None:
-    """The folder of the run that this process writes, or that an error has just ended: the traceback goes there."""
+    """The folder of this process's run, also when an error has just ended it: the traceback goes there."""
     return _opened[0] if _opened else None
 
 
@@ -235,6 +235,30 @@ def read_result(path: Path) -> dict[str, Any]:
         return read_json(path / "result.json")
     except (OSError, ValueError):
         return {}
+
+
+def environment() -> dict[str, Any]:
+    """environment.json: where a run was made. git: None outside of a repository."""
+    versions = {}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    git = None
+    with suppress(OSError, subprocess.SubprocessError):
+        git = {"commit": _git("rev-parse", "HEAD"), "changed_files": len(_git("status", "--porcelain").splitlines())}
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shell_command(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": versions,
+        "git": git,
+    }
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
 def refuse_links(folder: Path, *patterns: str) -> None:

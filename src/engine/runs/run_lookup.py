@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,45 +12,37 @@ from src.engine.runs.run_dir import read_result
 from src.engine.runs.text import path_in, printable, shell_word
 
 MOST_SUGGESTIONS = 3
-FIRST_RUN = "python -m src.train name=first"
+FIRST_RUN = ["python -m src.train name=first"]
+RUNS = Path("runs")
 
 
 def find_run(text: str) -> Path:
     """The folder of a run with a model/. Raises UserError, which says what the folder is instead."""
     path = path_in(text)
+    found = f"run={printable(text)} is not the folder of a run"
+    why = "it has no config.yaml" if path.exists() else "there is no such folder"
+    outer = next((parent for parent in path.parents if (parent / "config.yaml").is_file()), None)
     if (path / "config.yaml").is_file():
         if has_model(path):
             return path
         raise _without_model(path)
-    for parent in path.parents:  # path is its model/, a checkpoint, a file in it
-        if (parent / "config.yaml").is_file():
-            message = f"run={printable(text)} lies in the folder of a run"
-            raise _refusal(message, path, "run= is the run's folder itself", corrected(f"run={parent}"))
-    if (path / "model.json").is_file():
-        names_classes = is_typed("images") and not is_typed("format")
-        raise _refusal(
-            f"run={printable(text)} is a model/ folder without its run",
-            path,
-            "settings and split of the run are not in it; src.predict names classes with it",
-            corrected(f"model={path}", remove=["run"])
-            if names_classes
-            else f"python -m src.predict model={shell_word(path)} images=photos/",
-        )
-    if path.is_dir() and (jobs := _usable(path)):
-        raise _refusal(
-            f"run={printable(text)} is not the folder of a run but of {len(jobs)} finished runs",
-            path,
-            "its jobs are runs of their own; the table and the report of a sweep say which is best",
-            _commands(jobs),
-        )
-    others = _usable(path.parent) or _usable(Path("runs")) or _usable(Path("runs"), "*/*")
-    same_name = [run for run in others if run.name == path.name]
-    raise _refusal(
-        f"run={printable(text)} is not the folder of a run",
-        path,
-        "it has no config.yaml" if path.exists() else "there is no such folder",
-        _commands(same_name or others) or FIRST_RUN,
-    )
+    if outer is not None:  # path is its model/, a checkpoint, a file in it
+        found, why = f"run={printable(text)} lies in the folder of a run", "run= is the run's folder itself"
+        fix = [corrected(f"run={outer}")]
+    elif (path / "model.json").is_file():
+        found = f"run={printable(text)} is a model/ folder without its run"
+        why = "settings and split of the run are not in it; src.predict names classes with it"
+        fix = [f"python -m src.predict model={shell_word(path)} images=photos/"]
+        if is_typed("images") and not is_typed("format"):
+            fix = [corrected(f"model={path}", remove=["run"])]
+    elif path.is_dir() and (jobs := _usable(path)):
+        found += f" but of {len(jobs)} finished runs"
+        why = "its jobs are runs of their own; the table and the report of a sweep say which is best"
+        fix = _commands(jobs)
+    else:
+        others = _usable(path.parent) or _usable(RUNS) or _usable(RUNS, "*/*")
+        fix = _commands([run for run in others if run.name == path.name] or others) or FIRST_RUN
+    raise _refusal(found, path, why, fix)
 
 
 def find_model(text: str) -> Path:
@@ -60,22 +51,15 @@ def find_model(text: str) -> Path:
     if (path / "model.json").is_file():
         return path
     if has_model(path):
-        raise _refusal(
-            f"model={printable(text)} is the folder of a run",
-            path,
-            "model= is the model/ folder in it, wherever it was copied to",
-            [corrected(f"model={path / 'model'}"), corrected(f"run={path}", remove=["model"])],
-        )
-    models = [run / "model" for run in (_usable(path.parent) or _usable(Path("runs")))]
-    raise _refusal(
-        f"{printable(text)} holds no model: model.json is missing",
-        path,
-        "a run writes its model/ when it ends; one that was interrupted has none yet",
-        [corrected(f"model={model}") for model in models[:MOST_SUGGESTIONS]] or FIRST_RUN,
-    )
+        fix = [corrected(f"model={path / 'model'}"), corrected(f"run={path}", remove=["model"])]
+        why = "model= is the model/ folder in it, wherever it was copied to"
+        raise _refusal(f"model={printable(text)} is the folder of a run", path, why, fix)
+    fix = [corrected(f"model={run / 'model'}") for run in (_usable(path.parent) or _usable(RUNS))[:MOST_SUGGESTIONS]]
+    why = "a run writes its model/ when it ends; one that was interrupted has none yet"
+    raise _refusal(f"{printable(text)} holds no model: model.json is missing", path, why, fix or FIRST_RUN)
 
 
-def _refusal(message: str, path: Path, why: str, fix: str | list[str]) -> UserError:
+def _refusal(message: str, path: Path, why: str, fix: list[str]) -> UserError:
     return UserError(message, where=str(path.absolute()), why=why, fix=fix, code=ExitCode.NO_INPUT)
 
 
@@ -86,31 +70,27 @@ def has_model(run: Path) -> bool:
 def _without_model(path: Path) -> UserError:
     """The error for a run that is not finished: its state, and the command that finishes it."""
     result = read_result(path)
-    state, command = str(result.get("state", "not finished")), _own_command(result.get("command"))
+    state = str(result.get("state", "not finished"))
     why = {
         "running": "it is under way, or was killed; model/ is written at its end",
         "interrupted": "it was interrupted; model/ is written at its end, and the same command continues it",
         "failed": f"it failed: {printable(result.get('error', ''))}",
         "finished": "it finished, and its model/ was moved or deleted since",
     }.get(state, "model/ is written at the end of a run")
-    continuing = [command] if command and state != "finished" else []
-    return _refusal(
-        f"the run {printable(path.name)} has no model ({printable(state)}): model/model.json is missing",
-        path / "model",
-        why,
-        [*continuing, *_commands(_usable(path.parent))] or FIRST_RUN,
-    )
+    continuing = _own_command(result.get("command")) if state != "finished" else []
+    found = f"the run {printable(path.name)} has no model ({printable(state)}): model/model.json is missing"
+    return _refusal(found, path / "model", why, [*continuing, *_commands(_usable(path.parent))] or FIRST_RUN)
 
 
-def _own_command(text: object) -> str | None:
+def _own_command(text: object) -> list[str]:
     """The text of a result.json, if it is a command of this program; not with anything that the shell would interpret."""
     with suppress(ValueError):
         if isinstance(text, str) and text.startswith("python -m src.train ") and shlex.join(shlex.split(text)) == text:
-            return text
-    return None
+            return [text]
+    return []
 
 
-def _commands(runs: Sequence[Path]) -> list[str]:
+def _commands(runs: list[Path]) -> list[str]:
     return [corrected(f"run={run}") for run in runs[:MOST_SUGGESTIONS]]
 
 

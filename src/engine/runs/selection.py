@@ -13,12 +13,18 @@ import torch
 from torch import Tensor
 
 from src.engine.commands.user_command import named
-from src.engine.runs.averaging import WeightAverage
-from src.engine.runs.checkpoint_selection import BEST, BestCheckpoint, Score, epoch_file, file_of
+from src.engine.runs.checkpoint_selection import (
+    BestCheckpoint,
+    Score,
+    State,
+    WeightAverage,
+    network_weights,
+    weight_files,
+)
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
 from src.engine.runs.measuring import measure_split
-from src.engine.runs.reading import FOREIGN, flaw, read_checkpoint, unusable
+from src.engine.runs.reading import FOREIGN, unusable
 from src.engine.runs.task import RunTask
 from src.engine.runs.text import shell_word
 from src.engine.runs.writing import LAST
@@ -28,7 +34,6 @@ from src.engine.steps.step_snapshot import BATCHNORM
 
 log = logging.getLogger(__name__)
 
-State = dict[str, Tensor]
 Kind = TypeVar("Kind", bound=L.Callback)
 
 
@@ -110,32 +115,17 @@ def best_weights(folder: Path, ranking: Sequence[int], own: State) -> tuple[int,
 
     own: the network's state, whose names and shapes the weights must have. Raises UserError for a foreign file.
     """
-    paths = [folder / BEST, *(epoch_file(folder, epoch) for epoch in ranking)]
-    flaws = {path: flaw(path) or _other_network(path, own) for path in paths}
-    epochs = {path: read_checkpoint(path)["epoch"] for path, what in flaws.items() if what is None}
-    why = [f"{path.name} {what}" for path, what in flaws.items() if what is not None]
-    if not epochs:
+    files, flaws = weight_files(folder, ranking, own)
+    why = [f"{path.name} {what}" for path, what in flaws.items()]
+    if not files:
         if any(FOREIGN in line for line in why):
-            raise unusable("the weights of the best epoch cannot be read", folder, paths, why)
+            raise unusable("the weights of the best epoch cannot be read", folder, list(flaws), why)
         return None
-    path = min(epochs, key=lambda path: [*ranking, epochs[path]].index(epochs[path]))
-    if ranking and epochs[path] != ranking[0]:
-        why = why or [f"{path.name} holds another epoch"]
-        log.warning(f"The best epoch, {ranking[0] + 1}, is lost ({'; '.join(why)}): epoch {epochs[path] + 1} is taken.")
-    return epochs[path] + 1, _network_weights(path)
-
-
-def _network_weights(path: Path) -> State:
-    """The network's part of a LightningModule's state_dict."""
-    state = read_checkpoint(path)["state_dict"]
-    return {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
-
-
-def _other_network(path: Path, own: State) -> str | None:
-    """FOREIGN where the weights of a file have other names or shapes."""
-    shapes = {name: tensor.shape for name, tensor in own.items()}
-    same = shapes == {name: tensor.shape for name, tensor in _network_weights(path).items()}
-    return None if same else FOREIGN
+    epoch = min(files, key=lambda epoch: [*ranking, epoch].index(epoch))
+    if ranking and epoch != ranking[0]:
+        why = why or [f"{files[epoch].name} holds another epoch"]
+        log.warning(f"The best epoch, {ranking[0] + 1}, is lost ({'; '.join(why)}): epoch {epoch + 1} is taken.")
+    return epoch + 1, network_weights(files[epoch])
 
 
 def _refuse_unwritten(folder: Path, trainer: L.Trainer) -> None:
@@ -153,13 +143,13 @@ def _refuse_unwritten(folder: Path, trainer: L.Trainer) -> None:
 
 def average_of_epochs(folder: Path, ranking: Sequence[int], best: State) -> tuple[str, State]:
     """The mean of the weights of the kept epochs (Izmailov et al., 2018); counters are the best epoch's."""
-    paths = {epoch: file_of(folder, epoch) for epoch in sorted(ranking)}
-    files = {epoch: path for epoch, path in paths.items() if path is not None and _other_network(path, best) is None}
+    intact, _ = weight_files(folder, ranking, best)
+    files = {epoch: intact[epoch] for epoch in sorted(ranking) if epoch in intact}
     if len(files) < len(ranking):
         log.warning(f"{len(ranking) - len(files)} of {len(ranking)} epochs to average cannot be read; the others are.")
     total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in best.items()}
     for path in files.values():
-        for name, tensor in _network_weights(path).items():
+        for name, tensor in network_weights(path).items():
             total[name] += tensor / len(files)
     average = {
         name: total[name].to(tensor.dtype) if files and tensor.is_floating_point() else tensor

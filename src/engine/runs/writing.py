@@ -58,7 +58,9 @@ class DurableCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         if self.background:
-            checkpoint = apply_to_collection(checkpoint, torch.Tensor, _copy_to_cpu)
+            checkpoint = apply_to_collection(
+                checkpoint, torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True)
+            )
         is_position = path.name == LAST
         with self._lock:
             self._waiting[path] = checkpoint
@@ -142,7 +144,3 @@ def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         with suppress(OSError):  # the disk may have become read-only
             path.unlink()
-
-
-def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True)

@@ -91,7 +91,6 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("data.background=1,2,3", "data.background has several values", "'data.background=[1,2,3]'"),
     ("seed=1e3", "seed is a whole number", "seed=1000"),
     ("' seed=1'", "cannot be read; did you mean seed?", "seed=1"),
-    ("-c jobs", "-c is to show job, hydra or all", "--cfg job"),
     ("-m runs_dir=a,b seed=0,1", "runs_dir has several values", "-m runs_dir=a seed=0,1"),
     of_room("sweeps", "-m experiment=tune_head,tune_finetune", "would run tune_head and", "-m experiment=tune_head"),
     of_room("sweeps", "-m hydra/launcher=basic,ray_tune", "hydra/launcher has several values", "-m hydra/launcher=basic"),

@@ -19,7 +19,7 @@ from src.config import Data, Optimizer
 from src.data.module import ImageData
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.pipeline.model_parallel import build_model_parallel
-from src.engine.runs.averaging import WeightAverage
+from src.engine.runs.checkpoint_selection import WeightAverage
 from src.engine.runs.errors import UserError
 from src.engine.steps.engine_module import Training
 from src.engine.steps.out_of_memory import OutOfMemory

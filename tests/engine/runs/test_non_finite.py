@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from src.engine.runs.averaging import WeightAverage
+from src.engine.runs.checkpoint_selection import WeightAverage
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import write_json
 from src.engine.runs.model_folder import save_model

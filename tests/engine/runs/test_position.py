@@ -13,7 +13,7 @@ import pytest
 
 from src.engine.runs import position as module
 from src.engine.runs import writing
-from src.engine.runs.averaging import WeightAverage
+from src.engine.runs.checkpoint_selection import WeightAverage
 from src.engine.runs.errors import Terminated
 from src.engine.runs.position import PositionCheckpoint, StopOnSignal
 from src.engine.runs.reading import read_checkpoint

@@ -12,8 +12,7 @@ import torch
 from src.config import Checkpoint, Config
 from src.engine.processes.ranks import Ranks
 from src.engine.runs import selection
-from src.engine.runs.averaging import WeightAverage
-from src.engine.runs.checkpoint_selection import BestCheckpoint
+from src.engine.runs.checkpoint_selection import BestCheckpoint, WeightAverage
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
 from src.engine.runs.selection import choose_weights, recompute_batchnorm
