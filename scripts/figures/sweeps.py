@@ -20,9 +20,8 @@ from PIL import Image
 
 from src.engine.reports.plots import INK, STYLE
 from src.engine.sweep_reports import sweep_plots
-from src.engine.sweeps.goal import Goal
-from src.engine.sweeps.sweep_journal import FINISHED, PRUNED, Journal, TrialRecord, ranking
-from src.engine.sweeps.sweep_scale import scales_of
+from src.engine.sweep_reports.sweep_plots import scales_of
+from src.engine.sweeps.sweep_journal import FINISHED, PRUNED, Goal, Journal, TrialRecord, ranking
 
 GOAL = Goal("val/acc", "max")
 GRACE, FACTOR = 3, 3  # epochs before the first rung, and the factor between rungs

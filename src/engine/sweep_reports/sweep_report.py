@@ -1,6 +1,6 @@
 """report.html of a sweep: its trials on one page, made from trials.jsonl alone, so it can be made again at any time:
 
-python -c "from pathlib import Path; from src.engine.sweeps.goal import Goal
+python -c "from pathlib import Path; from src.engine.sweeps.sweep_journal import Goal
 from src.engine.sweep_reports.sweep_report import write_sweep_report as write
 write(Path('runs/NAME'), Goal('val/acc', 'max'))"
 """
@@ -11,16 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
+import numpy as np
 from markupsafe import Markup
 
 from src.engine.reports import plots
 from src.engine.reports.rendering import Cell, Link, render
+from src.engine.runs import seeding
 from src.engine.runs.files import write_text
 from src.engine.sweep_reports import sweep_plots
-from src.engine.sweep_reports.importance import importance
-from src.engine.sweeps.goal import Goal
-from src.engine.sweeps.sweep_journal import FAILED, NOT_RANKED, PRUNED, Journal, TrialRecord, counted, ranking
-from src.engine.sweeps.sweep_scale import Scale, duration, exact, numbers, scales_of, shown
+from src.engine.sweep_reports.sweep_plots import Scale, scales_of
+from src.engine.sweeps.progress import duration, exact, shown
+from src.engine.sweeps.sweep_journal import FAILED, NOT_RANKED, PRUNED, Goal, Journal, TrialRecord, counted, ranking
+
+FEWEST, TREES, SHUFFLES = 6, 200, 20  # of the importances: trials (a forest learns fewer by heart), trees, shuffles
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,12 @@ def _sections(listed: Sequence[TrialRecord], ranked: Sequence[TrialRecord], goal
             caption += f" Grey: {' or '.join(ended)} later."
         yield Section("Learning curves", caption, [svg])
     if ranked:
-        yield _importance(scales, ranked, values)
+        columns = {name: scale.numbers(ranked, name) for name, scale in scales.items()}
+        shares, caption = importance(columns, values)
+        if shares and pruned:
+            caption += " Pruned trials count with their best value until then, which favours those that ran longer."
+        label = "shares of the parameters in the differences"
+        yield Section("What matters", caption, [plots.to_svg(sweep_plots.share_bars(shares), label)] if shares else [])
     if scales:
         svgs = [
             plots.to_svg(sweep_plots.slice_plot(name, scale, ranked, values, metric), f"{metric} over {name}")
@@ -133,20 +141,45 @@ def _sections(listed: Sequence[TrialRecord], ranked: Sequence[TrialRecord], goal
         yield Section("One parameter at a time", caption + (" Hollow: pruned." if pruned else ""), svgs)
 
 
-def _importance(scales: Mapping[str, Scale], trials: Sequence[TrialRecord], values: Sequence[float]) -> Section:
-    columns = {name: numbers(trials, name, scale) for name, scale in scales.items()}
-    shares, sentence = importance(columns, values)
-    if not shares:
-        return Section("What matters", sentence)
-    caption = (
-        f"How much worse a random forest tells the ranking of these {len(trials)} trials when one parameter is shuffled "
-        f"(permutation importance), as shares of the whole. {sentence} A hint of where to look next, and not a proof: "
+def importance(parameters: Mapping[str, Sequence[float]], values: Sequence[float]) -> tuple[dict[str, float], str]:
+    """The shares of the parameters, which add up to 1, the largest first; and how far to trust them, or why there are none.
+
+    A random forest learns the ranks of the trials from their parameters; a parameter's importance is the loss of the
+    forest's R2 when that parameter is shuffled among the trials (Breiman, Random Forests, 2001, section 10). Ranks instead of
+    values, because one trial that diverged would outweigh all others. Not optuna's importances, which say nothing about how
+    far to trust them.
+
+    parameters: name -> one number per trial, nan where a trial lacks it. values: the metric of the trials.
+    """
+    if len(values) < FEWEST:
+        need = f"To tell what the value depends on takes {FEWEST} trials that have one"
+        return {}, f"{need}; of these there are {len(values)}."
+    if len(parameters) < 2:
+        return {}, "Only one parameter differs between the trials: all that changes is due to it or to chance."
+    if min(values) == max(values):
+        return {}, "All trials have the same value: it depends on none of the parameters."
+
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+
+    seed = seeding.key("importance") % 2**32
+    inputs = np.array(list(parameters.values()), dtype=float).T
+    ranks = np.unique(values, return_inverse=True)[1]
+    forest = RandomForestRegressor(TREES, oob_score=True, random_state=seed).fit(inputs, ranks)
+    losses = permutation_importance(forest, inputs, ranks, n_repeats=SHUFFLES, random_state=seed)["importances_mean"]
+    weights = np.clip(losses, 0, None)
+    if not weights.any():
+        return {}, "The forest does as well without any of the parameters: what differs looks like chance."
+    shares = dict(zip(parameters, (weights / weights.sum()).tolist(), strict=True))
+    explained = forest.oob_score_  # R2 on the trials that a tree was not grown with
+    trust = f"Of trials that it has not seen the forest explains {explained:.0%} of the differences (R2)."
+    if explained <= 0:
+        trust = "The forest cannot predict trials that it has not seen (R2 at most 0), so these shares say little."
+    return dict(sorted(shares.items(), key=lambda item: -item[1])), (
+        f"How much worse a random forest tells the ranking of these {len(values)} trials when one parameter is shuffled "
+        f"(permutation importance), as shares of the whole. {trust} A hint of where to look next, and not a proof: "
         "parameters that changed together cannot be told apart."
     )
-    if any(trial.state == PRUNED for trial in trials):
-        caption += " Pruned trials count with their best value until then, which favours those that ran longer."
-    svg = plots.to_svg(sweep_plots.share_bars(shares), "shares of the parameters in the differences")
-    return Section("What matters", caption, [svg])
 
 
 def _row(folder: Path, trial: TrialRecord, names: Sequence[str], goal: Goal) -> list[Cell]:

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from src.engine.commands.user_command import corrected, shell_command
 from src.engine.project import PROJECT
 from src.engine.runs.cores import cpu_cores
 from src.engine.runs.errors import ExitCode, UserError
-from src.engine.sweeps.commands import sweep_command
 from src.engine.sweeps.folder import STATE
 from src.engine.sweeps.ray_environment import own_handlers
-from src.engine.sweeps.settings import Ray, Resources, SweeperSettings, SweepSettings
+from src.engine.sweeps.settings import Ray, Resources, SweeperSettings, SweepSettings, sweep_command
 
 log = logging.getLogger(__name__)
 
@@ -145,24 +143,18 @@ def check_shared(sweep_dir: Path) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a job asks of each of its machines; cpu, gpu None: by the number of trials at once, by its devices."""
+def resources_of(config: DictConfig, settings: SweepSettings, count: int | None) -> tune.PlacementGroupFactory:
+    """The resources of a trial: a bundle for each machine that it trains on. count: how many trials there are.
 
-    machines: int
-    devices: int
-    on_gpu: bool
-    cpu: float | None
-    gpu: float | None
-
-
-def request_of(config: DictConfig, settings: SweepSettings) -> Request:
-    """What a job asks for by trainer.devices, num_nodes and accelerator, and by the `resources` of the sweep, which may refer
-    to the job's settings (${data.num_workers}). Raises UserError."""
-    devices = OmegaConf.select(config, "trainer.devices", default=1)
+    It asks by trainer.devices, num_nodes and accelerator, and by the `resources` of the sweep, which may refer to the job's
+    settings (${data.num_workers}). If the share of the cores is not set, it is a machine's, divided by the trials that run
+    there at once. Raises UserError where it never fits.
+    """
+    machines = _machines()
+    cores, most_gpus = (max(machine.get(name, 0) for machine in machines) for name in ("CPU", "GPU"))
     accelerator = OmegaConf.select(config, "trainer.accelerator", default="auto")
-    most_gpus = max(machine.get("GPU", 0) for machine in _machines())
     on_gpu = accelerator == "gpu" or (accelerator == "auto" and most_gpus > 0)
+    devices = OmegaConf.select(config, "trainer.devices", default=1)
     if OmegaConf.is_list(devices):
         if on_gpu:
             raise UserError(
@@ -173,34 +165,21 @@ def request_of(config: DictConfig, settings: SweepSettings) -> Request:
             )
         devices = len(devices)
     elif devices == "auto":
-        devices = most_gpus if on_gpu else 1
+        devices = int(most_gpus) if on_gpu else 1
     plugin = "sweeper" if isinstance(settings, SweeperSettings) else "launcher"
-    resources: Resources = OmegaConf.select(config, f"hydra.{plugin}.resources", default=settings.resources)
-    machines = int(OmegaConf.select(config, "trainer.num_nodes", default=1))
-    return Request(machines, int(devices), on_gpu, resources.cpu, resources.gpu)
-
-
-def resources_of(request: Request, max_concurrent: int | None, count: int | None) -> tune.PlacementGroupFactory:
-    """The resources of a trial: a bundle for each machine that it trains on. count: how many trials there are.
-
-    If the share of the cores is not set, it is a machine's, divided by the trials that run there at once. Raises UserError
-    where it never fits.
-    """
-    machines = _machines()
-    gpus = request.gpu
+    asked: Resources = OmegaConf.select(config, f"hydra.{plugin}.resources", default=settings.resources)
+    gpus = asked.gpu
     if gpus is None:
-        gpus = request.devices if request.on_gpu else 0
-    cpus = request.cpu
+        gpus = devices if on_gpu else 0
+    cpus = asked.cpu
     if cpus is None:
-        cores = int(max(machine.get("CPU", 0) for machine in machines))
-        most_gpus = max(machine.get("GPU", 0) for machine in machines)
-        room = _slots("GPU", most_gpus, gpus) if gpus else cores // request.devices
-        trials_at_once = max(1, min(max_concurrent or room, count or room, room))
-        cpus = max(min(request.devices, cores), cores // trials_at_once)
+        room = _slots("GPU", most_gpus, gpus) if gpus else int(cores) // devices
+        trials_at_once = max(1, min(settings.max_concurrent or room, count or room, room))
+        cpus = max(min(devices, int(cores)), int(cores) // trials_at_once)
     bundle = {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})
-    _check_fits(bundle, request.machines, machines)
-    strategy = "STRICT_SPREAD" if request.machines > 1 else "PACK"
-    return tune.PlacementGroupFactory([bundle] * request.machines, strategy=strategy)
+    needed = int(OmegaConf.select(config, "trainer.num_nodes", default=1))
+    _check_fits(bundle, needed, machines)
+    return tune.PlacementGroupFactory([bundle] * needed, strategy="STRICT_SPREAD" if needed > 1 else "PACK")
 
 
 def _machines() -> list[dict[str, float]]:

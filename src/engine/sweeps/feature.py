@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def callbacks(job: Job, task: RunTask) -> list[L.Callback]:
     """Those of a trial."""
-    from src.engine.sweeps.own_settings import OwnSettings
-    from src.engine.sweeps.trial_report import TrialReport
+    from src.engine.sweeps.trial_report import OwnSettings, TrialReport
 
     trial = current()
     if trial is None:

@@ -18,7 +18,7 @@ from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import locked, read_metrics, remove_leftovers, write_json
 from src.engine.runs.run_dir import refuse_links
 from src.engine.runs.run_settings import changed_settings
-from src.engine.sweeps.commands import sweep_command
+from src.engine.sweeps.settings import not_a_choice, sweep_command
 from src.engine.sweeps.sweep_journal import JOURNAL, OVER, Journal, TrialRecord
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,7 @@ def open_sweep(folder: Path, identity: dict[str, Any], resume: str) -> Iterator[
     """
     resume = resume.lower()
     if resume not in ("auto", "true", "false"):
-        raise UserError(
-            f"resume={resume} is not a choice", why="it is auto, true or false", fix=sweep_command("resume=auto")
-        )
+        raise not_a_choice("resume", resume, ("auto", "true", "false"))
     file = folder / IDENTITY
     if not file.exists():
         _check_resume(folder, resume, exists=False)  # before anything is made

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +18,8 @@ from src.engine.commands.schema import METRICS
 from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import UserError
 from src.engine.runs.run_settings import flat
-from src.engine.sweeps.commands import sweep_command
-from src.engine.sweeps.goal import Goal
-from src.engine.sweeps.settings import SweepSettings
+from src.engine.sweeps.settings import SweepSettings, not_a_choice
+from src.engine.sweeps.sweep_journal import Goal
 
 # Keys in the config of a trial, beside its point.
 JOB = "job"  # its number
@@ -75,26 +73,21 @@ def packed(config: DictConfig) -> bytes:
     """A composed config for a worker, with the types of its schema. The task's settings are resolved here, so that the worker
     need not know the program's own resolvers."""
     config = copy.deepcopy(config)
-    with _as_current(config), read_write(config):
-        for key in config:
-            if key == "hydra" or OmegaConf.is_missing(config, key):
-                continue
-            if OmegaConf.is_interpolation(config, key):
-                config[key] = config[key]
-            elif OmegaConf.is_config(config[key]):
-                OmegaConf.resolve(config[key])
-    return cloudpickle.dumps(config)
-
-
-@contextmanager
-def _as_current(config: DictConfig) -> Iterator[None]:
-    """Inside, ${hydra:...} is that of the job."""
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(config)
+    current = HydraConfig.instance()
+    before = current.cfg
+    current.set_config(config)  # below, ${hydra:...} is that of the job
     try:
-        yield
+        with read_write(config):
+            for key in config:
+                if key == "hydra" or OmegaConf.is_missing(config, key):
+                    continue
+                if OmegaConf.is_interpolation(config, key):
+                    config[key] = config[key]
+                elif OmegaConf.is_config(config[key]):
+                    OmegaConf.resolve(config[key])
     finally:
-        HydraConfig.instance().cfg = before
+        current.cfg = before
+    return cloudpickle.dumps(config)
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
@@ -107,7 +100,7 @@ def goal_of(settings: SweepSettings, config: DictConfig) -> Goal:
     metric = settings.metric or OmegaConf.select(config, "checkpoint.monitor", default="objective")
     mode = settings.mode or METRICS.get(metric) or ("min" if "loss" in metric or "error" in metric else "max")
     if mode not in ("max", "min"):
-        raise UserError(f"mode={mode} is not a choice", why="mode is max or min", fix=sweep_command("mode=max"))
+        raise not_a_choice("mode", mode, ("max", "min"))
     return Goal(metric, mode)
 
 

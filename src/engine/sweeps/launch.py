@@ -16,9 +16,9 @@ from ray.tune.search import Searcher
 from src.engine.commands.hydra_words import unquoted
 from src.engine.commands.user_command import named
 from src.engine.runs.errors import UserError
+from src.engine.sweeps.controller import SweepPlan, run_sweep
 from src.engine.sweeps.folder import returned
 from src.engine.sweeps.jobs import JOB, HydraSweep, goal_of, max_epochs_of, shared_settings, without_hydra
-from src.engine.sweeps.pipeline import SweepPlan, run_sweep
 from src.engine.sweeps.results import failures, say_if_basic_is_faster
 from src.engine.sweeps.schedulers import build_scheduler
 from src.engine.sweeps.settings import LauncherSettings, warn_without_effect
@@ -26,7 +26,7 @@ from src.engine.sweeps.sweep_journal import OVER, Journal, TrialRecord
 
 
 class GivenJobs:
-    """The points of a sweep whose jobs are given: number -> its overrides."""
+    """The points of a sweep whose jobs are given: number -> its overrides. Methods as of SearchPoints."""
 
     limit = math.inf
 
@@ -37,7 +37,7 @@ class GivenJobs:
         return number in self.jobs
 
     def read(self, trial: TrialRecord) -> dict[str, Any]:
-        """The point of a trial of the journal. Raises UserError where it was another job."""
+        """Raises UserError where it was another job."""
         job = self.jobs[trial.number]
         if trial.overrides != job:
             name = Path(trial.folder).parent.name
@@ -68,8 +68,8 @@ class GivenJobs:
     def params(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """The settings that the jobs do not have in common. A value is a number where it reads as one."""
         jobs = {number: dict(word.partition("=")[::2] for word in words) for number, words in self.jobs.items()}
-        own, others = jobs[point[JOB]], list(jobs.values())
-        common = {key for key in own if all(job.get(key) == own[key] for job in others)}
+        own = jobs[point[JOB]]
+        common = {key for key in own if all(job.get(key) == own[key] for job in jobs.values())}
         return {key.lstrip("+"): _typed(value) for key, value in own.items() if key not in common}
 
 
@@ -93,14 +93,7 @@ def launch(
         goal,
         GivenJobs(jobs),
         scheduler,
-        identity={
-            "kind": "launcher",
-            "metric": goal.metric,
-            "mode": goal.mode,
-            "scheduler": settings.scheduler,
-            "config": _defaults(hydra),
-            "space": {},
-        },
+        identity={"kind": "launcher", "config": _defaults(hydra), "space": {}},
         configs=list(configs.values()),
         total=initial_job_idx + len(jobs),
         first=initial_job_idx,
@@ -140,8 +133,7 @@ def _job_return(folder: Path, journal: Journal, number: int, config: DictConfig)
     )
     trial, value = journal.trials.get(number), returned(folder, number)
     if trial is not None and trial.state in OVER and value is not None:
-        result.status = JobStatus.COMPLETED
-        result.return_value = value["value"]
+        result.status, result.return_value = JobStatus.COMPLETED, value["value"]
         return result
     result.status = JobStatus.FAILED
     result.return_value = failures(journal) or UserError(

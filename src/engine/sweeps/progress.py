@@ -8,6 +8,7 @@ The end of a sweep: src/engine/sweeps/results.py.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import time
@@ -16,14 +17,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from statistics import fmean
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from src.engine.sweeps.goal import Goal
 from src.engine.sweeps.sweep_journal import (
     FAILED,
     FINISHED,
@@ -31,11 +31,11 @@ from src.engine.sweeps.sweep_journal import (
     PRUNED,
     RUNNING,
     STOPPED,
+    Goal,
     Journal,
     TrialRecord,
     ranking,
 )
-from src.engine.sweeps.sweep_scale import duration, shown
 
 log = logging.getLogger(__name__)
 
@@ -193,3 +193,22 @@ def best_text(trial: TrialRecord, goal: Goal) -> str:
         return ""
     value, epoch = best
     return f"{value:.4f}" + (f" (epoch {epoch})" if epoch is not None else "")
+
+
+def exact(value: Any) -> str:
+    """The value as it is typed."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def shown(value: Any) -> str:
+    """The value for people: fractions with four digits."""
+    if not isinstance(value, float):
+        return exact(value)
+    return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+
+
+def duration(seconds: float) -> str:
+    """'1.2 s', '3 min' or '2.5 h'."""
+    if seconds < 60:
+        return f"{round(seconds, 1):g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{round(seconds / 3600, 1):g} h"

@@ -21,10 +21,8 @@ from src.engine.commands.hydra_words import without_quotes
 from src.engine.commands.user_command import named
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import write_csv, write_text
-from src.engine.sweeps.goal import Goal
-from src.engine.sweeps.progress import best_text, short_names, values_of
-from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, PRUNED, Journal, TrialRecord, counted, ranking
-from src.engine.sweeps.sweep_scale import duration
+from src.engine.sweeps.progress import best_text, duration, short_names, values_of
+from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, PRUNED, Goal, Journal, TrialRecord, counted, ranking
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +41,7 @@ def conclude(journal: Journal, goal: Goal) -> None:
                 feature.sweep_report(journal.path.parent, goal, results.get("command", ""))
         except Exception:  # the sweep is done by now: a page that cannot be made must not turn it into a failed one
             log.warning("the sweep's report.html could not be written; sweep.log says why", exc_info=True)
-    print_ranking(journal, goal)
+    print_ranking(journal, goal, results)
 
 
 def say_if_basic_is_faster(journal: Journal, numbers: Sequence[int], seconds: float) -> None:
@@ -75,7 +73,7 @@ def write_results(journal: Journal, goal: Goal) -> dict[str, Any]:
     if ranked := ranking(trials, goal):
         best = ranked[0]
         value, epoch = best.best(goal)
-        checkpoint = best_checkpoint(best)
+        checkpoint = Path(best.folder, "checkpoints", "best.ckpt")
         results |= {
             "best_trial": best.number,
             "best_value": value,
@@ -83,27 +81,19 @@ def write_results(journal: Journal, goal: Goal) -> dict[str, Any]:
             "best_params": dict(best.params),
             "best_overrides": list(best.overrides),
             "best_folder": best.folder,
-            "best_checkpoint": checkpoint and checkpoint.as_posix(),
+            "best_checkpoint": checkpoint.as_posix() if checkpoint.exists() else None,
             "command": single_run_command(best, folder.name),
         }
     write_text(folder / "optimization_results.yaml", yaml.safe_dump(results, sort_keys=False))
     keys = list(short_names(trials.values()))
+    rows = []
+    for number, trial in sorted(trials.items()):
+        params = [trial.params.get(key) for key in keys]
+        ends = [max(trial.rows, default=None), round(trial.seconds, 2), trial.folder, trial.error]
+        rows.append([number, trial.state, *params, *(trial.best(goal) or (None, None)), *ends])
     header = ["trial", "state", *keys, goal.metric, "best_epoch", "epochs", "seconds", "folder", "error"]
-    write_csv(folder / "sweep.csv", header, [_csv_row(trial, keys, goal) for _, trial in sorted(trials.items())])
+    write_csv(folder / "sweep.csv", header, rows)
     return results
-
-
-def _csv_row(trial: TrialRecord, keys: Sequence[str], goal: Goal) -> list[Any]:
-    value, epoch = trial.best(goal) or (None, None)
-    params = [trial.params.get(key) for key in keys]
-    epochs, seconds = max(trial.rows, default=None), round(trial.seconds, 2)
-    return [trial.number, trial.state, *params, value, epoch, epochs, seconds, trial.folder, trial.error]
-
-
-def best_checkpoint(trial: TrialRecord) -> Path | None:
-    """The weights of the trial's best epoch, if it left any."""
-    path = Path(trial.folder) / "checkpoints" / "best.ckpt"
-    return path if path.exists() else None
 
 
 def single_run_command(trial: TrialRecord, sweep: str) -> str:
@@ -117,25 +107,25 @@ def single_run_command(trial: TrialRecord, sweep: str) -> str:
     return shlex.join(["python", "-m", "src.train", *words, f"name={sweep}-best"])
 
 
-def print_ranking(journal: Journal, goal: Goal) -> None:
+def print_ranking(journal: Journal, goal: Goal, results: dict[str, Any]) -> None:
     """Prints the best trials, the files of the sweep, the command that repeats the best trial, and what diverged.
 
-    The failed trials are in the error that follows (`failures`).
+    results: as written. The failed trials are in the error that follows (`failures`).
     """
     trials, folder = journal.trials, os.path.relpath(journal.path.parent)
-    ranked = ranking(trials, goal)
-    lines = ["", *_table(ranked[:RANKED], goal), counted(trials) if trials else "no trial has begun", ""]
+    ranked = ranking(trials, goal)[:RANKED]
+    lines = ["", *(_table(ranked, goal) if ranked else [])]
+    lines += [counted(trials) if trials else "no trial has begun", ""]
     if ranked:
-        best = ranked[0]
-        lines.append(f"best      {best.folder}: {goal.metric} {best_text(best, goal)}")
-        if checkpoint := best_checkpoint(best):
-            lines.append(f"weights   {checkpoint.as_posix()}")
+        lines.append(f"best      {results['best_folder']}: {goal.metric} {best_text(ranked[0], goal)}")
+        if results["best_checkpoint"]:
+            lines.append(f"weights   {results['best_checkpoint']}")
     else:
         lines.append(f"best      no trial has a value of {goal.metric}")
     lines.append(f"look at   {folder}/report.html")
     lines.append(f"files     {folder}/: optimization_results.yaml, sweep.csv, {journal.path.name}")
     if ranked:
-        lines.append(f"repeat    {single_run_command(ranked[0], journal.path.parent.name)}")
+        lines.append(f"repeat    {results['command']}")
     diverged = [trial for trial in trials.values() if trial.state == DIVERGED]
     lines += [f"diverged  #{trial.number} {trial.error} ({trial.folder})" for trial in diverged]
     for line in lines:
@@ -143,15 +133,12 @@ def print_ranking(journal: Journal, goal: Goal) -> None:
 
 
 def _table(ranked: Sequence[TrialRecord], goal: Goal) -> list[str]:
-    """The ranking, aligned; [] if it is empty."""
-    if not ranked:
-        return []
+    """The ranking, aligned."""
     names = short_names(ranked)
     rows = [["rank", "trial", *names.values(), goal.metric, "state", "folder"]]
     for rank, trial in enumerate(ranked, start=1):
-        rows.append(
-            [str(rank), f"#{trial.number}", *values_of(trial, names), best_text(trial, goal), trial.state, trial.folder]
-        )
+        cells = [*values_of(trial, names), best_text(trial, goal), trial.state, trial.folder]
+        rows.append([str(rank), f"#{trial.number}", *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -163,10 +150,8 @@ def failures(journal: Journal) -> UserError | None:
         return None
     lines = []
     for trial in failed[:LISTED]:  # each in one line, so that the fix below is not pushed out of the message
-        end = f" ({trial.folder})"
-        lines.append(
-            textwrap.shorten(f"#{trial.number} {trial.error}", max(40, LINE - len(end)), placeholder=" ...") + end
-        )
+        end, text = f" ({trial.folder})", f"#{trial.number} {trial.error}"
+        lines.append(textwrap.shorten(text, max(40, LINE - len(end)), placeholder=" ...") + end)
     if len(failed) > LISTED:
         lines.append(f"and {len(failed) - LISTED} more")
     folder = journal.path.parent

@@ -1,9 +1,14 @@
-"""The scheduler of a sweep, which stops bad trials early: from its name to an object of Ray Tune's."""
+"""The scheduler of a sweep, which stops bad trials early: from its name to an object of Ray Tune's.
+
+Also the classes that settings name: search={_target_: PATH, ...} and scheduler={_target_: PATH, ...}.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from hydra.utils import get_object
 from ray.tune.schedulers import (
     ASHAScheduler,
     HyperBandScheduler,
@@ -11,47 +16,42 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
+from ray.tune.search import Searcher
 
 from src.engine.commands.user_command import rewritten
 from src.engine.runs import seeding
 from src.engine.runs.errors import UserError
-from src.engine.sweeps.commands import SPACE, sweep_command
-from src.engine.sweeps.goal import Goal
-from src.engine.sweeps.ray_classes import call, class_of, refused, unknown
-from src.engine.sweeps.settings import SweepSettings
+from src.engine.sweeps.settings import SPACE, SweeperSettings, SweepSettings, not_a_choice, sweep_command
 from src.engine.sweeps.space import Space
+from src.engine.sweeps.sweep_journal import Goal
 
 SCHEDULERS = ("none", "asha", "median", "hyperband", "pbt")
 # Settings that pbt may change during training; all others change the network or the data set.
 MUTABLE = ("model.dropout", "model.label_smoothing", "data.augment")
 
+HOMES = {"search": ("ray.tune.search.", Searcher), "scheduler": ("ray.tune.schedulers.", TrialScheduler)}
+EXAMPLES = {
+    "search": "{_target_: ray.tune.search.optuna.OptunaSearch, seed: 1}",
+    "scheduler": "{_target_: ray.tune.schedulers.ASHAScheduler, time_attr: epoch, max_t: 13}",
+}
+
 
 def build_scheduler(settings: SweepSettings, space: Space | None, goal: Goal, max_epochs: int) -> TrialScheduler | None:
-    """The scheduler of a sweep; None: every trial runs to its end. Raises UserError.
+    """The scheduler of a sweep; None: every trial runs to its end. Raises UserError, also for a search that it cannot take.
 
     space: of the sweeper; None: the launcher's. max_epochs: of the longest trial.
     """
-    if space is None and changes_points(settings.scheduler):
-        raise UserError(
-            "scheduler=pbt needs the sweeper",
-            where="hydra.launcher.scheduler",
-            why="it changes values while a trial runs, and the launcher's jobs are to be run as they are",
-            fix=[
-                sweep_command("scheduler=asha"),
-                rewritten(["-m", "hydra/sweeper=ray_tune", "hydra.sweeper.scheduler=pbt", SPACE]),
-            ],
-        )
-    scheduler = _scheduler(settings, space, max_epochs)
+    name = settings.scheduler
+    if isinstance(name, dict):
+        cls = class_of(name, "scheduler")
+        if issubclass(cls, PopulationBasedTraining):
+            _check_pbt(settings)
+        scheduler = call(cls, name, "scheduler")
+    else:
+        scheduler = _by_name(settings, space, max_epochs)
     if scheduler is not None and not scheduler.set_search_properties(goal.metric, goal.mode):
-        raise refused(settings.scheduler, "scheduler", "its metric and mode are those of the sweep: leave them out")
+        raise refused(name, "scheduler", "its metric and mode are those of the sweep: leave them out")
     return scheduler
-
-
-def changes_points(scheduler: Any) -> bool:
-    """Whether the scheduler changes the points of trials under way, as pbt does."""
-    if isinstance(scheduler, dict):
-        return issubclass(class_of(scheduler, "scheduler"), PopulationBasedTraining)
-    return scheduler == "pbt"
 
 
 def keeps_checkpoints(scheduler: TrialScheduler | None) -> bool:
@@ -59,24 +59,14 @@ def keeps_checkpoints(scheduler: TrialScheduler | None) -> bool:
     return isinstance(scheduler, PopulationBasedTraining | HyperBandScheduler)
 
 
-def check_together(search: Any, scheduler: Any) -> None:
-    """Raises UserError for a search that the scheduler cannot take. Both as in the settings."""
-    if changes_points(scheduler) and search != "random":
-        raise UserError(
-            f"search={search} does not go with scheduler={scheduler}",
-            why="it draws its first trials at random and chooses all later values itself; Ray refuses any other search",
-            fix=[sweep_command("search=random"), sweep_command("scheduler=asha")],
-        )
-
-
-def _scheduler(settings: SweepSettings, space: Space | None, max_epochs: int) -> TrialScheduler | None:
+def _by_name(settings: SweepSettings, space: Space | None, max_epochs: int) -> TrialScheduler | None:
     name, grace, factor = settings.scheduler, settings.grace_epochs, settings.reduction_factor
-    if isinstance(name, dict):
-        return call(class_of(name, "scheduler"), name, "scheduler")
     if name == "none":
         return None
     if name not in SCHEDULERS:
         raise unknown("scheduler", name, SCHEDULERS)
+    if name == "pbt":
+        _check_pbt(settings)
     if name != "hyperband":
         _check_grace(grace, max_epochs)
     if name in ("asha", "hyperband") and factor <= 1:
@@ -125,6 +115,25 @@ def _can_change(key: str) -> bool:
     return key in MUTABLE or (key.startswith("optimizer.") and key not in ("optimizer.name", "optimizer.schedule"))
 
 
+def _check_pbt(settings: SweepSettings) -> None:
+    if not isinstance(settings, SweeperSettings):
+        raise UserError(
+            "scheduler=pbt needs the sweeper",
+            where="hydra.launcher.scheduler",
+            why="it changes values while a trial runs, and the launcher's jobs are to be run as they are",
+            fix=[
+                sweep_command("scheduler=asha"),
+                rewritten(["-m", "hydra/sweeper=ray_tune", "hydra.sweeper.scheduler=pbt", SPACE]),
+            ],
+        )
+    if settings.search != "random":
+        raise UserError(
+            f"search={settings.search} does not go with scheduler={settings.scheduler}",
+            why="it draws its first trials at random and chooses all later values itself; Ray refuses any other search",
+            fix=[sweep_command("search=random"), sweep_command("scheduler=asha")],
+        )
+
+
 def _check_grace(grace: int, max_epochs: int) -> None:
     if 1 <= grace < max_epochs:
         return
@@ -138,3 +147,41 @@ def _check_grace(grace: int, max_epochs: int) -> None:
             sweep_command("scheduler=none", remove=["grace_epochs"]),
         ],
     )
+
+
+def class_of(entry: dict[str, Any], setting: str) -> type:
+    """The class of an entry of `search` or `scheduler`, which is below Ray's folder for them or below src. Raises UserError.
+
+    Nothing else is ever called: a _target_ such as ray.tune.search.os.system would be code from a config file.
+    """
+    home, kind = HOMES[setting]
+    target, cls = entry.get("_target_"), None
+    if isinstance(target, str) and target.startswith((home, "src.")):
+        try:
+            cls = get_object(target)
+        except Exception as error:
+            raise refused(entry, setting, f"it cannot be imported: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, kind) and cls.__module__.startswith((home, "src."))):
+        raise refused(entry, setting, f"a {setting} is a class below {home} or src. that inherits from {kind.__name__}")
+    return cls
+
+
+def call(cls: type, entry: dict[str, Any], setting: str) -> Any:
+    """An object of the class, with the keys of the entry. Raises UserError."""
+    try:
+        return cls(**{key: value for key, value in entry.items() if key != "_target_"})
+    except (TypeError, ValueError, AssertionError, ImportError) as error:  # Ray asserts that a package is installed
+        raise refused(entry, setting, str(error)) from error
+
+
+def refused(entry: dict[str, Any], setting: str, why: str) -> UserError:
+    return UserError(
+        f"{setting}: {entry.get('_target_')} cannot be used",
+        where=f"{setting}={entry}",
+        why=why,
+        fix=sweep_command(f"{setting}={EXAMPLES[setting]}"),
+    )
+
+
+def unknown(setting: str, name: Any, names: Sequence[str]) -> UserError:
+    return not_a_choice(setting, name, names, f", or {{_target_: {HOMES[setting][0]}NAME}}")

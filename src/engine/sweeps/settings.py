@@ -1,22 +1,30 @@
 """The settings of a sweep: the types of conf/hydra/ray_tune.yaml and of launcher/ and sweeper/ray_tune.yaml beside it.
 
-Hydra reads this at every start, so neither ray nor torch is imported here.
+Hydra reads this at every start, so neither ray nor torch is imported here. `sweep_command` and `not_a_choice` are for the
+messages about a setting.
 """
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from src.engine.commands.suggestions import did_you_mean
+from src.engine.commands.user_command import corrected, key_of, rewritten, typed_words
+from src.engine.runs.errors import UserError
+
 log = logging.getLogger(__name__)
 
 PLUGINS = Path(__file__).parent / "plugins"  # Hydra looks for hydra_plugins in the folders of sys.path
+SPACE = "optimizer.lr=tag(log,interval(1e-5,1e-1))"  # in commands that are suggested
 
 
 @dataclass(kw_only=True)
@@ -41,6 +49,8 @@ class Ray:
 class SweepSettings:
     """The settings of the launcher and of the sweeper."""
 
+    _recursive_: bool = False
+    _convert_: str = "object"
     metric: str | None = None  # the metric that a trial is judged by; null: checkpoint.monitor
     mode: str | None = None  # max or min; null: the metric's own direction
     scheduler: Any = "none"  # none, asha, median, hyperband, pbt, or {_target_: ray.tune.schedulers.NAME, ...}
@@ -59,15 +69,11 @@ class SweepSettings:
 @dataclass(kw_only=True)
 class LauncherSettings(SweepSettings):
     _target_: str = "hydra_plugins.ray_tune.RayTuneLauncher"
-    _recursive_: bool = False
-    _convert_: str = "object"
 
 
 @dataclass(kw_only=True)
 class SweeperSettings(SweepSettings):
     _target_: str = "hydra_plugins.ray_tune.RayTuneSweeper"
-    _recursive_: bool = False
-    _convert_: str = "object"
     search: Any = "random"  # random, grid, optuna, bayesopt, or {_target_: ray.tune.search.PATH, ...}
     num_samples: int = 20  # trials; -1: until time_budget_s is over, or all of a grid
     seed: int = 0  # of the points that are tried
@@ -88,24 +94,47 @@ def register() -> None:
 def warn_without_effect(settings: SweepSettings) -> None:
     """A line for each setting that is not its default and that nothing will read."""
     node = "hydra.sweeper" if isinstance(settings, SweeperSettings) else "hydra.launcher"
-    for name, why in without_effect(settings).items():
-        log.warning(f"{node}.{name}={attrgetter(name)(settings)} has no effect: {why}")
-
-
-def without_effect(settings: SweepSettings) -> dict[str, str]:
-    """The name of each such setting -> why."""
     scheduler: Any = settings.scheduler if isinstance(settings.scheduler, str) else "a class, which has its own keys"
-    reads = {"grace_epochs": ("asha", "median", "pbt"), "reduction_factor": ("asha", "hyperband")}
-    why = {
-        name: f"it is for scheduler={' and '.join(readers)}, and scheduler is {scheduler}"
-        for name, readers in reads.items()
-        if scheduler not in readers
+    readers = {"grace_epochs": ("asha", "median", "pbt"), "reduction_factor": ("asha", "hyperband")}
+    unread = {
+        name: f"it is for scheduler={' and '.join(names)}, and scheduler is {scheduler}"
+        for name, names in readers.items()
+        if scheduler not in names
     }
     if settings.ray.init.address is None:
-        why["ray.ship_code"] = "without ray.init.address all trials run on this machine, which has the code"
+        unread["ray.ship_code"] = "without ray.init.address all trials run on this machine, which has the code"
     else:
-        why["ray.init.num_cpus"] = "a cluster's machines say themselves how many cores they have (ray start --num-cpus)"
+        unread["ray.init.num_cpus"] = (
+            "a cluster's machines say themselves how many cores they have (ray start --num-cpus)"
+        )
     if isinstance(settings, SweeperSettings) and settings.search == "grid" and settings.num_samples != -1:
-        why["num_samples"] = "search=grid tries every combination"
+        unread["num_samples"] = "search=grid tries every combination"
     defaults = type(settings)()
-    return {name: text for name, text in why.items() if attrgetter(name)(settings) != attrgetter(name)(defaults)}
+    for name, why in unread.items():
+        if (value := attrgetter(name)(settings)) != attrgetter(name)(defaults):
+            log.warning(f"{node}.{name}={value} has no effect: {why}")
+
+
+def sweep_command(*words: str, remove: Sequence[str] = ()) -> str:
+    """The user's command with these words; a setting without a section, such as scheduler=asha, is the sweep's own.
+
+    A program that is not src.train has no such command: then it is a whole example.
+    """
+    own = {knob.name for knob in fields(SweeperSettings)} - {"seed"}
+    by_launcher = any(key_of(word).startswith(("hydra/launcher", "hydra.launcher")) for word in typed_words())
+    section = "hydra.launcher" if by_launcher else "hydra.sweeper"
+    named = [f"{section}.{word}" if key_of(word).partition(".")[0] in own else word for word in words]
+    if typed_words():
+        return corrected(*named, remove=[f"{section}.{key}" if key in own else key for key in remove])
+    space = [SPACE] if not any(word.startswith(("optimizer.lr=", "seed=")) for word in named) else []
+    return rewritten(["-m", section.replace(".", "/") + "=ray_tune", *named, *space])
+
+
+def not_a_choice(setting: str, value: Any, choices: Sequence[str], other: str = "") -> UserError:
+    """The error for a setting that has none of its values. other: what it may be besides these."""
+    close = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    return UserError(
+        f"{setting}={value} is not a choice{did_you_mean(*close)}",
+        why=f"{setting} is one of: {', '.join(choices)}{other}",
+        fix=sweep_command(f"{setting}={(close or choices)[0]}"),
+    )

@@ -19,13 +19,23 @@ from ray.tune.search import Searcher
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
 from src.engine.sweeps import trainable
-from src.engine.sweeps.goal import Goal
 from src.engine.sweeps.jobs import CONFIG, FINISH_AFTER, JOB, packed
-from src.engine.sweeps.sweep_journal import FAILED, FINISHED, NOT_RANKED, OVER, PRUNED, Journal, TrialRecord
+from src.engine.sweeps.sweep_journal import (
+    DIVERGED,
+    FAILED,
+    FINISHED,
+    NOT_RANKED,
+    OVER,
+    PAUSED,
+    PRUNED,
+    Goal,
+    Journal,
+    TrialRecord,
+)
 
 if TYPE_CHECKING:
     from src.engine.sweeps.launch import GivenJobs
-    from src.engine.sweeps.search_points import SearchPoints
+    from src.engine.sweeps.searches import SearchPoints
 
 log = logging.getLogger(__name__)
 
@@ -131,9 +141,9 @@ class TrialSource(SearchAlgorithm):
         if record is None:
             return
         result = result or {}
-        failed = error or trainable.FAILED in result or trainable.INTERRUPTED in result
-        value = self.goal.worst if trainable.DIVERGED in result else self._value(record, result.get(self.goal.metric))
-        self.points.complete(int(trial_id), None if failed else value)
+        state = result.get(trainable.STATE)
+        value = self.goal.worst if state == DIVERGED else self._value(record, result.get(self.goal.metric))
+        self.points.complete(int(trial_id), None if error or state in (FAILED, PAUSED) else value)
 
     def _trial(self, point: Point) -> Trial:
         spec = self.experiment.spec

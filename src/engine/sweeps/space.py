@@ -1,4 +1,4 @@
-"""The search space of a sweep, read from Hydra's override grammar: the sweeper calls `read_space` with its arguments.
+"""The search space of a sweep, read from Hydra's override grammar by `read_space`.
 
     model.head=linear,mlp   choice(linear,mlp)   glob(*)    one of these; glob is for config groups
     seed=range(0,6,2)                                       0, 2 or 4: the end is left out
@@ -8,28 +8,64 @@
     trainer.max_epochs=5                                    the same in all trials
 
 Hydra itself makes an interval's ends floats, so whole numbers need int(); hydra-optuna-sweeper has the same rule.
-This imports ray.tune, which takes a second or two: only for a sweep that starts.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, Sweep, Transformer
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, Sweep, Transformer
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from ray import tune
 from ray.tune.search.sample import Domain, Integer
 
+from src.engine.commands.user_command import key_of
 from src.engine.runs.errors import UserError
-from src.engine.sweeps.commands import SPACE, sweep_command
-from src.engine.sweeps.values import Written, identity_of, plain, written
+from src.engine.sweeps.settings import SPACE, sweep_command
+
+PLAIN = re.compile(r"(?!(null|true|false|nan|inf)$)[a-z_][a-z0-9_./-]*", re.ASCII | re.IGNORECASE)  # needs no quotes
+
+
+class Written(str):
+    """A list or a mapping in Hydra's grammar, such as '{0:[head]}': no quotes are put around it. Files get plain text."""
+
+
+def plain(value: Any) -> Any:
+    """A plain Python value: numpy's scalars, which searches return, and nested configs are converted."""
+    if isinstance(value, ListConfig | DictConfig):
+        return Written(written(OmegaConf.to_container(value, resolve=True)))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def identity_of(value: Any) -> int | float | str:
+    """Equal for 1 and 1.0, which are one point; 1, true and '1' are three."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else written(value)
+
+
+def written(value: Any) -> str:
+    """A value as Hydra's grammar reads it back."""
+    value = plain(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Written | int | float):
+        return str(value)
+    if isinstance(value, str):
+        return value if PLAIN.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{written(key)}:{written(inner)}" for key, inner in value.items()) + "}"
+    return "[" + ",".join(map(written, value)) + "]"
 
 
 @dataclass(frozen=True)
@@ -78,8 +114,7 @@ class Parameter:
             return identity_of(value) in self._by_identity
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
             return False
-        low, high = self.ends
-        return low <= value <= high
+        return self.ends[0] <= value <= self.ends[1]
 
     def describe(self) -> str:
         """'1e-05 to 0.1, logarithmic' or 'linear, mlp'."""
@@ -110,13 +145,14 @@ class Space:
 
     def overrides(self, point: Mapping[str, Any]) -> list[str]:
         """The command line of a trial. A parameter that the point lacks is left as the config has it."""
-        return self.fixed + [self.parameters[name].override(point[name]) for name in self._names(point)]
+        return self.fixed + [one.override(point[name]) for name, one in self.parameters.items() if name in point]
 
     def params(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """The point for tables and files: key without its "+" -> plain value, a list or a mapping as plain text."""
-        values = {self.parameters[name]: point[name] for name in self._names(point)}
-        texts = {one.key.lstrip("+"): plain(one.spelled(value)) for one, value in values.items()}
-        return {key: str(value) if isinstance(value, Written) else value for key, value in texts.items()}
+        given = {
+            one.key.lstrip("+"): one.spelled(point[name]) for name, one in self.parameters.items() if name in point
+        }
+        return {key: str(value) if isinstance(value, Written) else plain(value) for key, value in given.items()}
 
     def point(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The point of a trial from its command line, as `overrides` made it."""
@@ -141,9 +177,6 @@ class Space:
         width = max(len(parameter.key) for parameter in self.parameters.values())
         return [f"{parameter.key:<{width}}   {parameter.describe()}" for parameter in self.parameters.values()]
 
-    def _names(self, point: Mapping[str, Any]) -> list[str]:
-        return [name for name in self.parameters if name in point]
-
 
 def read_space(arguments: Sequence[str], params: Mapping[str, Any], config_loader: ConfigLoader) -> Space:
     """The space of the command line's `arguments` and of hydra.sweeper.params, where a key may be text or a plain list.
@@ -153,16 +186,16 @@ def read_space(arguments: Sequence[str], params: Mapping[str, Any], config_loade
     """
     parser = OverridesParser.create(config_loader=config_loader)
     typed = parser.parse_overrides(list(arguments))
-    times = Counter(map(_bare_key, typed))
+    times = Counter(key_of(override.input_line) for override in typed)
     listed = parser.parse_overrides([_as_argument(key, value) for key, value in params.items()])
     parameters, fixed = {}, []
-    for override in [one for one in listed if _bare_key(one) not in times] + typed:
+    for override in [one for one in listed if key_of(one.input_line) not in times] + typed:
         if not override.is_sweep_override():
             fixed.append(override.input_line)
             continue
-        if times[_bare_key(override)] > 1:
+        if times[key_of(override.input_line)] > 1:
             raise UserError(
-                f"{_bare_key(override)} is given twice",
+                f"{key_of(override.input_line)} is given twice",
                 where=override.input_line,
                 why="a setting that is swept can be said only once, or one of the two would be ignored",
                 fix=sweep_command(override.input_line),
@@ -180,22 +213,15 @@ def read_space(arguments: Sequence[str], params: Mapping[str, Any], config_loade
 
 
 def default_point(space: Space, composed: DictConfig) -> dict[str, Any]:
-    """The values that the config without the sweep has for the swept keys; those that it lacks (+new.key) are left out.
-
-    composed: with its hydra node, since a config group's choice is in hydra.runtime.choices.
-    """
+    """The values that the config without the sweep has for the swept keys; those that it lacks (+new.key) are left out."""
     point, absent = {}, object()
+    choices = composed.hydra.runtime.choices  # of config groups
     for name, parameter in space.parameters.items():
         key = parameter.key.lstrip("+")
-        choices = composed.hydra.runtime.choices
         value = choices[key] if key in choices else OmegaConf.select(composed, key, default=absent)
         if value is not absent:
             point[name] = parameter.spelled(plain(value))
     return point
-
-
-def _bare_key(override: Override) -> str:
-    return override.get_key_element().lstrip("+~")
 
 
 def _as_argument(key: str, value: Any) -> str:
@@ -240,6 +266,7 @@ def _element(value: Any) -> Any:
 
 def _interval_domain(override: Override, sweep: IntervalSweep) -> Domain:
     low, high, log, key = sweep.start, sweep.end, "log" in sweep.tags, override.get_key_element()
+    linear = f"interval({low:g},{high:g})"
     if not (low < high and math.isfinite(high - low)):
         first, last = sorted((low, high)) if math.isfinite(high - low) and low != high else (0, 1)
         raise UserError(
@@ -253,10 +280,7 @@ def _interval_domain(override: Override, sweep: IntervalSweep) -> Domain:
             f"{override.input_line}: a logarithmic interval begins above 0",
             where=key,
             why=f"there is no logarithm of {low:g}",
-            fix=[
-                sweep_command(f"{key}=interval({low:g},{high:g})"),
-                sweep_command(f"{key}=tag(log,interval(1e-5,1e-1))"),
-            ],
+            fix=[sweep_command(f"{key}={linear}"), sweep_command(f"{key}=tag(log,interval(1e-5,1e-1))")],
         )
     if isinstance(low, int):  # Tune leaves the end of whole numbers out
         return (tune.lograndint if log else tune.randint)(low, high + 1)

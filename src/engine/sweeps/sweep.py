@@ -14,14 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import UserError
-from src.engine.sweeps.commands import sweep_command
+from src.engine.sweeps.controller import SweepPlan, run_sweep
 from src.engine.sweeps.jobs import HydraSweep, goal_of, max_epochs_of, shared_settings, without_hydra
-from src.engine.sweeps.pipeline import SweepPlan, run_sweep
 from src.engine.sweeps.results import failures
-from src.engine.sweeps.schedulers import build_scheduler, check_together
-from src.engine.sweeps.search_points import SearchPoints
-from src.engine.sweeps.searches import Point, build_search, random_point
-from src.engine.sweeps.settings import SweeperSettings, warn_without_effect
+from src.engine.sweeps.schedulers import build_scheduler
+from src.engine.sweeps.searches import Point, SearchPoints, build_search, random_point
+from src.engine.sweeps.settings import SweeperSettings, sweep_command, warn_without_effect
 from src.engine.sweeps.space import Space, default_point, read_space
 from src.engine.sweeps.sweep_journal import ranking
 
@@ -33,11 +31,9 @@ def sweep(settings: SweeperSettings, hydra: HydraSweep, arguments: Sequence[str]
     setup_globals()
     _check_launcher(hydra.config)
     space = read_space(arguments, settings.params, hydra.context.config_loader)
-    check_together(settings.search, settings.scheduler)
     shared = hydra.compose(space.fixed)
     default = default_point(space, shared)
-    # Words that are mistyped, or refused by the task, are answered now and not by a worker in half a minute.
-    configs = _checked_configs(space, hydra, _examples(space, settings, default))
+    configs = _checked_configs(space, hydra, settings, default)
     goal = goal_of(settings, configs[0])
     scheduler = build_scheduler(settings, space, goal, max(map(max_epochs_of, configs)))
     search = build_search(settings.search, space, goal, settings.seed)
@@ -50,10 +46,7 @@ def sweep(settings: SweeperSettings, hydra: HydraSweep, arguments: Sequence[str]
         identity={
             "kind": "sweeper",
             "search": settings.search,
-            "scheduler": settings.scheduler,
             "seed": settings.seed,
-            "metric": goal.metric,
-            "mode": goal.mode,
             "default_first": settings.default_first,
             "default": space.params(default) if settings.default_first else None,
             "space": {parameter.key: parameter.identity() for parameter in space.parameters.values()},
@@ -94,28 +87,25 @@ def _describe(plan: SweepPlan, settings: SweeperSettings, space: Space, hydra: H
         log.info(line)
 
 
-def _examples(space: Space, settings: SweeperSettings, default: Point) -> list[Point]:
-    """The point of the first trial, and others with which a value of the space can be tried."""
-    first = default if settings.default_first else random_point(space, settings.seed, "trial", 0)
-    return [first, *(random_point(space, settings.seed, "check", number) for number in range(3))]
+def _checked_configs(space: Space, hydra: HydraSweep, settings: SweeperSettings, default: Point) -> list[DictConfig]:
+    """The config of the first trial with every named value, and both ends of every interval, before Ray is started.
 
-
-def _checked_configs(space: Space, hydra: HydraSweep, examples: Sequence[Point]) -> list[DictConfig]:
-    """The config of the first example with every named value, and both ends of every interval.
-
-    A value must be accepted with one of the examples. Raises the first error of a value that never is.
+    A value must be accepted at the first trial's point or at one of three others. Raises the first error of a value that
+    never is.
     """
+    first = default if settings.default_first else random_point(space, settings.seed, "trial", 0)
+    others = [random_point(space, settings.seed, "check", number) for number in range(3)]
 
     def checked(point: Point) -> DictConfig:
         config = hydra.compose(space.overrides(point))
         hydra.check(config)
         return config
 
-    configs = [checked(examples[0])]
+    configs = [checked(first)]
     for name, parameter in space.parameters.items():
         for value in parameter.values or parameter.ends:
             errors: list[Exception] = []
-            for point in examples:
+            for point in [first, *others]:
                 try:
                     configs.append(checked({**point, name: value}))
                     break

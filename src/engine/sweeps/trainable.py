@@ -9,15 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
-import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import ray
-from omegaconf import DictConfig
 from ray import tune
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -28,70 +24,21 @@ from src.engine.runs.cores import TRIAL_CPUS
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.sweeps.folder import trained_rows
 from src.engine.sweeps.jobs import CONFIG, FINISH_AFTER
+from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, FINISHED, PAUSED
 from src.engine.sweeps.trial import FINISH, GO_ON, INTERRUPT, Trial, working_on
-from src.engine.sweeps.worker import (
-    Context,
-    JobRunner,
-    describe,
-    free_memory,
-    has_diverged,
-    keep_checkpoints,
-    overrides_of,
-)
+from src.engine.sweeps.worker import Context, Job, JobRunner, describe, has_diverged, keep_checkpoints, take_over
 
 log = logging.getLogger(__name__)
 
 # Keys in the results of a trial, beside the metrics.
-ROW = (
-    "row"  # an epoch's row as it was reported; beside it the metric is finite for Tune, which compares and averages it
-)
-RETURNED = "returned"  # the job's return value at its own end; nan where it is no number
-FAILED = "failed"  # the first line of its error
-DIVERGED = "diverged"  # the first line of its error, which was a loss of nan or inf
+ROW = "row"  # as it was reported; beside it the metric is finite for Tune, which compares and averages it
+STATE = "trial state"  # in the journal, at the trial's own end; not there where the scheduler ends it
+VALUE = "trial value"  # the job's return value; nan where it is no number
+ERROR = "trial error"  # the first line of its error
 REPORTED = "reported"  # where the metric is missing: the names that the job reports
-INTERRUPTED = "interrupted"  # True: its position is saved, and it goes on when the sweep does
 HISTORY = "history"  # in the first result of a start under pbt: the rows of the epochs that led to the weights
 
 LOOK_SECONDS = 0.5  # how often a worker looks whether the sweep was interrupted
-# Errors after which no other trial may use the process; such a trial goes on in a new one (max_failures).
-POISONS = (ExitCode.PROCESS_LOST, ExitCode.GPU_FAULT, ExitCode.OUT_OF_MEMORY)
-
-
-def interruption_mark(context: Context) -> Path:
-    """A file that is there while the sweep is being interrupted: its trials save their position and end."""
-    return context.scratch / "interrupted"
-
-
-class Job:
-    """A job in a thread."""
-
-    def __init__(
-        self, runner: JobRunner, number: int, config: DictConfig, start_from: Path | None, trial: Trial
-    ) -> None:
-        self.runner, self.number, self.config, self.trial = runner, number, config, trial
-        self.value: Any = None
-        self.error: Exception | SystemExit | None = None
-        self.interrupted = False
-        self.thread = threading.Thread(target=self._run, args=(start_from,), daemon=True, name=f"job {number}")
-        self.thread.start()
-
-    def _run(self, start_from: Path | None) -> None:
-        try:
-            with working_on(self.trial):
-                self.value = self.runner.run(self.number, self.config, start_from)
-        except (Exception, SystemExit) as error:
-            self.error = error
-        except BaseException:  # Terminated, KeyboardInterrupt: the position is saved
-            self.interrupted = True
-        finally:
-            if self.error is not None:
-                # Its frames, and those of its cause, hold the network, for which the next trial may need the memory.
-                self.error.__traceback__ = self.error.__cause__ = self.error.__context__ = None
-            if self.error is not None or self.interrupted:
-                free_memory()
-            if start_from is not None:
-                shutil.rmtree(start_from, ignore_errors=True)
-            self.trial.over()
 
 
 class HydraTrainable(tune.Trainable):
@@ -103,23 +50,21 @@ class HydraTrainable(tune.Trainable):
         self.runner = JobRunner(context)
         self.job: Job | None = None
         self.previous_job: Job | None = None  # of the trial that had this process before, and may still be finishing
-        self.start_from: Path | None = None
         self.peers: list[Any] = []
         self.last: dict[str, Any] = {}  # the last row, as Tune was told it
         self._saved = False  # since the last row: Tune is about to pause the trial
 
     def step(self) -> dict[str, Any]:
         if self.job is None:
-            self._end(self.previous_job)
-            self.previous_job = None
+            self._end_previous()
             self._begin()
         else:
-            self.job.trial.answer(INTERRUPT if interruption_mark(self.context).exists() else GO_ON)
+            self.job.trial.answer(INTERRUPT if self.context.interruption_mark.exists() else GO_ON)
         self._saved = False
         trial = self.job.trial
         # If a scheduler stopped the trial in an earlier start, Tune gets its end alone: the journal has the rows.
         while (row := trial.next_row(LOOK_SECONDS)) is None or (row and trial.finish_after is not None):
-            if not trial.interrupted and interruption_mark(self.context).exists():
+            if not trial.interrupted and self.context.interruption_mark.exists():
                 trial.answer(INTERRUPT)
         return self._reported(row) if row else self._ended()
 
@@ -129,9 +74,7 @@ class HydraTrainable(tune.Trainable):
         trial = Trial(self.context.keeps_checkpoints, place, self.config.get(FINISH_AFTER))
         if trial.finish_after is not None:
             trial.answer(FINISH)
-        config = cloudpickle.loads(self.config[CONFIG])
-        self.job = Job(self.runner, int(self.trial_id), config, self.start_from, trial)
-        self.start_from = None
+        self.job = Job(self.runner, int(self.trial_id), cloudpickle.loads(self.config[CONFIG]), trial)
 
     def _meet_peers(self) -> Place:
         """A trial on several machines (trainer.num_nodes): its processes on the others are started by a peer there."""
@@ -151,15 +94,19 @@ class HydraTrainable(tune.Trainable):
 
     @property
     def _folder(self) -> Path:
-        return self.runner.folder(int(self.trial_id))
+        return self.context.folder(int(self.trial_id))
+
+    @property
+    def _overrides(self) -> list[str]:
+        """The command line of the job, without settings of hydra itself."""
+        return list(cloudpickle.loads(self.config[CONFIG]).hydra.overrides.task)
 
     def _reported(self, row: dict[str, float]) -> dict[str, Any]:
         goal = self.context.goal
         if goal.metric not in row:
             self.job.trial.answer(INTERRUPT)
-            missing = f"it does not report {goal.metric}"
-            names = sorted(name for name in row if name != "epoch")
-            return {goal.metric: goal.worst, **row, "done": True, FAILED: missing, REPORTED: names}
+            error = {STATE: FAILED, ERROR: f"it does not report {goal.metric}"}
+            return {goal.metric: goal.worst, **row, **error, "done": True, REPORTED: sorted(row.keys() - {"epoch"})}
         told = {ROW: row} | self._history(row["epoch"])
         self.last = row | {goal.metric: goal.finite(row[goal.metric])}
         return self.last | told
@@ -177,44 +124,50 @@ class HydraTrainable(tune.Trainable):
         # reported, as a trial would whose epochs were all trained in an earlier start.
         rows = trained_rows(self._folder) if job.error is None else []
         last = {goal.metric: goal.worst, "epoch": max((row["epoch"] for row in rows), default=0)}
-        last |= self.last | self._history()
-        if job.interrupted:
-            return last | {"done": True, INTERRUPTED: True}
+        last |= self.last | self._history() | {"done": True}
+        if job.interrupted:  # its position is saved, and it goes on when the sweep does
+            return last | {STATE: PAUSED}
         if has_diverged(job.error):
-            return last | {goal.metric: goal.worst, "done": True, DIVERGED: describe(job.error)}
+            return last | {goal.metric: goal.worst, STATE: DIVERGED, ERROR: describe(job.error)}
         if job.error is not None:
             if _poisons(job.error):
                 raise job.error
-            return last | {"done": True, FAILED: describe(job.error)}
+            return last | {STATE: FAILED, ERROR: describe(job.error)}
         number = float(job.value) if isinstance(job.value, int | float) else math.nan
-        return last | {goal.metric: goal.finite(number)} | self.last | {"done": True, RETURNED: number}
+        return last | {goal.metric: goal.finite(number)} | self.last | {STATE: FINISHED, VALUE: number}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Tune asks for it between two steps, while the job waits."""
         self._saved = True
-        overrides = overrides_of(cloudpickle.loads(self.config[CONFIG]))
-        keep_checkpoints(self._folder, Path(checkpoint_dir), int(self.trial_id), overrides)
+        keep_checkpoints(self._folder, Path(checkpoint_dir), int(self.trial_id), self._overrides)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Before the first step. The folder is Tune's, and may be gone by then."""
-        self.start_from = Path(tempfile.mkdtemp(prefix="trial-"))
-        shutil.copytree(checkpoint_dir, self.start_from, dirs_exist_ok=True)
+        """Before the first step, since the folder is Tune's, and may be gone by then."""
+        if self.previous_job is not None and self.previous_job.number == int(
+            self.trial_id
+        ):  # it works in the same folder
+            self._end_previous()
+        take_over(self._folder, Path(checkpoint_dir), int(self.trial_id), self._overrides)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Another trial gets the process. The previous job is ended in the first step: if it hung and the process ended here,
         Tune would count a failure of the next trial, and not try that one again."""
-        self.previous_job, self.job, self.start_from = self.job, None, None
+        self.previous_job, self.job = self.job, None
         return True
 
     def cleanup(self) -> None:
-        self._end(self.previous_job)
+        self._end_previous()
         self._end(self.job)
+
+    def _end_previous(self) -> None:
+        self._end(self.previous_job)
+        self.previous_job = None
 
     def _end(self, job: Job | None) -> None:
         """Has a job finish, or save its position where it goes on later, and waits for it."""
         if job is None:
             return
-        paused = self._saved or self.context.keeps_checkpoints or interruption_mark(self.context).exists()
+        paused = self._saved or self.context.keeps_checkpoints or self.context.interruption_mark.exists()
         job.trial.answer(INTERRUPT if paused else FINISH)
         job.thread.join(self.context.grace_s)
         self._leave_peers()
@@ -238,7 +191,7 @@ class Peer:
 
     def run(self, config: bytes, place: Place) -> None:
         with working_on(Trial(place=place)):
-            self.runner.run_task(cloudpickle.loads(config))
+            self.runner.run(cloudpickle.loads(config))
 
 
 def _keep_to_the_share() -> None:
@@ -253,5 +206,7 @@ def _keep_to_the_share() -> None:
 
 
 def _poisons(error: BaseException) -> bool:
-    code = error.code if isinstance(error, UserError) else None
-    return code in POISONS or "CUDA" in str(error) or "out of memory" in str(error)
+    """Whether no other trial may use the process after this error; such a trial goes on in a new one (max_failures)."""
+    broken = (ExitCode.PROCESS_LOST, ExitCode.GPU_FAULT, ExitCode.OUT_OF_MEMORY)
+    known = isinstance(error, UserError) and error.code in broken
+    return known or "CUDA" in str(error) or "out of memory" in str(error)

@@ -12,10 +12,10 @@ import os
 import queue
 import secrets
 import socket
+import socketserver
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from src.engine.features import Place
 
@@ -62,14 +62,34 @@ class Trial:
         """The job has ended."""
         self._rows.put({})
 
-    def answering_processes(self) -> AbstractContextManager[dict[str, str]]:
-        """See below: for the command that starts the run's processes."""
-        return answering_processes(self)
-
     def answer(self, answer: str) -> None:
         """Answers the report that waits, or the next one."""
         self.interrupted |= answer == INTERRUPT
         self._answers.put(answer)
+
+    @contextmanager
+    def answering_processes(self) -> Iterator[dict[str, str]]:
+        """Inside, rank 0 of the trial can report to it. Yields the environment variables that its processes need."""
+        trial, token = self, secrets.token_hex(16)  # any user of the machine can connect
+
+        class Report(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                """Any user can connect and send anything or nothing; a process can be killed while it waits."""
+                with suppress(OSError, ValueError, KeyError, TypeError):
+                    message = json.loads(self.rfile.readline())
+                    if message["token"] == token:
+                        self.wfile.write(f"{trial.report(message['row'])}\n".encode())
+
+        with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Report) as server:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+            try:
+                variables = {ADDRESS: f"127.0.0.1:{server.server_address[1]}", TOKEN: token}
+                if self.finish_after is not None:
+                    variables[FINISH_AFTER] = str(self.finish_after)
+                yield variables
+            finally:
+                server.shutdown()
 
 
 class ReportingProcess(Trial):
@@ -78,16 +98,13 @@ class ReportingProcess(Trial):
     def __init__(self) -> None:
         finish_after = os.environ.get(FINISH_AFTER)
         super().__init__(keeps_checkpoints=True, finish_after=int(finish_after) if finish_after else None)
-        self._connection: socket.socket | None = None
 
     def report(self, row: dict[str, float]) -> str:
-        if self._connection is None:
-            host, _, port = os.environ[ADDRESS].rpartition(":")
-            self._connection = socket.create_connection((host, int(port)))
-        line = json.dumps({"token": os.environ[TOKEN], "row": row}) + "\n"
-        self._connection.sendall(line.encode())
-        with self._connection.makefile(encoding="utf-8") as answers:
-            return answers.readline().strip() or INTERRUPT  # the worker is gone
+        host, _, port = os.environ[ADDRESS].rpartition(":")
+        with socket.create_connection((host, int(port))) as connection, connection.makefile("rw") as file:
+            file.write(json.dumps({"token": os.environ[TOKEN], "row": row}) + "\n")
+            file.flush()
+            return file.readline().strip() or INTERRUPT  # the worker is gone
 
 
 _current: Trial | None = None
@@ -109,44 +126,3 @@ def working_on(trial: Trial) -> Iterator[None]:
         yield
     finally:
         _current = None
-
-
-@contextmanager
-def answering_processes(trial: Trial) -> Iterator[dict[str, str]]:
-    """Inside, rank 0 of a trial can report to it. Yields the environment variables that its processes need."""
-    token = secrets.token_hex(16)  # else any user of the machine could report
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        _in_background(_accept, server, token, trial.report)
-        try:
-            variables = {ADDRESS: f"127.0.0.1:{server.getsockname()[1]}", TOKEN: token}
-            if trial.finish_after is not None:
-                variables[FINISH_AFTER] = str(trial.finish_after)
-            yield variables
-        finally:
-            with suppress(OSError):
-                server.shutdown(socket.SHUT_RDWR)  # ends accept(), which closing does not
-
-
-def _in_background(work: Callable[..., None], *arguments: Any) -> None:
-    threading.Thread(target=work, args=arguments, daemon=True).start()
-
-
-def _accept(server: socket.socket, token: str, report: Callable[[dict[str, float]], str]) -> None:
-    while True:
-        try:
-            connection, _ = server.accept()
-        except OSError:  # the processes have ended, and the server is closed
-            return
-        _in_background(_serve, connection, token, report)
-
-
-def _serve(connection: socket.socket, token: str, report: Callable[[dict[str, float]], str]) -> None:
-    """Any user of the machine can connect and send anything or nothing; a process can be killed while it waits."""
-    errors = suppress(OSError, ValueError, KeyError, TypeError)
-    with errors, connection, connection.makefile("rw", encoding="utf-8") as file:
-        for line in file:
-            message = json.loads(line)
-            if message["token"] != token:
-                break
-            file.write(report(message["row"]) + "\n")
-            file.flush()

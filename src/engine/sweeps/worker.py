@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,8 @@ from src.engine.runs.errors import ErrorOfProcess, ExitCode, UserError
 from src.engine.runs.files import write_json
 from src.engine.runs.writing import LAST, PREVIOUS
 from src.engine.sweeps.folder import returned_file
-from src.engine.sweeps.goal import Goal
+from src.engine.sweeps.sweep_journal import Goal
+from src.engine.sweeps.trial import Trial, working_on
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,14 @@ class Context:
     grace_s: float
     cwd: Path | None  # where the jobs run; None: where the code was sent to
     command: str  # the sweep's, for messages
+
+    @property
+    def interruption_mark(self) -> Path:
+        """A file that is there while the sweep is being interrupted: its trials save their position and end."""
+        return self.scratch / "interrupted"
+
+    def folder(self, number: int) -> Path:
+        return self.sweep_dir / str(number)
 
 
 def name_of(task: TaskFunction) -> tuple[str, str]:
@@ -80,38 +90,8 @@ class JobRunner:
         self.task: Callable[[DictConfig], Any] = getattr(task, "__wrapped__", task)
         self.froze = False
 
-    def folder(self, number: int) -> Path:
-        return self.context.sweep_dir / str(number)
-
-    def run(self, number: int, config: DictConfig, start_from: Path | None = None) -> Any:
-        """Runs a job to its end and returns its value; raises its Exception. start_from: what `keep_checkpoints` made."""
-        folder = self.folder(number)
-        if start_from is not None:
-            take_over(folder, start_from, number, overrides_of(config))
-        elif self.context.changes_points:  # killed between two lives, it has the settings of the one before
-            (folder / "config.yaml").unlink(missing_ok=True)
-        try:
-            value = self.run_task(config)
-        except (Exception, SystemExit) as error:
-            lines = traceback.format_exception(error)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.log").write_text("".join(lines), encoding="utf-8")
-            if has_diverged(error):  # it would do so again
-                write_json(returned_file(self.context.sweep_dir, number), {"value": self.context.goal.worst})
-            raise
-        if "torch" in sys.modules and not self.froze:
-            # Later collections skip the objects of torch, Lightning and Ray (0.3 s each). Not after a failed job, whose
-            # traceback holds the network.
-            gc.freeze()
-            self.froze = True  # gc.get_freeze_count() takes 50 ms
-        if (folder / "result.json").exists():  # a finished run never goes on, and a sweep keeps many
-            for name in (LAST, PREVIOUS):
-                (folder / "checkpoints" / name).unlink(missing_ok=True)
-        write_json(returned_file(self.context.sweep_dir, number), {"value": as_json(value)})
-        return value
-
-    def run_task(self, config: DictConfig) -> Any:
-        """The task's value; raises its Exception. Writes nothing of its own: a job's further machines call it too."""
+    def run(self, config: DictConfig) -> Any:
+        """The value of a job; raises its Exception. Writes nothing of its own: a job's further machines call it too."""
         errors: list[Exception] = []
 
         @functools.wraps(self.task)
@@ -127,12 +107,51 @@ class JobRunner:
             done = run_job(task, config, "hydra.sweep.dir", "hydra.sweep.subdir", hydra_context=self.context.hydra)
         if errors:
             raise errors.pop()
+        if "torch" in sys.modules and not self.froze:
+            # Later collections skip the objects of torch, Lightning and Ray (0.3 s each). Not after a failed job, whose
+            # traceback holds the network.
+            gc.freeze()
+            self.froze = True  # gc.get_freeze_count() takes 50 ms
         return done.return_value
 
 
-def overrides_of(config: DictConfig) -> list[str]:
-    """The command line of a job, without settings of hydra itself."""
-    return list(config.hydra.overrides.task)
+class Job:
+    """A job in a thread. When the trial says that it is over, it has a value or an error, or was interrupted."""
+
+    def __init__(self, runner: JobRunner, number: int, config: DictConfig, trial: Trial) -> None:
+        self.number, self.trial = number, trial
+        self.value: Any = None
+        self.error: Exception | SystemExit | None = None
+        self.interrupted = False
+        self.thread = threading.Thread(target=self._run, args=(runner, config), daemon=True)
+        self.thread.start()
+
+    def _run(self, runner: JobRunner, config: DictConfig) -> None:
+        context, folder = runner.context, runner.context.folder(self.number)
+        try:
+            if context.changes_points:  # killed between two lives, it has the settings of the one before
+                (folder / "config.yaml").unlink(missing_ok=True)
+            with working_on(self.trial):
+                self.value = runner.run(config)
+            if (folder / "result.json").exists():  # a finished run never goes on, and a sweep keeps many
+                for name in (LAST, PREVIOUS):
+                    (folder / "checkpoints" / name).unlink(missing_ok=True)
+            write_json(returned_file(context.sweep_dir, self.number), {"value": as_json(self.value)})
+        except (Exception, SystemExit) as error:
+            self.error = error
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.log").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            if has_diverged(error):  # it would do so again
+                write_json(returned_file(context.sweep_dir, self.number), {"value": context.goal.worst})
+        except BaseException:  # Terminated, KeyboardInterrupt: the position is saved
+            self.interrupted = True
+        finally:
+            if self.error is not None:
+                # Its frames, and those of its cause, hold the network, for which the next trial may need the memory.
+                self.error.__traceback__ = self.error.__cause__ = self.error.__context__ = None
+            if self.error is not None or self.interrupted:
+                free_memory()
+            self.trial.over()
 
 
 def has_diverged(error: BaseException) -> bool:
@@ -151,10 +170,7 @@ def as_json(value: Any) -> Any:
 def keep_checkpoints(folder: Path, target: Path, number: int, overrides: Sequence[str]) -> None:
     """Copies the checkpoints of a job's folder to `target`, for another trial or a later start of this one."""
     write_json(target / "trial.json", {"number": number, "overrides": list(overrides)})
-    if (folder / "checkpoints").is_dir():
-        shutil.copytree(folder / "checkpoints", target / "checkpoints", ignore=shutil.ignore_patterns("*.tmp"))
-    if (folder / "metrics.csv").exists():
-        shutil.copyfile(folder / "metrics.csv", target / "metrics.csv")
+    _copy_checkpoints(folder, target)
 
 
 def take_over(folder: Path, source: Path, number: int, overrides: Sequence[str]) -> None:
@@ -166,12 +182,16 @@ def take_over(folder: Path, source: Path, number: int, overrides: Sequence[str])
     if origin == {"number": number, "overrides": list(overrides)}:
         return
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    if (source / "checkpoints").is_dir():
-        shutil.copytree(source / "checkpoints", folder / "checkpoints")
     for name in ("config.yaml", "result.json", "metrics.csv"):
         (folder / name).unlink(missing_ok=True)
+    _copy_checkpoints(source, folder)
+
+
+def _copy_checkpoints(source: Path, target: Path) -> None:
+    if (source / "checkpoints").is_dir():
+        shutil.copytree(source / "checkpoints", target / "checkpoints", ignore=shutil.ignore_patterns("*.tmp"))
     if (source / "metrics.csv").exists():
-        shutil.copyfile(source / "metrics.csv", folder / "metrics.csv")
+        shutil.copyfile(source / "metrics.csv", target / "metrics.csv")
 
 
 @contextmanager

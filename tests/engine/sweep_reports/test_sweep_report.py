@@ -17,11 +17,10 @@ import pytest
 
 from src.engine.reports import plots
 from src.engine.sweep_reports import sweep_plots
-from src.engine.sweep_reports.importance import importance
-from src.engine.sweep_reports.sweep_report import write_sweep_report
-from src.engine.sweeps.goal import Goal
-from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord
-from src.engine.sweeps.sweep_scale import Scale, numbers, scales_of, shown
+from src.engine.sweep_reports.sweep_plots import Scale, scales_of
+from src.engine.sweep_reports.sweep_report import importance, write_sweep_report
+from src.engine.sweeps.progress import shown
+from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Goal, Journal, TrialRecord
 from tests.conftest import ROOT, command_environment
 from tests.engine.reports.test_report import Page
 
@@ -437,7 +436,7 @@ def test_parameters_that_differ_in_the_order_they_came():
     ]
     scales = scales_of(trials)
     assert list(scales) == ["b", "+c"]
-    assert np.array_equal(numbers(trials, "+c", scales["+c"]), [math.nan, 0, 1], equal_nan=True)
+    assert np.array_equal(scales["+c"].numbers(trials, "+c"), [math.nan, 0, 1], equal_nan=True)
 
 
 def test_numbers_are_short():

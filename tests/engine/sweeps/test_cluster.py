@@ -31,8 +31,7 @@ def machines(monkeypatch):
 def share(count=None, cpu=None, gpu=None, max_concurrent=None, **trainer):
     """Of a trial of `count`, with these trainer.* settings."""
     settings = LauncherSettings(resources=Resources(cpu=cpu, gpu=gpu), max_concurrent=max_concurrent)
-    request = cluster.request_of(OmegaConf.create({"trainer": trainer}), settings)
-    return cluster.resources_of(request, max_concurrent, count)
+    return cluster.resources_of(OmegaConf.create({"trainer": trainer}), settings, count)
 
 
 def bundle(*arguments, **settings) -> dict[str, float]:
@@ -67,7 +66,7 @@ def test_the_cores_of_a_machine_are_divided_among_the_trials_at_once(machines, a
 
 def test_a_job_of_any_application_gets_a_core(machines):
     machines({"CPU": 8})
-    (only,) = cluster.resources_of(cluster.request_of(OmegaConf.create({}), LauncherSettings()), None, None).bundles
+    (only,) = cluster.resources_of(OmegaConf.create({}), LauncherSettings(), None).bundles
     assert only == {"CPU": 1}
 
 
@@ -77,7 +76,7 @@ def test_resources_may_refer_to_the_settings_of_each_job(machines):
         for workers, gpus in ((2, 0), (6, 0.5)):
             resources = {"cpu": "${data.num_workers}", "gpu": gpus}
             config = OmegaConf.create({"data": {"num_workers": workers}, "hydra": {plugin: {"resources": resources}}})
-            (only,) = cluster.resources_of(cluster.request_of(config, settings), None, 4).bundles
+            (only,) = cluster.resources_of(config, settings, 4).bundles
             assert only == {"CPU": workers} | ({"GPU": gpus} if gpus else {})
 
 

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from src.engine.runs.errors import UserError
 from src.engine.sweeps import jobs, settings
-from src.engine.sweeps.goal import Goal
 from src.engine.sweeps.settings import LauncherSettings
+from src.engine.sweeps.sweep_journal import Goal
 from tests.warm import ROOT
 
 

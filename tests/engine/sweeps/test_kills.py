@@ -15,12 +15,11 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from src.engine.sweeps.goal import Goal
 from src.engine.sweeps.schedulers import build_scheduler
 from src.engine.sweeps.searches import random_point
 from src.engine.sweeps.settings import SweeperSettings
 from src.engine.sweeps.space import read_space
-from src.engine.sweeps.sweep_journal import FINISHED, PAUSED, PRUNED, Journal
+from src.engine.sweeps.sweep_journal import FINISHED, PAUSED, PRUNED, Goal, Journal
 from tests.conftest import command_environment
 from tests.engine.sweeps.sweep_app.app import grown
 

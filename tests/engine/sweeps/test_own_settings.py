@@ -8,8 +8,8 @@ import pytest
 from src.engine.runs.position import PositionCheckpoint
 from src.engine.runs.writing import DurableCheckpointIO
 from src.engine.sweeps import feature
-from src.engine.sweeps.own_settings import OwnSettings
 from src.engine.sweeps.trial import Trial, working_on
+from src.engine.sweeps.trial_report import OwnSettings
 from tests.engine.runs.small_training import classifier, fit
 
 SGD = {"name": "sgd", "momentum": 0.9}

@@ -11,10 +11,8 @@ import pytest
 from rich.console import Console
 
 from src.engine.sweeps import sweep_journal
-from src.engine.sweeps.goal import Goal
-from src.engine.sweeps.progress import SweepDisplay, short_names
-from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal
-from src.engine.sweeps.sweep_scale import duration
+from src.engine.sweeps.progress import SweepDisplay, duration, short_names
+from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Goal, Journal
 
 LOGGER = "src.engine.sweeps.progress"
 

@@ -11,9 +11,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from src.engine.runs.errors import MAX_LINES, ExitCode
-from src.engine.sweeps.goal import Goal
 from src.engine.sweeps.results import failures, print_ranking, single_run_command, write_results
-from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, FINISHED, PAUSED, PRUNED, Journal, TrialRecord
+from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, FINISHED, PAUSED, PRUNED, Goal, Journal, TrialRecord
 from tests.conftest import parses
 
 
@@ -138,10 +137,14 @@ def test_the_command_does_not_begin_the_sweep_of_a_recipe_again(tmp_path):
     assert (composed.hydra.mode.name, composed.seed, composed.name) == ("RUN", 2, "heads-best")
 
 
+def printed_ranking(journal, goal):
+    print_ranking(journal, goal, write_results(journal, goal))
+
+
 def test_the_ranking_on_the_screen(tmp_path, journal, caplog):
     leave_weights(tmp_path)
     caplog.set_level(logging.INFO, "src.engine.sweeps.results")
-    print_ranking(journal, Goal("val/acc", "max"))
+    printed_ranking(journal, Goal("val/acc", "max"))
     assert caplog.messages == [
         "",
         "rank  trial  lr        head    val/acc           state     folder",
@@ -163,7 +166,7 @@ def test_the_ranking_shows_ten_and_counts_all(tmp_path, caplog):
     for number in range(30):
         journal.started(number, f"runs/x/{number}", {}, [])
         journal.ended(number, FINISHED, value=float(number))
-    print_ranking(journal, Goal("val/acc", "max"))
+    printed_ranking(journal, Goal("val/acc", "max"))
     assert [line.split()[1] for line in caplog.messages[2:12]] == [f"#{number}" for number in range(29, 19, -1)]
     assert caplog.messages[2].split() == ["1", "#29", "29.0000", FINISHED, "runs/x/29"]
     assert caplog.messages[12] == "30 trials: 30 finished"
@@ -171,12 +174,12 @@ def test_the_ranking_shows_ten_and_counts_all(tmp_path, caplog):
 
 def test_a_sweep_without_a_value_says_so(journal, caplog):
     caplog.set_level(logging.INFO, "src.engine.sweeps.results")
-    print_ranking(journal, Goal("val/f1", "max"))
+    printed_ranking(journal, Goal("val/f1", "max"))
     printed = "\n".join(caplog.messages)
     assert "best      no trial has a value of val/f1" in printed
     assert "repeat" not in printed
     journal.ended(1, DIVERGED, error="the loss is nan")
-    print_ranking(journal, Goal("val/f1", "max"))
+    printed_ranking(journal, Goal("val/f1", "max"))
     assert caplog.messages[-1] == "diverged  #1 the loss is nan (runs/heads/1)"
 
 

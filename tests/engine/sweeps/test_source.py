@@ -11,13 +11,11 @@ from omegaconf import OmegaConf
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, HyperBandScheduler, MedianStoppingRule
 
-from src.engine.sweeps.goal import Goal
 from src.engine.sweeps.jobs import CONFIG, FINISH_AFTER, JOB
 from src.engine.sweeps.launch import GivenJobs
-from src.engine.sweeps.search_points import SearchPoints
-from src.engine.sweeps.searches import RandomSearch
+from src.engine.sweeps.searches import SearchPoints, build_search
 from src.engine.sweeps.source import TrialSource
-from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Journal
+from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, Goal, Journal
 from tests.engine.sweeps.test_space import space_of
 
 GOAL = Goal("acc", "max")
@@ -31,7 +29,7 @@ def registered():
 
 def source_of(journal: Journal, scheduler=None, limit: int | None = None, jobs=None) -> TrialSource:
     """As a start of the sweep makes it, until Tune asks for trials."""
-    points = jobs or SearchPoints(RandomSearch(SPACE, 0), SPACE, GOAL, 0)
+    points = jobs or SearchPoints(build_search("random", SPACE, GOAL, 0), SPACE, GOAL, 0)
     if limit is not None:
         points.limit = limit
     over = [

@@ -9,8 +9,17 @@ import pytest
 
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.sweeps import sweep_journal
-from src.engine.sweeps.goal import Goal
-from src.engine.sweeps.sweep_journal import FAILED, FINISHED, PAUSED, PRUNED, RUNNING, Journal, TrialRecord, ranking
+from src.engine.sweeps.sweep_journal import (
+    FAILED,
+    FINISHED,
+    PAUSED,
+    PRUNED,
+    RUNNING,
+    Goal,
+    Journal,
+    TrialRecord,
+    ranking,
+)
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from src.engine.runs.errors import ErrorOfProcess, ExitCode, UserError
 from src.engine.sweeps import trainable
 from src.engine.sweeps.controller import Watcher
-from src.engine.sweeps.goal import Goal
 from src.engine.sweeps.jobs import CONFIG
-from src.engine.sweeps.sweep_journal import Journal
+from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, PAUSED, Goal, Journal
 from src.engine.sweeps.trainable import HydraTrainable
 
 HIGH, LOW = Goal("val/acc", "max"), Goal("val/loss", "min")
@@ -27,9 +26,8 @@ HIGH, LOW = Goal("val/acc", "max"), Goal("val/loss", "min")
 def trial(goal: Goal, **job: Any) -> HydraTrainable:
     """With a job that is over."""
     made = HydraTrainable.__new__(HydraTrainable)
-    made.context = SimpleNamespace(goal=goal, changes_points=False)
+    made.context = SimpleNamespace(goal=goal, changes_points=False, folder=lambda number: Path("no", "such", "folder"))
     made.job = SimpleNamespace(**{"interrupted": False, "error": None, "value": None} | job)
-    made.runner = SimpleNamespace(folder=lambda number: Path("no", "such", "folder"))
     made._trial_info = SimpleNamespace(trial_id="4")
     made.last, made.peers = {}, []
     return made
@@ -58,7 +56,7 @@ def test_a_trial_that_an_earlier_start_has_trained_ends_with_its_last_epoch(tmp_
     """Median leaves out whom it knows of with a smaller one."""
     (tmp_path / "metrics.csv").write_text(f"epoch,{HIGH.metric}\n1,0.5\n2,0.7\n")
     one = trial(HIGH, value=0.7)
-    one.runner.folder = lambda number: tmp_path
+    one.context.folder = lambda number: tmp_path
     told = one._ended()
     assert (told["epoch"], told[HIGH.metric]) == (2, 0.7)
 
@@ -70,18 +68,16 @@ def test_a_trial_that_diverged_is_the_worst_and_no_failure(kind):
     one._reported({"val/loss": 0.1, "epoch": 3})
     told = one._ended()
     assert (told["val/loss"], told["epoch"], told["done"]) == (LOW.worst, 3, True)
-    assert told[trainable.DIVERGED] == "the loss is nan"
-    assert trainable.FAILED not in told
+    assert (told[trainable.STATE], told[trainable.ERROR]) == (DIVERGED, "the loss is nan")
     other = trial(LOW, error=kind("the disk is full", code=ExitCode.CANNOT_WRITE))._ended()
-    assert other[trainable.FAILED] == "the disk is full"
-    assert trainable.DIVERGED not in other
+    assert (other[trainable.STATE], other[trainable.ERROR]) == (FAILED, "the disk is full")
 
 
 def test_a_trial_that_is_interrupted_before_its_first_epoch_has_an_epoch_and_can_be_saved(monkeypatch):
     """Schedulers read the epoch of every result, and Tune may ask for a checkpoint although the job is over."""
     one = trial(HIGH, interrupted=True)
     told = one._ended()
-    assert (told["epoch"], told[HIGH.metric], told[trainable.INTERRUPTED]) == (0, HIGH.worst, True)
+    assert (told["epoch"], told[HIGH.metric], told[trainable.STATE]) == (0, HIGH.worst, PAUSED)
     kept = []
     monkeypatch.setattr(trainable, "keep_checkpoints", lambda *arguments: kept.append(arguments))
     one.config = {CONFIG: cloudpickle.dumps(OmegaConf.create({"hydra": {"overrides": {"task": ["seed=1"]}}}))}
@@ -112,7 +108,8 @@ def test_only_rows_of_another_trial_are_copied_into_the_journal(tmp_path, value,
     journal = Journal(tmp_path)
     journal.started(4, "runs/x/4", {}, [])
     journal.row(4, {"epoch": 1, HIGH.metric: 0.7222222089767456})
-    watcher = Watcher(SimpleNamespace(journal=journal, context=SimpleNamespace(goal=HIGH)))
+    context, settings = SimpleNamespace(goal=HIGH), SimpleNamespace(time_budget_s=None)
+    watcher = Watcher(context, settings, SimpleNamespace(journal=journal), None, 9)
     result = {trainable.HISTORY: [{"epoch": 1.0, HIGH.metric: value}]}
     watcher.on_trial_result(SimpleNamespace(trial_id="4"), result)
     assert journal.path.read_text().count("copied") == copied

@@ -20,7 +20,6 @@ from src.engine.sweeps.trial import (
     TOKEN,
     ReportingProcess,
     Trial,
-    answering_processes,
     current,
     working_on,
 )
@@ -108,7 +107,7 @@ def process_that(program: str, environment: dict[str, str]) -> subprocess.Popen:
 
 
 def test_a_process_reports_and_hears_every_answer(trial):
-    with answering_processes(trial) as environment, process_that(REPORTS, environment) as process:
+    with trial.answering_processes() as environment, process_that(REPORTS, environment) as process:
         for epoch, answer in ((1, GO_ON), (2, GO_ON), (3, FINISH)):
             assert trial.next_row(LONG) == {"epoch": epoch, "val/acc": 0.1 * epoch}
             trial.answer(answer)
@@ -119,7 +118,7 @@ def test_a_process_reports_and_hears_every_answer(trial):
 @pytest.fixture
 def serving(trial, monkeypatch):
     """The worker listens, and this process has the environment of a process of the trial."""
-    with answering_processes(trial) as environment:
+    with trial.answering_processes() as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         yield trial
@@ -159,13 +158,8 @@ def test_a_stranger_that_stays_and_says_nothing_keeps_nobody_waiting(serving, jo
 
 
 def reports_and_is_answered(serving, job):
-    process = ReportingProcess()
     serving.answer(GO_ON)
-    try:
-        assert job.submit(process.report, ROW).result(LONG / 10) == GO_ON
-    finally:
-        if process._connection:  # else a failed test would wait for ever
-            process._connection.shutdown(socket.SHUT_RDWR)
+    assert job.submit(ReportingProcess().report, ROW).result(LONG / 10) == GO_ON
 
 
 def served_in(before: set[threading.Thread]) -> threading.Thread:
@@ -175,7 +169,7 @@ def served_in(before: set[threading.Thread]) -> threading.Thread:
 
 def test_no_thread_is_left_behind(trial):
     before = set(threading.enumerate())
-    with answering_processes(trial) as environment:
+    with trial.answering_processes() as environment:
         thread = served_in(before)
     thread.join(LONG)
     assert not thread.is_alive()
@@ -188,7 +182,7 @@ def test_no_thread_is_left_behind(trial):
 def test_a_process_that_is_killed_while_it_waits_leaves_no_thread_behind(trial):
     """The next answer of the sweep is for nobody."""
     before = set(threading.enumerate())
-    with answering_processes(trial) as environment, process_that(REPORTS, environment) as process:
+    with trial.answering_processes() as environment, process_that(REPORTS, environment) as process:
         assert trial.next_row(LONG)["epoch"] == 1
         threads = set(threading.enumerate()) - before
         process.kill()

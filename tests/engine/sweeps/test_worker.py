@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.engine.sweeps.goal import WORST
-from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, FINISHED, Journal
+from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, FINISHED, WORST, Journal
 from tests.conftest import ROOT, command_environment
 
 APP = """
