@@ -68,7 +68,7 @@ STAGES = [
 ]
 POSITIONS = ["checkpoint.every_n_steps=1", "checkpoint.background=false"]
 TWO = ["trainer.devices=2", "trainer.threads=2"]
-SWEEP = ["-m", "hydra/launcher=ray_tune", "optimizer.lr=1e-3,3e-3"]
+SWEEP = ["-m", "hydra/launcher=ray_tune", "optimizer.lr=1e-3,3e-3"]  # room: sweeps
 
 
 Train = Callable[[list[str], Path, dict[str, str]], subprocess.CompletedProcess[str]]

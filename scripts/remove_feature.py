@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import re
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def remove(rooms: Sequence[Feature]) -> None:
         for folder in sorted((ROOT / pattern).rglob("*/"), reverse=True):
             if all(path.name == "__pycache__" or "__pycache__" in path.parts for path in folder.rglob("*")):
                 _remove_empty(folder)
-    line_of_room = re.compile(rf"^import src\.engine\.({'|'.join(names)})\.feature.*\n", re.MULTILINE)
+    line_of_room = re.compile(rf"^import src\.(\w+\.)*({'|'.join(names)})\.feature.*\n", re.MULTILINE)
     for path in texts():
         text = path.read_text(encoding="utf-8")
         left = without(text, names, path.suffix == ".md")
@@ -140,6 +141,8 @@ def work() -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
     parser.add_argument("--force", action="store_true", help="also where git could not undo it")
     options = parser.parse_args()
+    for file in sorted((ROOT / "src/engine").glob("*/feature.py")):  # a newer engine brings back what was removed
+        importlib.import_module(f"src.engine.{file.parent.name}.feature")
     if options.list or not options.rooms:
         for room in FEATURES:
             needs = f" (needs {', '.join(room.needs)})" if room.needs else ""

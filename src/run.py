@@ -47,7 +47,7 @@ def run(config: Config, path: Path) -> float:
         if (metric := job.finished()) is not None:
             return metric
         task = build_task(job)  # images checked and split, network with pretrained weights, what is frozen when
-        job = features.prepare(job, task)  # what is measured first: data.batch_size=auto becomes a number
+        job = features.prepare(job, task)  # what optional rooms measure first
         data = build_data(job, task)
         steps = total_steps(job, data)
         model = build_classifier(job.config, task.network, task.images, steps, hparams=job.folder.config)

@@ -141,7 +141,7 @@ def meant_by(setting: str, value: str) -> list[str]:
 def of_section(section: str, value: str) -> list[str]:
     """The words that section=value, which is no choice, was probably meant to be."""
     text = value.strip("'\"")
-    if (here := value_here(section, text)) != text:
+    if (here := value_here(section, text)) != text and here in choices(section):
         return [f"{section}={here}"]
     if section == "memory" and text in ("true", "false"):
         return [f"memory.log={text}"]
