@@ -13,7 +13,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from src.engine.sweeps import settings
+import src.features  # noqa: F401 (makes the rooms known: the sweeps, and their report)
+from src.engine import features
 
 
 def job(config: DictConfig) -> float:
@@ -27,5 +28,5 @@ def job(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    settings.register()
+    features.register()
     hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="app")(job)()

@@ -122,7 +122,8 @@ def print_ranking(journal: Journal, goal: Goal, results: dict[str, Any]) -> None
             lines.append(f"weights   {results['best_checkpoint']}")
     else:
         lines.append(f"best      no trial has a value of {goal.metric}")
-    lines.append(f"look at   {folder}/report.html")
+    if (journal.path.parent / "report.html").exists():
+        lines.append(f"look at   {folder}/report.html")
     lines.append(f"files     {folder}/: optimization_results.yaml, sweep.csv, {journal.path.name}")
     if ranked:
         lines.append(f"repeat    {results['command']}")

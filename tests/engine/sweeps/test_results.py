@@ -143,6 +143,7 @@ def printed_ranking(journal, goal):
 
 def test_the_ranking_on_the_screen(tmp_path, journal, caplog):
     leave_weights(tmp_path)
+    (journal.path.parent / "report.html").touch()
     caplog.set_level(logging.INFO, "src.engine.sweeps.results")
     printed_ranking(journal, Goal("val/acc", "max"))
     assert caplog.messages == [
