@@ -64,15 +64,11 @@ class Feature:
 
     name: str  # of its folder in src/engine/ too
     about: str
-    files: tuple[
-        str, ...
-    ] = ()  # what goes with it, beside its folders in src/engine/ and tests/engine/; * is a wildcard
+    files: tuple[str, ...] = ()  # beside its folders in src/engine/ and tests/engine/; * is a wildcard
     needs: tuple[str, ...] = ()  # rooms without which it is of no use
 
     # The command line
-    help: Mapping[str, str] = field(
-        default_factory=dict
-    )  # lines of --help, by their place in conf/hydra/help/train.yaml
+    help: Mapping[str, str] = field(default_factory=dict)  # place in conf/hydra/help/train.yaml -> lines
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # setting or group -> values that it adds
     reads: tuple[str, ...] = ()  # the settings of src/config.py that it reads and nothing else in the engine
     rules: Callable[[], list[Rule]] = list  # rows for the table of src/rules.py; called once
@@ -86,9 +82,7 @@ class Feature:
     callbacks: Callable[[Job, RunTask], list[L.Callback]] = lambda job, task: []  # called after all others
     run_report: Callable[[Path, Any, dict[str, Any]], object] | None = None  # of a folder, its phases and result
     sweep_report: Callable[[Path, Any, str], object] | None = None  # of a folder, its goal and the best trial's command
-    data_of_run: Callable[[Path, Data], Data] = lambda run, data: (
-        data
-    )  # of a run that has ended: what it found for `auto`
+    data_of_run: Callable[[Path, Data], Data] = lambda run, data: data  # with what a run that ended found for `auto`
 
 
 FEATURES: list[Feature] = []  # in the order of src/features.py
