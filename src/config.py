@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 from src import features  # noqa: F401 (its rooms add strategies)
 from src.engine.commands import schema
-from src.engine.commands.knobs import ANY, choice, number, value
+from src.engine.commands.knobs import ANY, arguments, choice, number, value
 from src.engine.features import strategies
 
 METRICS = {"val/acc": "max", "val/balanced_acc": "max", "val/macro_f1": "max", "val/loss": "min"}  # metric -> better
@@ -24,7 +24,10 @@ METRICS = {"val/acc": "max", "val/balanced_acc": "max", "val/macro_f1": "max", "
 
 @dataclass(kw_only=True)
 class Data:
-    source: str = choice("digits", "image_folder", "table", "torchvision", "synthetic")  # set by data=NAME
+    source: str = choice(  # set by data=NAME; data=own reads your own source
+        "digits", "image_folder", "table", "torchvision", "synthetic", own="src.my_data.from_sqlite"
+    )
+    options: dict[str, Any] = arguments()  # arguments of your own source
     root: str | None = value(None, "photos/")  # folder of the images; of torchvision sets: the download folder
     table: str | None = value(None, "labels.csv")  # CSV file with columns path,label and optionally split (data=table)
     name: str | None = value(None, "CIFAR10")  # which torchvision set (data=torchvision)
@@ -36,7 +39,7 @@ class Data:
     num_classes: int | None = number(None, 2, 10**5, 3)  # how many classes to draw (data=synthetic)
     image_size: int | None = number(None, 16, 4096, 224)  # side of the model's input in pixels; null: the weights' own
     crop_ratio: float | None = number(None, 0.1, 1.0, 1.0)  # share a centre crop keeps; null: the weights' own
-    augment: str = choice("none", "light", "standard", "strong", default="standard")  # src/data/transforms.py
+    augment: str = choice("none", "light", "standard", "strong", default="standard", own="src.my_transforms.build")
     background: list[int] = value([255, 255, 255], "[255,255,255]")  # RGB behind transparent images
     max_megapixels: float = number(100.0, 0.001, 10_000)  # larger images are refused before they are decoded
     bits: int | None = number(None, 1, 16, 12)  # bits used by 16-bit channels; null: the most that the check finds
@@ -49,10 +52,14 @@ class Data:
 
 @dataclass(kw_only=True)
 class Model:
-    backbone: str = value(MISSING, "resnet18")  # efficientnet_lite0, a torchvision model's name, or timm/NAME
+    backbone: str = value(MISSING, "resnet18", own="src.my_nets.tiny")  # efficientnet_lite0, torchvision's, timm/NAME
+    backbone_options: dict[str, Any] = arguments()  # arguments of your own backbone
     weights: str = value("default", "default")  # default (pretrained), none (random), or the path of a file or a run
     min_match: float = number(0.9, 0.0, 1.0)  # refuse a weights file that fits a smaller share of the backbone
-    head: str = choice("linear", "mlp", "append", default="linear")  # src/models/heads.py
+    head: str = choice("linear", "mlp", "append", default="linear", own="src.my_heads.cosine")  # src/models/heads.py
+    head_options: dict[str, Any] = arguments()  # arguments of your own head
+    loss: str = choice("cross_entropy", default="cross_entropy", own="src.my_losses.focal")  # src/models/losses.py
+    loss_options: dict[str, Any] = arguments()  # arguments of your own loss
     hidden: int = number(512, 1, 10**5)  # width of the hidden layer (head=mlp)
     dropout: float = number(0.0, 0.0, 0.95, 0.2)  # before the head's last layer
     task: str = choice("multiclass", "binary", default="multiclass")  # binary: two classes, one logit
@@ -64,7 +71,8 @@ class Model:
 
 @dataclass(kw_only=True)
 class Optimizer:
-    name: str = choice("adamw", "sgd")  # set by optimizer=NAME
+    name: str = choice("adamw", "sgd", own="src.my_optim.lion")  # set by optimizer=NAME
+    options: dict[str, Any] = arguments()  # arguments of your own optimizer
     lr: float = number(MISSING, 1e-12, 100.0, 0.001)  # learning rate of the head, for the whole (global) batch
     backbone_lr_scale: float = number(0.3, 0.0, 100.0, 0.1)  # the backbone's learning rate is lr times this
     weight_decay: float = number(0.01, 0.0, 10.0)  # of layers' weights, not of biases, norms, tokens and positions

@@ -17,6 +17,7 @@ from src.engine.commands.knobs import ANY, example_of
 from src.engine.commands.rule_kinds import clash, devices, is_list_of, read_by, unread, wrong
 from src.engine.commands.schema import COMPLETIONS, COMPUTED, KNOBS, RULES, Rule, value_of
 from src.engine.commands.user_command import is_typed, typed_value
+from src.engine.own import is_own
 
 # fmt: off
 # Settings that only some sources or strategies read.
@@ -90,7 +91,11 @@ RULES.extend([
          "<data.val_fraction> and <data.test_fraction> leave too little to train on", "together they may be at most 0.9",
          "data.val_fraction=0.15 data.test_fraction=0.15"),
 
-    unread("model.hidden", "<model.head>", lambda c: c.model.head == "mlp", "it is the width of the mlp's hidden layer"),
+    unread("model.hidden", "<model.head>", lambda c: c.model.head == "mlp" or is_own(c.model.head),
+           "it is the width of the mlp's hidden layer"),
+    *(unread(f"model.{part}_options", f"<model.{part}>", lambda c, part=part: is_own(getattr(c.model, part)),
+             f"only a {part} of your own takes options", is_error=True) for part in ("backbone", "loss")),
+    unread("model.label_smoothing", "<model.loss>", lambda c: not is_own(c.model.loss), "it belongs to the cross-entropy"),
     unread("model.dropout", "<model.head>", lambda c: c.model.head != "append",
            "append is a layer behind the kept classifier, which has the dropout it was trained with", is_error=True),
     unread("model.min_match", "<model.weights>", lambda c: c.model.weights not in ("default", "none"),

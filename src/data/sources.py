@@ -1,12 +1,14 @@
 """Where images come from: data=NAME calls a function of this file.
 
-Your own data: write a function that returns a `Listing` (files below a folder: a path and a class name each) or an
-`ImageSet` (anything else that gives an image for an index), enter it below, add its name to `Data.source` in src/config.py,
-and copy conf/data/image_folder.yaml. Checks, splits, copies and the order of loading are the same for all sources.
+A source is a function that gets those of data (the section of the config), root (data.root), seed and run_split (the
+split.csv of a run that goes on, or None) which it names. It returns a `Listing` (files below a folder: a path and a class
+name each) or an `ImageSet` (anything else that gives an image for an index). Checks, splits, copies and the order of loading
+are the same for all. Your own needs no entry here: data=own data.source=src.my_data.from_sqlite.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from src.engine.images import folders, image_files, table
 from src.engine.images.image_files import FileSettings, split_image_set
 from src.engine.images.labelled_images import ImageSet, LabelledImages, Listing
 from src.engine.images.splits import SplitSettings
+from src.engine.own import build_part, is_own
 from src.engine.runs.cores import cpu_cores
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.weights.preprocessing import ReadOptions
@@ -35,12 +38,12 @@ def image_folder(data: Data, run_split: Path | None) -> Listing:
         return image_files.listing_of_run(root, run_split, error)
 
 
-def csv_table(data: Data, run_split: Path | None) -> Listing:
+def csv_table(data: Data) -> Listing:
     """The images of a CSV file with the columns path, label and perhaps split."""
     return table.list_table(Path(data.table or ""), image_root(data))
 
 
-def digits(data: Data, seed: int) -> ImageSet:
+def digits() -> ImageSet:
     """scikit-learn's digits: 8x8, 17 levels of grey (UCI Optical Recognition of Handwritten Digits)."""
     from sklearn.datasets import load_digits
 
@@ -63,16 +66,21 @@ def synthetic(data: Data, seed: int) -> ImageSet:
     return ImageSet("synthetic", classes, labels, partial(draw, seed, num_classes))
 
 
-def torchvision_set(data: Data, seed: int) -> ImageSet:
+def torchvision_set(data: Data) -> ImageSet:
     """One of torchvision's data sets, downloaded to data.root."""
     from src.engine.images.torchvision_sets import open_torchvision_set
 
     return open_torchvision_set(data.name or "", Path(data.root or "data"), _background(data))
 
 
-# By the name in Data.source: functions of (Data, split.csv of a run that goes on, or None), and of (Data, seed).
 LISTINGS = {"image_folder": image_folder, "table": csv_table}
 IMAGE_SETS = {"digits": digits, "synthetic": synthetic, "torchvision": torchvision_set}
+
+
+def find_images(data: Data, seed: int = 0, run_split: Path | None = None) -> Listing | ImageSet:
+    """What the source of the config gives. Raises UserError."""
+    given = {"data": data, "root": data.root, "seed": seed, "run_split": run_split}
+    return build_part("data.source", data.source, LISTINGS | IMAGE_SETS, given, data.options, (Listing, ImageSet))
 
 
 def load_images(
@@ -90,27 +98,31 @@ def load_images(
     it. workers: threads; None: one per core. run_split: the split.csv of a run that is continued or evaluated, which says
     for files what the run has, also where its folder would be refused today.
     """
-    given = Path(data.split_file) if data.split_file else None
-    if not lists_files(data):
-        settings = SplitSettings(seed, data.val_fraction, data.test_fraction, given)
-        return split_image_set(IMAGE_SETS[data.source](data, seed), settings)
-    settings = SplitSettings(seed, data.val_fraction, data.test_fraction, run_split or given, image_root(data))
-    listing = LISTINGS[data.source](data, run_split)
-    return image_files.load(listing, settings, _file_settings(data, cache_dir, bad_list, workers), run_split)
+    found = find_images(data, seed, run_split)
+    split_file = Path(data.split_file) if data.split_file else None
+    settings = SplitSettings(seed, data.val_fraction, data.test_fraction, split_file)
+    if isinstance(found, ImageSet):
+        return split_image_set(found, settings)
+    settings = replace(settings, file=run_split or split_file, root=found.root)
+    return image_files.load(found, settings, _file_settings(data, cache_dir, bad_list, workers), run_split)
 
 
 def load_unsplit(data: Data, *, cache_dir: Path, workers: int | None = None) -> LabelledImages:
     """Files to evaluate on, as the test split: the files of test/ where the data states a split, otherwise all files."""
-    return image_files.load_unsplit(LISTINGS[data.source](data, None), _file_settings(data, cache_dir, None, workers))
+    listing = find_images(data)
+    assert isinstance(listing, Listing), "the caller asks lists_files"
+    return image_files.load_unsplit(listing, _file_settings(data, cache_dir, None, workers))
 
 
 def lists_files(data: Data) -> bool:
     """Whether the images are files below `image_root`, which are checked before training."""
-    return data.source in LISTINGS
+    return data.source in LISTINGS or (is_own(data.source) and isinstance(find_images(data), Listing))
 
 
 def image_root(data: Data) -> Path:
     """The folder that the paths of a listing start from."""
+    if is_own(data.source) and isinstance(listing := find_images(data), Listing):
+        return listing.root
     return Path(data.root or Path(data.table or "").parent)
 
 

@@ -6,38 +6,51 @@ Transforms draw from the global generators, which src/engine/runs/seeding.py set
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torchvision.transforms import v2
 
-from src.engine.images.resizing import Transform, eval_transform, interpolation_of
+from src.engine.images.resizing import Transform, check_transform, eval_transform, interpolation_of
+from src.engine.own import build_part, is_own
 from src.engine.weights.preprocessing import Preprocessing
 
 
 def train_transform(preprocessing: Preprocessing, augment: str) -> Transform:
-    """none: as for val. light: small shifts, turns and scales, nothing mirrored (digits, text, x-rays).
+    """What data.augment names: one of TRANSFORMS, or your own by its name, such as src.my_transforms.build, a function that
+    gets the preprocessing and gives a transform. What a shift or a turn uncovers has the colour of the image's edge."""
+    transform = build_part("data.augment", augment, TRANSFORMS, {"preprocessing": preprocessing}, {}, Callable)
+    if is_own(augment):
+        check_transform(augment, transform, preprocessing.image_size)
+    return transform
 
-    standard: a random crop of 25 to 100 % of the area, mirrored half the time, a little colour: photographs.
-    strong: standard with TrivialAugment (Mueller and Hutter, 2021) and a patch erased: more epochs, less overfitting.
-    What a shift or a turn uncovers gets the colour of the image's edge.
-    """
-    size, interpolation = preprocessing.image_size, interpolation_of(preprocessing)
-    if augment == "none":
-        return eval_transform(preprocessing)
-    if augment == "light":
-        affine = v2.RandomAffine(10, (0.08, 0.08), (0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
-        return v2.Compose([eval_transform(preprocessing), partial(_on_edge_colour, affine)])
-    steps: list[Transform] = [
-        v2.RandomResizedCrop(size, scale=(0.25, 1.0), interpolation=interpolation, antialias=True),
-        v2.RandomHorizontalFlip(),
-    ]
-    if augment == "standard":
-        return v2.Compose([*steps, v2.ColorJitter(0.2, 0.2, 0.2)])
-    assert augment == "strong", augment
+
+def light(preprocessing: Preprocessing) -> Transform:
+    """Small shifts, turns and scales, nothing mirrored (digits, text, x-rays)."""
+    affine = v2.RandomAffine(10, (0.08, 0.08), (0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
+    return v2.Compose([eval_transform(preprocessing), partial(_on_edge_colour, affine)])
+
+
+def standard(preprocessing: Preprocessing) -> Transform:
+    """A random crop of 25 to 100 % of the area, mirrored half the time, a little colour: photographs."""
+    return v2.Compose([*_crop(preprocessing), v2.ColorJitter(0.2, 0.2, 0.2)])
+
+
+def strong(preprocessing: Preprocessing) -> Transform:
+    """Standard's crop with TrivialAugment (Mueller and Hutter, 2021) and a patch erased: more epochs, less overfitting."""
     # torchvision's reference erases after normalising, to 0: before it, that is the mean.
     mean = [round(255 * level) for level in preprocessing.mean]
-    return v2.Compose([*steps, _trivial_augment, v2.RandomErasing(p=0.25, value=mean)])
+    return v2.Compose([*_crop(preprocessing), _trivial_augment, v2.RandomErasing(p=0.25, value=mean)])
+
+
+def _crop(preprocessing: Preprocessing) -> list[Transform]:
+    size, interpolation = preprocessing.image_size, interpolation_of(preprocessing)
+    crop = v2.RandomResizedCrop(size, scale=(0.25, 1.0), interpolation=interpolation, antialias=True)
+    return [crop, v2.RandomHorizontalFlip()]
+
+
+TRANSFORMS = {"none": eval_transform, "light": light, "standard": standard, "strong": strong}
 
 
 def _on_edge_colour(affine: Transform, image: torch.Tensor) -> torch.Tensor:

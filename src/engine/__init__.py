@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-VERSION = 3
+VERSION = 4
 
 
 def require(version: int) -> None:

@@ -6,11 +6,14 @@ Their names and preprocessing are in src/engine/weights/backbone_names.py. Nothi
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import torchvision
 from torch import nn
 
 from src.engine.commands.user_command import corrected
+from src.engine.own import is_own
 from src.engine.runs.errors import UserError
 from src.engine.weights import efficientnet_lite
 from src.engine.weights.backbone_names import (
@@ -20,6 +23,7 @@ from src.engine.weights.backbone_names import (
     pretrained_preprocessing,
     timm_package,
 )
+from src.engine.weights.own_backbone import build_own_backbone
 from src.engine.weights.shape_errors import check_fixed_size, check_input_size
 
 # What torchvision sets for these two when it is asked for pretrained weights: their input is renormalised inside from
@@ -32,14 +36,21 @@ _OPENED = {"features", "classifier", "encoder", "layers", "blocks", "_blocks", "
 
 
 def build_backbone(
-    name: str, *, keep_classifier: bool, image_size: int, backbone: nn.Module | None = None
+    name: str,
+    *,
+    keep_classifier: bool,
+    image_size: int,
+    backbone: nn.Module | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, int]:
     """The network with random weights, and the number of features it gives: (B, 3, S, S) -> (B, features).
 
     keep_classifier: with the ImageNet classifier, whose 1000 logits are then the features; without it, they are what
-    goes into its last layer. backbone: the network, where it was built elsewhere.
+    goes into its last layer. backbone: the network, where it was built elsewhere. options: arguments of an own backbone.
     Raises UserError for an unknown name and for an image_size that the network does not take.
     """
+    if is_own(name):
+        return build_own_backbone(name, keep_classifier, image_size, options or {})
     check_backbone_name(name)
     check_fixed_size(name, image_size)
     if is_timm(name):

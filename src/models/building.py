@@ -14,10 +14,12 @@ import torch
 from src.config import Config, Data, Model
 from src.engine import features
 from src.engine.commands.user_command import corrected
+from src.engine.own import check_still_there, is_own
 from src.engine.runs import seeding
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.model_folder import ModelCard, damaged
 from src.engine.runs.plain_values import check
+from src.engine.steps.outputs import own_loss
 from src.engine.weights.backbone_names import check_backbone_name, pretrained_preprocessing
 from src.engine.weights.preprocessing import Preprocessing
 from src.engine.weights.shape_errors import explain_shape_mismatch
@@ -53,7 +55,9 @@ def architecture_of(model: Model, classes: tuple[str, ...]) -> Architecture:
             code=ExitCode.DATA,
         )
     outputs = 1 if model.task == "binary" else len(classes)
-    return Architecture(model.backbone, model.head, outputs, model.hidden, model.dropout)
+    return Architecture(
+        model.backbone, model.head, outputs, model.hidden, model.dropout, model.backbone_options, model.head_options
+    )
 
 
 def build_pretrained(
@@ -81,7 +85,10 @@ def rebuild(card: ModelCard, state: dict[str, torch.Tensor], folder: Path = Path
     Raises UserError, which names the folder, where the weights are not those of the card's network.
     """
     try:
-        check(Architecture.from_dict(card.architecture), "architecture.")
+        architecture = Architecture.from_dict(card.architecture)
+        check(architecture, "architecture.")
+        for name in (architecture.backbone, architecture.head):
+            check_still_there(name, folder)
         outputs = 1 if card.task == "binary" else len(card.classes)
         claimed = card.architecture["outputs"]
         saved = [tensor.shape[0] for name, tensor in state.items() if name.startswith("head.") and tensor.ndim == 2][-1]
@@ -129,5 +136,6 @@ def _try_forward(network: TransferNetwork, image_size: int) -> None:
 
 def build_loss(config: Config, counts: Sequence[int]) -> ClassificationLoss:
     """The loss of the config's task, weighted as data.class_weights says. counts: training images of each class."""
-    weights = class_weights(counts, config.data.class_weights)
-    return ClassificationLoss(config.model.task, weights, config.model.label_smoothing)
+    model, weights = config.model, class_weights(counts, config.data.class_weights)
+    own = own_loss(model.loss, model.loss_options, max(2, len(counts))) if is_own(model.loss) else None
+    return ClassificationLoss(model.task, weights, model.label_smoothing, own)

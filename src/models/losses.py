@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from src.engine.steps.outputs import Loss
+from src.engine.steps.outputs import Loss, LossOfEachImage
 
 
 class ClassificationLoss(Loss):
@@ -17,11 +17,18 @@ class ClassificationLoss(Loss):
     classes. torch's own weight= also multiplies each class's term of the smoothed target: the smoothing mass would fall on
     the rare classes, and a common class would be trained to be called a rare one.
     label_smoothing: share of the target spread evenly over the classes (Szegedy et al., 2016), in train mode only.
+    own: takes the place of the cross-entropy: logits (B, C), labels (B,) -> the loss of each image (B,).
     """
 
-    def __init__(self, task: str, class_weights: list[float] | None = None, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        task: str,
+        class_weights: list[float] | None = None,
+        label_smoothing: float = 0.0,
+        own: LossOfEachImage | None = None,
+    ) -> None:
         super().__init__()
-        self.task, self.label_smoothing = task, label_smoothing
+        self.task, self.label_smoothing, self.own = task, label_smoothing, own
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -30,9 +37,14 @@ class ClassificationLoss(Loss):
         if self.task == "binary":  # one logit z tells the two classes apart as the logits (0, z) do
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
         smoothing = self.label_smoothing if self.training else 0.0
-        if self.class_weights is None:
+        if self.own is not None:
+            each = self.own(logits, labels)
+            if self.class_weights is None:
+                return each.mean()
+        elif self.class_weights is None:
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        else:
+            each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         weights = self.class_weights[labels]
         return (each * weights).sum() / weights.sum()
 

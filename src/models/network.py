@@ -6,7 +6,7 @@ shipped. It knows nothing of Lightning.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,18 +16,20 @@ from src.engine.runs.plain_values import limited
 from src.engine.steps.network import Network
 from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import build_backbone
-from src.models.heads import HEADS, KEEP_CLASSIFIER, build_head
+from src.models.heads import KEEP_CLASSIFIER, build_head
 
 
 @dataclass(frozen=True)
 class Architecture:
     """All that is needed to build the network again, as plain values for checkpoints and model.json."""
 
-    backbone: str  # see backbone_names.backbone_names()
-    head: str = limited(options=tuple(HEADS))  # see heads.build_head()
+    backbone: str  # see backbone_names.backbone_names(), or src.my_nets.tiny
+    head: str  # see heads.build_head(), or src.my_heads.cosine
     outputs: int = limited(range=(1, 10**5))  # the number of classes
     hidden: int = limited(512, range=(1, 10**5))  # width of the head's hidden layer (head mlp)
     dropout: float = limited(0.0, range=(0.0, 0.95))
+    backbone_options: dict[str, Any] = field(default_factory=dict)  # arguments of an own backbone
+    head_options: dict[str, Any] = field(default_factory=dict)  # arguments of an own head
 
     @property
     def keep_classifier(self) -> bool:
@@ -35,7 +37,8 @@ class Architecture:
         return self.head in KEEP_CLASSIFIER
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without the options of built-in parts, which have none."""
+        return {key: value for key, value in asdict(self).items() if value != {}}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
@@ -70,11 +73,16 @@ class TransferNetwork(Network):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> the backbone's output (B, F)."""
-        return self.backbone(self.normalise(images)).flatten(1)
+        return pooled(self.backbone(self.normalise(images)))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> logits (B, outputs)."""
         return self.head(self.features(images))
+
+
+def pooled(features: Tensor) -> Tensor:
+    """(B, F), or the mean over the places of a map (B, F, H, W) -> (B, F)."""
+    return features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)
 
 
 def build_network(
@@ -94,6 +102,8 @@ def build_network(
         keep_classifier=architecture.keep_classifier,
         image_size=preprocessing.image_size,
         backbone=backbone,
+        options=architecture.backbone_options,
     )
-    head = build_head(architecture.head, features, architecture.outputs, architecture.hidden, architecture.dropout)
+    hidden, dropout = architecture.hidden, architecture.dropout
+    head = build_head(architecture.head, features, architecture.outputs, hidden, dropout, architecture.head_options)
     return TransferNetwork(backbone, head, preprocessing, channels_last=channels_last)

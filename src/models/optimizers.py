@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROn
 
 from src.config import METRICS
 from src.config import Optimizer as OptimizerConfig
+from src.engine.own import build_part
 from src.models.backbones import blocks
 
 # lr * 0.3 after 3 epochs without improvement: two or three reductions fit into 10 to 30 epochs.
@@ -78,9 +79,22 @@ def build_optimizer(
     groups = parameter_groups(network, config, lr_decay)
     if saved_group_sizes is not None and list(saved_group_sizes) != [len(group["params"]) for group in groups]:
         groups = parameter_groups(network, config, lr_decay, by_shape=True)
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum or 0.0, nesterov=bool(config.momentum))
-    return torch.optim.AdamW(groups, lr=config.lr)
+    given = {"groups": groups, "lr": config.lr, "momentum": config.momentum or 0.0}
+    return build_part("optimizer.name", config.name, OPTIMIZERS, given, config.options, Optimizer)
+
+
+def adamw(groups: list[dict[str, Any]], lr: float) -> Optimizer:
+    """Loshchilov and Hutter, 2019."""
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def sgd(groups: list[dict[str, Any]], lr: float, momentum: float) -> Optimizer:
+    """With Nesterov's momentum."""
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+
+# optimizer.name=NAME. Your own, optimizer.name=src.my_optim.lion, gets the same values where it names them.
+OPTIMIZERS = {"adamw": adamw, "sgd": sgd}
 
 
 def build_schedule(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> LRScheduler:

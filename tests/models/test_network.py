@@ -92,10 +92,13 @@ def test_features_are_flat_and_logits_plain_also_in_training(backbone, features)
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
-def test_a_backbone_that_gives_maps_is_flattened():
-    network = TransferNetwork(nn.Conv2d(3, 4, 32, 32), nn.Linear(16, 3), IMAGENET)
-    assert network.features(make_images()).shape == (2, 16)
-    assert network(make_images()).shape == (2, 3)
+def test_the_mean_over_the_places_of_a_map_is_what_the_head_gets():
+    network = TransferNetwork(nn.Conv2d(3, 4, 32, 32), nn.Linear(4, 3), IMAGENET)
+    images = make_images()
+    map_of_features = network.backbone(network.normalise(images))
+    assert map_of_features.shape == (2, 4, 2, 2)
+    torch.testing.assert_close(network.features(images), map_of_features.flatten(2).mean(2))
+    assert network(images).shape == (2, 3)
 
 
 def test_the_head_gets_the_features():

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -60,7 +61,18 @@ def folder(tmp_path) -> Path:
     shutil.copy(folder / "photos/cats/000.png", folder / "cat.jpg")
     rows = [f"photos/{name}/{index:03d}.png,{name}" for name in ("cats", "dogs") for index in range(10)]
     (folder / "labels.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    (folder / "flat").mkdir()
+    with sqlite3.connect(folder / "images.db") as database:
+        database.execute("create table images(content, label)")
+        for path in sorted((folder / "photos").glob("*/*.png")):
+            database.execute("insert into images values (?, ?)", (path.read_bytes(), path.parent.name))
+            shutil.copy(path, folder / "flat" / f"{path.parent.name}_{path.name}")
     return folder
+
+
+def files_of(page: Path) -> dict[str, str]:
+    """The files that the page shows, each a block that begins with its path: # src/my_heads.py."""
+    return dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", page.read_text(), re.DOTALL))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -68,6 +80,11 @@ def test_every_command_of_the_page_works(folder, page):
     """One test for a page: later commands use what earlier ones made. The first is a fresh process, as all are for a
     user; the others save the import of torch (tests/warm.py). FIRST_RUN: a file with what `python -m src.train` printed,
     which .ci/run has run already."""
+    if files := files_of(page):  # parts of the reader's own: beside a copy of the project
+        for part in ("src", "conf"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for path, text in files.items():
+            (folder / path).write_text(text)
     lines = [line for line in commands(page) if line not in RUN_BY_CI + NOT_RUN]
     for number, line in enumerate(lines):
         check_command(folder, line, cold=number == 0)

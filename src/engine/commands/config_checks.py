@@ -18,6 +18,7 @@ from src.engine.commands.knobs import ANY, example_of
 from src.engine.commands.schema import KNOBS, RULES, Config, Data, value_of
 from src.engine.commands.suggestions import did_you_mean, option_like
 from src.engine.commands.user_command import corrected
+from src.engine.own import check_own, is_own, own_like
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import existing_parent
 from src.engine.runs.run_names import check_name
@@ -84,11 +85,15 @@ def check_knob(key: str, knob: Field[Any], value: Any) -> None:
             why="a shell variable that is not set leaves nothing after the =; the current folder is .",
             fix=corrected(f"{key}={example_of(knob)}"),
         )
+    own = knob.metadata.get("own")
+    if own and is_own(value):
+        check_own(key, value)
+        return
     if options and value not in (*options, knob.default):
-        close = option_like(key, str(value), options)
+        close = option_like(key, str(value), options) or (own and next(iter(own_like(f"src.{value}")), None))
         raise UserError(
             f"{key}={printable(value)} is not a choice" + (did_you_mean(f"{key}={close}") if close else ""),
-            why=f"{key} takes one of: {', '.join(options)}",
+            why=f"{key} takes one of: {', '.join(options)}" + (f"; or your own, such as {own}" if own else ""),
             fix=corrected(f"{key}={close or options[0]}"),
         )
     if low is not None and value is not None and not low <= value <= high:

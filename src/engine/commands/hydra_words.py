@@ -30,13 +30,21 @@ def is_text(key: str) -> bool:
     return key == "hydra.sweep.dir" or (key in KNOBS and KNOBS[key].type in ("str", "str | None"))
 
 
+def is_option(key: str) -> bool:
+    """Whether a setting is an argument of one of the owner's parts, such as data.options.path: any name is one."""
+    section = key.rpartition(".")[0]
+    return section in KNOBS and KNOBS[section].type == "dict[str, Any]"
+
+
 def for_hydra(words: Sequence[str], *, multirun: bool) -> list[str]:
     """The words with Hydra's quotes where a text needs them. multirun: whether they are a sweep's."""
     quoted = []
     for word in words:
         key, sign, value = word.partition("=")
         name = key.lstrip("+")
-        if sign and is_text(name):
+        if sign and name == key and is_option(name):
+            word = f"++{word}"  # to Hydra it is a new key
+        elif sign and is_text(name):
             word = f"{key}={_value(name, value, multirun)}"
         elif sign and re.fullmatch(r"(['\"])\d+\1", value):
             word = f"{key}={value[1:-1]}"  # a number, for settings that may be a word too (data.batch_size)

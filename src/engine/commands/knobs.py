@@ -13,9 +13,9 @@ from omegaconf import MISSING
 ANY = 10**9  # no upper limit that a user meets
 
 
-def choice(*options: str, default: str | None = MISSING) -> Any:
-    """A text field that takes one of the options."""
-    return field(default=default, metadata={"options": options})
+def choice(*options: str, default: str | None = MISSING, own: str = "") -> Any:
+    """A text field that takes one of the options. own: where it also takes the name of the owner's code, such a name."""
+    return field(default=default, metadata={"options": options, "own": own})
 
 
 def number(default: Any, low: float, high: float, example: Any = None) -> Any:
@@ -23,11 +23,17 @@ def number(default: Any, low: float, high: float, example: Any = None) -> Any:
     return field(default=default, metadata={"range": (low, high), "example": example})
 
 
-def value(default: Any, example: Any) -> Any:
-    """A text that must not be empty, or a value that src/rules.py checks. example: of it, for suggested commands."""
+def value(default: Any, example: Any, own: str = "") -> Any:
+    """A text that must not be empty, or a value that src/rules.py checks. example: of it, for suggested commands. own: see
+    choice."""
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"example": example})
-    return field(default=default, metadata={"example": example})
+    return field(default=default, metadata={"example": example, "own": own})
+
+
+def arguments() -> Any:
+    """Arguments of one of the owner's parts, by name."""
+    return field(default_factory=dict)
 
 
 def example_of(knob: Field[Any]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from src.engine.commands.knobs import example_of
 from src.engine.commands.schema import KNOBS, Condition, Config, Rule, value_of
 from src.engine.memory.gpus import device_count
+from src.engine.own import is_own
 
 
 def wrong(key: str, is_right: Callable[[Any], bool], what: str, found: str = "is out of range") -> Rule:
@@ -33,7 +34,11 @@ def unread(key: str, beside: str, is_read: Condition, why: str, use: str = "", i
 def read_by(key: str, users: tuple[str, ...], is_error: bool = True) -> Rule:
     section = key.partition(".")[0]
     why = f"only {section}={f' or {section}='.join(users)} looks at it"
-    return unread(key, f"<{section}>", lambda c: value_of(c, section) in users, why, f"{section}={users[0]}", is_error)
+
+    def is_read(c: Config) -> bool:
+        return value_of(c, section) in users or is_own(value_of(c, section))
+
+    return unread(key, f"<{section}>", is_read, why, f"{section}={users[0]}", is_error)
 
 
 def one_machine(strategy: str, instead: str) -> Rule:

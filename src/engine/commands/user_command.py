@@ -96,7 +96,10 @@ def corrected(*words: str, remove: Sequence[str] = ()) -> str:
     before the first word. remove: keys, or whole words, that are left out. Outside a front door (a notebook, a test)
     there is no user's command, and the words are given to src.train.
     """
-    kept = [word for word in typed_words() if key_of(word) not in remove and word not in remove]
+    options = tuple(f"{key}." for key in remove if key.endswith("options"))  # of an own part, each a word
+    kept = [
+        word for word in typed_words() if not {key_of(word), word} & {*remove} and not key_of(word).startswith(options)
+    ]
     for word in words:
         if word.startswith("-"):
             kept = kept if word in kept else [word, *kept]

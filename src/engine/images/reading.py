@@ -80,7 +80,12 @@ def read_image(path: str | Path, options: ReadOptions) -> torch.Tensor:
 
 def read_with_findings(path: str | Path, options: ReadOptions) -> tuple[torch.Tensor, Findings]:
     """As read_image, with what was noticed in the file. Raises ImageError."""
-    decoded = decode_image(read_bytes(path, str(path)), str(path), options)
+    return pixels_of(read_bytes(path, str(path)), str(path), options)
+
+
+def pixels_of(data: bytes, name: str, options: ReadOptions) -> tuple[torch.Tensor, Findings]:
+    """As read_with_findings, of the bytes of a file that messages call `name`."""
+    decoded = decode_image(data, name, options)
     pixels = torch.empty(3, decoded.image.height, decoded.image.width, dtype=torch.uint8)
     for (_, top, _, bottom), strip in strips(decoded.image):
         pixels[:, top:bottom] = torch.from_numpy(np.array(strip)).permute(2, 0, 1)

@@ -9,6 +9,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from src.engine.own import owner_errors, wrong_result
 from src.engine.weights.preprocessing import Preprocessing
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
@@ -57,3 +58,14 @@ def _without_ends(image: torch.Tensor, target: tuple[int, int]) -> tuple[torch.T
 
 def interpolation_of(preprocessing: Preprocessing) -> v2.InterpolationMode:
     return v2.InterpolationMode(preprocessing.interpolation)
+
+
+def check_transform(name: str, transform: Transform, size: int) -> None:
+    """Raises UserError where an own transform raises, or gives no square of bytes. name: its setting's value."""
+    image = torch.zeros(3, 48, 64, dtype=torch.uint8)
+    with owner_errors("data.augment", name), torch.random.fork_rng(devices=[]):
+        output = transform(image)
+    if not isinstance(output, torch.Tensor) or output.dtype != torch.uint8 or output.shape != (3, size, size):
+        is_tensor = isinstance(output, torch.Tensor)
+        found = f"{output.dtype} {tuple(output.shape)}" if is_tensor else f"a {type(output).__name__}"
+        raise wrong_result("data.augment", name, f"uint8 (3, {size}, {size}) for an image uint8 (3, 48, 64)", found)

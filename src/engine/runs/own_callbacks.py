@@ -1,47 +1,47 @@
-"""callbacks.extra: the user's own callbacks, named in the config."""
+"""callbacks.extra: the user's own callbacks, and some of Lightning's, named in the config."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning as L
-from hydra.utils import get_object
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from src.engine.commands.user_command import corrected
+from src.engine.own import build_part, is_own
 from src.engine.runs.errors import UserError
+
+# Lightning's callbacks that go with the engine: others save, show, schedule or freeze, which it does itself.
+LIGHTNING = {f"{EarlyStopping.__module__.rpartition('.')[0]}.{kind.__name__}": kind for kind in (EarlyStopping, Timer)}
 
 
 def own_callback(entry: Any) -> L.Callback:
-    """{_target_: src.callbacks.mine.MyCallback, key: value}: a callback class of this project, called with the keys.
+    """{_target_: src.callbacks.mine.MyCallback, key: value}: a callback class, called with the keys. Raises UserError.
 
     Nothing else is ever called: a _target_ such as torch.load would be code from a config file.
     """
-    target = entry.get("_target_") if isinstance(entry, dict) else None
-    callback = None
-    if isinstance(target, str) and target.startswith("src."):
-        try:
-            callback = get_object(target)
-        except Exception as error:
-            raise _refused(entry, f"it cannot be imported: {error}") from error
-    if not (isinstance(callback, type) and issubclass(callback, L.Callback) and callback.__module__.startswith("src.")):
-        raise _refused(entry, "a callback is a class below src. that inherits from lightning.Callback")
+    name = entry.get("_target_") if isinstance(entry, dict) else None
+    if not (is_own(name) or name in LIGHTNING):
+        raise _refused(entry, str(name))
     values = {key: value for key, value in entry.items() if key != "_target_"}
-    try:
-        return callback(**values)
-    except TypeError as error:
-        raise _refused(entry, str(error)) from error
+    return build_part("callbacks.extra", name, LIGHTNING, {}, values, L.Callback)
 
 
-def _refused(entry: Any, why: str) -> UserError:
-    target = str(entry.get("_target_", "") if isinstance(entry, dict) else "")
-    package, _, name = target.rpartition(".")
-    fix = [corrected("callbacks.extra=[{_target_: src.callbacks.mine.MyCallback}]")]
-    if target.startswith("src.callbacks.mine.") or (target.startswith("src.") and "argument" in why):
-        fix = [corrected(f"callbacks.extra=[{{_target_: {target}}}]"), corrected("callbacks.extra=[]")]
-    elif package and name.isidentifier() and not target.startswith("src."):  # a class of two lines makes it ours
+def _refused(entry: Any, name: str) -> UserError:
+    allowed = [other for other in LIGHTNING if name and other.endswith(f".{name.rpartition('.')[2]}")]
+    fix = [
+        corrected(f"callbacks.extra=[{{_target_: {target}}}]") for target in (*allowed, "src.my_callbacks.MyCallback")
+    ]
+    package, _, kind = name.rpartition(".")
+    if package and kind.isidentifier() and not allowed:  # a class of two lines makes it the owner's
         keys = "".join(f", {key}: {value}" for key, value in entry.items() if key != "_target_")
         fix = [
-            f"printf 'from {package} import {name} as Base\\nclass {name}(Base):\\n    pass\\n' > src/callbacks/mine.py",
-            corrected(f"callbacks.extra=[{{_target_: src.callbacks.mine.{name}{keys}}}]"),
+            f"printf 'from {package} import {kind} as Base\\nclass {kind}(Base):\\n    pass\\n' > src/my_callbacks.py",
+            corrected(f"callbacks.extra=[{{_target_: src.my_callbacks.{kind}{keys}}}]"),
         ]
-    return UserError(f"callbacks.extra: {entry} is not allowed", where="callbacks.extra", why=why, fix=fix)
+    return UserError(
+        f"callbacks.extra: {entry} is not allowed",
+        where="callbacks.extra",
+        why=f"a callback is a class below src. that inherits from lightning.Callback, or one of {', '.join(LIGHTNING)}",
+        fix=fix,
+    )

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
 import torch
+
+from src.engine.own import own_object, owner_errors, wrong_result
+
+LossOfEachImage = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits (B, C), labels (B,) -> (B,)
 
 
 class Loss(torch.nn.Module):
@@ -26,3 +34,20 @@ def probabilities(logits: torch.Tensor, task: str) -> torch.Tensor:
 def predicted_classes(logits: torch.Tensor, task: str) -> torch.Tensor:
     """int64 (B,)."""
     return logits.argmax(1) if task == "multiclass" else (logits[:, 0] > 0).long()
+
+
+def own_loss(name: str, options: Mapping[str, Any], num_classes: int) -> LossOfEachImage:
+    """model.loss=src.my_losses.focal: a function of logits, labels and the options, or a class that is made with the options
+    and called with logits and labels. Raises UserError unless it gives one loss per image, which is what keeps a batch in
+    parts or over several devices equal to the whole."""
+    key, logits, labels = "model.loss", torch.zeros(2, num_classes), torch.tensor([0, 1])
+    part = own_object(key, name)
+    with owner_errors(key, name):
+        own = part(**options) if isinstance(part, type) else partial(part, **options)
+        each = own(logits, labels)
+    if not isinstance(each, torch.Tensor) or each.shape != labels.shape:
+        found = (
+            f"a result of shape {tuple(each.shape)}" if isinstance(each, torch.Tensor) else f"a {type(each).__name__}"
+        )
+        raise wrong_result(key, name, f"the loss of each image: shape (2,) for logits {tuple(logits.shape)}", found)
+    return own

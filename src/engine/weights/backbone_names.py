@@ -10,11 +10,14 @@ from types import ModuleType
 import torchvision
 
 from src.engine.commands.user_command import corrected
+from src.engine.own import check_own, is_own, own_object
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.weights import efficientnet_lite
 from src.engine.weights.preprocessing import INTERPOLATIONS, Preprocessing
 
 TIMM_PREFIX = "timm/"
+# Of an own backbone without an attribute `preprocessing`: that of most ImageNet weights.
+USUAL = Preprocessing(224, 0.875, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def backbone_names() -> list[str]:
@@ -28,10 +31,12 @@ def is_timm(name: str) -> bool:
 
 def check_backbone_name(name: str) -> None:
     """Raises UserError unless there is such a backbone and its package is installed."""
-    if is_timm(name):
+    if is_own(name):
+        check_own("model.backbone", name)
+    elif is_timm(name):
         _check_timm_name(name)
     elif name not in backbone_names():
-        why = "the names are efficientnet_lite0, those of torchvision.models, and timm/NAME"
+        why = "the names are efficientnet_lite0, those of torchvision.models, timm/NAME, and your own, as src.my_nets.tiny"
         if importlib.util.find_spec("timm") and timm_package().is_model(name):
             raise _unknown(name, [TIMM_PREFIX + name], "timm has a model of that name; " + why)
         family = [each for each in backbone_names() if name and each.startswith(name.lower())][:5]
@@ -76,8 +81,11 @@ def timm_package() -> ModuleType:
 
 
 def pretrained_preprocessing(name: str) -> Preprocessing:
-    """The preprocessing that belongs to the backbone's default weights. Raises UserError for an unknown name."""
+    """The preprocessing that belongs to the backbone's default weights; of an own backbone, its attribute `preprocessing`.
+    Raises UserError for an unknown name."""
     check_backbone_name(name)
+    if is_own(name):
+        return getattr(own_object("model.backbone", name), "preprocessing", USUAL)
     if name == efficientnet_lite.NAME:
         return efficientnet_lite.PREPROCESSING
     if is_timm(name):

@@ -19,6 +19,7 @@ import torchvision
 from torch import Tensor, nn
 
 from src.engine.commands.user_command import corrected
+from src.engine.own import is_own
 from src.engine.runs import files
 from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.model_folder import damaged
@@ -57,8 +58,8 @@ def load_pretrained(
     """Loads weights into the backbone, in place; a warning names the tensors that stay random.
 
     name: the backbone's, as given to build_backbone.
-    weights: 'default' (the hub's, or the package's), 'none' (stay random), or the path of a .pth, .pt, .bin, .ckpt or
-        .safetensors file, of a run's folder, or of its model/ folder.
+    weights: 'default' (the hub's, the package's, or what an own backbone is made with), 'none' (stay random), or the path
+        of a .pth, .pt, .bin, .ckpt or .safetensors file, of a run's folder, or of its model/ folder.
     keep_classifier: as given to build_backbone. If False, the file's classifier is dropped and not counted.
     min_match: the share of the backbone's tensors that the file must have under the same name and shape. A prefix that
         the file's names have in common ('module.', 'backbone.') and wrappers ({'state_dict': ...}) do not matter.
@@ -68,6 +69,8 @@ def load_pretrained(
     check_backbone_name(name)
     if weights == "none":
         return LoadResult("random weights (model.weights=none)")
+    if weights == "default" and is_own(name):
+        return LoadResult(f"the weights that {name} made")
     path, expected = default_file(name) if weights == "default" else _local(weights)
     sha256 = _check_sha256(path, expected, name)
     tensors = _through_timm(name, path) if weights == "default" and is_timm(name) else read_tensors(path)

@@ -1,0 +1,117 @@
+"""Names of the owner's own code: what may be named, and what is said about a mistake before anything is imported."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from src.engine import own
+from src.engine.own import build_part, check_own, owner_errors
+from src.engine.runs.errors import UserError
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with one file of the owner's, which must not be imported to be checked."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/my_heads.py").write_text(
+        "import os\nfrom pathlib import Path\nSCALE = 3\nraise RuntimeError('imported')\n"
+        "def cosine(in_features): pass\nclass Tiny: pass\ndef _hidden(): pass\n"
+    )
+    (tmp_path / "src/broken.py").write_text("def cosine(:\n    pass\n")
+    monkeypatch.setattr(own, "PROJECT", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["src.my_heads.cosine", "src.my_heads.Tiny"])
+def test_what_a_file_defines_may_be_named_and_is_not_imported(project, name):
+    check_own("model.head", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("src.my_heads.cosin", "did you mean src.my_heads.cosine?"),
+        ("src.my_head.cosine", "did you mean src.my_heads.cosine?"),
+        ("src.my_heads.os", "defines no os"),
+        ("src.my_heads.os.system", "there is no file src/my_heads/os.py"),
+        ("src.my_heads.Path", "defines no Path"),
+        ("src.my_heads._hidden", "defines no _hidden"),
+        ("src.engine.runs.files.write_text", "outside src/engine/"),
+        ("src.nothing.at_all", "there is no file src/nothing.py"),
+        ("src.broken.cosine", "src/broken.py:1"),
+    ],
+)
+def test_other_names_are_refused_with_the_nearest(project, name, said):
+    with pytest.raises(UserError) as error:
+        check_own("model.head", name)
+    assert said in error.value.render()
+
+
+def test_a_part_gets_what_it_asks_for_and_its_options():
+    def part(outputs, scale=1):
+        return outputs, scale
+
+    given = {"in_features": 8, "outputs": 3}
+    assert build_part("model.head", "part", {"part": part}, given, {}) == (3, 1)
+    assert build_part("model.head", "part", {"part": part}, given, {"scale": 2}) == (3, 2)
+    with pytest.raises(
+        UserError, match=r"model.head_options.scal has no effect.*did you mean model.head_options.scale"
+    ):
+        build_part("model.head", "part", {"part": part}, given, {"scal": 2})
+    with pytest.raises(UserError, match=r"model.head_options.outputs has no effect"):
+        build_part("model.head", "part", {"part": part}, given, {"outputs": 2})
+    with pytest.raises(UserError, match="needs a value for power"):
+        build_part("model.head", "part", {"part": lambda power: power}, given, {})
+
+
+def test_an_error_names_the_owners_line_and_not_the_engines(tmp_path, monkeypatch):
+    (tmp_path / "src").mkdir()
+    file = tmp_path / "src" / "mine_that_fails.py"
+    file.write_text("def part():\n    return 1 / 0\n")
+    monkeypatch.setattr(own, "PROJECT", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "src")
+    import mine_that_fails
+
+    name = "src.mine_that_fails.part"
+    with pytest.raises(UserError, match="raised ZeroDivisionError") as error, owner_errors("model.head", name):
+        mine_that_fails.part()
+    assert error.value.where == "src/mine_that_fails.py:2"
+    del sys.modules["mine_that_fails"]
+
+
+def test_a_map_of_features_is_pooled_and_a_vector_stays():
+    from src.models.network import pooled
+
+    features = torch.arange(24.0).view(1, 6, 2, 2)
+    assert torch.equal(pooled(features), features.flatten(2).mean(2))
+    vector = torch.randn(2, 6, 1, 1)
+    assert torch.equal(pooled(vector), vector.flatten(1))
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 3.0]])
+def test_an_own_loss_has_the_mean_and_the_class_weights_of_the_built_in_one(monkeypatch, weights):
+    from src.engine.steps import outputs
+    from src.models import losses
+
+    def plain(logits, labels):
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    monkeypatch.setattr(outputs, "own_object", lambda key, name: plain)
+    own_one = losses.ClassificationLoss("multiclass", weights, 0.0, outputs.own_loss("src.x.plain", {}, 2))
+    built_in = losses.ClassificationLoss("multiclass", weights)
+    logits, labels = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
+    torch.testing.assert_close(own_one(logits, labels), built_in(logits, labels))
+
+
+def test_a_loss_that_is_a_mean_is_refused(monkeypatch):
+    from src.engine.steps import outputs
+
+    monkeypatch.setattr(outputs, "own_object", lambda key, name: nn.functional.cross_entropy)
+    monkeypatch.setattr(own, "own_object", lambda key, name: nn.functional.cross_entropy)
+    with pytest.raises(UserError, match="gives a result of shape") as error:
+        outputs.own_loss("src.x.mean", {}, 3)
+    assert "the loss of each image" in error.value.why
