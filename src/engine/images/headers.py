@@ -54,7 +54,8 @@ def is_camera_raw(data: bytes) -> bool:
 
 
 def _png_pixels(data: bytes, keep_exif: bool) -> bytes:
-    view, kept, place = memoryview(data), [_PNG], len(_PNG)
+    view, place = memoryview(data), len(_PNG)
+    kept: list[bytes | memoryview] = [_PNG]
     colour_type = data[25] if len(data) > 25 else 0
     while True:
         if place + 12 > len(data):
