@@ -116,15 +116,12 @@ def colour_to_eight_bits(
             findings.notes.add(PLANES)  # libtiff gives Pillow the upper bytes alone
     image.close()  # its pixels: 4 bytes each
     pixels, values = _sixteen_bit_values(open_again, layout)
-    colours = 1 if layout == "LA" else 3
-    findings.bits = max(1, *(int(values(box)[..., :colours].max()).bit_length() for box, _ in strips(pixels)))
+    findings.bits = max(1, *(int(values(box)[..., :3].max()).bit_length() for box, _ in strips(pixels)))
     clear = pixels.info.pop("transparency", None)
     alpha = Image.new("L", pixels.size, 255) if layout == "RGB" and clear is not None else None
     table = _table(bits or findings.bits)
     for box, _ in strips(pixels):
         sixteen = values(box)
-        if layout == "LA":
-            sixteen = sixteen[..., [0, 0, 0, 1]]
         if alpha:
             alpha.paste(Image.fromarray(255 * (sixteen != clear).any(axis=2).astype(np.uint8)), box)
         pixels.paste(Image.fromarray(table[sixteen]), box)
@@ -138,9 +135,8 @@ def _measured(image: Image.Image) -> tuple[Callable[[np.ndarray], np.ndarray], f
     no_data = getattr(image, "tag_v2", {}).get(_GDAL_NODATA)
 
     def valid(values: np.ndarray) -> np.ndarray:
-        counting = (
-            np.abs(values) < _HUGE if values.dtype.kind == "f" else np.ones(values.shape, bool)
-        )  # False for nan, too
+        is_float = values.dtype.kind == "f"
+        counting = np.abs(values) < _HUGE if is_float else np.ones(values.shape, bool)  # False for nan, too
         if no_data is not None:
             with contextlib.suppress(ValueError, OverflowError):  # not a number of this type: no pixel can have it
                 counting &= values != values.dtype.type(float(str(no_data).strip(" \0")))
@@ -161,15 +157,14 @@ def _measured(image: Image.Image) -> tuple[Callable[[np.ndarray], np.ndarray], f
 
 def _extremes(image: Image.Image, counting: Callable[[np.ndarray], np.ndarray]) -> tuple[Any, Any, int]:
     """The lowest and the highest value that counts, and how many do; 0, 0, 0 where none does."""
-    lows, highs, counted = [], [], 0
+    extremes, counted = [], 0
     for _, strip in strips(image):
         values = np.asarray(strip)
         some = values[counting(values)]
         if some.size:
-            lows.append(some.min())
-            highs.append(some.max())
+            extremes += [some.min(), some.max()]
             counted += some.size
-    return (min(lows), max(highs), counted) if lows else (0.0, 0.0, 0)
+    return (min(extremes), max(extremes), counted) if extremes else (0.0, 0.0, 0)
 
 
 @lru_cache(maxsize=17)
@@ -200,7 +195,7 @@ def rawmode_of(tile: Any) -> str:
 def _sixteen_bit_values(
     open_again: Callable[[], ImageFile.ImageFile], layout: str
 ) -> tuple[ImageFile.ImageFile, Callable[[Box], np.ndarray]]:
-    """An image to write on, and what gives the values (h, W, C) uint16 of a box that was not written on yet.
+    """An image to write on, and what gives the values (h, w, 3 or 4) uint16 of a box that was not written on yet.
 
     Pillow gives one byte of each channel at a time, and which one follows from the byte order it is told.
     """
@@ -209,7 +204,7 @@ def _sixteen_bit_values(
 
         def of_four(box: Box) -> np.ndarray:
             pixels = np.asarray(four.crop(box)).astype(np.uint16)
-            return pixels[..., 0::2] * 256 + pixels[..., 1::2]
+            return (pixels[..., 0::2] * 256 + pixels[..., 1::2])[..., [0, 0, 0, 1]]
 
         return four, of_four
     order = "L" if getattr(getattr(open_again(), "tag_v2", None), "prefix", b"") == b"II" else "B"
