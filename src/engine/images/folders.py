@@ -93,10 +93,10 @@ def list_images(path: Path) -> list[Path]:
         why = "a device or a pipe holds no images"
         raise data_error(found, where=path, why=why, fix=f"ls -l {shell_word(path)}")
     left_out = Omissions()
-    found = list(images_below(path, left_out))
+    images = list(images_below(path, left_out))
     for sentence in left_out.sentences(path):
         log.warning(sentence)
-    if not found:
+    if not images:
         raise UserError(
             f"no image was found in {printable(path)}",
             where=str(path.absolute()),
@@ -104,7 +104,7 @@ def list_images(path: Path) -> list[Path]:
             fix=f"find {shell_word(path)} -type f | head",
             code=ExitCode.NO_INPUT,
         )
-    return found
+    return images
 
 
 def _check_is_folder(root: Path) -> None:

@@ -40,8 +40,8 @@ def list_table(table: Path, root: Path | None) -> Listing:
     for line, row in rows:
         if not (row["path"].strip() and row["label"].strip()):
             raise _row_error("a row without a path or a label", table, line, "every image needs both")
-        found = (form for form in spellings(row["path"]) if _is(root / form, Path.is_file))
-        name = next((relative(form, root) for form in found), None)
+        forms = (form for form in spellings(row["path"]) if _is(root / form, Path.is_file))
+        name = next((relative(form, root) for form in forms), None)
         if name is None:
             missing.append((line, row["path"]))
             continue
