@@ -133,9 +133,8 @@ def _images_to_measure(asked: Evaluation, bits: int, sources: ImageSources) -> t
     if sources.lists_files(data):
         if own_split and ("data.root" in changes or "data.table" in changes):
             return sources.load_unsplit(data, cache_dir=cache_dir), data
-        data = replace(
-            data, on_bad_image="skip"
-        )  # the run's split lacks what it left out; what broke since then is said
+        # The run's split lacks what it left out; what broke since then is said.
+        data = replace(data, on_bad_image="skip")
     run_split = run / "split.csv" if own_split else None
     return sources.load_images(data, settings.seed, cache_dir=cache_dir, run_split=run_split), data
 

@@ -184,15 +184,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, to_json(value, indent=2) + "\n")
-
-
-def to_json(value: Any, **options: Any) -> str:
-    """JSON, in which nan and inf become null."""
-    return json.dumps(_with_nulls(value), allow_nan=False, **options)
+    write_text(path, json.dumps(_with_nulls(value), allow_nan=False, indent=2) + "\n")
 
 
 def _with_nulls(value: Any) -> Any:
+    """nan and inf, which JSON does not have, become null."""
     if isinstance(value, dict):
         return {key: _with_nulls(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

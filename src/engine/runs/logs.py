@@ -19,7 +19,6 @@ NOISE = (
     ".*does not have many workers which may be a bottleneck.*",
     ".*The number of training batches .* is smaller than the logging interval.*",
     ".*Found .* module.* in eval mode at the start of training.*",
-    ".*Checkpoint directory .* exists and is not empty.*",
     ".*Detected call of .lr_scheduler.step.. before .optimizer.step...*",  # fp16's first steps may overflow and be skipped
     ".*It is recommended to use .*sync_dist=True.*",  # all ranks log the same values already
     ".*`broadcast_buffers` is deprecated.*",  # its replacement is not in torch 2.10

@@ -36,7 +36,7 @@ def model_readme(card: ModelCard, config: Config, origin: Origin) -> str:
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
     )
     environment.filters |= {"markdown": for_markdown, "numbers": _numbers}
-    splits = dict.fromkeys(key.partition("/")[0] for key in card.metrics)
+    splits = list(dict.fromkeys(key.partition("/")[0] for key in card.metrics))
     metrics = list(dict.fromkeys(key.partition("/")[2] for key in card.metrics))
     measured = "test" if "test/acc" in card.metrics else "val"
     accuracy = card.metrics[f"{measured}/acc"]
@@ -48,30 +48,11 @@ def model_readme(card: ModelCard, config: Config, origin: Origin) -> str:
         # Only the last part of a path: the rest of it says more about the author's disk than about the images.
         source=config.data.name or Path(config.data.table or config.data.root or "").name,
         metrics=metrics,
-        splits={split: [_cell(card.metrics.get(f"{split}/{name}")) for name in metrics] for split in splits},
-        training=_training(config, origin),
+        splits=splits,
         measured=measured,
         accuracy=accuracy,
         interval=_wilson(accuracy, origin.images[measured]),
     )
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _training(config: Config, origin: Origin) -> dict[str, object]:
-    limit, checkpoint, optimizer = config.trainer.limit_batches, config.checkpoint, config.optimizer
-    return {
-        "backbone": config.model.backbone,
-        "started from": origin.started_from,
-        "epochs": f"{origin.epochs} of {limit} batches each: a trial, not a training" if limit else origin.epochs,
-        "weights": f"those of {origin.chosen} (checkpoint.select={checkpoint.select}, by {checkpoint.monitor})",
-        "optimizer": f"{optimizer.name}, learning rate {optimizer.lr:g}, batch size {config.data.batch_size}",
-        "augmentation": config.data.augment,
-        "precision": config.precision.name,
-        "seed": config.seed,
-    }
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

@@ -34,19 +34,10 @@ log = logging.getLogger(__name__)
 # Exit codes of a refused command: it computed nothing, and nothing in the folder is worth keeping.
 REFUSALS = (ExitCode.USAGE, ExitCode.CONFIG, ExitCode.DATA, ExitCode.NO_INPUT, ExitCode.UNAVAILABLE)
 # Written before the first step, and again by every later start of the run.
-BEFORE_THE_FIRST_STEP = [
-    "config.yaml",
-    "environment.json",
-    "result.json",
-    "split.csv",
-    "train.log",
-    "rank*.log",
-    "model_summary.txt",
-    "memory.csv",
-    "batch_size.json",
-    "tensorboard/events*",
-    "tensorboard/hparams.yaml",
-]
+BEFORE_THE_FIRST_STEP = (
+    "config.yaml", "environment.json", "result.json", "split.csv", "train.log", "rank*.log", "model_summary.txt",
+    "memory.csv", "batch_size.json", "tensorboard/events*", "tensorboard/hparams.yaml",
+)  # fmt: skip
 LISTS_OF_MESSAGES = ("error.log", "bad_images.txt", "copies.txt")  # files that an error message names
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow", "timm", "ray")  # of environment.json
 _opened: list[Path] = []  # the folder of this process's run

@@ -29,25 +29,11 @@ log = logging.getLogger(__name__)
 
 # Settings that may change when a run is continued: they say where and how, not what is computed.
 FREE_TO_CHANGE = (
-    "name",
-    "runs_dir",
-    "resume",
-    "data.num_workers",
-    "data.timeout_seconds",
-    "logger",
-    "trainer.threads",
-    "trainer.accelerator",
-    "trainer.on_nan",  # concerns steps that the run has not made yet
-    "checkpoint.every_n_steps",
-    "checkpoint.every_n_minutes",
-    "checkpoint.background",
-    "memory",
-    "oom",
-    "strategy",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "model.split_at",
-)
+    "name", "runs_dir", "resume", "logger", "memory", "oom", "strategy", "model.split_at",
+    "data.num_workers", "data.timeout_seconds", "trainer.threads", "trainer.accelerator", "trainer.devices",
+    "trainer.num_nodes", "trainer.on_nan",  # which concerns steps that the run has not made yet
+    "checkpoint.every_n_steps", "checkpoint.every_n_minutes", "checkpoint.background",
+)  # fmt: skip
 RENAMED = {"data.num_pictures": "data.num_images"}  # settings of older runs -> their name today
 _warned: set[str] = set()  # files: a command reads a file more than once
 
