@@ -1,19 +1,26 @@
-"""The quick tests with the oldest, the newest and the coming versions of the libraries, each in an environment of its own.
+"""Runs the quick tests with the oldest, the newest and the coming versions of the libraries, and writes docs/versions.md.
 
-    python scripts/test_matrix.py oldest newest pre-releases       # or some of them; writes docs/versions.md
-    python scripts/test_matrix.py oldest --python python3.11 --tests tests/models
+    pip install uv
+    python scripts/test_matrix.py oldest newest pre-releases
+    python scripts/test_matrix.py newest --python 3.14
+    python scripts/test_matrix.py oldest --pytest "-n 1 tests/house tests/engine/commands"
 
-oldest: the lowest version of each library that pyproject.toml allows. newest: what pip chooses. pre-releases: pyproject.toml's
-upper bounds are ignored and release candidates are taken. An environment needs 6 GB below --folder and is removed at the end.
-Exit code 1 if a test fails.
+oldest        the lowest version of each library that pyproject.toml allows
+newest        the highest
+pre-releases  release candidates and beta versions too, without pyproject.toml's upper bounds
+
+Each cell is installed by uv in a new virtual environment, which takes 6 GB and is removed at the end. Its result replaces the
+row of the same cell and Python in scripts/versions.json, from which the table of docs/versions.md is made, so cells can be
+run one by one. Exit code 1 if a test fails or a cell cannot be installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,104 +28,128 @@ import time
 import tomllib
 from datetime import date
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "scripts" / "versions.json"
 PAGE = ROOT / "docs" / "versions.md"
-CELLS = ("oldest", "newest", "pre-releases")
+CELLS = {
+    "oldest": ["--resolution", "lowest-direct"],
+    "newest": [],
+    "pre-releases": ["--prerelease", "allow"],
+}
 SHOWN = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "ray", "optuna", "numpy", "pillow", "timm")
-OWN = "image-transfer-learning"
+VERSIONS = """
+import importlib.metadata, json, platform, sys
+versions = {name: importlib.metadata.version(name) for name in sys.argv[1:]}
+print(json.dumps({"python": platform.python_version(), "versions": versions}))
+"""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cells", nargs="+", choices=CELLS)
-    parser.add_argument("--python", default=sys.executable, help="interpreter of the environments")
+    parser.add_argument("cells", nargs="+", choices=CELLS, metavar="CELL", help=", ".join(CELLS))
     parser.add_argument(
-        "--folder", type=Path, help="where the environments are made; default: the system's for temporary files"
+        "--python", default=sys.executable, help="version or path; default: the one that runs this script"
     )
-    parser.add_argument("--tests", nargs="*", default=[], help="what pytest is told; default: nothing, the quick tier")
+    parser.add_argument(
+        "--folder", type=Path, help="where environments are made; default: the system's temporary folder"
+    )
+    parser.add_argument(
+        "--pytest", default="", metavar="WORDS", help="what pytest is told; default: nothing, the quick tier"
+    )
     arguments = parser.parse_args()
     failed = False
     for cell in arguments.cells:
-        folder = Path(tempfile.mkdtemp(prefix=f"matrix-{cell}-", dir=arguments.folder))
-        try:
-            row = try_cell(cell, folder, arguments.python, arguments.tests)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        print(json.dumps(row, indent=1))
-        write_row(row)
-        failed = failed or "passed" not in row["tests"] or "failed" in row["tests"]
+        with tempfile.TemporaryDirectory(prefix=f"matrix-{cell}-", dir=arguments.folder) as folder:
+            result = try_cell(cell, Path(folder), arguments.python, arguments.pytest)
+        write(result)
+        print(f"== {cell}: {outcome(result)}", *result["failed"], sep="\n   ", flush=True)
+        failed = failed or bool(result["failed"])
     return int(failed)
 
 
-def try_cell(cell: str, folder: Path, python: str, tests: list[str]) -> dict[str, str]:
-    """The row of the table: versions, and the last line of pytest."""
+def try_cell(cell: str, folder: Path, python: str, words: str) -> dict[str, Any]:
+    """Installs the cell and runs its tests. Returns its row of scripts/versions.json."""
     began = time.monotonic()
-    subprocess.run([python, "-m", "venv", folder], check=True)
-    inside = folder / "bin" / "python"
-    pip = [inside, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    row = {"cell": cell, "date": str(date.today())}
-    installed = subprocess.run([*pip, *(["--pre"] if cell == "pre-releases" else []), *requirements(cell)])
-    if installed.returncode != 0:
-        return row | {"tests": "pip found no such set of versions"}
-    subprocess.run([*pip, "--no-deps", "--editable", ROOT], check=True)
-    versions = subprocess.run([inside, "-c", VERSIONS, *SHOWN], check=True, capture_output=True, text=True)
-    row |= json.loads(versions.stdout)
-    done = subprocess.run(
-        [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    print(done.stdout[-6000:])
-    minutes = (time.monotonic() - began) / 60
-    last = done.stdout.strip().splitlines()[-1].strip("= ")
-    return row | {
-        "tests": f"{last}; {minutes:.0f} min with the installation" + (f" ({' '.join(tests)})" if tests else "")
+    result: dict[str, Any] = {
+        "cell": cell,
+        "date": str(date.today()),
+        "python": python,
+        "versions": {},
+        "pytest": words,
     }
+    inside = folder / "venv" / "bin" / "python"
+    print(f"== {cell}: installing", flush=True)
+    overrides = folder / "overrides.txt"
+    overrides.write_text("\n".join(without_upper_bounds()) if cell == "pre-releases" else "")
+    try:
+        uv("venv", "--quiet", "--python", python, folder / "venv")
+        uv("pip", "install", "--quiet", "--python", inside, "--overrides", overrides, *CELLS[cell], "-e", ".[dev]")
+    except subprocess.CalledProcessError:
+        return result | {"passed": 0, "skipped": 0, "failed": ["the installation"], "minutes": 0}
+    result |= json.loads(subprocess.check_output([inside, "-c", VERSIONS, *SHOWN], text=True))
+    print(f"== {cell}: testing with Python {result['python']}, {result['versions']}", flush=True)
+    report = folder / "report.xml"
+    pytest = [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}", *shlex.split(words)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{inside.parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(pytest, cwd=ROOT, env=environment)
+    result |= counted(report) if report.exists() else {"passed": 0, "skipped": 0, "failed": []}
+    if done.returncode and not result["failed"]:
+        result["failed"] = [f"pytest, exit code {done.returncode}"]
+    return result | {"minutes": round((time.monotonic() - began) / 60)}
 
 
-VERSIONS = """
-import importlib.metadata, json, platform, sys
-print(json.dumps({"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in sys.argv[1:]}))
-"""
+def uv(*words: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", "uv", *words], cwd=ROOT, check=True)
 
 
-def requirements(cell: str) -> list[str]:
-    """What pip is told to install: pyproject.toml's libraries with the bounds that the cell has."""
+def without_upper_bounds() -> list[str]:
+    """torch>=2.10,<2.16 -> torch>=2.10, of all libraries in pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    wanted = list(project["dependencies"])
-    for requirement in extras["dev"]:
-        if requirement.startswith(OWN):
-            wanted += [line for extra in re.findall(r"\w+", requirement.partition("[")[2]) for line in extras[extra]]
-        else:
-            wanted.append(requirement)
-    bound = {"oldest": at_lowest, "newest": str, "pre-releases": without_upper_bound}[cell]
-    return [bound(requirement) for requirement in wanted]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    return [re.sub(r",<.*", "", line) for line in lines if not line.startswith(project["name"])]
 
 
-def at_lowest(requirement: str) -> str:
-    """torch>=2.10,<2.16 -> torch==2.10.*; numpy>=2,<3 -> numpy==2.0.*"""
-    name, lower, bound = requirement.partition(">=")
-    version = bound.partition(",")[0]
-    if not lower:
-        return requirement
-    return f"{name}=={version if '.' in version else version + '.0'}.*"
+def counted(report: Path) -> dict[str, Any]:
+    """How many tests passed and were skipped, and the names of those that failed."""
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    failed = {f"{case.get('classname')}::{case.get('name')}" for case in cases if {"failure", "error"} & tags(case)}
+    skipped = sum("skipped" in tags(case) for case in cases)
+    return {"passed": len(cases) - len(failed) - skipped, "skipped": skipped, "failed": sorted(failed)}
 
 
-def without_upper_bound(requirement: str) -> str:
-    return requirement.partition(",<")[0]
+def tags(case: ElementTree.Element) -> set[str]:
+    return {child.tag for child in case}
 
 
-def write_row(row: dict[str, str]) -> None:
-    """Puts the row into the table of docs/versions.md, in the place of the cell's earlier one."""
-    columns = ["cell", "date", "Python", *SHOWN, "tests"]
-    text = PAGE.read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| ") and line.split("|")[1].strip() in CELLS]
-    rows = [line for line in rows if line.split("|")[1].strip() != row["cell"]]
-    rows.append("| " + " | ".join(row.get(column, "") for column in columns) + " |")
-    rows.sort(key=lambda line: CELLS.index(line.split("|")[1].strip()))
-    head = text[: text.index("| cell |")] if "| cell |" in text else text + "\n"
-    table = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns), *rows]
-    PAGE.write_text(head + "\n".join(table) + "\n")
+def write(result: dict[str, Any]) -> None:
+    """Puts the result into scripts/versions.json, in the place of an earlier one, and the table into docs/versions.md."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    results = [*(other for other in results if key(other) != key(result)), result]
+    results.sort(key=lambda row: (list(CELLS).index(row["cell"]), key(row)))
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    head = PAGE.read_text().partition("\n| cell |")[0].rstrip()
+    rows = [["cell", "date", "Python", *SHOWN, "tests"], ["---"] * (len(SHOWN) + 4)]
+    for row in results:
+        versions = [row["versions"].get(name, "") for name in SHOWN]
+        rows.append([row["cell"], row["date"], row["python"], *versions, outcome(row)])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines += [f"- {row['cell']}, Python {row['python']}: `{name}`" for row in results for name in row["failed"]]
+    PAGE.write_text(f"{head}\n\n" + "\n".join(lines) + "\n")
+
+
+def key(row: dict[str, Any]) -> tuple[str, str]:
+    """The cell and 3.11: the row that a new result replaces."""
+    return row["cell"], ".".join(row["python"].split(".")[:2])
+
+
+def outcome(row: dict[str, Any]) -> str:
+    failed = f"{len(row['failed'])} failed, " if row["failed"] else ""
+    tests = f"`{row['pytest']}`" if row["pytest"] else "the quick tests"
+    return f"{failed}{row['passed']} passed, {row['skipped']} skipped of {tests} in {row['minutes']} min"
 
 
 if __name__ == "__main__":

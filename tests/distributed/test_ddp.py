@@ -100,6 +100,10 @@ def test_several_processes_leave_one_folder(trained):
     assert result(several)["command"].startswith("python -m src.train")
 
 
+def test_torch_does_not_call_the_setting_for_buffers_deprecated(trained):
+    assert "broadcast_buffers" not in (trained("ddp") / "train.log").read_text()
+
+
 @NUMBERS
 def test_another_strategy_continues_the_run(trained, command, tmp_path):
     """What is saved does not depend on how many devices there were."""

@@ -70,7 +70,10 @@ def run_hydra(task: Callable[[DictConfig], Any]) -> None:
     job.check = check  # type: ignore[attr-defined]
     try:
         options, typed = split(words)
-        with standing_in([*options, *for_hydra(typed, multirun=word_checks.is_sweep(words))]):
+        sweep = word_checks.is_sweep(words)
+        # From Hydra 1.4 on a recipe that says it, such as experiment=tune_head, is too late.
+        mode = ["hydra.mode=MULTIRUN"] if sweep else []
+        with standing_in([*options, *for_hydra(typed, multirun=sweep), *mode]):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise translate(error) from error

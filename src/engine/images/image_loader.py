@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -209,6 +210,8 @@ def image_loader(
         num_workers=workers,
         collate_fn=partial(_collate, collate),
         worker_init_fn=partial(_begin_worker, dataset, os.getpid()),
+        # From Python 3.14 on Linux no longer forks by itself: each process would import torch anew, in every epoch.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # starting an iterator draws a number: not from the global generator
     )
 

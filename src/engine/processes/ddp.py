@@ -5,6 +5,7 @@ The processes are there already (src/engine/processes/launching.py, or torchrun)
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,11 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+
+# torch 2.13 renamed it. With the new name the buffers are still sent once, when the module is wrapped, as parameters are.
+_SYNC_BUFFERS = "forward_sync_buffers"
+if _SYNC_BUFFERS not in inspect.signature(DistributedDataParallel).parameters:
+    _SYNC_BUFFERS = "broadcast_buffers"
 
 
 class Ddp(DDPStrategy):
@@ -41,7 +47,7 @@ class Ddp(DDPStrategy):
         self.wrapper = DistributedDataParallel(
             self.lightning_module,
             device_ids=self.determine_ddp_device_ids(),
-            broadcast_buffers=False,
+            **{_SYNC_BUFFERS: False},
             **self.settings,
         )
         if self.communicate is not None:

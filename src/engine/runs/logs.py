@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -21,9 +21,11 @@ NOISE = (
     ".*Found .* module.* in eval mode at the start of training.*",
     ".*Detected call of .lr_scheduler.step.. before .optimizer.step...*",  # fp16's first steps may overflow and be skipped
     ".*It is recommended to use .*sync_dist=True.*",  # all ranks log the same values already
-    ".*`broadcast_buffers` is deprecated.*",  # its replacement is not in torch 2.10
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
 )
+
+# Hydra 1.4 with omegaconf 2.4 deprecates what Hydra 1.3 with omegaconf 2.3 needs.
+MIGRATION = ("The version_base parameter is deprecated", r"register_new_resolver\(\) is deprecated")
 
 IN_FILES = ("py.warnings", "ray")  # kept out of the screen: a sweep prints its own messages about trials
 
@@ -38,6 +40,7 @@ def to_screen() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 - stays open, as the stream would
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    ignore_warnings(MIGRATION)
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # "Error getting object at": our message says it
     root = logging.getLogger()
     if not any(isinstance(handler, _Screen) for handler in root.handlers):
@@ -45,6 +48,12 @@ def to_screen() -> None:
         screen.setLevel(logging.NOTSET if os.environ.get("RANK", "0") == "0" else logging.ERROR)
         root.addHandler(screen)
         root.setLevel(logging.INFO)
+
+
+def ignore_warnings(messages: Sequence[str]) -> None:
+    """messages: regular expressions for how the warnings begin."""
+    for message in messages:
+        warnings.filterwarnings("ignore", message=message)
 
 
 def say(text: str) -> None:
@@ -99,8 +108,7 @@ def to_file(path: Path) -> Iterator[None]:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     logging.captureWarnings(True)
-    for text in NOISE:
-        warnings.filterwarnings("ignore", message=text)
+    ignore_warnings(NOISE)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ messages about a setting.
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -82,6 +83,7 @@ class SweeperSettings(SweepSettings):
     dry_run: bool = False  # true: say what would be done, and do nothing
 
 
+@functools.cache  # Hydra 1.4 warns of what is stored twice
 def register() -> None:
     """Makes hydra/launcher=ray_tune and hydra/sweeper=ray_tune known to Hydra, which finds plugins by their namespace."""
     if str(PLUGINS) not in sys.path:

@@ -27,6 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from src.engine.memory.ram import give_back_freed_memory
+from src.engine.runs import logs
 from src.engine.runs.errors import ErrorOfProcess, ExitCode, UserError
 from src.engine.runs.files import write_json
 from src.engine.runs.writing import LAST, PREVIOUS
@@ -83,6 +84,7 @@ class JobRunner:
             sys.path.insert(0, str(Path.cwd()))
         os.environ["TRAIN_COMMAND"] = context.command
         logging.getLogger().setLevel(logging.INFO)  # of the jobs' own log files
+        logs.ignore_warnings(logs.MIGRATION)
         version.setbase(self.context.version_base)  # else Hydra would change the working folder for each job
         setup_globals()
         module, name = context.task

@@ -101,6 +101,21 @@ def test_a_corrected_command_keeps_the_other_words(command):
     assert "python -m src.train seed=7 data.batch_size=4 'name=a b'" in done.err
 
 
+def test_hydra_hears_of_a_recipe_that_is_a_sweep_before_it_composes(command):
+    """Hydra 1.4 refuses a recipe that sets hydra.mode by itself."""
+    for words, mode in (["experiment=tune_head"], "MULTIRUN"), (["experiment=tune_head", "hydra.mode=RUN"], "RUN"):
+        done = command("train", "--cfg", "hydra", "--package", "hydra.overrides.hydra", *words)
+        assert done.out.splitlines()[1:] == [f"- hydra.mode={mode}"]
+
+
+def test_nothing_that_is_deprecated_is_said(command):
+    """Of the versions that are installed; scripts/test_matrix.py runs this with release candidates."""
+    for words in (["--help"], ["lr=3"], ["experiment=tune_head", "hydra.sweeper.dry_run=true"]):
+        said = command("train", *words, cold=True).text
+        assert "eprecat" not in said
+        assert "Warning" not in said
+
+
 def test_mistakes_and_help_do_not_import_torch(command):
     """torch takes seconds: who mistypes a word, or asks for help, must not wait for it."""
     for words in (["data.batchsize=4"], ["model.head=foo"], ["--help"], ["--cfg", "job"]):

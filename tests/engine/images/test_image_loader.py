@@ -169,6 +169,18 @@ def test_a_process_that_is_stopped_for_longer_than_the_limit_goes_on():
     assert out == "[1]\n", err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not fork")
+def test_loader_processes_are_forked_with_python_3_14_too():
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("forkserver", force=True)  # the default there
+    try:
+        assert (
+            len(list(val(_make_images(), 1))) == 3
+        )  # the local function that reads could not be sent to a new process
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+
+
 def test_a_process_that_has_closed_its_pipes_is_waited_for():
     """A moment passes before it has an exit code."""
     process = multiprocessing.get_context("fork").Process(target=int)
