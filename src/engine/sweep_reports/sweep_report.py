@@ -20,7 +20,7 @@ from src.engine.runs import seeding
 from src.engine.runs.files import write_text
 from src.engine.sweep_reports import sweep_plots
 from src.engine.sweep_reports.sweep_plots import Scale, scales_of
-from src.engine.sweeps.progress import duration, exact, shown
+from src.engine.sweeps.progress import duration, exact, shown, values_of
 from src.engine.sweeps.sweep_journal import FAILED, NOT_RANKED, PRUNED, Goal, Journal, TrialRecord, counted, ranking
 
 FEWEST, TREES, SHUFFLES = 6, 200, 20  # of the importances: trials (a forest learns fewer by heart), trees, shuffles
@@ -184,9 +184,8 @@ def importance(parameters: Mapping[str, Sequence[float]], values: Sequence[float
 
 def _row(folder: Path, trial: TrialRecord, names: Sequence[str], goal: Goal) -> list[Cell]:
     value, epoch = trial.best(goal) or ("", "")
-    params = [shown(trial.params[name]) if name in trial.params else "" for name in names]
     ends = [value, epoch or "", len(trial.rows), f"{trial.seconds:.1f}", trial.error]
-    return [_link(folder, trial), trial.state, *params, *ends]
+    return [_link(folder, trial), trial.state, *values_of(trial, names), *ends]
 
 
 def _subfolder(trial: TrialRecord) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -177,7 +178,7 @@ class TrialSource(SearchAlgorithm):
                     f"other, and not with the {ended} that have ended"
                 )
             return
-        controller: Any = _IdleController()
+        controller: Any = SimpleNamespace(get_live_trials=list)  # Tune's: nothing runs, nothing is paused
         trials = {number: Trial("", stub=True, trial_id=str(number)) for number in self.journal.trials} | self._begun
         for trial in trials.values():
             self.scheduler.on_trial_add(controller, trial)
@@ -187,7 +188,8 @@ class TrialSource(SearchAlgorithm):
             over = number not in self._begun
             if number in ended or not (epoch or (over and last[number])):
                 continue
-            trial, row = trials[number], self._row(number, epoch or last[number])
+            trial, row = trials[number], dict(self.journal.trials[number].rows[epoch or last[number]])
+            row[self.goal.metric] = self.goal.finite(row.get(self.goal.metric))
             # median also takes the rows of a trial that is over this way, without the slow decision about each.
             if epoch == 0 or (over and isinstance(self.scheduler, MedianStoppingRule)):
                 self.scheduler.on_trial_complete(controller, trial, row)
@@ -197,14 +199,3 @@ class TrialSource(SearchAlgorithm):
                 ended.add(number)
                 if epoch == last[number]:
                     trial.config.setdefault(FINISH_AFTER, epoch)
-
-    def _row(self, number: int, epoch: int) -> dict[str, float]:
-        row = self.journal.trials[number].rows[epoch]
-        return {**row, self.goal.metric: self.goal.finite(row.get(self.goal.metric))}
-
-
-class _IdleController:
-    """Stands for Tune's controller while a scheduler is told of earlier starts: nothing runs, nothing is paused."""
-
-    def get_live_trials(self) -> list[Trial]:
-        return []

@@ -79,10 +79,9 @@ class TrialReport(CheckpointCallback):
 class OwnSettings(L.Callback):
     """Keeps optimizer.lr, weight_decay and momentum of this run's config, where it continues from another run's checkpoint.
 
-    That is what scheduler=pbt makes of a trial.
-    Lightning restores optimizer and schedule from the checkpoint, and with them the settings of the run that wrote it. What
-    was learnt (moments, the place in the schedule, steps of plateau) stays restored. A run that continues from a checkpoint
-    of its own does not change, not one bit.
+    scheduler=pbt makes such trials. Lightning restores optimizer and schedule, and with them the settings of the run that
+    wrote the checkpoint. What was learnt (moments, the place in the schedule, steps of plateau) stays restored. A run that
+    continues from a checkpoint of its own does not change, not one bit.
     """
 
     def __init__(self) -> None:
