@@ -186,16 +186,16 @@ def read_space(arguments: Sequence[str], params: Mapping[str, Any], config_loade
     """
     parser = OverridesParser.create(config_loader=config_loader)
     typed = parser.parse_overrides(list(arguments))
-    times = Counter(key_of(override.input_line) for override in typed)
+    times = Counter(key_of(override.get_key_element()) for override in typed)
     listed = parser.parse_overrides([_as_argument(key, value) for key, value in params.items()])
     parameters, fixed = {}, []
-    for override in [one for one in listed if key_of(one.input_line) not in times] + typed:
+    for override in [one for one in listed if key_of(one.get_key_element()) not in times] + typed:
         if not override.is_sweep_override():
             fixed.append(override.input_line)
             continue
-        if times[key_of(override.input_line)] > 1:
+        if times[key_of(override.get_key_element())] > 1:
             raise UserError(
-                f"{key_of(override.input_line)} is given twice",
+                f"{key_of(override.get_key_element())} is given twice",
                 where=override.input_line,
                 why="a setting that is swept can be said only once, or one of the two would be ignored",
                 fix=sweep_command(override.input_line),
