@@ -118,6 +118,7 @@ features.add(
             "docs/model_parallel.md",
             "docs/images/model_parallel.png",
             "docs/images/pipeline*.png",
+            "docs/images/schedules.png",
             "docs/images/split.png",
             "scripts/benchmarks/pipeline.py",
             "scripts/figures/concepts.py",

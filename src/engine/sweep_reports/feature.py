@@ -18,7 +18,7 @@ features.add(
     features.Feature(
         name="sweep_reports",
         about="report.html of a sweep: its trials, curves and parameters on one page",
-        files=("docs/images/sweep_report.png", "docs/images/sweep_parts.png", "scripts/figures/sweeps.py"),
+        files=("docs/images/sweep_report.png", "scripts/figures/sweeps.py"),
         needs=("reports", "sweeps"),
         sweep_report=write,
     )

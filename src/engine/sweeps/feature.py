@@ -36,6 +36,7 @@ features.add(
             "conf/experiment/tune_*.yaml",
             "docs/sweeps.md",
             "docs/images/sweep_asha.png",
+            "docs/images/sweep_parts.png",
             "scripts/benchmarks/asha.py",
             "scripts/benchmarks/head_sweep.py",
             "scripts/benchmarks/sweeps.py",
