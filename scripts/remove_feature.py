@@ -27,6 +27,8 @@ from src.engine.features import FEATURES, Feature  # noqa: E402
 from src.engine.runs.errors import UserError, run_and_report  # noqa: E402
 
 PROGRAM = "python scripts/remove_feature.py"
+FOLDERS = ("src", "tests", "scripts", "conf", "docs")
+TEXTS = (".py", ".md", ".yaml", ".toml", ".txt", ".sh")
 LINE_OF_A_FILE = ("tests/slow.txt", "tests/house/private_names.txt", "tests/house/silent_names.txt")
 
 
@@ -92,22 +94,16 @@ def without(text: str, names: Sequence[str], is_markdown: bool) -> str:
 
 def texts() -> list[Path]:
     """The project's text files."""
-    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    listed = [ROOT / name for name in done.stdout.splitlines()]
-    paths = listed or [path for path in ROOT.rglob("*") if ".git" not in path.parts]
-    return [
-        path
-        for path in paths
-        if path.suffix in (".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".sh") and path.is_file()
-    ]
+    paths = [*ROOT.glob("*"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*"))]
+    return [path for path in paths if path.suffix in TEXTS and path.is_file()]
 
 
 def remove(rooms: Sequence[Feature]) -> None:
     names = [room.name for room in rooms]
     for path in [path for room in rooms for path in files_of(room)]:
         path.unlink(missing_ok=True)
-    for pattern in ("src", "tests", "scripts", "conf", "docs"):
-        for folder in sorted((ROOT / pattern).rglob("*/"), reverse=True):
+    for name in FOLDERS:
+        for folder in sorted((ROOT / name).rglob("*/"), reverse=True):
             if all(path.name == "__pycache__" or "__pycache__" in path.parts for path in folder.rglob("*")):
                 _remove_empty(folder)
     line_of_room = re.compile(rf"^import src\.(\w+\.)*({'|'.join(names)})\.feature.*\n", re.MULTILINE)
