@@ -46,7 +46,7 @@ MISTAKES = [  # the words, and what the answer must name
     (["freeze.phases=3"], "freeze.phases=3"),
     (["model.head=append", "model.dropout=0.5"], "model.dropout=0.5"),
     (["optimizer.schedule=onecycle", "optimizer.warmup_fraction=0"], "optimizer.warmup_fraction=0"),
-    (["data.batch_size=large"], "data.batch_size is a whole number from 1, or auto"),
+    (["data.batch_size=large"], "data.batch_size is a whole number from 1"),
     (["data.batch_size=2.5"], "data.batch_size=2.5"),
     (["checkpoint.select=swa"], "best, last, average_top_k, ema"),
     (["checkpoint.select=average_top_k", "checkpoint.top_k=1"], "checkpoint.top_k=1"),

@@ -280,6 +280,7 @@ def test_the_environment_is_as_before():
     assert "TRAIN_COMMAND" not in os.environ
 
 
+@pytest.mark.needs("pipeline")
 def test_a_setting_that_does_not_take_the_value_is_not_meant(monkeypatch):
     """optimizer.schedule and strategy.schedule are alike, but their choices are not."""
     monkeypatch.setenv("TRAIN_COMMAND", "python -m src.train optimizer.scheduler=plateau")
