@@ -30,7 +30,6 @@ from src.engine.memory.ram import give_back_freed_memory
 from src.engine.runs import logs
 from src.engine.runs.errors import ErrorOfProcess, ExitCode, UserError
 from src.engine.runs.files import write_json
-from src.engine.runs.writing import LAST, PREVIOUS
 from src.engine.sweeps.folder import returned_file
 from src.engine.sweeps.sweep_journal import Goal
 from src.engine.sweeps.trial import Trial, working_on
@@ -136,6 +135,8 @@ class Job:
             with working_on(self.trial):
                 self.value = runner.run(config)
             if (folder / "result.json").exists():  # a finished run never goes on, and a sweep keeps many
+                from src.engine.runs.writing import LAST, PREVIOUS  # imports torch, for which such a run has waited
+
                 for name in (LAST, PREVIOUS):
                     (folder / "checkpoints" / name).unlink(missing_ok=True)
             write_json(returned_file(context.sweep_dir, self.number), {"value": as_json(self.value)})
