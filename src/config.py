@@ -166,6 +166,9 @@ class Config:
     debug: bool = False  # three quick steps of everything
     resume: str = choice("auto", "never", default="auto")  # auto: continue the run of this name; never: refuse it
     runs_dir: str = value("runs", "runs")  # where run folders are made
+    metrics: list[Any] = value(
+        [], "[src.my_metrics.Kappa]"
+    )  # your own: each is measured, and can be checkpoint.monitor
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)

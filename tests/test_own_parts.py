@@ -17,6 +17,7 @@ OWN = (
     *("data=own", "data.source=src.my_data.by_prefix", "data.root=flat", "data.augment=src.my_training.gentle"),
     *("optimizer.name=src.my_training.rmsprop", "optimizer.options.alpha=0.9"),
     *("callbacks.extra=[{_target_: src.my_training.Say, text: my own words}]", "freeze.preset=full"),
+    *("metrics=[src.my_metrics.Kappa,src.my_metrics.TopTwo]", "checkpoint.monitor=val/kappa"),
     *("data.batch_size=8", "trainer.max_epochs=2", "trainer.threads=1", "logger=csv"),
 )
 
@@ -41,9 +42,11 @@ def test_all_own_parts_train_and_are_evaluated_predicted_and_exported(command, p
     assert "my own words" in done.out
     assert done.err == ""
     accuracy = json.loads((project / "runs/own/result.json").read_text())["metrics"]["test/acc"]
+    assert "val/kappa," in (project / "runs/own/metrics.csv").read_text().splitlines()[0] + ","
     done = command("evaluate", "run=runs/own")
     assert done.code == 0, done.text
     assert f"{accuracy:.4f}" in done.text
+    assert "top_two" in done.text
     shutil.copytree(project / "runs/own", project / "copy")
     shutil.rmtree(project / "runs")
     done = command("predict", "model=copy/model", "images=flat", "out=p.csv")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-VERSION = 4
+VERSION = 5
 
 
 def require(version: int) -> None:

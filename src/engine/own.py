@@ -11,6 +11,7 @@ import ast
 import difflib
 import importlib
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,11 +24,18 @@ from src.engine.runs.errors import ExitCode, UserError
 
 PREFIX = "src."
 ENGINE = "src.engine."
+LISTS = ("callbacks.extra", "metrics")  # of names, or of {_target_: name, option: value}
 
 
 def is_own(name: Any) -> bool:
     """Whether a setting's value names the owner's own code."""
     return isinstance(name, str) and name.startswith(PREFIX)
+
+
+def metric_name(entry: Any) -> str:
+    """What a metric of the owner's is called in every table: top_five for src.my_metrics.TopFive."""
+    dotted = entry.get("_target_", "") if isinstance(entry, dict) else entry
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(dotted).rpartition(".")[2]).lower()
 
 
 def check_own(key: str, name: str) -> None:
@@ -123,14 +131,14 @@ def build_part(
 def options_key(key: str) -> str:
     """The setting that holds a part's options: data.source has data.options, model.head has model.head_options."""
     section, _, part = key.partition(".")
-    if key == "callbacks.extra":
+    if key in LISTS:
         return key
     return f"{section}.options" if part in ("source", "name") else f"{key}_options"
 
 
 def _put_right(setting: str, values: Mapping[str, Any], remove: Sequence[str] = ()) -> str:
-    if setting == options_key("callbacks.extra"):  # the arguments of a callback stand beside its name
-        return "change callbacks.extra"
+    if setting in LISTS:
+        return f"change {setting}"
     return corrected(
         *(f"{setting}.{option}={value}" for option, value in values.items()),
         remove=[f"{setting}.{option}" for option in remove],

@@ -5,6 +5,7 @@ Everything else about a training step is in src/engine/steps/engine_module.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,6 @@ from src.config import Optimizer as OptimizerConfig
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.steps.engine_module import EngineModule, Training
 from src.engine.steps.metrics import SplitMetrics
-from src.engine.steps.outputs import predicted_classes
 from src.models.building import build_loss
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
@@ -24,7 +24,7 @@ from src.models.optimizers import build_optimizer, build_plateau, build_schedule
 
 
 class Classifier(EngineModule):
-    """Trains a TransferNetwork."""
+    """Trains a TransferNetwork. metrics: those of your own, as the config names them."""
 
     def __init__(
         self,
@@ -33,17 +33,18 @@ class Classifier(EngineModule):
         optimizer: OptimizerConfig,
         num_classes: int,
         training: Training,
+        metrics: Sequence[Any] = (),
     ) -> None:
-        super().__init__(training, SplitMetrics(num_classes), SplitMetrics(num_classes))
+        super().__init__(training, *(SplitMetrics(num_classes, loss.task, metrics) for _ in ("train", "val")))
         self.network, self.loss, self.optimizer_config = network, loss, optimizer
 
     def forward(self, images: Tensor) -> Tensor:
         """images: uint8 (B, 3, S, S) -> logits (B, outputs)."""
         return self.network(images)
 
-    def compare(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """logits (B, outputs), labels (B,) -> the mean loss, and predicted classes int64 (B,)."""
-        return self.loss(logits, labels), predicted_classes(logits.detach(), self.loss.task)
+    def mean_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """logits (B, outputs), labels (B,) -> the mean loss."""
+        return self.loss(logits, labels)
 
     def loss_weight(self, labels: Tensor) -> Tensor | int:
         """What the mean loss over these labels is divided by: the gradients of unequal parts are weighed with it."""
@@ -72,4 +73,4 @@ def build_classifier(
         lr_decay=config.freeze.lr_decay,
         hparams=hparams,
     )
-    return Classifier(network, loss, config.optimizer, len(images.classes), training)
+    return Classifier(network, loss, config.optimizer, len(images.classes), training, config.metrics)

@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
 
-from src.config import METRICS
 from src.config import Optimizer as OptimizerConfig
+from src.engine.commands.schema import METRICS
 from src.engine.own import build_part
 from src.models.backbones import blocks
 

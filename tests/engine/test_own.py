@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torchmetrics import Metric
 
 from src.engine import own
 from src.engine.own import build_part, check_own, owner_errors
 from src.engine.runs.errors import UserError
+from src.engine.steps.metrics import SplitMetrics
 
 
 @pytest.fixture
@@ -115,3 +117,65 @@ def test_a_loss_that_is_a_mean_is_refused(monkeypatch):
     with pytest.raises(UserError, match="gives a result of shape") as error:
         outputs.own_loss("src.x.mean", {}, 3)
     assert "the loss of each image" in error.value.why
+
+
+class Right(Metric):
+    """Counts the images that are right, and asks for probabilities."""
+
+    higher_is_better = True
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("right", torch.zeros(2), dist_reduce_fx="sum")
+
+    def update(self, probabilities, labels):
+        right = (probabilities.argmax(1) == labels).sum()
+        self.right = self.right + torch.stack([right, torch.tensor(len(labels))])
+
+    def compute(self):
+        return self.right[0] / self.right[1]
+
+
+class Listed(Right):
+    def __init__(self):
+        super().__init__()
+        self.add_state("all", [], dist_reduce_fx="cat")
+
+
+def split_metrics(monkeypatch, kind, task="multiclass"):
+    monkeypatch.setattr(own, "own_object", lambda key, name: kind)
+    return SplitMetrics(3 if task == "multiclass" else 2, task, ["src.my_metrics.Right"])
+
+
+@pytest.mark.parametrize(("task", "outputs"), [("multiclass", 3), ("binary", 1)])
+def test_an_own_metric_that_asks_for_probabilities_agrees_with_the_accuracy(monkeypatch, task, outputs):
+    metrics = split_metrics(monkeypatch, Right, task)
+    for _ in range(3):
+        labels = torch.randint(0, max(2, outputs), (7,))
+        metrics.update(torch.tensor(1.0), torch.randn(7, outputs), labels, 7)
+    values = metrics.compute()
+    assert values["right"] == pytest.approx(values["acc"])
+    metrics.reset()
+    assert metrics.own["right"].metric.right.sum() == 0
+
+
+@pytest.mark.parametrize("world", [2, 1])
+def test_the_sums_of_an_own_metric_are_part_of_the_position(monkeypatch, world):
+    ranks = [split_metrics(monkeypatch, Right) for _ in range(2)]
+    for metrics in ranks:
+        metrics.update(torch.tensor(1.0), torch.randn(7, 3), torch.randint(0, 3, (7,)), 7)
+    sums = {name: torch.stack([metrics.sums()[name] for metrics in ranks]) for name in ranks[0].sums()}
+    later = [split_metrics(monkeypatch, Right) for _ in range(world)]
+    for rank, metrics in enumerate(later):
+        metrics.resume(sums, rank, world)
+    assert torch.equal(
+        sum(metrics.own["right"].metric.right for metrics in later),
+        sum(metrics.own["right"].metric.right for metrics in ranks),
+    )
+
+
+def test_a_metric_that_keeps_all_images_or_is_none_is_refused(monkeypatch):
+    with pytest.raises(UserError, match="a list, which grows"):
+        split_metrics(monkeypatch, Listed)
+    with pytest.raises(UserError, match="gives a Linear"):
+        split_metrics(monkeypatch, lambda: nn.Linear(2, 2))

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.config import Data, Optimizer
+from src.config import Config, Data, Optimizer
 from src.data.module import ImageData
 from src.engine.images.sampler import EpochSampler, Share
 from src.engine.runs.measuring import measure_split
@@ -71,7 +71,7 @@ def split() -> tuple[torch.Tensor, torch.Tensor, ClassificationLoss, float]:
 def measured(logits: torch.Tensor, labels: torch.Tensor, loss: ClassificationLoss, size: int) -> SplitMetrics:
     metrics = SplitMetrics(3)
     for some, theirs in zip(logits.split(size), labels.split(size), strict=True):
-        metrics.update(loss(some, theirs), some.argmax(1), theirs, loss.weight(theirs))
+        metrics.update(loss(some, theirs), some, theirs, loss.weight(theirs))
     return metrics
 
 
@@ -106,7 +106,7 @@ def test_many_small_numbers_beside_a_large_one():
 def test_a_loss_that_is_not_a_number_shows():
     metrics = SplitMetrics(2)
     for value in (1.0, torch.nan):
-        metrics.update(torch.tensor(value), torch.tensor([0]), torch.tensor([0]), 1)
+        metrics.update(torch.tensor(value), torch.zeros(1, 2), torch.tensor([0]), 1)
     assert metrics.compute()["loss"] != metrics.compute()["loss"]
 
 
@@ -145,8 +145,8 @@ def test_an_image_that_a_process_computes_twice_counts_once():
         for number, keys in enumerate(sampler):
             members = [index for _, index in keys]
             model._num_own = len(sampler.share.of(sampler.whole_batch(0, number)))
-            value, predicted = model.compare(logits[members], labels[members])
-            model.count({"loss": value, "predicted": predicted}, labels[members])
+            value = model.mean_loss(logits[members], labels[members])
+            model.count({"loss": value, "logits": logits[members]}, labels[members])
         found.append(model.train_metrics.loss)
     found[0].merge_state(found[1])
     whole = F.cross_entropy(logits.double(), labels, torch.tensor(WEIGHTS, dtype=torch.float64)).item()
@@ -189,8 +189,7 @@ def test_evaluate_gives_the_same_for_every_batch_size(float64):
     everything = replace(images(), splits={"val": list(range(30))})
     model = TrainedModel(replace(CARD, preprocessing=SQUARE, classes=("a", "b", "c")), network())
     loss = ClassificationLoss("multiclass", WEIGHTS)
-    found = [
-        measure_split(model, everything, "val", Data(batch_size=size, num_workers=0), loss)[0] for size in (1, 7, 30)
-    ]
+    configs = [Config(data=Data(batch_size=size, num_workers=0)) for size in (1, 7, 30)]
+    found = [measure_split(model, everything, "val", config, loss)[0] for config in configs]
     assert found[0] == pytest.approx(found[2], rel=1e-6)
     assert found[1] == pytest.approx(found[2], rel=1e-6)

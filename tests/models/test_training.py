@@ -26,7 +26,7 @@ def test_metrics_are_those_of_scikit_learn():
     predicted = torch.where(torch.rand(51) < 0.6, labels, torch.randint(0, 3, (51,)))
     metrics = SplitMetrics(3)
     for part in torch.arange(51).split(20):
-        metrics.update(torch.tensor(float(len(part))), predicted[part], labels[part], len(part))
+        metrics.update(torch.tensor(float(len(part))), F.one_hot(predicted[part], 3).float(), labels[part], len(part))
     values = metrics.compute()
     assert values["acc"] == pytest.approx((labels == predicted).float().mean().item())
     assert values["balanced_acc"] == pytest.approx(balanced_accuracy_score(labels, predicted))
@@ -36,7 +36,7 @@ def test_metrics_are_those_of_scikit_learn():
 
 def test_a_class_without_images_counts_in_no_mean():
     metrics = SplitMetrics(4)
-    metrics.update(torch.tensor(1.0), torch.tensor([0, 1, 1]), torch.tensor([0, 1, 1]), 3)
+    metrics.update(torch.tensor(1.0), torch.eye(4)[[0, 1, 1]], torch.tensor([0, 1, 1]), 3)
     assert metrics.compute()["balanced_acc"] == metrics.compute()["macro_f1"] == 1.0
 
 

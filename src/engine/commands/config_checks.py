@@ -18,7 +18,7 @@ from src.engine.commands.knobs import ANY, example_of
 from src.engine.commands.schema import KNOBS, RULES, Config, Data, value_of
 from src.engine.commands.suggestions import did_you_mean, option_like
 from src.engine.commands.user_command import corrected
-from src.engine.own import check_own, is_own, own_like
+from src.engine.own import check_own, is_own, metric_name, own_like
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import existing_parent
 from src.engine.runs.run_names import check_name
@@ -37,8 +37,10 @@ def read(composed: DictConfig | dict, *, files: bool = True) -> Config:
         if path := getattr(config.data, name):
             setattr(config.data, name, at_home(path))
     config.runs_dir = at_home(config.runs_dir)
+    own_metrics = _own_metrics(config.metrics)
     for key, knob in KNOBS.items():
-        check_knob(key, knob, attrgetter(key)(config))
+        if key != "checkpoint.monitor" or config.checkpoint.monitor not in own_metrics:
+            check_knob(key, knob, attrgetter(key)(config))
     if config.name is not None:
         check_name(config.name, config.runs_dir)
     for rule in RULES:
@@ -74,6 +76,28 @@ def as_text(value: Any) -> Any:
     if isinstance(value, list):
         return [as_text(inner) for inner in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _own_metrics(entries: list[Any]) -> list[str]:
+    """What the owner's metrics are called as checkpoint.monitor. Raises UserError for a name that cannot be, or is taken."""
+    names: list[str] = []
+    for entry in entries:
+        dotted = entry.get("_target_") if isinstance(entry, dict) else entry
+        if not is_own(dotted):
+            raise UserError(
+                f"metrics: {entry} is not a metric",
+                why="a metric is a class of yours below src., such as src.my_metrics.Kappa (docs/your_own.md)",
+                fix=corrected("metrics=[src.my_metrics.Kappa]"),
+            )
+        check_own("metrics", dotted)
+        name = f"val/{metric_name(entry)}"
+        if name in (*names, *(f"val/{word}" for word in ("loss", "acc", "balanced_acc", "macro_f1"))):
+            why = "metrics are called by the names of their classes"
+            raise UserError(
+                f"metrics: {dotted} has a name that is taken: {name}", why=why, fix="give the class another name"
+            )
+        names.append(name)
+    return names
 
 
 def check_knob(key: str, knob: Field[Any], value: Any) -> None:

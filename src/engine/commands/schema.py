@@ -37,7 +37,7 @@ class Rule:
 # The settings that the engine reads by their names, by section: src/config.py must have all of them. Optional rooms say
 # themselves what they read.
 READ_BY_ENGINE = {
-    "": "name seed debug resume runs_dir",
+    "": "name seed debug resume runs_dir metrics",
     "data": "source root table split_file name bits augment class_weights on_bad_image "
     "batch_size num_workers timeout_seconds",
     "model": "backbone weights head",

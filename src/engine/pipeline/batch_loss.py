@@ -17,17 +17,16 @@ class BatchLoss:
         self.module, self.labels, self.shares = module, labels, module.shares_of_loss(labels)
         self.scaler: torch.amp.GradScaler | None = getattr(module.trainer.precision_plugin, "scaler", None)
         self.losses: list[Tensor] = []
-        self.predicted: list[Tensor] = []
+        self.logits: list[Tensor] = []
 
     def of(self, number: int, logits: Tensor) -> Tensor:
         """What is differentiated for a micro-batch: its share of the batch's mean loss, times the scale of fp16."""
-        loss, predicted = self.module.compare(logits, self.labels[number])
-        loss = loss * self.shares[number]
+        loss = self.module.mean_loss(logits, self.labels[number]) * self.shares[number]
         self.losses.append(loss.detach())
-        self.predicted.append(predicted)
+        self.logits.append(logits.detach())
         loss = with_telling_gradient(loss)
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """The batch's mean loss, and the predicted classes (B,)."""
-        return sum(self.losses, start=torch.zeros_like(self.losses[0])), torch.cat(self.predicted)
+        """The batch's mean loss, and the logits (B, outputs)."""
+        return sum(self.losses, start=torch.zeros_like(self.losses[0])), torch.cat(self.logits)

@@ -36,8 +36,8 @@ class Pipeline(DDPStrategy):
     """To be used with the precision of src/engine/pipeline/pipeline_precision.py. The rank of a process is that of its stage.
 
     Every process is given the same batches. Only the first needs the images (run.py gives black ones to the others, which
-    cost nothing to read). The last stage sends loss, predicted classes and logits to all others, so that all compute the
-    same metrics and decide alike.
+    cost nothing to read). The last stage sends loss and logits to all others, so that all compute the same metrics
+    and decide alike.
 
     micro_batches: how many a batch is divided into; one with fewer images has one for each. schedule: 1f1b or gpipe;
     1f1b takes no fewer micro-batches than stages, below that it is gpipe. timeout_seconds: for which a process waits for
@@ -68,15 +68,15 @@ class Pipeline(DDPStrategy):
         count = min(self.micro_batches, len(labels))
         self._batch_loss = BatchLoss(engine_module(self.lightning_module), labels.tensor_split(count))
         self._local.forward_backward(images, labels)
-        result = torch.zeros(1 + len(labels), device=self.root_device)
+        result = torch.zeros(1 + len(labels) * self._local.outputs, device=self.root_device)
         if self._local.is_last:
-            loss, predicted = self._batch_loss.result()
-            result = torch.cat([loss[None], predicted])  # classes are small enough for a float
+            loss, logits = self._batch_loss.result()
+            result = torch.cat([loss[None], logits.float().flatten()])
         if getattr(self.precision_plugin, "scaler", None) is None:  # a scaler expects inf, and StageScaler agrees on it
             gradients = [p.grad for p in self._local.stage.parameters() if p.grad is not None]
             result[0] += 0 * torch.nn.utils.get_total_norm(gradients)  # nan where a stage's gradients are not finite
         dist.all_reduce(result)  # of the last stage and zeros
-        return result[0], result[1:].long()
+        return result[0], result[1:].view(len(labels), -1)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Called in the last stage, in the order of the micro-batches."""

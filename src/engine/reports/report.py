@@ -21,7 +21,7 @@ from markupsafe import Markup
 from src.engine.reports import plots
 from src.engine.reports.rendering import Cell, render
 from src.engine.runs.files import NAMES, original, write_text
-from src.engine.runs.tables import COLUMNS, PAIRS
+from src.engine.runs.tables import COLUMNS, PAIRS, column_titles
 from src.engine.runs.text import printable, shell_word
 
 Phases = Mapping[int, Sequence[str]]  # epoch, counted from 0 -> modules trained from then on, besides the earlier ones
@@ -97,9 +97,10 @@ def _metrics(result: dict[str, Any]) -> tuple[list[str], list[list[Cell]]] | Non
         return None
     splits = dict.fromkeys(name.partition("/")[0] for name in values)
     # A run that is older than a metric lacks it.
-    names = [name for name in COLUMNS if all(f"{split}/{name}" in values for split in splits)]
+    titles = column_titles(values)
+    names = [name for name in titles if all(f"{split}/{name}" in values for split in splits)]
     rows: list[list[Cell]] = [[split, *(values[f"{split}/{name}"] for name in names)] for split in splits]
-    return ["", *(COLUMNS[name] for name in names)], rows
+    return ["", *(titles[name] for name in names)], rows
 
 
 def _learning_curves(metrics: dict[str, list[float]], best: int | None, changes: Phases) -> list[Markup]:

@@ -54,13 +54,14 @@ def evaluate_run(
     classes = model.card.classes
     make_folder(out, "out")
     images, data = _images_to_measure(asked, model.card.bits, sources)
+    settings = replace(settings, data=data)
     images = _with_classes_of(classes, images, run)
     split = _choose_split(asked.split, images)
     weighted = settings.data.class_weights != "none"
     loss = build_loss(settings, _training_counts(run, classes) if weighted else ())
 
     def measure(images: LabelledImages) -> tuple[dict[str, float], list[list[int]]]:
-        values, confusions = measure_split(model, images, split, data, loss)
+        values, confusions = measure_split(model, images, split, settings, loss)
         return {f"{split}/{name}": value for name, value in values.items()}, confusions.tolist()
 
     metrics, confusions = measure(images)

@@ -9,7 +9,7 @@ import sys
 import torch
 from rich.progress import track
 
-from src.engine.commands.schema import Data
+from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.loading import eval_loader, loader_settings
@@ -26,19 +26,18 @@ log = logging.getLogger(__name__)
 
 
 def measure_split(
-    model: TrainedModel, images: LabelledImages, split: str, data: Data, loss: Loss
+    model: TrainedModel, images: LabelledImages, split: str, config: Config, loss: Loss
 ) -> tuple[dict[str, float], torch.Tensor]:
-    """loss, acc, balanced_acc and macro_f1 of a split, and its confusions: int64 (K, 3), a true class, a predicted class and
-    how many images, of each pair that occurred. data: batch size, loader processes and what becomes of bad images."""
-    loader = eval_loader(images, split, model.card.preprocessing, loader_settings(data, images))
+    """loss, acc, balanced_acc, macro_f1 and the owner's metrics of a split, and its confusions: int64 (K, 3), a true class, a
+    predicted class and how many images, of each pair that occurred."""
+    loader = eval_loader(images, split, model.card.preprocessing, loader_settings(config.data, images))
     loss = loss.to(model.device).eval()
-    metrics = SplitMetrics(len(model.card.classes)).to(model.device)
+    metrics = SplitMetrics(len(model.card.classes), loss.task, config.metrics).to(model.device)
     pairs: list[torch.Tensor] = []
     for batch, labels in track(loader, "measuring", transient=True, disable=not sys.stdout.isatty()):
         logits, labels = model.logits(batch), labels.to(model.device)
-        predicted = predicted_classes(logits, loss.task)
-        metrics.update(loss(logits, labels), predicted, labels, loss.weight(labels))
-        pairs.append(torch.stack([labels, predicted], 1))
+        metrics.update(loss(logits, labels), logits, labels, loss.weight(labels))
+        pairs.append(torch.stack([labels, predicted_classes(logits, loss.task)], 1))
     if not sum(map(len, pairs)):
         raise UserError(
             "none of the images to measure on can be read any more",
@@ -56,7 +55,7 @@ def measure(job: Job, task: RunTask) -> dict[str, float]:
     model, loss = task.trained(job), task.loss(job.config)
     metrics: dict[str, float] = {}
     for split in [split for split in ("val", "test") if task.images.splits[split]]:
-        values, confusions = measure_split(model, task.images, split, job.config.data, loss)
+        values, confusions = measure_split(model, task.images, split, job.config, loss)
         if split == "val" and not math.isfinite(values["loss"]):
             raise _diverged(job, values["loss"])
         metrics |= {f"{split}/{name}": value for name, value in values.items()}

@@ -19,13 +19,22 @@ PAIRS = ("true", "predicted", "count")  # its columns for more classes
 FILES = ("result.json", "metrics.csv", "confusion.csv", "memory.csv", "train.log", "checkpoints", "model")
 
 
+def column_titles(metrics: Iterable[str]) -> dict[str, str]:
+    """Name -> title of the metrics to show: the usual ones, then the owner's. metrics: names such as val/acc."""
+    own = [name.partition("/")[2] for name in metrics]
+    return COLUMNS | {name: name for name in own if name not in COLUMNS}
+
+
 def metrics_table(metrics: Mapping[str, float]) -> str:
     """{"test/acc": 0.98, ...} as a table: one line per split, one column per metric; empty where an older run lacks one."""
     splits = list(dict.fromkeys(name.partition("/")[0] for name in metrics))
-    lines = [f"{'':8}" + "".join(f"{title:>10}" for title in COLUMNS.values())]
+    columns = column_titles(metrics)
+    widths = [max(10, len(title) + 2) for title in columns.values()]
+    lines = [f"{'':8}" + "".join(f"{title:>{width}}" for title, width in zip(columns.values(), widths, strict=True))]
     for split in splits:
-        cells = [metrics.get(f"{split}/{name}") for name in COLUMNS]
-        lines.append(f"{split:8}" + "".join(" " * 10 if cell is None else f"{cell:>10.4f}" for cell in cells))
+        cells = [metrics.get(f"{split}/{name}") for name in columns]
+        shown = ["" if cell is None else f"{cell:.4f}" for cell in cells]
+        lines.append(f"{split:8}" + "".join(f"{cell:>{width}}" for cell, width in zip(shown, widths, strict=True)))
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -1,10 +1,10 @@
 """The training step of every run: what a module that users write need not contain.
 
-One batch is one optimizer step, on Lightning's manual optimization. A subclass gives forward, compare, loss_weight and
+One batch is one optimizer step, on Lightning's manual optimization. A subclass gives forward, mean_loss, loss_weight and
 configure_optimizers (src/models/classifier.py); a strategy may change two places by methods of its own:
 
 - compute(images) -> logits: DistributedDataParallel, replicas on several devices, stages in other processes;
-- forward_backward(images, labels) -> (loss, predicted): micro-batches that overlap, with their backward passes.
+- forward_backward(images, labels) -> (loss, logits): micro-batches that overlap, with their backward passes.
 
 src/engine/steps/out_of_memory.py repeats forward_backward in smaller parts where memory runs out.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from src.engine.steps.network import Network
 
 Batch = tuple[Tensor, Tensor]  # images uint8 (B, 3, S, S), labels int64 (B,)
-Outputs = dict[str, Tensor]  # loss: mean over the batch; predicted: int64 (B,)
+Outputs = dict[str, Tensor]  # loss: mean over the batch; logits: (B, outputs), without gradients
 
 
 class Repeater(Protocol):
@@ -78,8 +78,8 @@ class EngineModule(L.LightningModule):
 
     # What a subclass gives
 
-    def compare(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """logits (B, outputs), labels (B,) -> the mean loss, and predicted classes int64 (B,)."""
+    def mean_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """logits (B, outputs), labels (B,) -> the mean loss."""
         raise NotImplementedError
 
     def loss_weight(self, labels: Tensor) -> Tensor | int:
@@ -115,18 +115,18 @@ class EngineModule(L.LightningModule):
         by_strategy = getattr(self.trainer.strategy, "forward_backward", None)
         if by_strategy is not None:
             (batch,) = parts
-            loss, predicted = by_strategy(*batch)
+            loss, logits = by_strategy(*batch)
             plugin = self.trainer.precision_plugin
             plugin.post_backward(plugin.pre_backward(loss, self), self)  # calls the hooks of a backward pass
-            return {"loss": loss, "predicted": predicted}
+            return {"loss": loss, "logits": logits}
         shares = self.shares_of_loss([labels for _, labels in parts])
         outcomes = [self._forward_backward(part, share) for part, share in zip(parts, shares, strict=True)]
-        loss, predicted = outcomes[0]
+        loss, logits = outcomes[0]
         if len(parts) > 1:
             losses = [loss * share for (loss, _), share in zip(outcomes, shares, strict=True)]
             loss = sum(losses, start=torch.zeros_like(loss)) / sum(shares)
-            predicted = torch.cat([predicted for _, predicted in outcomes])
-        return {"loss": loss, "predicted": predicted}
+            logits = torch.cat([logits for _, logits in outcomes])
+        return {"loss": loss, "logits": logits}
 
     def shares_of_loss(self, parts: Sequence[Tensor]) -> list[Any]:
         """What the mean loss of each part contributes to that of the batch. parts: their labels."""
@@ -135,9 +135,10 @@ class EngineModule(L.LightningModule):
 
     def _forward_backward(self, part: Batch, share: float | Tensor) -> tuple[Tensor, Tensor]:
         images, labels = part
-        loss, predicted = self.compare(self.logits(images), labels)
+        logits = self.logits(images)
+        loss = self.mean_loss(logits, labels)
         self.manual_backward(loss * share)
-        return loss.detach(), predicted
+        return loss.detach(), logits.detach()
 
     def logits(self, images: Tensor) -> Tensor:
         """forward, the strategy's way."""
@@ -179,8 +180,8 @@ class EngineModule(L.LightningModule):
     def count(self, outputs: Outputs, labels: Tensor) -> None:
         """Adds a step to the metrics of the epoch."""
         if self.step_counts and self._num_own != 0:
-            predicted, labels = outputs["predicted"][: self._num_own], labels[: self._num_own]
-            self.train_metrics.update(outputs["loss"], predicted, labels, self.loss_weight(labels))
+            logits, labels = outputs["logits"][: self._num_own], labels[: self._num_own]
+            self.train_metrics.update(outputs["loss"], logits, labels, self.loss_weight(labels))
 
     # Validation, and the end of an epoch
 
@@ -188,8 +189,8 @@ class EngineModule(L.LightningModule):
         images, labels = batch
         if len(labels) == 1 and labels[0] == PADDING:
             return
-        loss, predicted = self.compare(self._in_parts(images), labels)
-        self.val_metrics.update(loss, predicted, labels, self.loss_weight(labels))
+        logits = self._in_parts(images)
+        self.val_metrics.update(self.mean_loss(logits, labels), logits, labels, self.loss_weight(labels))
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train", self.train_metrics)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torchmetrics import Metric
+
+from src.engine.steps.outputs import predicted_classes
+from src.engine.steps.own_metrics import own_metrics
 
 
 class WeightedMean(Metric):
@@ -60,48 +64,69 @@ class ClassCounts(Metric):
 
 
 class SplitMetrics(torch.nn.Module):
-    """Updated per batch and computed once per epoch: each `self.log` of Lightning costs 0.36 ms."""
+    """Updated per batch and computed once per epoch: each `self.log` of Lightning costs 0.36 ms.
 
-    def __init__(self, num_classes: int) -> None:
+    own: the owner's metrics, as Config.metrics has them; those that are named raise UserError where they are not metrics.
+    """
+
+    def __init__(self, num_classes: int, task: str = "multiclass", own: Sequence[Any] = ()) -> None:
         super().__init__()
-        self.loss, self.classes = WeightedMean(), ClassCounts(num_classes)
+        self.loss, self.classes, self.task = WeightedMean(), ClassCounts(num_classes), task
+        self.own = torch.nn.ModuleDict(own_metrics(own, num_classes))
+
+    def _metrics(self) -> list[Metric]:
+        return [self.loss, self.classes, *(own.metric for own in self.own.values())]
 
     def sync(self, shared: bool) -> None:
         """Whether compute sums over all processes; not where each of them sees every image."""
-        self.loss.sync_on_compute = self.classes.sync_on_compute = shared
+        for metric in self._metrics():
+            metric.sync_on_compute = shared
 
     @torch.no_grad()
     def update(
-        self, loss: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | float
+        self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | float
     ) -> None:
         """loss: mean over the batch; weight: its divisor (ClassificationLoss.weight), so that the loss of the split does not
-        depend on how it is divided into batches. predicted, labels: int64 (B,)."""
+        depend on how it is divided into batches. logits (B, outputs), labels int64 (B,)."""
         self.loss.update(loss, weight)
-        self.classes.update(predicted, labels)
+        self.classes.update(predicted_classes(logits, self.task), labels)
+        for own in self.own.values():
+            own.update(logits, labels, self.task)
 
     def compute(self) -> dict[str, float]:
-        """loss, acc, balanced_acc (mean recall) and macro_f1, over the classes that occur among the labels."""
-        return {"loss": float(self.loss.compute()), **rates(self.classes.compute())}
+        """loss, acc, balanced_acc (mean recall) and macro_f1, over the classes that occur among the labels; own metrics."""
+        own = {name: own.compute() for name, own in self.own.items()}
+        return {"loss": float(self.loss.compute()), **rates(self.classes.compute()), **own}
 
     def reset(self) -> None:
-        self.loss.reset()
-        self.classes.reset()
+        for metric in self._metrics():
+            metric.reset()
 
     def sums(self) -> dict[str, torch.Tensor]:
         """The sums of this process since the last reset: a part of the position in training."""
-        return {"loss": torch.stack([self.loss.sums, self.loss.rounded_off]), "classes": self.classes.counts}
+        own = {
+            f"{name}.{key}": value for name, own in self.own.items() for key, value in own.metric.metric_state.items()
+        }
+        return {"loss": torch.stack([self.loss.sums, self.loss.rounded_off]), "classes": self.classes.counts, **own}
 
     def resume(self, sums: Mapping[str, torch.Tensor], rank: int, world: int) -> None:
         """sums: of all processes, stacked. Each takes its own; if their number has changed, the first takes all."""
-        loss, classes = sums["loss"], sums["classes"]
+
+        def share(values: torch.Tensor) -> torch.Tensor:
+            return values[rank] if len(values) == world else (values.sum(0) * (rank == 0)).to(values.dtype)
+
+        loss = sums["loss"]
         if len(loss) == world:
-            loss, classes = loss[rank], classes[rank]
+            loss = loss[rank]
         else:
             total = loss.double().sum((0, 1)) * (rank == 0)
             loss = torch.stack([total.float(), (total - total.float()).float()])
-            classes = (classes.sum(0) * (rank == 0)).int()
         self.loss.sums, self.loss.rounded_off = loss.to(self.loss.device)
-        self.classes.counts = classes.to(self.classes.device)
+        self.classes.counts = share(sums["classes"]).to(self.classes.device)
+        for name, own in self.own.items():
+            for key, value in own.metric.metric_state.items():
+                if f"{name}.{key}" in sums:
+                    setattr(own.metric, key, share(sums[f"{name}.{key}"]).to(value.device))
 
 
 def rates(counts: torch.Tensor) -> dict[str, float]:

@@ -230,9 +230,10 @@ def test_what_comes_after_the_network_is_on_the_last_device():
     model, strategy = classifier(weights=[1.0, 2.0, 3.0]), build_model_parallel(1, "1f1b")
     placed(strategy, model, ["cpu", "meta"])
     images, labels = strategy.batch_to_device((torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4) % 3))
-    loss, predicted = model.compare(model(images), labels)
+    logits = model(images)
+    loss = model.mean_loss(logits, labels)
     assert (images.device.type, strategy.root_device.type, model.device.type) == ("cpu", "cpu", "cpu")
-    after = (labels, loss, predicted, model.loss.class_weights, model.loss_weight(labels))
+    after = (labels, loss, logits, model.loss.class_weights, model.loss_weight(labels))
     assert {tensor.device.type for tensor in after} == {"meta"}
     assert {metrics.classes.device.type for metrics in (model.train_metrics, model.val_metrics)} == {"meta"}
 

@@ -104,8 +104,8 @@ def test_the_sums_of_several_processes_go_on_in_as_many_or_in_the_first(world):
     generator = torch.Generator().manual_seed(0)
 
     def update(metrics):
-        labels, predicted = torch.randint(0, 5, (2, 7), generator=generator)
-        metrics.update(torch.rand((), generator=generator), predicted, labels, 7)
+        labels, logits = torch.randint(0, 5, (7,), generator=generator), torch.rand(7, 5, generator=generator)
+        metrics.update(torch.rand((), generator=generator), logits, labels, 7)
 
     before = [SplitMetrics(5), SplitMetrics(5)]
     for metrics in before * 3:

@@ -32,13 +32,13 @@ class Inject(L.Callback):
         self.steps, self.number, self.to = steps, number, to
 
     def on_train_start(self, trainer, module):
-        compare = module.compare
+        mean_loss = module.mean_loss
 
         def spoilt(logits, labels):
-            loss, predicted = compare(logits, labels)
-            return loss + self._now(trainer) if self.to == "loss" else loss, predicted
+            loss = mean_loss(logits, labels)
+            return loss + self._now(trainer) if self.to == "loss" else loss
 
-        module.compare = spoilt
+        module.mean_loss = spoilt
         if self.to == "gradient":
             module.network.head.bias.register_hook(lambda gradient: gradient + self._now(trainer))
 
