@@ -27,6 +27,7 @@ from src.engine.export.formats import choose_format
 from src.engine.runs.errors import run_and_report
 from src.engine.runs.run_dir import refuse_links
 from src.engine.runs.run_lookup import find_run
+from src.engine.runs.run_settings import merged, stored_settings
 from src.engine.runs.text import path_in
 
 
@@ -44,6 +45,7 @@ def work() -> None:
     run = find_run(words.run)
     if words.out is None:
         refuse_links(run, "export*", "export/*")
+    settings = None if words.images else merged(stored_settings(run), {})
     # After the words are known to be right: torch takes seconds to import.
     from src.data import sources
     from src.engine.export.export_run import export_model
@@ -52,7 +54,10 @@ def work() -> None:
     from src.models.building import rebuild
 
     model = TrainedModel.load(run / "model", rebuild, precision="fp32")
-    examples = images_below(path_in(words.images), model) if words.images else images_of_run(run, model, sources)
+    if settings is None:
+        examples = images_below(path_in(words.images), model)
+    else:
+        examples = images_of_run(run, settings, model, sources)
     export_model(model, examples, form, path_in(words.out) if words.out else run / "export")
 
 

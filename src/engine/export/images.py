@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from src.engine.images.sources import ImageSources
 from src.engine.images.splits import read_split_file
 from src.engine.images.time_limit import in_time
 from src.engine.runs.errors import ExitCode, UserError
-from src.engine.runs.run_settings import merged, stored_settings
 from src.engine.runs.trained_model import TrainedModel
 
 MOST = 16
@@ -27,9 +26,9 @@ MOST = 16
 Name = TypeVar("Name")
 
 
-def images_of_run(run: Path, model: TrainedModel, sources: ImageSources) -> Tensor:
-    """Up to MOST images of the test split, or of val where there is no test: uint8 (N, 3, S, S). Raises UserError."""
-    settings = merged(stored_settings(run), {})
+def images_of_run(run: Path, settings: dict[str, Any], model: TrainedModel, sources: ImageSources) -> Tensor:
+    """Up to MOST images of the test split, or of val where there is no test: uint8 (N, 3, S, S). settings: the run's. Raises
+    UserError."""
     try:
         read = _reader(config_checks.read(settings), model, sources)
         split_of = read_split_file(run / "split.csv")
