@@ -3,7 +3,8 @@
     python scripts/type_check.py            # exit code 1 and the errors of each file that has more than it may
     python scripts/type_check.py --moved    # after code was moved: counts anew by file, if the sum did not rise
 
-A file that is not in the list may have none. Where a file has fewer than before, its number is lowered.
+A file that is not in the list may have none, and no file outside of src/engine/ is in it. Where a file has fewer than
+before, its number is lowered.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def main() -> int:
     print(f"pyright: {len(errors)} errors in {files} files, {sum(allowed.values())} allowed")
     worse = {file for file, count in counts.items() if count > allowed.get(file, 0)}
     if moved and len(errors) <= sum(allowed.values()):
-        allowed, worse = dict(counts), set()
+        allowed = {file: count for file, count in counts.items() if file.startswith("src/engine/")}
+        worse = counts.keys() - allowed.keys()
     for entry in errors:
         file = Path(entry["file"]).relative_to(ROOT).as_posix()
         if file in worse:

@@ -10,7 +10,7 @@ contradict each other, all of it before torch is imported.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import MISSING
 
@@ -19,6 +19,7 @@ from src.engine.commands import schema
 from src.engine.commands.knobs import ANY, arguments, choice, number, value
 from src.engine.features import strategies
 
+METRICS: dict[str, Literal["max", "min"]]
 METRICS = {"val/acc": "max", "val/balanced_acc": "max", "val/macro_f1": "max", "val/loss": "min"}  # metric -> better
 
 

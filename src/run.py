@@ -96,7 +96,7 @@ def package(job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: d
 
 def finish(job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: dict[str, float]) -> None:
     """Writes the report and, as the last file, result.json; prints both and the next command to try."""
-    folder = job.folder
+    folder, throughput = job.folder, find_callback(trainer, Throughput)
     result = folder.finish(
         lambda result: report(folder, result, task.freezing.phases),
         metrics=metrics,
@@ -105,7 +105,7 @@ def finish(job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: di
         weights=chosen.name,
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
-        images_per_second=find_callback(trainer, Throughput).images_per_second,
+        images_per_second=throughput.images_per_second if throughput else None,
         peak_memory_mib=peak_memory(job, trainer),
         device=str(job.device),
     )

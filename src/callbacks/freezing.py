@@ -8,6 +8,7 @@ import lightning as L
 import torch
 
 from src.engine.processes.ddp import Ddp
+from src.engine.steps.engine_module import engine_module
 from src.engine.steps.step_snapshot import BATCHNORM
 from src.models.freezing import FreezePlan
 
@@ -25,18 +26,19 @@ class FreezingSchedule(L.Callback):
         self.plan, self.momentum = plan, momentum
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        layers = [layer for layer in pl_module.network.backbone.modules() if isinstance(layer, BATCHNORM)]
+        network = engine_module(pl_module).network
+        layers = [layer for layer in network.backbone.modules() if isinstance(layer, BATCHNORM)]
         for layer in layers:
             layer.momentum = self.momentum
         if self.plan.batchnorm == "keep" and not layers and trainer.is_global_zero:
             log.warning("freeze.batchnorm=keep has no effect: the backbone has no BatchNorm layers.")
-        self.plan.apply(pl_module.network, trainer.current_epoch)
+        self.plan.apply(network, trainer.current_epoch)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self.plan.apply(pl_module.network, trainer.current_epoch):
+        if not self.plan.apply(engine_module(pl_module).network, trainer.current_epoch):
             return
         if trainer.is_global_zero:
             names = [name.removeprefix("backbone.") for name in self.plan.trainable(trainer.current_epoch)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torchvision.transforms import v2
@@ -28,7 +29,7 @@ def train_transform(preprocessing: Preprocessing, augment: str) -> Transform:
 
 def light(preprocessing: Preprocessing) -> Transform:
     """Small shifts, turns and scales, nothing mirrored (digits, text, x-rays)."""
-    affine = v2.RandomAffine(10, (0.08, 0.08), (0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
+    affine = v2.RandomAffine((-10, 10), (0.08, 0.08), (0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
     return v2.Compose([eval_transform(preprocessing), partial(_on_edge_colour, affine)])
 
 
@@ -40,7 +41,7 @@ def standard(preprocessing: Preprocessing) -> Transform:
 def strong(preprocessing: Preprocessing) -> Transform:
     """Standard's crop with TrivialAugment (Mueller and Hutter, 2021) and a patch erased: more epochs, less overfitting."""
     # torchvision's reference erases after normalising, to 0: before it, that is the mean.
-    mean = [round(255 * level) for level in preprocessing.mean]
+    mean: Any = [round(255 * level) for level in preprocessing.mean]
     return v2.Compose([*_crop(preprocessing), _trivial_augment, v2.RandomErasing(p=0.25, value=mean)])
 
 

@@ -27,7 +27,7 @@ def require(version: int) -> None:
         "where   src/__init__.py and src/engine/__init__.py",
         f"why     {why}",
         f"fix     {fix}",
-        "or      git checkout HEAD -- src/engine   # back to the engine that you committed",
+        "or      git checkout --no-overlay HEAD -- src/engine   # back to the engine that you committed",
     )
     print("\n".join(lines), file=sys.stderr)
     raise SystemExit(64)  # ExitCode.CONFIG, which may not be importable here

@@ -82,7 +82,7 @@ def build_part(
     built_in: Mapping[str, Callable[..., Any]],
     given: Mapping[str, Any],
     options: Mapping[str, Any],
-    kind: type | tuple[type, ...] = object,
+    kind: Any = object,
 ) -> Any:
     """Calls the part that a setting names with those of the given values whose names are among its parameters.
 

@@ -68,7 +68,7 @@ def build_backbone(
     return backbone, check_input_size(backbone, name, image_size)
 
 
-def _arguments(name: str) -> dict[str, object]:
+def _arguments(name: str) -> Mapping[str, object]:
     if name in ("googlenet", "inception_v3"):
         return _INCEPTION_ARGUMENTS
     if name.startswith("vit_"):  # vit_h_14's default weights are for 518, its default size is 224

@@ -17,16 +17,16 @@ from torch import nn
 from src.config import Freeze
 from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import UserError
+from src.engine.steps.network import Network
 from src.engine.steps.step_snapshot import BATCHNORM
 from src.models.backbones import blocks
-from src.models.network import TransferNetwork
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FreezePlan:
-    """phases: epoch, counted from 0 -> modules of a TransferNetwork (head, backbone.layer4) that learn from then on.
+    """phases: epoch, counted from 0 -> modules of the network (head, backbone.layer4) that learn from then on.
     batchnorm: 'keep' or 'update', see `apply`."""
 
     phases: dict[int, list[str]]
@@ -50,7 +50,7 @@ class FreezePlan:
         """The modules that learn in an epoch, in the order in which they were unfrozen."""
         return list(dict.fromkeys(name for start, names in self.phases.items() if start <= epoch for name in names))
 
-    def apply(self, network: TransferNetwork, epoch: int) -> bool:
+    def apply(self, network: Network, epoch: int) -> bool:
         """Puts the network into the state of an epoch; returns whether any parameter was frozen or unfrozen.
 
         What learns is in train mode, the rest in eval mode. A layer without parameters, such as dropout, follows the block
@@ -76,11 +76,11 @@ class FreezePlan:
             layer.training = learns and not kept
         return changed
 
-    def apply_last(self, network: TransferNetwork) -> bool:
+    def apply_last(self, network: Network) -> bool:
         """The state of the last epoch, in which most is trained: what memory and stages are measured for."""
         return self.apply(network, self.max_epochs - 1)
 
-    def described(self, network: TransferNetwork) -> str:
+    def described(self, network: Network) -> str:
         """'epoch 0 (the first): head; from epoch 1: head and 94 % of the backbone (12 of 17 blocks)', where the percentage
         is of the backbone's parameters."""
         texts: list[str] = []
@@ -157,7 +157,7 @@ def _own_parameters(layer: nn.Module) -> list[nn.Parameter]:
     return list(layer.parameters(recurse=False))
 
 
-def _share(network: TransferNetwork, modules: Sequence[str]) -> str:
+def _share(network: Network, modules: Sequence[str]) -> str:
     """'head and 94 % of the backbone (12 of 17 blocks)'."""
     sizes = {f"backbone.{name}": parameter.numel() for name, parameter in network.backbone.named_parameters()}
     trained = sum(size for name, size in sizes.items() if _inside(name, modules))

@@ -20,6 +20,8 @@ class ClassificationLoss(Loss):
     own: takes the place of the cross-entropy: logits (B, C), labels (B,) -> the loss of each image (B,).
     """
 
+    class_weights: torch.Tensor | None
+
     def __init__(
         self,
         task: str,

@@ -54,6 +54,9 @@ class TransferNetwork(Network):
     (https://docs.pytorch.org/tutorials/intermediate/memory_format_tutorial.html).
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, backbone: nn.Module, head: nn.Module, preprocessing: Preprocessing, *, channels_last: bool = True
     ) -> None:

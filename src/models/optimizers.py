@@ -4,7 +4,7 @@ no new group, so every scheduler works and a resumed run finds the groups it sav
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROn
 from src.config import Optimizer as OptimizerConfig
 from src.engine.commands.schema import METRICS
 from src.engine.own import build_part
+from src.engine.steps.network import Network
 from src.models.backbones import blocks
 
 # lr * 0.3 after 3 epochs without improvement: two or three reductions fit into 10 to 30 epochs.
@@ -22,7 +23,7 @@ PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.3, 2
 
 
 def parameter_groups(
-    network: nn.Module, config: OptimizerConfig, lr_decay: float | None = None, *, by_shape: bool = False
+    network: Network, config: OptimizerConfig, lr_decay: float | None = None, *, by_shape: bool = False
 ) -> list[dict[str, Any]]:
     """The backbone and the head, each with and without weight decay (`decays`).
 
@@ -61,12 +62,12 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
 
 def _exempt_by_timm(backbone: nn.Module) -> set[str]:
     """The parameters that a timm model exempts from weight decay."""
-    ask = getattr(backbone, "no_weight_decay", None)
+    ask: Callable[[], set[str]] | None = getattr(backbone, "no_weight_decay", None)
     return {f"backbone.{name}" for name in ask()} if callable(ask) else set()
 
 
 def build_optimizer(
-    network: nn.Module,
+    network: Network,
     config: OptimizerConfig,
     lr_decay: float | None = None,
     saved_group_sizes: Sequence[int] | None = None,

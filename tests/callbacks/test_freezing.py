@@ -18,6 +18,7 @@ from torch import nn
 from src.callbacks.freezing import FreezingSchedule
 from src.config import Freeze
 from src.engine.runs.errors import UserError
+from src.engine.steps.engine_module import EngineModule
 from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import blocks
 from src.models.freezing import FreezePlan
@@ -91,8 +92,18 @@ def test_what_is_hardly_meant_is_said(settings, said, caplog):
     assert said in caplog.text
 
 
+class Untrained(EngineModule):
+    """What the callback looks at: a network, and where it is said to be."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, network: nn.Module, device: str = "cpu") -> None:
+        L.LightningModule.__init__(self)
+        self.network, self.device = network, torch.device(device)
+
+
 def test_batchnorm_that_is_not_there_cannot_be_kept(caplog):
-    model = SimpleNamespace(network=nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)}))
+    model = Untrained(nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)}))
     trainer = SimpleNamespace(current_epoch=0, is_global_zero=True)
     FreezingSchedule(FreezePlan({0: ["head"]}, 1)).setup(trainer, model, "fit")
     assert not caplog.messages
@@ -300,7 +311,7 @@ def test_the_callback_sets_the_momentum_of_batchnorm(network):
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 0.01
     callback = FreezingSchedule(FreezePlan({0: ["head"]}, 1), momentum=0.1)
-    callback.setup(SimpleNamespace(current_epoch=0), SimpleNamespace(network=network), "fit")
+    callback.setup(SimpleNamespace(current_epoch=0), Untrained(network), "fit")
     assert network.backbone.bn1.momentum == 0.1
     assert not network.backbone.conv1.weight.requires_grad
 
@@ -318,5 +329,5 @@ def test_a_change_of_phase_empties_the_gpus_cache(network, monkeypatch):
     callback = FreezingSchedule(FreezePlan({0: ["head"], 1: ["backbone.layer4"]}, 2))
     for epoch, device, count in ((0, "cuda", 1), (0, "cuda", 1), (1, "cuda", 2), (0, "cpu", 2)):
         trainer = SimpleNamespace(current_epoch=epoch, is_global_zero=True, strategy=SimpleNamespace(model=network))
-        callback.on_train_epoch_start(trainer, SimpleNamespace(network=network, device=torch.device(device)))
+        callback.on_train_epoch_start(trainer, Untrained(network, device))
         assert len(emptied) == count

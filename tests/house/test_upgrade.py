@@ -42,7 +42,7 @@ def before() -> str:
     if git("status", "--porcelain", "--", "src/engine"):
         return "HEAD"
     changed = git("log", "-1", "--format=%H", "--", "src/engine").decode().strip()
-    return git("rev-parse", f"{changed}^").decode().strip()
+    return git("rev-parse", "--verify", f"{changed}^").decode().strip()
 
 
 def extract(commit: str, folder: Path, *paths: str) -> None:

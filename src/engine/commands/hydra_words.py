@@ -77,7 +77,7 @@ def _value(key: str, value: str, multirun: bool) -> str:
     if value in ("", "null"):
         return value
     expanded = at_home(value) if key in PATHS else value
-    if key in PATHS and os.path.lexists(expanded):
+    if key in PATHS and _exists(expanded):
         return _text(expanded, re.sub(r"(\\*)\$\{", r"\1\1\\${", expanded))
     override = parsed(f"key={value}")
     is_sweep = override is not None and override.is_sweep_override()
@@ -108,8 +108,15 @@ def _is_quoted(value: str) -> bool:
     return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
 
 
+def _exists(path: str) -> bool:
+    try:
+        return os.path.lexists(path)
+    except (OSError, ValueError):  # too long, or a null character
+        return False
+
+
 def _all_exist(value: str) -> bool:
-    return all(path in ("default", "none") or os.path.lexists(at_home(path)) for path in _split(value))
+    return all(path in ("default", "none") or _exists(at_home(path)) for path in _split(value))
 
 
 def _split(value: str) -> list[str]:

@@ -154,15 +154,15 @@ def _of_flag(word: str, following: str | None) -> tuple[list[str], int]:
     setting = next(iter(setting_like(name[3:] if is_off else name)), None)
     if setting is None:
         return [], 0
-    if not sign and following is not None and not is_off:
+    if sign:
+        return meant_by(setting, value), 0
+    if following is not None and not is_off:
         return meant_by(setting, following), 1
-    if not sign:
-        is_bool = setting in KNOBS and KNOBS[setting].type == "bool"
-        is_switch = is_bool or "true" in VALUES.get(setting.rpartition(".")[2], {})
-        if is_off and not is_switch:
-            return [], 0
-        value = "false" if is_off else "true" if is_switch else default_of(setting)
-    return meant_by(setting, value), 0
+    is_switch = "true" in VALUES.get(setting.rpartition(".")[2], {})
+    is_switch = is_switch or (setting in KNOBS and KNOBS[setting].type == "bool")
+    if is_off:
+        return (meant_by(setting, "false") if is_switch else []), 0
+    return meant_by(setting, "true" if is_switch else default_of(setting)), 0
 
 
 def _keys() -> set[str]:

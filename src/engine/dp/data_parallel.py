@@ -32,7 +32,7 @@ class DataParallel(SingleDeviceStrategy):
 
     def __init__(self) -> None:
         super().__init__()
-        self.parallel_devices: list[torch.device] | None = None  # Lightning puts them here
+        self.parallel_devices: list[torch.device] = []  # Lightning puts them here
 
     @property
     def root_device(self) -> torch.device:
@@ -41,6 +41,7 @@ class DataParallel(SingleDeviceStrategy):
     def compute(self, batch: Tensor) -> Tensor:
         """The module's forward pass, by all devices."""
         module = self.lightning_module
+        assert module is not None
         sizes = chunk_sizes(len(batch), len(self.parallel_devices))
         if len(sizes) == 1:
             return module(batch)

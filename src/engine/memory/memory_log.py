@@ -106,7 +106,7 @@ class MemoryLog(L.Callback):
 
     def __init__(self, path: Path, everything_trains_from: int = 0) -> None:
         self.path, self.everything_trains_from = path, everything_trains_from
-        self._meter: _CudaMeter | _LiveMeter | None = None
+        self._meter: _CudaMeter | _LiveMeter  # made in setup
         self._columns: list[str] = []
         self._step: dict[str, float] = {}
         self._rows = np.empty((0, 0))  # allocated before the epoch, or the log itself would look like growing memory

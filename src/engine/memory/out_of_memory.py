@@ -126,7 +126,7 @@ class Exhausted:
 
 def smaller() -> list[str]:
     """The user's command with smaller images and with a smaller backbone, unless those of the command are small already."""
-    typed = dict(word.partition("=")[::2] for word in typed_words())
+    typed = {key: value for key, _, value in (word.partition("=") for word in typed_words())}
     drawn = typed and typed.get("data", "digits") in ("digits", "synthetic")  # which are small already
     size, fixes = typed.get("data.image_size", "" if drawn else "224"), []
     if size.isdigit() and int(size) >= 64:

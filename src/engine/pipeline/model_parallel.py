@@ -41,7 +41,8 @@ class ModelParallel(SingleDeviceStrategy):
 
     def model_to_device(self) -> None:
         module = engine_module(self.lightning_module)
-        module.network.backbone.check_devices(len(self.parallel_devices))
+        backbone: Any = module.network.backbone
+        backbone.check_devices(len(self.parallel_devices))
         set_device(module, self.root_device)
         for child in module.children():
             if child is not module.network:

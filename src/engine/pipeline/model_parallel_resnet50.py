@@ -85,8 +85,7 @@ class ModelParallelResNet50(ResNet):
                 ],
             )
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = images
+    def forward(self, x: Tensor) -> Tensor:
         for stage in self.stages():
             x = stage(x.to(stage.device))
         return x

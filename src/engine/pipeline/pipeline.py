@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
@@ -103,7 +103,7 @@ class Pipeline(DDPStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Called by all; whole in the first process. A process has states of the parameters of its own stage only."""
-        state = super().optimizer_state(optimizer)
+        state: Any = super().optimizer_state(optimizer)
         for stage in self._gathered(state["state"]):
             state["state"].update(stage)
         state["state"] = dict(sorted(state["state"].items()))
@@ -121,7 +121,7 @@ class Pipeline(DDPStrategy):
         """The first process goes on alone with the network, to measure and to save it."""
         state = self.lightning_module_state_dict()
         if self.is_global_zero:
-            self.lightning_module.load_state_dict(state)
+            engine_module(self.lightning_module).load_state_dict(state)
 
     def _gathered(self, local: dict[Any, Any]) -> list[dict[Any, Any]]:
         """In the first process, those of the others, on its CPU: dicts of tensors, or of dicts of tensors. [] elsewhere.

@@ -154,5 +154,5 @@ class _StageWork:
         x, y = self._under_way.pop(i)
         if y.requires_grad:
             y.backward(None if self.after is None else _take(self.after.gradients).to(y.device))
-        if x.requires_grad:
+        if self.before is not None and x.requires_grad:
             self.before.gradients.put(x.grad)

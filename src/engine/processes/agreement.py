@@ -58,7 +58,7 @@ class Agreement:
     def collect(self) -> None:
         """Copies the gradients of a batch in parts. The copy may not fit: it is made before the processes agree."""
         if self.strategy.wrapper is None:
-            self._gradients = torch.cat([parameter.grad.flatten() for parameter in self._with_gradient()])
+            self._gradients = torch.cat([gradient.flatten() for gradient in self._own_gradients()])
 
     def agree(self, failed: int) -> int:
         """failed: the size of the parts that did not fit here, or 0; returns the largest of all processes."""
@@ -81,9 +81,11 @@ class Agreement:
             return
         gradients.div_(dist.get_world_size())
         dist.all_reduce(gradients)
-        parameters = self._with_gradient()
-        for parameter, mean in zip(parameters, gradients.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad.copy_(mean.view_as(parameter))
+        own = self._own_gradients()
+        for gradient, mean in zip(own, gradients.split([gradient.numel() for gradient in own]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
-    def _with_gradient(self) -> list[torch.nn.Parameter]:
-        return [p for p in self.strategy.lightning_module.parameters() if p.grad is not None]
+    def _own_gradients(self) -> list[torch.Tensor]:
+        module = self.strategy.lightning_module
+        assert module is not None
+        return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -55,7 +55,9 @@ class Ddp(DDPStrategy):
 
     def compute(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) -> logits (B, outputs), whose backward pass averages the gradients."""
-        return (self.lightning_module if self.wrapper is None else self.wrapper)(images)
+        module = self.lightning_module if self.wrapper is None else self.wrapper
+        assert module is not None
+        return module(images)
 
     @torch.no_grad()
     def on_validation_start(self) -> None:

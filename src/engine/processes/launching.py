@@ -47,7 +47,7 @@ STORE = "RANKS_STORE"  # environment: the file through which the processes of on
 GRACE_SECONDS = 5.0  # for the other ranks to end by themselves after one has failed
 AGAIN_SECONDS = 20.0  # for all ranks to end after a second signal
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # name of the loopback interface
-STOPPED = {
+STOPPED: dict[int | None, signal.Signals] = {
     ExitCode.TERMINATED: signal.SIGTERM,
     ExitCode.INTERRUPTED: signal.SIGINT,
 }  # exit code -> the signal behind it
@@ -136,6 +136,7 @@ class _Process:
                 env=self.environment,
                 process_group=0 if os.name == "posix" else None,  # so that Ctrl-C reaches this command alone
             )
+        assert self.popen.stdin is not None
         with suppress(BrokenPipeError), self.popen.stdin as pipe:  # a signal may end it before it reads
             pipe.write(job.encode())
 

@@ -20,7 +20,7 @@ def own_callback(entry: Any) -> L.Callback:
 
     Nothing else is ever called: a _target_ such as torch.load would be code from a config file.
     """
-    name = entry.get("_target_") if isinstance(entry, dict) else None
+    name: Any = entry.get("_target_") if isinstance(entry, dict) else None
     if not (is_own(name) or name in LIGHTNING):
         raise _refused(entry, str(name))
     values = {key: value for key, value in entry.items() if key != "_target_"}

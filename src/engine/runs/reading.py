@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 FOREIGN = "holds code, or is no checkpoint of this run"
 MOST_OF_A_HEADER = 4 * 2**20  # bytes: the names of some 30,000 tensors
 MOST = 10**12  # more steps, images or epochs than any run counts
+DEEPEST = 12  # dictionaries in dictionaries that hold the counters of a position
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -70,14 +71,14 @@ def _no_position(content: dict[str, Any], max_epochs: int) -> str | None:
     steps = loop["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"]
     steps = steps or loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
     agree = epochs["processed"] - 1 <= content["epoch"] <= epochs["processed"] <= max_epochs
-    agree = agree and steps == content["global_step"] <= batches["ready"] and _counts(loop)
+    agree = agree and steps == content["global_step"] <= batches["ready"] and _counts(loop, DEEPEST)
     lists = all(isinstance(content[key], list) and content[key] for key in ("optimizer_states", "lr_schedulers"))
     return None if agree and lists and isinstance(content["callbacks"], dict) else f"{FOREIGN}: its counters contradict"
 
 
-def _counts(value: Any) -> bool:
+def _counts(value: Any, depth: int) -> bool:
     if isinstance(value, dict):
-        return all(_counts(inner) for inner in value.values())
+        return depth > 0 and all(_counts(inner, depth - 1) for inner in value.values())
     return isinstance(value, bool | None) or (type(value) is int and 0 <= value <= MOST)
 
 

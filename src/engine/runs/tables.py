@@ -55,7 +55,7 @@ def print_result(path: Path, result: Mapping[str, Any]) -> None:
     log.info(f"          python -m src.evaluate run={run}")
 
 
-def write_confusion(path: Path, classes: Sequence[str], pairs: Iterable[tuple[int, int, int]]) -> None:
+def write_confusion(path: Path, classes: Sequence[str], pairs: Iterable[Sequence[int]]) -> None:
     """A CSV with one row per true class and one column per predicted class. With more than MATRIX_CLASSES classes, one row
     per pair that occurred, instead of millions of zeros. pairs: true class, predicted class, number of images."""
     if len(classes) > MATRIX_CLASSES:

@@ -136,6 +136,7 @@ class OutOfMemory(L.Callback):
         if self.parts.grow():
             size = f"parts of {self.parts.size} images" if self.parts.size else "whole batches"
             log.info(f"no step ran out of memory for a while: trying {size}")
+        assert not isinstance(outcome, Exhausted)
         return outcome
 
     def _attempt(self, module: EngineModule, parts: list[Batch]) -> Outputs | Exhausted:

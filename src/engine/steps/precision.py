@@ -7,7 +7,7 @@ import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LIGHTNING_NAMES = {"fp16": "16-mixed", "bf16": "bf16-mixed"}
+LIGHTNING_NAMES: dict[str, Literal["16-mixed", "bf16-mixed"]] = {"fp16": "16-mixed", "bf16": "bf16-mixed"}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # Values of ONEDNN_MAX_CPU_ISA under which oneDNN, which computes torch's layers on x86, emulates bfloat16 on every CPU:
 # 75 times slower than fp32. uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html

