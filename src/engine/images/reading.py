@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from src.engine.images import foreign_formats, headers, wide_pixels
 from src.engine.images.strips import budget, strips
@@ -90,6 +90,13 @@ def pixels_of(data: bytes, name: str, options: ReadOptions) -> tuple[torch.Tenso
     for (_, top, _, bottom), strip in strips(decoded.image):
         pixels[:, top:bottom] = torch.from_numpy(np.array(strip)).permute(2, 0, 1)
     return pixels, decoded.findings
+
+
+def encoded(image: Image.Image) -> bytes:
+    """A PIL image as the bytes of a file, without loss, so that it is read by the same rules as one."""
+    upright, buffer = ImageOps.exif_transpose(image), io.BytesIO()
+    upright.save(buffer, "TIFF" if image.mode in ("CMYK", "F", "HSV", "LAB", "YCbCr") else "PNG")
+    return buffer.getvalue()
 
 
 def read_bytes(path: str | Path, name: str) -> bytes:

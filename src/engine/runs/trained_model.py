@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from src.engine.images.reading import read_image
+from src.engine.images.reading import encoded, pixels_of, read_image
 from src.engine.images.resizing import eval_transform
 from src.engine.memory.out_of_memory import InParts
 from src.engine.runs.machine import choose_device, set_threads
@@ -66,9 +67,13 @@ class TrainedModel:
         set_threads(threads)
         return cls(card, rebuild(card, state, folder), device, precision, folder)
 
-    def read(self, path: str | Path) -> Tensor:
-        """An image file as the network takes it: uint8 (3, S, S). Raises ImageError."""
-        return eval_transform(self.card.preprocessing)(read_image(path, self.card.read_options))
+    def read(self, image: str | Path | Image | Tensor) -> Tensor:
+        """A file, a PIL image or a tensor uint8 (3, H, W) as the network takes it: uint8 (3, S, S). Raises ImageError."""
+        if isinstance(image, Image):
+            image, _ = pixels_of(encoded(image), "the image", self.card.read_options)
+        elif not isinstance(image, Tensor):
+            image = read_image(image, self.card.read_options)
+        return eval_transform(self.card.preprocessing)(image)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from src import api
+from src.engine.images.reading import read_image
 from src.engine.runs.errors import UserError
 from src.engine.runs.model_folder import save_model
 from src.engine.runs.trained_model import TrainedModel
@@ -64,3 +68,19 @@ def test_a_device_that_is_not_there_is_said(tmp_path):
     save_model(tmp_path, {"head.weight": torch.zeros(3, 2)}, CARD)
     with pytest.raises(UserError, match="gpu"):
         TrainedModel.load(tmp_path, rebuild, "gpu")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "1", "I;16", "CMYK", "F", "YCbCr"])
+def test_a_pil_image_is_read_as_its_file_is(tmp_path, mode):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8), "RGBA")
+    file = tmp_path / ("image.tiff" if mode in ("CMYK", "F", "YCbCr") else "image.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    image = noise.convert("L").convert(mode) if mode == "I;16" else noise.convert(mode)
+    image.save(file, **({"exif": exif} if file.suffix == ".png" else {}))
+    model = TrainedModel(replace(CARD, preprocessing=SQUARE, classes=("a", "b", "c")), network())
+    from_file = model.read(file)
+    with Image.open(file) as opened:
+        assert torch.equal(model.read(opened), from_file)
+    assert torch.equal(model.read(read_image(file, model.card.read_options)), from_file)
+    assert api.predict(model, [file, file, file], batch_size=2).shape == (3, 3)
