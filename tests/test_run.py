@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from src.engine.runs.files import sha256
 from src.engine.runs.reading import read_checkpoint
-from tests.conftest import SMALL, check_error, command_environment, write_images
+from tests.conftest import ROOT, SMALL, check_error, command_environment, write_images
 from tests.engine.images.odd_images import write_corrupt_images, write_odd_images
 from tests.running import result, start, wait_for_rows, wait_for_save
 from tests.tolerance import rounding
@@ -345,3 +345,13 @@ def test_a_run_that_is_out_of_time_has_a_result(command, tmp_path):
     assert done.code == 0, done.text
     assert result(tmp_path / "runs/short")["epochs"] < 1000
     assert len(table(tmp_path / "runs/short/metrics.csv")) == result(tmp_path / "runs/short")["epochs"]
+
+
+def test_a_clone_does_not_run_the_code_of_another(tmp_path):
+    """Another one is installed: `python src/train.py` would import that."""
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    line = [sys.executable, "src/train.py", "seed=1"]
+    done = subprocess.run(line, cwd=tmp_path, env=command_environment(), capture_output=True, text=True)
+    assert done.returncode == 64
+    assert "would run the code of another" in done.stderr
+    assert f"cd {tmp_path} && python -m src.train seed=1" in done.stderr

@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
+import sys
 import tempfile
 import textwrap
 import traceback
@@ -18,6 +20,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from src.engine.commands.user_command import corrected, named, of_data, shell_command, typed_words
+from src.engine.project import PROJECT
 from src.engine.runs import logs, signals
 from src.engine.runs.signals import Terminated
 from src.engine.runs.text import printable, printable_lines, shell_word
@@ -146,6 +149,7 @@ def _cannot_print(error: OSError) -> int:
 
 def _run(work: Callable[[], object], trace_dir: Callable[[], Path | None]) -> int:
     try:
+        _check_clone()
         work()
         return ExitCode.OK
     except SystemExit as error:  # --help
@@ -166,6 +170,18 @@ def _run(work: Callable[[], object], trace_dir: Callable[[], Path | None]) -> in
             return explained.code
         logs.say(_unexpected(error, trace))
         return ExitCode.BUG
+
+
+def _check_clone() -> None:
+    """Raises UserError where `python src/train.py` of one clone imports the src/ of another, which is installed (pip -e)."""
+    started = Path(getattr(sys.modules["__main__"], "__file__", None) or PROJECT / "src" / "train.py").resolve()
+    if started.parent.name == "src" and (started.parent / "engine").is_dir() and started.parent != PROJECT / "src":
+        raise UserError(
+            f"{started} would run the code of another clone, {PROJECT}",
+            where=str(PROJECT / "src"),
+            why="Python looks for src/ where it is installed, unless a command begins with python -m",
+            fix=f"cd {shell_word(started.parent.parent)} && python -m src.{started.stem} {shlex.join(sys.argv[1:])}".strip(),
+        )
 
 
 def _explained(error: Exception, folder: Path | None) -> Exception:
