@@ -97,8 +97,8 @@ def try_cell(cell: str, folder: Path, python: str, words: str) -> dict[str, Any]
     environment["PATH"] = f"{inside.parent}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(pytest, cwd=ROOT, env=environment)
     result |= counted(report) if report.exists() else {"passed": 0, "skipped": 0, "failed": []}
-    if done.returncode and not result["failed"]:
-        result["failed"] = [f"pytest, exit code {done.returncode}"]
+    if done.returncode > 1 or done.returncode < 0:  # interrupted, or no test was found
+        result["failed"] = [*result["failed"], f"pytest ended with {done.returncode}"]
     return result | {"minutes": round((time.monotonic() - began) / 60)}
 
 
@@ -136,9 +136,9 @@ def write(result: dict[str, Any]) -> None:
     for row in results:
         versions = [row["versions"].get(name, "") for name in SHOWN]
         rows.append([row["cell"], row["date"], row["python"], *versions, outcome(row)])
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    lines += [f"- {row['cell']}, Python {row['python']}: `{name}`" for row in results for name in row["failed"]]
-    PAGE.write_text(f"{head}\n\n" + "\n".join(lines) + "\n")
+    table = [f"| {' | '.join(row)} |" for row in rows]
+    failed = [f"- {row['cell']}, Python {row['python']}: `{name}`" for row in results for name in row["failed"]]
+    PAGE.write_text("\n".join([head, "", *table, *(["", *failed] if failed else [])]) + "\n")
 
 
 def key(row: dict[str, Any]) -> tuple[str, str]:
