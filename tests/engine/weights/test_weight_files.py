@@ -251,7 +251,7 @@ def test_a_run_with_a_random_frozen_stem_is_refused(tmp_path, command, state):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_input_channels_are_adapted_as_timm_does(channels, state, tmp_path, caplog):
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", minversion="1.0.31")  # the first with base_chans
     stem = torch.randn(64, channels, 3, 3)
     torch.save(state | {STEM: stem}, tmp_path / "mine.pth")
     loaded, values = load(tmp_path / "mine.pth")
