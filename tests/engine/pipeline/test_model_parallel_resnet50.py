@@ -55,7 +55,7 @@ def test_a_missing_transfer_does_not_go_unnoticed():
     with FakeTensorMode():
         first, second = ModelParallelResNet50(5, devices=["cuda:0", "cuda:1"]).stages()
         x = first(torch.randn(2, 3, 32, 32, device="cuda:0"))
-        with pytest.raises(RuntimeError, match="same device|two different devices"):
+        with pytest.raises(RuntimeError, match=r"same device|two different devices"):
             second(x)
 
 
