@@ -45,7 +45,7 @@ def work() -> None:
     run = find_run(words.run)
     if words.out is None:
         refuse_links(run, "export*", "export/*")
-    settings = None if words.images else merged(stored_settings(run), {})
+    settings = {} if words.images else merged(stored_settings(run), {})
     # After the words are known to be right: torch takes seconds to import.
     from src.data import sources
     from src.engine.export.export_run import export_model
@@ -54,7 +54,7 @@ def work() -> None:
     from src.models.building import rebuild
 
     model = TrainedModel.load(run / "model", rebuild, precision="fp32")
-    if settings is None:
+    if words.images:
         examples = images_below(path_in(words.images), model)
     else:
         examples = images_of_run(run, settings, model, sources)

@@ -83,7 +83,7 @@ def _own_metrics(entries: list[Any]) -> list[str]:
     names: list[str] = []
     for entry in entries:
         dotted = entry.get("_target_") if isinstance(entry, dict) else entry
-        if not is_own(dotted):
+        if not isinstance(dotted, str) or not is_own(dotted):
             raise UserError(
                 f"metrics: {entry} is not a metric",
                 why="a metric is a class of yours below src., such as src.my_metrics.Kappa (docs/your_own.md)",

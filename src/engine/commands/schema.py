@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, is_dataclass
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -51,14 +51,16 @@ READ_BY_ENGINE = {
 }
 
 KNOBS: dict[str, Field[Any]] = {}  # the field of every setting, such as data.batch_size, and of every section
-METRICS: dict[str, str] = {}  # each metric that can choose the best epoch, and whether max or min is better
+METRICS: dict[
+    str, Literal["max", "min"]
+] = {}  # each metric that can choose the best epoch, and whether max or min is better
 RULES: list[Rule] = []
 COMPUTED: dict[str, Callable[[Config], Any]] = {}  # what a rule's texts can show beside the settings
 # Functions that complete a fix: (words to use, keys to leave out) -> both, with what else the user's command needs.
 COMPLETIONS: list[Callable[[list[str], list[str]], tuple[list[str], list[str]]]] = []
 
 
-def register(config: type, metrics: Mapping[str, str]) -> None:
+def register(config: type, metrics: Mapping[str, Literal["max", "min"]]) -> None:
     """Makes the schema known to the engine and to Hydra; conf/train.yaml begins with it."""
     KNOBS.update(knobs_of(config))
     METRICS.update(metrics)

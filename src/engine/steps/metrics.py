@@ -72,7 +72,8 @@ class SplitMetrics(torch.nn.Module):
     def __init__(self, num_classes: int, task: str = "multiclass", own: Sequence[Any] = ()) -> None:
         super().__init__()
         self.loss, self.classes, self.task = WeightedMean(), ClassCounts(num_classes), task
-        self.own = torch.nn.ModuleDict(own_metrics(own, num_classes))
+        self.own = own_metrics(own, num_classes)
+        self._own = torch.nn.ModuleDict(self.own)  # so that they move with the module
 
     def _metrics(self) -> list[Metric]:
         return [self.loss, self.classes, *(own.metric for own in self.own.values())]
@@ -104,9 +105,7 @@ class SplitMetrics(torch.nn.Module):
 
     def sums(self) -> dict[str, torch.Tensor]:
         """The sums of this process since the last reset: a part of the position in training."""
-        own = {
-            f"{name}.{key}": value for name, own in self.own.items() for key, value in own.metric.metric_state.items()
-        }
+        own = {f"{name}.{key}": value for name, own in self.own.items() for key, value in own.states().items()}
         return {"loss": torch.stack([self.loss.sums, self.loss.rounded_off]), "classes": self.classes.counts, **own}
 
     def resume(self, sums: Mapping[str, torch.Tensor], rank: int, world: int) -> None:
@@ -124,7 +123,7 @@ class SplitMetrics(torch.nn.Module):
         self.loss.sums, self.loss.rounded_off = loss.to(self.loss.device)
         self.classes.counts = share(sums["classes"]).to(self.classes.device)
         for name, own in self.own.items():
-            for key, value in own.metric.metric_state.items():
+            for key, value in own.states().items():
                 if f"{name}.{key}" in sums:
                     setattr(own.metric, key, share(sums[f"{name}.{key}"]).to(value.device))
 

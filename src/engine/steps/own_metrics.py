@@ -31,6 +31,10 @@ class OwnMetric(torch.nn.Module):
         with owner_errors("metrics", self.dotted_name):
             self.metric.update(**{name: given[name]() for name in self.asks_for})
 
+    def states(self) -> dict[str, torch.Tensor]:
+        """What it has summed up so far."""
+        return {name: state for name, state in self.metric.metric_state.items() if isinstance(state, torch.Tensor)}
+
     def compute(self) -> float:
         with owner_errors("metrics", self.dotted_name):
             return float(self.metric.compute())
@@ -50,7 +54,7 @@ def own_metrics(entries: Sequence[Any], num_classes: int) -> dict[str, OwnMetric
         if not own.asks_for or {*own.asks_for} - {"predicted", "probabilities", "logits", "labels"}:
             asked = f"an update that asks for {', '.join(own.asks_for) or 'nothing'}"
             raise wrong_result("metrics", name, "update(predicted, labels) or update(probabilities, labels)", asked)
-        if not all(isinstance(state, torch.Tensor) for state in metric.metric_state.values()):
+        if own.states().keys() != metric.metric_state.keys():
             raise wrong_result(
                 "metrics", name, "states that are tensors to be summed", "a list, which grows with the images"
             )
