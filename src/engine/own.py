@@ -92,32 +92,8 @@ def build_part(
     """
     part = own_object(key, name) if is_own(name) else built_in[name]
     parameters = inspect.signature(part).parameters
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     arguments = {other: value for other, value in given.items() if other in parameters} | dict(options)
-    setting = options_key(key)
-    for option in options:
-        if option in given or (option not in parameters and not takes_all):
-            free = [other for other in parameters if other not in given]
-            close = difflib.get_close_matches(option, free, n=1)
-            raise UserError(
-                f"{setting}.{option} has no effect: {name} takes no {option}"
-                + (f"; did you mean {setting}.{close[0]}?" if close else ""),
-                where=_place(part),
-                why=f"it takes {', '.join(free)}" if free else "it takes no options",
-                fix=_put_right(setting, dict.fromkeys(close, options[option]), [option]),
-            )
-    for parameter in parameters.values():
-        needed = parameter.default is parameter.empty and parameter.kind in (
-            parameter.POSITIONAL_OR_KEYWORD,
-            parameter.KEYWORD_ONLY,
-        )
-        if needed and parameter.name not in arguments:
-            raise UserError(
-                f"{key}={name} needs a value for {parameter.name}",
-                where=_place(part),
-                why=f"it is an argument without a default, and none of those given: {', '.join(given) or 'there are none'}",
-                fix=_put_right(setting, {parameter.name: "..."}),
-            )
+    _check_arguments(key, name, part, given, options)
     if not is_own(name):
         return part(**arguments)
     with owner_errors(key, name):
@@ -126,6 +102,38 @@ def build_part(
         kinds = kind if isinstance(kind, tuple) else (kind,)
         raise wrong_result(key, name, " or ".join(each.__name__ for each in kinds), f"a {type(result).__name__}")
     return result
+
+
+def _check_arguments(
+    key: str, name: str, part: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    """Raises UserError for an option that the part does not take, and for an argument that it lacks."""
+    parameters, setting = inspect.signature(part).parameters, options_key(key)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    free = [other for other in parameters if other not in given]
+    for option in options:
+        if option in given or not (takes_all or option in parameters):
+            close = difflib.get_close_matches(option, free, n=1)
+            raise UserError(
+                f"{setting}.{option} has no effect: {name} takes no {option}"
+                + (f"; did you mean {setting}.{close[0]}?" if close else ""),
+                where=_place(part),
+                why=f"it takes {', '.join(free)}" if free else "it takes no options",
+                fix=_put_right(setting, dict.fromkeys(close, options[option]), [option]),
+            )
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for other, parameter in parameters.items():
+        if (
+            parameter.default is parameter.empty
+            and parameter.kind not in variable
+            and other not in {**given, **options}
+        ):
+            raise UserError(
+                f"{key}={name} needs a value for {other}",
+                where=_place(part),
+                why=f"it has no default, and is none of what is given: {', '.join(given) or 'nothing'}",
+                fix=_put_right(setting, {other: "..."}),
+            )
 
 
 def options_key(key: str) -> str:
