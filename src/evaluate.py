@@ -4,8 +4,9 @@
     python -m src.evaluate run=runs/NAME split=val              another split: train, val, test
     python -m src.evaluate run=runs/NAME data.root=other/       other images of the same classes
     python -m src.evaluate run=runs/NAME data.batch_size=16     any data. setting of the run can be changed
+    python -m src.evaluate model=pets/model data.root=other/    a model/ folder without its run, on images of its classes
 
-Also: out=FOLDER (where the numbers go; default: the run's folder) and accelerator=auto|cpu|gpu|mps. Writes
+Also: out=FOLDER (where the numbers go; default: the run's folder, or this one) and accelerator=auto|cpu|gpu|mps. Writes
 evaluation_SPLIT.json and its confusion matrix, of other images evaluation_SPLIT_FOLDER.json; evaluation.json is the
 newest of them. The model, its classes, their order and its preprocessing are the run's own.
 """
@@ -19,32 +20,38 @@ if __name__ == "__main__":
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from src import rules  # noqa: F401 (registers the settings)
 from src.engine.commands import config_checks
 from src.engine.commands.knobs import choice
+from src.engine.commands.user_command import corrected
 from src.engine.commands.words import check_effects, read_words
-from src.engine.runs.errors import run_and_report
+from src.engine.runs.errors import UserError, run_and_report
 from src.engine.runs.run_dir import refuse_links
-from src.engine.runs.run_lookup import find_run
-from src.engine.runs.run_settings import merged, stored_settings
+from src.engine.runs.run_lookup import find_run_or_model
+from src.engine.runs.run_settings import merged, settings_without_run, stored_settings
 from src.engine.runs.text import path_in
 
 
 @dataclass
 class Words:
-    run: str  # the run's folder
+    run: str | None = None  # the run's folder
+    model: str | None = None  # or a model/ folder
     split: str | None = choice("train", "val", "test", default=None)  # default: test, or val where there is no test
     out: str | None = None  # where to write; default: the run's folder
     accelerator: str = choice("auto", "cpu", "gpu", "mps", default="auto")
 
 
 def work() -> None:
-    words, changes = read_words(Words, sys.argv[1:], "src.evaluate", __doc__ or "", needed="run", data=True)
-    run = find_run(words.run)
+    words, changes = read_words(Words, sys.argv[1:], "src.evaluate", __doc__ or "", data=True)
+    run, folder = find_run_or_model(words.run, words.model, "src.evaluate")
+    if run is None and not {"data.root", "data.table", "data.source"} & {*changes}:
+        raise UserError("model= needs images to measure it on", fix=corrected("data.root=photos/"))
     if words.out is None:
-        refuse_links(run, "evaluation*")
-    settings = config_checks.read(merged(stored_settings(run), changes))
+        refuse_links(run or Path(), "evaluation*")
+    stored = stored_settings(run) if run else settings_without_run(changes)
+    settings = config_checks.read(merged(stored, changes))
     check_effects(changes, settings.data.source)
     # After the words are known to be right: torch takes seconds to import.
     from src.data import sources
@@ -52,9 +59,9 @@ def work() -> None:
     from src.engine.runs.trained_model import TrainedModel
     from src.models.building import build_loss, rebuild
 
-    out = path_in(words.out) if words.out else run
-    precision, threads = settings.precision.name, settings.trainer.threads
-    model = TrainedModel.load(run / "model", rebuild, words.accelerator, precision, threads)
+    out = path_in(words.out) if words.out else run or Path()
+    precision, threads = settings.precision.name if run else None, settings.trainer.threads
+    model = TrainedModel.load(folder, rebuild, words.accelerator, precision, threads)
     evaluate_run(Evaluation(run, settings, changes, words.split, out), model, sources, build_loss)
 
 

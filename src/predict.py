@@ -21,10 +21,9 @@ import sys
 from dataclasses import dataclass
 
 from src.engine.commands.knobs import choice, number
-from src.engine.commands.user_command import corrected
 from src.engine.commands.words import read_words
-from src.engine.runs.errors import UserError, run_and_report
-from src.engine.runs.run_lookup import find_model, find_run
+from src.engine.runs.errors import run_and_report
+from src.engine.runs.run_lookup import find_run_or_model
 from src.engine.runs.text import path_in
 
 
@@ -42,13 +41,7 @@ class Words:
 
 def work() -> None:
     words, _ = read_words(Words, sys.argv[1:], "src.predict", __doc__ or "", needed="images")
-    if (words.run is None) == (words.model is None):
-        raise UserError(
-            "either run= or model= must be given" + (", not both" if words.run else ""),
-            why="run= is the folder of a run, model= the model/ folder of one, wherever it was copied to",
-            fix=corrected(remove=["model"]) if words.run else "python -m src.predict --help",
-        )
-    model = find_run(words.run) / "model" if words.run else find_model(words.model or "")
+    _, model = find_run_or_model(words.run, words.model, "src.predict")
     # After the words are known to be right: torch takes seconds to import.
     from src.engine.runs.prediction import predict
     from src.engine.runs.trained_model import TrainedModel

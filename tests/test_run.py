@@ -133,6 +133,14 @@ def test_evaluate_and_predict_repeat_the_runs_numbers(command, tmp_path):
 
     shutil.move(run / "model", tmp_path / "elsewhere" / "model")
     shutil.rmtree(tmp_path / "runs")
+    measured = command("evaluate", "model=elsewhere/model", "data.root=photos", "out=alone")
+    assert measured.code == 0, measured.text
+    alone = json.loads((tmp_path / "alone" / "evaluation.json").read_text())
+    right = sum(row["path"].removeprefix("photos/").startswith(row["class"]) for row in table(tmp_path / "by_run.csv"))
+    assert alone["images"] == 54
+    assert alone["metrics"]["test/acc"] == pytest.approx(right / 54, abs=FORWARD)
+    check_error(command("evaluate", "model=elsewhere/model"), 64, "model= needs images", "data.root=photos/")
+    check_error(command("evaluate", "run=elsewhere/model"), 66, "without its run", "src.evaluate model=elsewhere/model")
     moved = command("predict", "model=elsewhere/model", "images=photos", "out=by_model.csv", "batch_size=7")
     assert moved.code == 0, moved.text
     columns = ("path", "class", "class_1", "class_2", "class_3", "error")
@@ -353,5 +361,5 @@ def test_a_clone_does_not_run_the_code_of_another(tmp_path):
     line = [sys.executable, "src/train.py", "seed=1"]
     done = subprocess.run(line, cwd=tmp_path, env=command_environment(), capture_output=True, text=True)
     assert done.returncode == 64
-    assert "would run the code of another" in done.stderr
+    assert "would run the code of another clone" in " ".join(done.stderr.split())
     assert f"cd {tmp_path} && python -m src.train seed=1" in done.stderr

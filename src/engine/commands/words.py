@@ -37,7 +37,7 @@ ABOUT_OTHER_IMAGES = {  # settings without effect on the run's own images
 
 
 def read_words(
-    schema: type[Words], words: Sequence[str], command: str, usage: str, needed: str, data: bool = False
+    schema: type[Words], words: Sequence[str], command: str, usage: str, needed: str = "", data: bool = False
 ) -> tuple[Words, dict[str, Any]]:
     """key=value words as the dataclass `schema`, and the data.KEY=VALUE words, which change a run's settings.
 
@@ -66,7 +66,7 @@ def read_words(
                 fix=corrected(word),
             )
         values[key] = _value(key, knobs[key], text)
-    if needed not in values:
+    if needed and needed not in values:
         fix = f"python -m {command} --help"
         raise UserError(f"{needed}= is missing", why=f"{command} cannot do without it", fix=fix)
     own = {key: value for key, value in values.items() if not key.startswith("data.")}

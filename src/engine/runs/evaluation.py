@@ -38,8 +38,8 @@ Changes = Mapping[str, Any]  # what the command changes of the run's settings: {
 class Evaluation:
     """What the command asks for."""
 
-    run: Path
-    settings: Config  # the run's, with the changes
+    run: Path | None  # None: of a model/ folder without its run
+    settings: Config  # the run's, or else the defaults, with the changes
     changes: Changes
     split: str | None  # None: test, or val where there is no test
     out: Path  # the folder for the numbers
@@ -55,10 +55,10 @@ def evaluate_run(
     make_folder(out, "out")
     images, data = _images_to_measure(asked, model.card.bits, sources)
     settings = replace(settings, data=data)
-    images = _with_classes_of(classes, images, run)
+    images = _with_classes_of(classes, images, model.folder)
     split = _choose_split(asked.split, images)
-    weighted = settings.data.class_weights != "none"
-    loss = build_loss(settings, _training_counts(run, classes) if weighted else ())
+    counts = _training_counts(run, classes) if run and settings.data.class_weights != "none" else ()
+    loss = build_loss(settings, counts)
 
     def measure(images: LabelledImages) -> tuple[dict[str, float], list[list[int]]]:
         values, confusions = measure_split(model, images, split, settings, loss)
@@ -67,8 +67,8 @@ def evaluate_run(
     metrics, confusions = measure(images)
     changed = [f"{key}={value}" for key, value in changes.items()]
     number = sum(count for _, _, count in confusions)  # without those that broke since they were checked
-    result: dict[str, Any] = {"run": str(run), "changed": changed, "images": number, "metrics": metrics}
-    seen = seen_in_training(run, merged(stored_settings(run), {}), images, split)
+    result: dict[str, Any] = {"run": str(run or model.folder), "changed": changed, "images": number, "metrics": metrics}
+    seen = seen_in_training(run, merged(stored_settings(run), {}), images, split) if run else {}
     if any(seen.values()):
         unseen = sorted(set(images.splits[split]).difference(*seen.values()))
         rest = replace(images, splits=images.splits | {split: unseen})
@@ -128,7 +128,8 @@ def _images_to_measure(asked: Evaluation, bits: int, sources: ImageSources) -> t
     """The run's own images in its own split, or the other ones that a change names; and how they are loaded. bits: of the
     training's images; other ones are read alike."""
     run, settings, changes = asked.run, asked.settings, asked.changes
-    data = features.data_of_run(run, replace(settings.data, bits=bits))
+    data = replace(settings.data, bits=bits)
+    data = features.data_of_run(run, data) if run else data
     cache_dir = Path(settings.runs_dir) / ".checked"
     own_split = "data.split_file" not in changes
     if sources.lists_files(data):
@@ -136,7 +137,7 @@ def _images_to_measure(asked: Evaluation, bits: int, sources: ImageSources) -> t
             return sources.load_unsplit(data, cache_dir=cache_dir), data
         # The run's split lacks what it left out; what broke since then is said.
         data = replace(data, on_bad_image="skip")
-    run_split = run / "split.csv" if own_split else None
+    run_split = run / "split.csv" if run and own_split else None
     return sources.load_images(data, settings.seed, cache_dir=cache_dir, run_split=run_split), data
 
 
@@ -160,7 +161,7 @@ def _choose_split(split: str | None, images: LabelledImages) -> str:
     return split
 
 
-def _with_classes_of(classes: tuple[str, ...], images: LabelledImages, run: Path) -> LabelledImages:
+def _with_classes_of(classes: tuple[str, ...], images: LabelledImages, folder: Path | None) -> LabelledImages:
     """The images with the model's class numbers; folders in another order change nothing, unknown ones are an error."""
     unknown = [name for name in images.classes if name not in classes]
     if not unknown:
@@ -171,7 +172,7 @@ def _with_classes_of(classes: tuple[str, ...], images: LabelledImages, run: Path
         shown.append(f"{printable(name)} (did it mean {printable(close[0])}?)" if close else printable(name))
     raise UserError(
         f"{len(unknown)} classes of these images are unknown to the model: {', '.join(shown)}",
-        where=str(run / "model" / "model.json"),
+        where=str(folder or "") + "/model.json",
         why=f"the model knows {', '.join(map(printable, classes[:12]))}{', ...' if len(classes) > 12 else ''}",
         fix=[
             "rename the folders to the model's classes, or leave the unknown ones out",

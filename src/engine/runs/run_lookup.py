@@ -16,6 +16,9 @@ FIRST_RUN = ["python -m src.train name=first"]
 RUNS = Path("runs")
 
 
+DOES = {"predict": "images", "evaluate": "data.root"}  # what a model/ folder is enough for
+
+
 def find_run(text: str) -> Path:
     """The folder of a run with a model/. Raises UserError, which says what the folder is instead."""
     path = path_in(text)
@@ -31,8 +34,8 @@ def find_run(text: str) -> Path:
         fix = [corrected(f"run={outer}")]
     elif (path / "model.json").is_file():
         found = f"run={printable(text)} is a model/ folder without its run"
-        why = "settings and split of the run are not in it; src.predict names classes with it"
-        fix = [f"python -m src.predict model={shell_word(path)} images=photos/"]
+        why = "settings and split of the run are not in it; it can name classes, and be measured on other images"
+        fix = [f"python -m src.{does} model={shell_word(path)} {on}=photos/" for does, on in DOES.items()]
         if is_typed("images") and not is_typed("format"):
             fix = [corrected(f"model={path}", remove=["run"])]
     elif path.is_dir() and (jobs := _usable(path)):
@@ -57,6 +60,20 @@ def find_model(text: str) -> Path:
     fix = [corrected(f"model={run / 'model'}") for run in (_usable(path.parent) or _usable(RUNS))[:MOST_SUGGESTIONS]]
     why = "a run writes its model/ when it ends; one that was interrupted has none yet"
     raise _refusal(f"{printable(text)} holds no model: model.json is missing", path, why, fix or FIRST_RUN)
+
+
+def find_run_or_model(run: str | None, model: str | None, command: str) -> tuple[Path | None, Path]:
+    """The folder of a run, if run= names one, and its model/ folder, or that of model=. Raises UserError."""
+    if (run is None) == (model is None):
+        raise UserError(
+            "either run= or model= must be given" + (", not both" if run else ""),
+            why="run= is the folder of a run, model= the model/ folder of one, wherever it was copied to",
+            fix=corrected(remove=["model"]) if run else f"python -m {command} --help",
+        )
+    if run is None:
+        return None, find_model(model or "")
+    folder = find_run(run)
+    return folder, folder / "model"
 
 
 def _refusal(message: str, path: Path, why: str, fix: list[str]) -> UserError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -150,6 +151,19 @@ def _defaults(key: str) -> Iterator[Any]:
         values = flat(values if whole else {file.parent.name: values})  # type: ignore[dict-item, arg-type]
         if key in values:
             yield values[key]
+
+
+def settings_without_run(changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings for a model whose run is not there: conf/'s, with the images that the changes name."""
+    source = "table" if "data.table" in changes else "image_folder"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("train", [f"data={source}"])
+    for key in ("data.root", "data.table", "data.source", "data.options"):
+        if key in changes:
+            OmegaConf.update(composed, key, config_checks.as_text(changes[key]))
+    settings = OmegaConf.to_container(composed)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
 
 
 def merged(stored: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

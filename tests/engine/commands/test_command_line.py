@@ -155,7 +155,7 @@ def test_the_other_commands_help_too(command, name):
 def test_evaluate_and_predict_answer_typos(command):
     check_error(command("evaluate", "rn=x"), 64, "did you mean run?")
     check_error(command("evaluate", "run=x", "data.batchsize=3"), 64, "did you mean data.batch_size?")
-    check_error(command("evaluate", "split=test"), 64, "run= is missing")
+    check_error(command("evaluate", "split=test"), 64, "either run= or model= must be given")
     check_error(command("evaluate", "run=x", "optimizer.lr=1"), 64, "optimizer.lr is not a setting of src.evaluate")
     check_error(command("predict", "images=x"), 64, "either run= or model=")
     check_error(command("predict", "run=a", "model=b", "images=x"), 64, "either run= or model=")

@@ -78,7 +78,7 @@ MISTAKES = [  # the program, its words, what the answer names, the corrected wor
     (EVALUATE, "run=x data.augment=none", "has no effect", "run=x"),
     (EVALUATE, "run=x data.image_size=64 split=val", "has no effect", "run=x split=val"),
     (EVALUATE, "run=x data.on_bad_image=ignore", "error, skip", "run=x data.on_bad_image=error"),
-    (EVALUATE, "model=x/model", "did you mean run?", "run=x/model"),
+    (EVALUATE, "modell=x/model", "did you mean model?", "model=x/model"),
     (EVALUATE, "run=x data.background=white", "out of range", "run=x 'data.background=[255,255,255]'"),
     (EVALUATE, "run=x data.background=[0", "out of range", "run=x 'data.background=[255,255,255]'"),
     pytest.param(
