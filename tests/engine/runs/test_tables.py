@@ -14,11 +14,18 @@ RESULT = {
 
 
 def test_a_run_that_is_older_than_a_metric_shows_what_it_has(monkeypatch):
-    monkeypatch.setattr(tables, "COLUMNS", {"acc": "accuracy", "kappa": "kappa", "loss": "loss"})
-    header, row = metrics_table(RESULT["metrics"]).splitlines()
-    assert header.split() == ["accuracy", "kappa", "loss"]
+    monkeypatch.setattr(tables, "COLUMNS", {"acc": "accuracy", "later": "later", "loss": "loss"})
+    header, row = metrics_table({"val/acc": 0.5, "val/loss": 1.0}).splitlines()
+    assert header.split() == ["accuracy", "later", "loss"]
     assert row.split() == ["val", "0.5000", "1.0000"]
     assert row.endswith("1.0000")
+    assert len(row) == len(header)
+
+
+def test_a_metric_of_the_owners_is_a_column_as_wide_as_its_name():
+    header, row = metrics_table({**RESULT["metrics"], "val/mean_reciprocal_rank": 0.25}).splitlines()
+    assert header.split()[-1] == "mean_reciprocal_rank"
+    assert row.split()[-1] == "0.2500"
     assert len(row) == len(header)
 
 
