@@ -106,7 +106,8 @@ class MemoryLog(L.Callback):
 
     def __init__(self, path: Path, everything_trains_from: int = 0) -> None:
         self.path, self.everything_trains_from = path, everything_trains_from
-        self._meter: _CudaMeter | _LiveMeter  # made in setup
+        self._meter: _CudaMeter | _LiveMeter  # made in on_train_start, so not where nothing is left to train
+        self._of_gpu: _CudaMeter | None = None  # the same, on a GPU
         self._columns: list[str] = []
         self._step: dict[str, float] = {}
         self._rows = np.empty((0, 0))  # allocated before the epoch, or the log itself would look like growing memory
@@ -115,13 +116,13 @@ class MemoryLog(L.Callback):
     @property
     def peak_mib(self) -> int | None:
         """The most that the run allocated on its GPU; None on other devices. torch's own peak was reset by _CudaMeter."""
-        if not isinstance(self._meter, _CudaMeter):
-            return None
-        return max(self._meter.highest, read_allocator(self._meter.device).peak) // MIB
+        meter = self._of_gpu
+        return None if meter is None else max(meter.highest, read_allocator(meter.device).peak) // MIB
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         device = trainer.strategy.root_device
-        self._meter = _CudaMeter(device) if device.type == "cuda" else _LiveMeter(device)
+        self._of_gpu = _CudaMeter(device) if device.type == "cuda" else None
+        self._meter = self._of_gpu or _LiveMeter(device)
         self._columns = ["step", "epoch", *self._meter.columns]
         if trainer.is_global_zero:
             self._columns = continue_csv(self.path, self._columns, trainer.global_step)

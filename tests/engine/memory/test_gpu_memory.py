@@ -309,3 +309,7 @@ def test_the_batch_size_to_try(batch, fixed, peak, total, expected):
     if expected is not None:
         per_image = (peak - fixed) / batch
         assert fixed + expected * per_image <= 0.85 * total < fixed + 2 * expected * per_image
+
+
+def test_a_run_that_had_nothing_left_to_train_has_no_peak(tmp_path):
+    assert MemoryLog(tmp_path / "memory.csv").peak_mib is None
