@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-VERSION = 5
+VERSION = 6
 
 
 def require(version: int) -> None:
