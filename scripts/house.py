@@ -112,7 +112,7 @@ def _used(tree: ast.Module) -> Iterator[tuple[str, str]]:
         elif isinstance(node, ast.Import | ast.ImportFrom):
             module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
             names = [*module.split("."), *(part for alias in node.names for part in alias.name.split("."))]
-            owner = "src" if module.startswith("src") else ""
+            owner = module.partition(".")[0]
             yield from ((owner, name) for name in names if is_private(name))
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ATTRIBUTE_FUNCTIONS:
             name = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
@@ -229,7 +229,7 @@ def upward_imports() -> set[str]:
         for file, tree in trees().items()
         if file.startswith("src/engine/")
         for module in imports(tree, everywhere=True)
-        if not module.startswith("src.engine")
+        if not f"{module}.".startswith("src.engine.")
     }
 
 

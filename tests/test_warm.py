@@ -90,7 +90,7 @@ print(json.dumps({
     "files": os.listdir("/proc/self/fd"),
     "terminals": [sys.stdout.isatty(), sys.stderr.isatty(), sys.stdout.encoding, sys.stdout.line_buffering],
     "interpreter": [gc.get_threshold(), sys.getrecursionlimit(), multiprocessing.get_start_method(allow_none=True)],
-    "modules of src": sorted(name for name in sys.modules if name.startswith("src")),
+    "modules of src": sorted(name for name in sys.modules if name.partition(".")[0] == "src"),
     "drawn": [random.random(), np.random.random(), torch.initial_seed()],
 }))
 """

@@ -1,7 +1,7 @@
 """The engine: nobody has to read it, and a newer one takes its place as a whole (UPGRADING.md).
 
 VERSION rises with a change after which src/ outside the engine has to be edited too: a function that it calls has another
-parameter, or the engine reads a setting that src/config.py did not have. CHANGELOG.md says what to edit, under "Engine N".
+parameter, or the engine reads a setting that src/config.py did not have. CHANGES.md says what to edit, under "Engine N".
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ def require(version: int) -> None:
     if version < VERSION:
         entries = f'"Engine {version + 1}"' + (f' to "Engine {VERSION}"' if version + 1 < VERSION else "")
         why = "a newer engine was put into its place, which src/ has not followed yet"
-        fix = f"edit src/ as CHANGELOG.md says under {entries}, then write require({VERSION}) in src/__init__.py"
+        fix = (
+            f"edit src/ as src/engine/CHANGES.md says under {entries}, then write require({VERSION}) in src/__init__.py"
+        )
     else:
         why = "an older engine was put into its place"
         fix = f"take src/engine of version {version} or later from the template, as UPGRADING.md says"

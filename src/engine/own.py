@@ -59,13 +59,14 @@ def check_own(key: str, name: str) -> None:
 
 def own_like(name: str) -> list[str]:
     """The function or class outside the engine whose name is nearest to this one, if one is near."""
-    names = []
+    names: dict[str, str] = {}  # without src., which would make any two alike where the package has a long name
     for file in (PROJECT / "src").rglob("*.py"):
         module = ".".join(file.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__")
         if not f"{module}.".startswith(ENGINE):
             with suppress(SyntaxError, UnicodeDecodeError):
-                names += [f"{module}.{attribute}" for attribute in _defined(file)]
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+                own = [f"{module}.{attribute}" for attribute in _defined(file)]
+                names |= {other.removeprefix(PREFIX): other for other in own}
+    return [names[close] for close in difflib.get_close_matches(name.removeprefix(PREFIX), names, n=1, cutoff=0.8)]
 
 
 def own_object(key: str, name: str) -> Any:

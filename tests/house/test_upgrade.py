@@ -90,9 +90,9 @@ def test_the_parts_of_two_commits_work_together_or_say_what_to_edit(older, befor
     assert (tmp_path / "runs/first/evaluation.json").exists()
 
 
-def test_src_is_written_for_this_engine_and_the_changelog_knows_it():
+def test_src_is_written_for_this_engine_which_says_what_to_edit():
     assert number(ROOT / "src/__init__.py", r"require\((\d+)\)") == engine.VERSION
-    assert f"\n### Engine {engine.VERSION}\n" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\n## Engine {engine.VERSION}\n" in (ROOT / "src/engine/CHANGES.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,10 @@ class _File(logging.FileHandler):
         """A full disk must not fill the screen with a traceback per message."""
 
 
+def _is_ours(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] == "src"
+
+
 class _Screen(logging.StreamHandler):
     """Prints this project's messages as they are, other libraries' warnings with their name, and no Python warnings."""
 
@@ -132,13 +136,12 @@ class _Screen(logging.StreamHandler):
         super().__init__(sys.stdout)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        is_ours = record.name.startswith("src")
-        return is_ours or (record.levelno >= logging.WARNING and not record.name.startswith(IN_FILES))
+        return _is_ours(record) or (record.levelno >= logging.WARNING and not record.name.startswith(IN_FILES))
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
-            source = "" if record.name.startswith("src") else f"{record.name}: "
+            source = "" if _is_ours(record) else f"{record.name}: "
             text = f"{'WARNING' if record.levelno < logging.ERROR else 'ERROR'}  {source}{text}"
         return printable_lines(text)
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from src.engine.project import PROJECT
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.sweeps import sweep_journal
 from src.engine.sweeps.sweep_journal import (
@@ -227,4 +228,4 @@ def test_ranking_leaves_out_what_failed_or_has_no_value_and_prefers_the_earlier_
 
 def test_reading_a_journal_needs_neither_torch_nor_ray():
     code = "import sys, src.engine.sweeps.sweep_journal; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=sweep_journal.__file__.rpartition("src")[0]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
