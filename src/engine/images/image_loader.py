@@ -114,7 +114,7 @@ class ImageLoader(DataLoader):
 
 
 class _Batches(Iterator[Any]):
-    """The batches of one pass, from loader processes that may die, be stopped, or never start."""
+    """The batches of one pass, from loader processes that may die, be stopped, or hang: all are started again once."""
 
     def __init__(self, loader: ImageLoader, start: Callable[[], Iterator[Any]]) -> None:
         self.loader, self.dataset, self.start, self.pid = loader, loader.dataset, start, os.getpid()
@@ -163,7 +163,7 @@ class _Batches(Iterator[Any]):
         except Exception as error:
             if self.watch is None or self.watch.fault is None:
                 raise explained(error, self.dataset, self.processes) from error
-            if not self.watch.blocked or self.started_again:
+            if self.watch.fault.where or self.started_again:
                 raise self.watch.fault from error
             log.warning(f"{self.watch.fault}: all of them are started again")
         self._end()

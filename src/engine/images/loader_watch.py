@@ -2,7 +2,8 @@
 that the trainer that waits for them hears of it.
 
 CPython 3.11 can block in fork() for ever: the child waits for a lock that another thread held when it was forked. Such a
-process never says that it has started, and answers no SIGTERM. A process that was stopped (kill -STOP) hands over no batch.
+process never says that it has started, or reads no image after it did, and answers no SIGTERM. A process that was stopped
+(kill -STOP) hands over no batch.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 WAIT_SECONDS = 1.0  # between two looks: of the time in which the whole job is stopped (Ctrl-Z) no more than this counts
 GRACE_SECONDS = 30.0  # beyond the time limit of an image: to collate a batch on a busy machine
 NO_IMAGE = -2  # -1 is a place in a split
+HANGS = (
+    "it hangs since it was forked, most likely for a lock that another thread of the program held at that moment; "
+    "a first attempt failed alike"
+)
 
 _loader_processes: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
@@ -38,14 +43,14 @@ class Watch:
     """Watches over the loader processes of one pass while the trainer waits for a batch, which is inside of `with watch`.
 
     By a thread, since the trainer may wait in a system call: it fetches a batch from the process that made it. `fault` says
-    why the processes were killed: one did not start within start_seconds (blocked), or none began an image for its time limit.
+    why the processes were killed: one did not start within start_seconds, or none began an image for its time limit. Another
+    start may help where it names no image (`where`).
     """
 
     def __init__(self, processes: set[BaseProcess], dataset: GuardedDataset, start_seconds: float) -> None:
         self.processes, self.dataset, self.start_seconds = processes, dataset, start_seconds
         self.pids = {process.pid for process in processes if process.pid}
         self.fault: LoaderFault | None = None
-        self.blocked: set[int] = set()  # pids of the processes that did not start in time
         self.waits = 0  # odd while the trainer waits
         self.ended = threading.Event()
         _loader_processes.update(processes)
@@ -81,7 +86,8 @@ class Watch:
                 continue
             not_started = pids - records.keys()
             if not_started and waited >= self.start_seconds:
-                self.blocked, self.fault = not_started, _blocked_fault(not_started, waited)
+                found = f"a loader process (pid {_joined(not_started)}) did not start within {waited:g} s"
+                self.fault = _fault(found, HANGS, [])
             elif not not_started and limit and silent >= limit + GRACE_SECONDS:
                 self.fault = _silent_fault(pids, self.dataset.names_at_hand(pids), silent)
             if self.fault:
@@ -100,18 +106,12 @@ def _kill(processes: set[BaseProcess]) -> None:
         process.kill()
 
 
-def _blocked_fault(pids: set[int], seconds: float) -> LoaderFault:
-    why = (
-        "it hangs since it was forked, most likely for a lock that another thread of the program held at that moment; "
-    )
-    found = f"a loader process (pid {_joined(pids)}) did not start within {seconds:g} s"
-    return _fault(found, why + "a first attempt failed alike", [])
-
-
 def _silent_fault(pids: set[int], names: list[str], seconds: float) -> LoaderFault:
     stopped = {pid for pid in pids if _state(pid) in ("T", "t")}
     found = f"no answer from a loader process (pid {_joined(stopped or pids)}) for {seconds:g} s"
-    why = "it was stopped by a signal (kill -STOP)" if stopped else "a library or a disk hangs in it"
+    why = "a library or a disk hangs in it" if names else HANGS
+    if stopped:
+        why = "it was stopped by a signal (kill -STOP)"
     return _fault(found, why, names)
 
 
