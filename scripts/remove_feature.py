@@ -14,6 +14,7 @@ import argparse
 import difflib
 import importlib
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -42,12 +43,18 @@ def chosen(names: Sequence[str]) -> list[Feature]:
                 f"{name} is not a room of this project" + (f"; did you mean {close[0]}?" if close else ""),
                 where="src/features.py",
                 why=f"its rooms are {', '.join(rooms)}" if rooms else "it has none any more",
-                fix=f"{PROGRAM} {' '.join(close) or '--list'}",
+                fix=retyped(name, close[0]) if close else f"{PROGRAM} --list",
             )
     going = dict.fromkeys(names)
     while more := [room.name for room in FEATURES if room.name not in going and {*room.needs} & {*going}]:
         going |= dict.fromkeys(more)
     return [rooms[name] for name in going]
+
+
+def retyped(old: str, new: str) -> str:
+    """The user's command with one name in the place of another."""
+    word = re.compile(rf"(?<![\w./-]){re.escape(old)}(?![\w-])")
+    return shlex.join(["python", *(word.sub(new, typed) for typed in sys.argv)])
 
 
 def check_git(force: bool) -> None:

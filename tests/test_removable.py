@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ REFUSED = {
     "pipeline": "strategy=pipeline",
     "sweeps": "experiment=tune_head",
 }
+WITHOUT = ("sweeps", "pipeline")  # which go at once where tests/test_new_project.py makes a project
 QUICK = (  # tests that run in each copy: few, since CI does it for every room
     "tests/house/test_limits.py",
     "tests/engine/runs/test_tables.py",
@@ -71,27 +73,33 @@ def imported(file: Path) -> set[str]:
 
 
 def test_what_is_removed_is_no_longer_named_and_the_rest_works(copy, room):
-    going = [feature.name for feature in chosen([room])]
     removed = run(copy, "scripts/remove_feature.py", "--force", room)
     assert removed.returncode == 0, removed.stderr
+    check_without(copy, [room])
+
+
+def check_without(copy: Path, rooms: Sequence[str], package: str = "src") -> None:
+    """In a copy of the project nothing names the rooms, and a training, the linter and some tests work."""
+    going = [feature.name for feature in chosen(rooms)]
     for name in going:
-        assert not (copy / "src/engine" / name).exists()
+        assert not (copy / package / "engine" / name).exists()
         assert not (copy / "tests/engine" / name).exists()
-        for file in copy.rglob("src/**/*.py"):
-            assert not [module for module in imported(file) if module.startswith(f"src.engine.{name}")], file
-    for command in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("scripts.house",)):
+        for file in copy.rglob(f"{package}/**/*.py"):
+            assert not [module for module in imported(file) if module.startswith(f"{package}.engine.{name}")], file
+    for command in (("ruff", "check", "."), ("ruff", "format", "--check", ".")):
         done = run(copy, "-m", *command)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    text = "".join(run(copy, "-m", "src.train", *words).stdout for words in (["--help"], ["--cfg", "job"]))
+    train = f"{package}.train"
+    text = "".join(run(copy, "-m", train, *words).stdout for words in (["--help"], ["--cfg", "job"]))
     assert "trainer.max_epochs" in text
     for name in going:
         assert not [word for word in NAMES.get(name, ()) if word in text]
         if name in REFUSED:
-            refused = run(copy, "-m", "src.train", REFUSED[name])
+            refused = run(copy, "-m", train, REFUSED[name])
             assert refused.returncode == 64, refused.stderr
             assert "is not a" in refused.stderr or "is out of range" in refused.stderr
-    trained = run(copy, "-m", "src.train", *SMALL, "name=one", "trainer.max_epochs=1")
+    trained = run(copy, "-m", train, *SMALL, "name=one", "trainer.max_epochs=1")
     assert trained.returncode == 0, trained.stderr
     assert (copy / "runs/one/model/model.safetensors").exists()
     assert (copy / "runs/one/report.html").exists() is ("reports" not in going)
@@ -103,7 +111,9 @@ def test_what_is_removed_is_no_longer_named_and_the_rest_works(copy, room):
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "room" in metafunc.fixturenames:
-        metafunc.parametrize("room", [pytest.param(name, marks=pytest.mark.slow) for name in features.names()])
+        elsewhere = WITHOUT if (ROOT / "tests/test_new_project.py").exists() else ()
+        rooms = [pytest.param(name, marks=pytest.mark.slow) for name in features.names() if name not in elsewhere]
+        metafunc.parametrize("room", rooms)
 
 
 @pytest.mark.slow

@@ -155,7 +155,10 @@ def _put_right(setting: str, values: Mapping[str, Any], remove: Sequence[str] = 
 
 
 def check_still_there(name: str, folder: Path) -> None:
-    """Raises UserError where a model needs an own part that this project no longer has. folder: model/."""
+    """Raises UserError where a model needs an own part that this project no longer has, and ValueError where it is another
+    project's. folder: model/."""
+    if not is_own(name) and re.fullmatch(r"[a-z_]\w*(\.\w+)+", str(name)):
+        raise ValueError(f"{name} is a part of another project; those of this one begin with {PREFIX}")
     try:
         if is_own(name):
             check_own("model", name)

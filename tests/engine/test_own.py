@@ -10,7 +10,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from src.engine import own
-from src.engine.own import build_part, check_own, owner_errors
+from src.engine.own import build_part, check_own, check_still_there, owner_errors
 from src.engine.runs.errors import UserError
 from src.engine.steps.metrics import SplitMetrics
 
@@ -51,6 +51,13 @@ def test_other_names_are_refused_with_the_nearest(project, name, said):
     with pytest.raises(UserError) as error:
         check_own("model.head", name)
     assert said in error.value.render()
+
+
+def test_a_model_with_a_part_of_another_project_is_told_apart_from_a_damaged_one(tmp_path):
+    with pytest.raises(ValueError, match=r"other\.my_heads\.cosine is a part of another project.* begin with src\."):
+        check_still_there("other.my_heads.cosine", tmp_path)
+    for name in ("resnet18", "mlp", "timm/resnet50.a1_in1k"):
+        check_still_there(name, tmp_path)
 
 
 def test_a_part_gets_what_it_asks_for_and_its_options():
