@@ -19,8 +19,22 @@ from src.engine.commands import schema
 from src.engine.commands.knobs import ANY, arguments, choice, number, value
 from src.engine.features import strategies
 
+# Task -> its metrics beside loss; what they are: src/tasks/.
+METRICS_OF = {"multiclass": ("acc", "balanced_acc", "macro_f1"), "binary": ("acc", "balanced_acc", "macro_f1")}
+LESS_IS_BETTER = ("loss", "mae", "rmse")
+NAMES = [*dict.fromkeys(name for names in METRICS_OF.values() for name in names), "loss"]
 METRICS: dict[str, Literal["max", "min"]]
-METRICS = {"val/acc": "max", "val/balanced_acc": "max", "val/macro_f1": "max", "val/loss": "min"}  # metric -> better
+METRICS = {f"val/{name}": "min" if name in LESS_IS_BETTER else "max" for name in NAMES}
+
+
+@dataclass(kw_only=True)
+class Task:
+    name: str = choice(*METRICS_OF, default="multiclass", own="src.my_tasks.Mine")  # set by task=NAME: src/tasks/
+    options: dict[str, Any] = arguments()  # arguments of your own task
+    positive: str | None = value(None, "cats")  # of binary: the class that is called positive; null: the second
+    threshold: float | None = number(
+        None, 0.0, 1.0, 0.5
+    )  # from this probability on it is positive; null: the task's own
 
 
 @dataclass(kw_only=True)
@@ -31,6 +45,7 @@ class Data:
     options: dict[str, Any] = arguments()  # arguments of your own source
     root: str | None = value(None, "photos/")  # folder of the images; of torchvision sets: the download folder
     table: str | None = value(None, "labels.csv")  # CSV file with columns path,label and optionally split (data=table)
+    label_columns: list[str] = value([], "[age,weight]")  # columns of the table with the label; none: label
     name: str | None = value(None, "CIFAR10")  # which torchvision set (data=torchvision)
     layout: str = choice("auto", "classes", "splits", default="auto")  # what root's folders are: docs/data.md
     split_file: str | None = value(None, "runs/first/split.csv")  # reuse the split of an earlier run
@@ -63,7 +78,6 @@ class Model:
     loss_options: dict[str, Any] = arguments()  # arguments of your own loss
     hidden: int = number(512, 1, 10**5)  # width of the hidden layer (head=mlp)
     dropout: float = number(0.0, 0.0, 0.95, 0.2)  # before the head's last layer
-    task: str = choice("multiclass", "binary", default="multiclass")  # binary: two classes, one logit
     num_classes: int | None = number(None, 1, 10**5, "null")  # null: the data's; another number than theirs is refused
     label_smoothing: float = number(0.1, 0.0, 0.9)  # share of the target spread evenly over the classes in training
     channels_last: bool = True  # memory layout; faster on CPUs and on GPUs with tensor cores
@@ -170,6 +184,7 @@ class Config:
     metrics: list[Any] = value(
         [], "[src.my_metrics.Kappa]"
     )  # your own: each is measured, and can be checkpoint.monitor
+    task: Task = field(default_factory=Task)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)

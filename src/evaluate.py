@@ -57,12 +57,12 @@ def work() -> None:
     from src.data import sources
     from src.engine.runs.evaluation import Evaluation, evaluate_run
     from src.engine.runs.trained_model import TrainedModel
-    from src.models.building import build_loss, rebuild
+    from src.models.building import rebuild
 
     out = path_in(words.out) if words.out else run or Path()
     precision, threads = settings.precision.name if run else None, settings.trainer.threads
     model = TrainedModel.load(folder, rebuild, words.accelerator, precision, threads)
-    evaluate_run(Evaluation(run, settings, changes, words.split, out), model, sources, build_loss)
+    evaluate_run(Evaluation(run, settings, changes, words.split, out), model, sources)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,21 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from src.config import Config
+from src.config import METRICS_OF, NAMES, Config
 from src.engine import features
 from src.engine.commands.knobs import ANY, example_of
 from src.engine.commands.rule_kinds import clash, devices, is_list_of, read_by, unread, wrong
 from src.engine.commands.schema import COMPLETIONS, COMPUTED, KNOBS, RULES, Rule, value_of
 from src.engine.commands.user_command import is_typed, typed_value
-from src.engine.own import is_own
+from src.engine.own import is_own, metric_name
 
 # fmt: off
 # Settings that only some sources or strategies read.
 FILES = ("image_folder", "table", "torchvision")
 OF_SOURCES = {
     "data.root": FILES, "data.table": ("table",), "data.name": ("torchvision",), "data.layout": ("image_folder",),
-    "data.num_images": ("synthetic",), "data.num_classes": ("synthetic",), "data.bits": ("image_folder", "table"),
+    "data.label_columns": ("table",), "data.num_images": ("synthetic",), "data.num_classes": ("synthetic",),
+    "data.bits": ("image_folder", "table"),
 }
 HARMLESS = {  # of sources, too, but no sign of a mistake
     "data.split_file": ("image_folder", "table"), "data.max_megapixels": ("image_folder", "table"),
@@ -33,6 +34,7 @@ HARMLESS = {  # of sources, too, but no sign of a mistake
 PROCESSES = ("ddp", *filter(features.process_per_device, features.strategies()))  # strategies with several processes
 OF_STRATEGIES = {"strategy.timeout_seconds": PROCESSES, "strategy.sync_batchnorm": ("ddp",)}
 SIZES = features.words("data.batch_size")  # that are no numbers
+THRESHOLDS = ("binary",)  # tasks that compare a probability with one
 NEEDED = {"image_folder": "data.root", "table": "data.table", "torchvision": "data.name"}
 # fmt: on
 
@@ -65,6 +67,13 @@ def completed(use: list[str], remove: list[str]) -> tuple[list[str], list[str]]:
     return use, [*remove, *(key for key, strategies in OF_STRATEGIES.items() if strategy not in strategies)]
 
 
+def is_of_another_task(c: Config) -> bool:
+    """Whether checkpoint.monitor is a metric, but none of this task's nor the owner's."""
+    name = c.checkpoint.monitor.removeprefix("val/")
+    return name in NAMES and name not in (*METRICS_OF[c.task.name], "loss", *map(metric_name, c.metrics))
+
+
+COMPUTED["first_metric"] = lambda c: METRICS_OF[c.task.name][0]
 COMPLETIONS.append(completed)
 
 PHASES = "a schedule of blocks to train from an epoch on: {0: [block, ...], epoch: [block, ...], ...}, from epoch 0"
@@ -81,6 +90,13 @@ RULES.extend([
     wrong("freeze.phases", lambda phases: phases is None or is_schedule(phases), PHASES, "is not a schedule"),
     wrong("freeze.phases", lambda phases: phases is None or 0 in phases, PHASES, "says nothing of epoch 0"),
 
+    unread("task.positive", "<task>", lambda c: c.task.name == "binary" or is_own(c.task.name), "it is one of two classes",
+           "task=binary", is_error=True),
+    unread("task.threshold", "<task>", lambda c: c.task.name in THRESHOLDS or is_own(c.task.name),
+           "the likeliest class is predicted", "task=binary", is_error=True),
+    unread("task.options", "<task>", lambda c: is_own(c.task.name), "only a task of your own takes options", is_error=True),
+    clash("checkpoint.monitor", "task", lambda c: not is_own(c.task.name) and is_of_another_task(c),
+          "the task has other metrics", "checkpoint.monitor=val/{first_metric}"),
     *(read_by(key, users) for key, users in OF_SOURCES.items()),
     *(read_by(key, users, is_error=False) for key, users in HARMLESS.items()),
     *(Rule(lambda c, key=key, source=source: c.data.source == source and value_of(c, key) is None, f"{key} is missing",

@@ -25,7 +25,7 @@ from src.engine.runs.fit_errors import explained
 from src.engine.runs.introduction import introduce
 from src.engine.runs.job import Job, open_job, report
 from src.engine.runs.machine import peak_memory_mib
-from src.engine.runs.measuring import measure
+from src.engine.runs.measuring import measure, tune
 from src.engine.runs.model_folder import save_model
 from src.engine.runs.model_readme import Origin, model_readme
 from src.engine.runs.progress import Throughput
@@ -50,13 +50,14 @@ def run(config: Config, path: Path) -> float:
         job = features.prepare(job, task)  # what optional rooms measure first
         data = build_data(job, task)
         steps = total_steps(job, data)
-        model = build_classifier(job.config, task.network, task.images, steps, hparams=job.folder.config)
+        model = build_classifier(job.config, task, steps, hparams=job.folder.config)
         trainer = build_trainer(job, task)
         introduce(job, task, steps)
         fit(job, trainer, model, data)  # from where an earlier start left off
         if not job.ranks.leave():  # of several processes the first goes on alone
             return math.nan
         chosen = choose_weights(job, task, trainer)  # puts them into the network
+        tune(job, task)  # what the task chooses on val, such as thresholds
         metrics = measure(job, task)
         package(job, task, trainer, chosen, metrics)  # model/
         finish(job, task, trainer, chosen, metrics)  # report.html and result.json
@@ -87,11 +88,12 @@ def fit(job: Job, trainer: L.Trainer, model: L.LightningModule, data: ImageData)
 
 def package(job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: dict[str, float]) -> None:
     """Writes model/: all that is needed to use the network, and a README for whoever gets the folder."""
-    card = replace(task.card, metrics={name: value for name, value in metrics.items() if math.isfinite(value)})
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    card = replace(task.card, metrics=finite, task_values=task.kind.values)
     save_model(job.folder.model, task.network.state_dict(), card)
     images = {split: len(members) for split, members in task.images.splits.items()}
     origin = Origin(job.folder.path.name, images, task.origin, chosen.name, trainer.current_epoch, date.today())
-    write_text(job.folder.model / "README.md", model_readme(card, job.config, origin))
+    write_text(job.folder.model / "README.md", model_readme(card, task.kind, job.config, origin))
 
 
 def finish(job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: dict[str, float]) -> None:

@@ -15,13 +15,14 @@ from src.engine.runs.job import Job
 from src.engine.runs.model_folder import ModelCard
 from src.engine.runs.task import RunTask
 from src.engine.steps.network import Network
+from src.engine.steps.task_kind import TaskKind
 from src.engine.weights.preprocessing import Preprocessing
 from src.engine.weights.weights import refuse_frozen_random
-from src.models.building import architecture_of, build_loss, build_pretrained, choose_preprocessing
+from src.models.building import architecture_of, build_pretrained, choose_preprocessing
 from src.models.freezing import FreezePlan
-from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.models.optimizers import build_optimizer
+from src.tasks.building import build_task_kind
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,6 @@ class Task(RunTask):
 
     network: TransferNetwork
     freezing: FreezePlan
-
-    def loss(self, config: Config) -> ClassificationLoss:
-        return build_loss(config, self.images.counts("train"))
 
     def optimizer(self, config: Config, network: Network) -> Optimizer:
         return build_optimizer(network, config.optimizer, config.freeze.lr_decay)
@@ -45,39 +43,44 @@ def build_task(job: Job) -> Task:
     """
     config, ranks = job.config, job.ranks
     preprocessing = choose_preprocessing(config.model, config.data)
-    images = ranks.after_first(lambda: _find_images(job))
+    kind = build_task_kind(config.task)
+    images = ranks.after_first(lambda: _find_images(job, kind))
+    kind.fit(images)
     ranks.check_same("images", {"images": len(images.names), "names, labels, splits": images.digest()})
     network, loaded = ranks.after_first(
-        lambda: build_pretrained(config.model, images.classes, preprocessing, config.seed)
+        lambda: build_pretrained(config.model, kind, images.classes, preprocessing, config.seed)
     )
     freezing = FreezePlan.of(config.freeze, network.backbone, config.trainer.max_epochs)
     freezing.apply(network, 0)  # the later epochs: callbacks/freezing.py
     if job.resume_point is None:  # a run that made steps goes on as it began
         refuse_frozen_random(network, loaded, config.model.weights)
-    return Task(images, _card(config, images, preprocessing), network, freezing, loaded.line)
+    return Task(images, kind, _card(config, kind, images, preprocessing), network, freezing, loaded.line)
 
 
-def _card(config: Config, images: LabelledImages, preprocessing: Preprocessing) -> ModelCard:
+def _card(config: Config, kind: TaskKind, images: LabelledImages, preprocessing: Preprocessing) -> ModelCard:
     red, green, blue = config.data.background
     return ModelCard(
-        architecture=architecture_of(config.model, images.classes).to_dict(),
+        architecture=architecture_of(config.model, kind, images.classes).to_dict(),
         preprocessing=preprocessing,
         classes=images.classes,
-        task=config.model.task,
+        task=kind.name,
         background=(red, green, blue),
         max_megapixels=config.data.max_megapixels,
         channels_last=config.model.channels_last,
         precision=config.precision.name,
         metrics={},
         bits=images.bits,
+        task_values=kind.values,
+        task_options=config.task.options,
     )
 
 
-def _find_images(job: Job) -> LabelledImages:
+def _find_images(job: Job, kind: TaskKind) -> LabelledImages:
     """A run that is continued keeps its split, which is in split.csv."""
     split, begun = job.folder.path / "split.csv", job.resume_point is not None
     images = load_images(
         job.config.data,
+        kind,
         job.config.seed,
         cache_dir=Path(job.config.runs_dir) / ".checked",
         bad_list=job.folder.path / "bad_images.txt" if job.ranks.is_first else None,

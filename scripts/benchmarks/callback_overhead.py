@@ -102,7 +102,7 @@ def step_time(
     backbone, features = build()
     model = Classifier(
         TransferNetwork(backbone, nn.Linear(features, 2), preprocessing),
-        ClassificationLoss("multiclass"),
+        ClassificationLoss(),
         Optimizer(name="adamw", lr=1e-3),
         2,
         Training(total_steps=steps),

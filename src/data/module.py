@@ -16,7 +16,7 @@ from src.engine.weights.preprocessing import Preprocessing
 
 
 class ImageData(L.LightningDataModule):
-    """Train and val loaders. Batches are (images uint8 (B, 3, S, S), labels int64 (B,))."""
+    """Train and val loaders. Batches are (images uint8 (B, 3, S, S), labels int64 (B,) or float32 (B, names))."""
 
     def __init__(
         self,
@@ -45,8 +45,7 @@ class ImageData(L.LightningDataModule):
         """The labels of this process's share of a training batch, which may be empty, and of the whole batch."""
         whole = self._sampler.whole_batch(epoch, batch)
         own = self._sampler.share.of(whole)
-        of_own, of_whole = ([self.images.labels[index] for index in part] for part in (own, whole))
-        return torch.tensor(of_own, dtype=torch.int64), torch.tensor(of_whole)
+        return self.images.targets(own), self.images.targets(whole)
 
     def names_of_batch(self, epoch: int, batch: int) -> list[str]:
         """What the images of a training batch are called."""

@@ -1,9 +1,9 @@
 """Where images come from: data=NAME calls a function of this file.
 
-A source is a function that gets those of data (the section of the config), root (data.root), seed and run_split (the
-split.csv of a run that goes on, or None) which it names. It returns a `Listing` (files below a folder: a path and a class
-name each) or an `ImageSet` (anything else that gives an image for an index). Checks, splits, copies and the order of loading
-are the same for all. Your own needs no entry here: data=own data.source=src.my_data.from_sqlite.
+A source is a function that gets those of data (the section of the config), root (data.root), kind (the task), seed and
+run_split (the split.csv of a run that goes on, or None) which it names. It returns a `Listing` (files below a folder: a path
+and a label each) or an `ImageSet` (anything else that gives an image for an index). Checks, splits, copies and the order of
+loading are the same for all. Your own needs no entry here: data=own data.source=src.my_data.from_sqlite.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from src.engine.images.splits import SplitSettings
 from src.engine.own import build_part, is_own
 from src.engine.runs.cores import cpu_cores
 from src.engine.runs.errors import ExitCode, UserError
+from src.engine.steps.task_kind import TaskKind
 from src.engine.weights.preprocessing import ReadOptions
 
 
@@ -38,9 +39,9 @@ def image_folder(data: Data, run_split: Path | None) -> Listing:
         return image_files.listing_of_run(root, run_split, error)
 
 
-def csv_table(data: Data) -> Listing:
+def csv_table(data: Data, kind: TaskKind) -> Listing:
     """The images of a CSV file with the columns path, label and perhaps split."""
-    return table.list_table(Path(data.table or ""), image_root(data))
+    return table.list_table(Path(data.table or ""), image_root(data), kind, data.label_columns)
 
 
 def digits() -> ImageSet:
@@ -77,56 +78,56 @@ LISTINGS = {"image_folder": image_folder, "table": csv_table}
 IMAGE_SETS = {"digits": digits, "synthetic": synthetic, "torchvision": torchvision_set}
 
 
-def find_images(data: Data, seed: int = 0, run_split: Path | None = None) -> Listing | ImageSet:
+def find_images(data: Data, kind: TaskKind, seed: int = 0, run_split: Path | None = None) -> Listing | ImageSet:
     """What the source of the config gives. Raises UserError."""
-    given = {"data": data, "root": data.root, "seed": seed, "run_split": run_split}
+    given = {"data": data, "root": data.root, "kind": kind, "seed": seed, "run_split": run_split}
     return build_part("data.source", data.source, LISTINGS | IMAGE_SETS, given, data.options, (Listing, ImageSet))
 
 
 def load_images(
     data: Data,
+    kind: TaskKind,
     seed: int,
     *,
     cache_dir: Path,
     bad_list: Path | None = None,
-    workers: int | None = None,
     run_split: Path | None = None,
 ) -> LabelledImages:
     """The images of the config, checked and split. Raises UserError.
 
     cache_dir: remembers which files were checked. bad_list: where to list the files that failed; copies are listed beside
-    it. workers: threads; None: one per core. run_split: the split.csv of a run that is continued or evaluated, which says
+    it. run_split: the split.csv of a run that is continued or evaluated, which says
     for files what the run has, also where its folder would be refused today.
     """
-    found = find_images(data, seed, run_split)
+    found = find_images(data, kind, seed, run_split)
     split_file = Path(data.split_file) if data.split_file else None
     settings = SplitSettings(seed, data.val_fraction, data.test_fraction, split_file)
     if isinstance(found, ImageSet):
-        return split_image_set(found, settings)
+        return split_image_set(found, kind, settings)
     settings = replace(settings, file=run_split or split_file, root=found.root)
-    return image_files.load(found, settings, _file_settings(data, cache_dir, bad_list, workers), run_split)
+    return image_files.load(found, kind, settings, _file_settings(data, cache_dir, bad_list), run_split)
 
 
-def load_unsplit(data: Data, *, cache_dir: Path, workers: int | None = None) -> LabelledImages:
+def load_unsplit(data: Data, kind: TaskKind, *, cache_dir: Path) -> LabelledImages:
     """Files to evaluate on, as the test split: the files of test/ where the data states a split, otherwise all files."""
-    listing = find_images(data)
+    listing = find_images(data, kind)
     assert isinstance(listing, Listing), "the caller asks lists_files"
-    return image_files.load_unsplit(listing, _file_settings(data, cache_dir, None, workers))
+    return image_files.load_unsplit(listing, kind, _file_settings(data, cache_dir, None))
 
 
-def lists_files(data: Data) -> bool:
+def lists_files(data: Data, kind: TaskKind) -> bool:
     """Whether the images are files below `image_root`, which are checked before training."""
-    return data.source in LISTINGS or (is_own(data.source) and isinstance(find_images(data), Listing))
+    return data.source in LISTINGS or (is_own(data.source) and isinstance(find_images(data, kind), Listing))
 
 
-def image_root(data: Data) -> Path:
-    """The folder that the paths of a listing start from."""
-    if is_own(data.source) and isinstance(listing := find_images(data), Listing):
+def image_root(data: Data, kind: TaskKind | None = None) -> Path:
+    """The folder that the paths of a listing start from. kind: needed for an own source."""
+    if kind and is_own(data.source) and isinstance(listing := find_images(data, kind), Listing):
         return listing.root
     return Path(data.root or Path(data.table or "").parent)
 
 
-def _file_settings(data: Data, cache_dir: Path, bad_list: Path | None, workers: int | None) -> FileSettings:
+def _file_settings(data: Data, cache_dir: Path, bad_list: Path | None) -> FileSettings:
     return FileSettings(
         options=ReadOptions(_background(data), data.max_megapixels),
         bits=data.bits,
@@ -134,7 +135,8 @@ def _file_settings(data: Data, cache_dir: Path, bad_list: Path | None, workers: 
         skip_bad=data.on_bad_image == "skip",
         cache_dir=cache_dir,
         bad_list=bad_list,
-        workers=workers or cpu_cores(),
+        workers=cpu_cores(),
+        columns=data.label_columns,
     )
 
 

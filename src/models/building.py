@@ -1,32 +1,31 @@
-"""From the config to a network with pretrained weights and a loss."""
+"""From the config to a network with pretrained weights."""
 
 from __future__ import annotations
 
 import importlib
 import io
 import pickle
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from src.config import Config, Data, Model
+from src.config import Data, Model
 from src.engine import features
 from src.engine.commands.user_command import corrected
-from src.engine.own import check_still_there, is_own
+from src.engine.own import check_still_there
 from src.engine.runs import seeding
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.model_folder import ModelCard, damaged
 from src.engine.runs.plain_values import check
-from src.engine.steps.outputs import own_loss
+from src.engine.steps.task_kind import TaskKind
 from src.engine.weights.backbone_names import check_backbone_name, pretrained_preprocessing
 from src.engine.weights.preprocessing import Preprocessing
 from src.engine.weights.shape_errors import explain_shape_mismatch
 from src.engine.weights.weight_files import unreadable
 from src.engine.weights.weights import LoadResult, load_pretrained
-from src.models.losses import ClassificationLoss, class_weights
 from src.models.network import Architecture, TransferNetwork, build_network
+from src.tasks.building import task_kind_of
 
 
 def choose_preprocessing(model: Model, data: Data) -> Preprocessing:
@@ -36,8 +35,8 @@ def choose_preprocessing(model: Model, data: Data) -> Preprocessing:
     return replace(own, image_size=data.image_size or own.image_size, crop_ratio=data.crop_ratio or own.crop_ratio)
 
 
-def architecture_of(model: Model, classes: tuple[str, ...]) -> Architecture:
-    """The architecture for these classes. Raises UserError if model.num_classes or model.task say something else."""
+def architecture_of(model: Model, kind: TaskKind, classes: tuple[str, ...]) -> Architecture:
+    """The architecture for these classes. Raises UserError if model.num_classes says something else."""
     if model.num_classes is not None and model.num_classes != len(classes):
         shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
         raise UserError(
@@ -47,25 +46,18 @@ def architecture_of(model: Model, classes: tuple[str, ...]) -> Architecture:
             fix=[corrected(f"model.num_classes={len(classes)}"), corrected(remove=["model.num_classes"])],
             code=ExitCode.DATA,
         )
-    if model.task == "binary" and len(classes) != 2:
-        raise UserError(
-            f"model.task=binary, but the data has {len(classes)} classes",
-            why="a single logit tells two classes apart",
-            fix=corrected("model.task=multiclass"),
-            code=ExitCode.DATA,
-        )
-    outputs = 1 if model.task == "binary" else len(classes)
+    outputs = kind.outputs(classes)
     return Architecture(
         model.backbone, model.head, outputs, model.hidden, model.dropout, model.backbone_options, model.head_options
     )
 
 
 def build_pretrained(
-    model: Model, classes: tuple[str, ...], preprocessing: Preprocessing, seed: int
+    model: Model, kind: TaskKind, classes: tuple[str, ...], preprocessing: Preprocessing, seed: int
 ) -> tuple[TransferNetwork, LoadResult]:
     """The network with its pretrained backbone and a new head, and what was loaded. Raises UserError."""
     seeding.seed_everything(seed, "new layers")
-    architecture = architecture_of(model, classes)
+    architecture = architecture_of(model, kind, classes)
     backbone = features.backbone(model)
     network = build_network(architecture, preprocessing, channels_last=model.channels_last, backbone=backbone)
     loaded = load_pretrained(
@@ -79,17 +71,20 @@ def build_pretrained(
     return network, loaded
 
 
-def rebuild(card: ModelCard, state: dict[str, torch.Tensor], folder: Path = Path("model")) -> TransferNetwork:
-    """The network of a model/ folder, as it was trained: nothing is taken from today's config.
+def rebuild(
+    card: ModelCard, state: dict[str, torch.Tensor], folder: Path = Path("model")
+) -> tuple[TransferNetwork, TaskKind]:
+    """The network and the task of a model/ folder, as it was trained: nothing is taken from today's config.
 
     Raises UserError, which names the folder, where the weights are not those of the card's network.
     """
+    kind = task_kind_of(card, folder)
     try:
         architecture = Architecture.from_dict(card.architecture)
         check(architecture, "architecture.")
         for name in (architecture.backbone, architecture.head):
             check_still_there(name, folder)
-        outputs = 1 if card.task == "binary" else len(card.classes)
+        outputs = kind.outputs(card.classes)
         claimed = card.architecture["outputs"]
         saved = [tensor.shape[0] for name, tensor in state.items() if name.startswith("head.") and tensor.ndim == 2][-1]
         if not outputs == claimed == saved:  # before a layer of any size is made
@@ -101,7 +96,7 @@ def rebuild(card: ModelCard, state: dict[str, torch.Tensor], folder: Path = Path
             raise
         why = f"its weights and its architecture do not fit each other: {error}"
         raise damaged(folder / "model.json", why) from error
-    return network
+    return network, kind
 
 
 def load_whole(card: ModelCard, file: Path) -> TransferNetwork:
@@ -132,10 +127,3 @@ def _try_forward(network: TransferNetwork, image_size: int) -> None:
         network.eval()(images)
     except RuntimeError as error:
         raise explain_shape_mismatch(error, network, images) or error from error
-
-
-def build_loss(config: Config, counts: Sequence[int]) -> ClassificationLoss:
-    """The loss of the config's task, weighted as data.class_weights says. counts: training images of each class."""
-    model, weights = config.model, class_weights(counts, config.data.class_weights)
-    own = own_loss(model.loss, model.loss_options, max(2, len(counts))) if is_own(model.loss) else None
-    return ClassificationLoss(model.task, weights, model.label_smoothing, own)

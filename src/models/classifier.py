@@ -5,7 +5,6 @@ Everything else about a training step is in src/engine/steps/engine_module.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,28 +13,27 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from src.config import Config
 from src.config import Optimizer as OptimizerConfig
-from src.engine.images.labelled_images import LabelledImages
 from src.engine.steps.engine_module import EngineModule, Training
 from src.engine.steps.metrics import SplitMetrics
-from src.models.building import build_loss
-from src.models.losses import ClassificationLoss
+from src.engine.steps.task_kind import Loss
 from src.models.network import TransferNetwork
 from src.models.optimizers import build_optimizer, build_plateau, build_schedule
+from src.task import Task
 
 
 class Classifier(EngineModule):
-    """Trains a TransferNetwork. metrics: those of your own, as the config names them."""
+    """Trains a TransferNetwork."""
 
     def __init__(
         self,
         network: TransferNetwork,
-        loss: ClassificationLoss,
+        loss: Loss,
         optimizer: OptimizerConfig,
-        num_classes: int,
         training: Training,
-        metrics: Sequence[Any] = (),
+        train_metrics: SplitMetrics,
+        val_metrics: SplitMetrics,
     ) -> None:
-        super().__init__(training, *(SplitMetrics(num_classes, loss.task, metrics) for _ in ("train", "val")))
+        super().__init__(training, train_metrics, val_metrics)
         self.network, self.loss, self.optimizer_config = network, loss, optimizer
 
     def forward(self, images: Tensor) -> Tensor:
@@ -43,7 +41,7 @@ class Classifier(EngineModule):
         return self.network(images)
 
     def mean_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits (B, outputs), labels (B,) -> the mean loss."""
+        """logits (B, outputs), labels (B,) or (B, names) -> the mean loss."""
         return self.loss(logits, labels)
 
     def loss_weight(self, labels: Tensor) -> Tensor | int:
@@ -60,11 +58,8 @@ class Classifier(EngineModule):
         return [optimizer], schedules
 
 
-def build_classifier(
-    config: Config, network: TransferNetwork, images: LabelledImages, total_steps: int, hparams: dict[str, Any]
-) -> Classifier:
+def build_classifier(config: Config, task: Task, total_steps: int, hparams: dict[str, Any]) -> Classifier:
     """The LightningModule of a run."""
-    loss = build_loss(config, images.counts("train"))
     training = Training(
         total_steps=total_steps,
         seed=config.seed,
@@ -73,4 +68,6 @@ def build_classifier(
         lr_decay=config.freeze.lr_decay,
         hparams=hparams,
     )
-    return Classifier(network, loss, config.optimizer, len(images.classes), training, config.metrics)
+    names = task.images.classes
+    train, val = (SplitMetrics(task.kind, names, split, config.metrics) for split in ("train", "val"))
+    return Classifier(task.network, task.loss(config), config.optimizer, training, train, val)

@@ -1,13 +1,15 @@
-"""The loss of a task; what its logits stand for is in src/engine/steps/outputs.py."""
+"""The loss of classes, and their weights in it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from src.engine.steps.outputs import Loss, LossOfEachImage
+from src.engine.steps.task_kind import Loss
+
+LossOfEachImage = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits (B, C), labels (B,) -> (B,)
 
 
 class ClassificationLoss(Loss):
@@ -24,19 +26,18 @@ class ClassificationLoss(Loss):
 
     def __init__(
         self,
-        task: str,
         class_weights: list[float] | None = None,
         label_smoothing: float = 0.0,
         own: LossOfEachImage | None = None,
     ) -> None:
         super().__init__()
-        self.task, self.label_smoothing, self.own = task, label_smoothing, own
+        self.label_smoothing, self.own = label_smoothing, own
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = logits.float()
-        if self.task == "binary":  # one logit z tells the two classes apart as the logits (0, z) do
+        if logits.shape[1] == 1:  # one logit z tells the two classes apart as the logits (0, z) do
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
         smoothing = self.label_smoothing if self.training else 0.0
         if self.own is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
+from src.tasks.multiclass import Multiclass
 from src.engine import own
 from src.engine.own import build_part, check_own, check_still_there, owner_errors
 from src.engine.runs.errors import UserError
@@ -110,8 +111,8 @@ def test_an_own_loss_has_the_mean_and_the_class_weights_of_the_built_in_one(monk
         return nn.functional.cross_entropy(logits, labels, reduction="none")
 
     monkeypatch.setattr(outputs, "own_object", lambda key, name: plain)
-    own_one = losses.ClassificationLoss("multiclass", weights, 0.0, outputs.own_loss("src.x.plain", {}, 2))
-    built_in = losses.ClassificationLoss("multiclass", weights)
+    own_one = losses.ClassificationLoss(weights, 0.0, outputs.own_loss("src.x.plain", {}, 2))
+    built_in = losses.ClassificationLoss(weights)
     logits, labels = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
     torch.testing.assert_close(own_one(logits, labels), built_in(logits, labels))
 
@@ -151,7 +152,7 @@ class Listed(Right):
 
 def split_metrics(monkeypatch, kind, task="multiclass"):
     monkeypatch.setattr(own, "own_object", lambda key, name: kind)
-    return SplitMetrics(3 if task == "multiclass" else 2, task, ["src.my_metrics.Right"])
+    return SplitMetrics(Multiclass(), "abc" if task == "multiclass" else 2, task, ["src.my_metrics.Right"])
 
 
 @pytest.mark.parametrize(("task", "outputs"), [("multiclass", 3), ("binary", 1)])

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from src.tasks.multiclass import Multiclass
 from src.config import Config, Data, Optimizer
 from src.data.module import ImageData
 from src.engine.images.sampler import EpochSampler, Share
@@ -28,7 +29,7 @@ WEIGHTS = [0.2, 1.0, 34.6]  # as 171 images and one have them
 def test_with_label_smoothing_an_image_is_trained_for_its_own_class():
     """980 images of a class and 20 of another: the best logits are those of the smoothed target, for both."""
     weights = class_weights([980, 20], "inverse")
-    loss = ClassificationLoss("multiclass", weights, label_smoothing=0.1).train()
+    loss = ClassificationLoss(weights, label_smoothing=0.1).train()
     for label in (0, 1):
         target = torch.full((1, 2), 0.05)
         target[0, label] = 0.95
@@ -65,11 +66,11 @@ def split() -> tuple[torch.Tensor, torch.Tensor, ClassificationLoss, float]:
     logits = 3 * torch.randn(501, 3, generator=generator)
     weights = torch.tensor(WEIGHTS, dtype=torch.float64)
     whole = F.cross_entropy(logits.double(), labels, weights).item()
-    return logits, labels, ClassificationLoss("multiclass", WEIGHTS).eval(), whole
+    return logits, labels, ClassificationLoss(WEIGHTS).eval(), whole
 
 
 def measured(logits: torch.Tensor, labels: torch.Tensor, loss: ClassificationLoss, size: int) -> SplitMetrics:
-    metrics = SplitMetrics(3)
+    metrics = SplitMetrics(Multiclass(), "abc")
     for some, theirs in zip(logits.split(size), labels.split(size), strict=True):
         metrics.update(loss(some, theirs), some, theirs, loss.weight(theirs))
     return metrics
@@ -104,7 +105,7 @@ def test_many_small_numbers_beside_a_large_one():
 
 
 def test_a_loss_that_is_not_a_number_shows():
-    metrics = SplitMetrics(2)
+    metrics = SplitMetrics(Multiclass(), "ab")
     for value in (1.0, torch.nan):
         metrics.update(torch.tensor(value), torch.zeros(1, 2), torch.tensor([0]), 1)
     assert metrics.compute()["loss"] != metrics.compute()["loss"]
@@ -112,7 +113,7 @@ def test_a_loss_that_is_not_a_number_shows():
 
 def still(**data: object) -> dict[str, float]:
     """What an epoch reports of a network that does not change: lr 0, BatchNorm in eval mode."""
-    loss = ClassificationLoss("multiclass", WEIGHTS, label_smoothing=0.1)
+    loss = ClassificationLoss(WEIGHTS, label_smoothing=0.1)
     config = Optimizer(name="sgd", lr=0.0, momentum=0.0)
     model = Classifier(network(), loss, config, 3, Training(total_steps=99))
     trainer = L.Trainer(
@@ -137,7 +138,7 @@ def test_an_image_that_a_process_computes_twice_counts_once():
     """7 images in batches of 3 for 2 processes: a share of one image is there twice, and counts as one."""
     labels = torch.tensor([0, 2, 1, 0, 0, 2, 1])
     logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
-    loss, config = ClassificationLoss("multiclass", WEIGHTS).eval(), Optimizer(name="sgd", lr=0.1, momentum=0.0)
+    loss, config = ClassificationLoss(WEIGHTS).eval(), Optimizer(name="sgd", lr=0.1, momentum=0.0)
     found = []
     for rank in range(2):
         model = Classifier(network(), loss, config, 3, Training(total_steps=9))
@@ -160,7 +161,7 @@ def test_the_gradients_of_processes_with_other_labels_are_those_of_the_whole_bat
     images = torch.randint(0, 256, (7, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
     def gradient(rank: int, world: int, number: int) -> torch.Tensor:
-        loss, config = ClassificationLoss("multiclass", WEIGHTS), Optimizer(name="sgd", lr=0.1, momentum=0.0)
+        loss, config = ClassificationLoss(WEIGHTS), Optimizer(name="sgd", lr=0.1, momentum=0.0)
         model = Classifier(network(), loss, config, 3, Training(total_steps=9)).double().eval()
         sampler = EpochSampler(range(7), 2, seed=0, share=Share(rank, world))
         whole = sampler.whole_batch(0, number)
@@ -188,7 +189,7 @@ def test_the_gradients_of_processes_with_other_labels_are_those_of_the_whole_bat
 def test_evaluate_gives_the_same_for_every_batch_size(float64):
     everything = replace(images(), splits={"val": list(range(30))})
     model = TrainedModel(replace(CARD, preprocessing=SQUARE, classes=("a", "b", "c")), network())
-    loss = ClassificationLoss("multiclass", WEIGHTS)
+    loss = ClassificationLoss(WEIGHTS)
     configs = [Config(data=Data(batch_size=size, num_workers=0)) for size in (1, 7, 30)]
     found = [measure_split(model, everything, "val", config, loss)[0] for config in configs]
     assert found[0] == pytest.approx(found[2], rel=1e-6)

@@ -11,6 +11,7 @@ import torchvision
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import nn
 
+from src.tasks.multiclass import Multiclass
 from src.config import Config, Optimizer
 from src.engine.steps.metrics import SplitMetrics
 from src.engine.steps.outputs import predicted_classes, probabilities
@@ -24,7 +25,7 @@ def test_metrics_are_those_of_scikit_learn():
     torch.manual_seed(0)
     labels = torch.cat([torch.zeros(40), torch.ones(8), torch.full((3,), 2)]).long()
     predicted = torch.where(torch.rand(51) < 0.6, labels, torch.randint(0, 3, (51,)))
-    metrics = SplitMetrics(3)
+    metrics = SplitMetrics(Multiclass(), "abc")
     for part in torch.arange(51).split(20):
         metrics.update(torch.tensor(float(len(part))), F.one_hot(predicted[part], 3).float(), labels[part], len(part))
     values = metrics.compute()
@@ -35,7 +36,7 @@ def test_metrics_are_those_of_scikit_learn():
 
 
 def test_a_class_without_images_counts_in_no_mean():
-    metrics = SplitMetrics(4)
+    metrics = SplitMetrics(Multiclass(), "abcd")
     metrics.update(torch.tensor(1.0), torch.eye(4)[[0, 1, 1]], torch.tensor([0, 1, 1]), 3)
     assert metrics.compute()["balanced_acc"] == metrics.compute()["macro_f1"] == 1.0
 
@@ -44,10 +45,10 @@ def test_the_binary_loss_is_torchs_own():
     torch.manual_seed(0)
     logits, labels = torch.randn(9, 1), torch.randint(0, 2, (9,))
     expected = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
-    torch.testing.assert_close(ClassificationLoss("binary")(logits, labels), expected)
+    torch.testing.assert_close(ClassificationLoss()(logits, labels), expected)
     factors = torch.tensor([0.7, 2.0])[labels]
     each = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float(), factors, reduction="none")
-    torch.testing.assert_close(ClassificationLoss("binary", [0.7, 2.0])(logits, labels), each.sum() / factors.sum())
+    torch.testing.assert_close(ClassificationLoss([0.7, 2.0])(logits, labels), each.sum() / factors.sum())
     both = torch.cat([torch.zeros(9, 1), logits], 1)
     torch.testing.assert_close(probabilities(logits, "binary"), both.softmax(1))
     assert predicted_classes(logits, "binary").tolist() == both.argmax(1).tolist()
@@ -56,7 +57,7 @@ def test_the_binary_loss_is_torchs_own():
 def test_label_smoothing_is_for_training_only():
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 1])
     weights = torch.tensor([1.0, 2.0, 3.0])
-    loss = ClassificationLoss("multiclass", weights.tolist(), label_smoothing=0.1)
+    loss = ClassificationLoss(weights.tolist(), label_smoothing=0.1)
     smoothed = F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)
     expected = (smoothed * weights[labels]).sum() / weights[labels].sum()
     torch.testing.assert_close(loss.train()(logits, labels), expected)

@@ -102,7 +102,7 @@ def measure_steps(job: Job, task: RunTask, memory: DeviceMemory, size: int) -> M
     scaler = torch.amp.GradScaler(device.type, init_scale=1.0, enabled=precision == "fp16")
     shape = (size, 3, task.preprocessing.image_size, task.preprocessing.image_size)
     images = torch.randint(256, shape, generator=seeding.generator("batch size"), dtype=torch.uint8).to(device)
-    labels = torch.zeros(size, dtype=torch.int64, device=device)
+    labels = task.images.targets([0] * size).to(device)
     make_states(optimizer)  # a run holds them from its second step on
     memory.reset_peak()
     fixed = memory.held()

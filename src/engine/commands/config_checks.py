@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.engine.commands import schema
 from src.engine.commands.knobs import ANY, example_of
-from src.engine.commands.schema import KNOBS, RULES, Config, Data, value_of
+from src.engine.commands.schema import KNOBS, METRICS, RULES, Config, Data, value_of
 from src.engine.commands.suggestions import did_you_mean, option_like
 from src.engine.commands.user_command import corrected
 from src.engine.own import check_own, is_own, metric_name, own_like
@@ -39,7 +39,7 @@ def read(composed: DictConfig | dict, *, files: bool = True) -> Config:
     config.runs_dir = at_home(config.runs_dir)
     own_metrics = _own_metrics(config.metrics)
     for key, knob in KNOBS.items():
-        if key != "checkpoint.monitor" or config.checkpoint.monitor not in own_metrics:
+        if key != "checkpoint.monitor" or not (config.checkpoint.monitor in own_metrics or is_own(config.task.name)):
             check_knob(key, knob, attrgetter(key)(config))
     if config.name is not None:
         check_name(config.name, config.runs_dir)
@@ -91,7 +91,7 @@ def _own_metrics(entries: list[Any]) -> list[str]:
             )
         check_own("metrics", dotted)
         name = f"val/{metric_name(entry)}"
-        if name in (*names, *(f"val/{word}" for word in ("loss", "acc", "balanced_acc", "macro_f1"))):
+        if name in (*names, *METRICS):
             why = "metrics are called by the names of their classes"
             raise UserError(
                 f"metrics: {dotted} has a name that is taken: {name}", why=why, fix="give the class another name"

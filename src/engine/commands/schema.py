@@ -38,6 +38,7 @@ class Rule:
 # themselves what they read.
 READ_BY_ENGINE = {
     "": "name seed debug resume runs_dir metrics",
+    "task": "name",
     "data": "source root table split_file name bits augment class_weights on_bad_image "
     "batch_size num_workers timeout_seconds",
     "model": "backbone weights head",

@@ -59,10 +59,10 @@ def images_below(images: Path, model: TrainedModel) -> Tensor:
 def _reader(config: Config, model: TrainedModel, sources: ImageSources) -> Callable[[str], Tensor]:
     """A name of split.csv -> uint8 (3, S, S). Only the images that are asked for are opened."""
     data = config.data
-    if sources.lists_files(data):
-        root = sources.image_root(data)
+    if sources.lists_files(data, model.kind):
+        root = sources.image_root(data, model.kind)
         return lambda name: model.read(root / name)
-    images = sources.load_images(data, config.seed, cache_dir=Path(config.runs_dir) / ".checked")
+    images = sources.load_images(data, model.kind, config.seed, cache_dir=Path(config.runs_dir) / ".checked")
     index = {name: index for index, name in enumerate(images.names)}
     transform = eval_transform(model.card.preprocessing)
     return lambda name: transform(images.read(index[name]))

@@ -13,7 +13,7 @@ import torch
 from src.engine.export.formats import ONNX, SAFETENSORS, STATE_DICT, TORCH_EXPORT, WHOLE
 from src.engine.runs.trained_model import TrainedModel
 
-_ABOUT = ("task", "classes", "preprocessing", "background", "bits")
+_ABOUT = ("task", "classes", "task_values", "preprocessing", "background", "bits")
 _ANY_BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 
@@ -64,7 +64,7 @@ def _write_onnx(model: TrainedModel, path: Path) -> None:
 def _about(model: TrainedModel) -> dict[str, str]:
     """What a file needs beside its weights to be used, as JSON texts."""
     card = model.card.to_dict()
-    return {name: json.dumps(card[name], ensure_ascii=False) for name in _ABOUT}
+    return {name: json.dumps(card[name], ensure_ascii=False) for name in _ABOUT if name in card}
 
 
 def _example(model: TrainedModel) -> tuple[torch.Tensor]:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from src.engine.images import copies, oddities, splits
 from src.engine.images.checking import CheckResult, cache_file, check_images, refuse_bad_images
-from src.engine.images.labelled_images import ImageSet, LabelledImages, Listing, by_split
+from src.engine.images.labelled_images import ImageSet, Label, LabelledImages, Listing, by_split
 from src.engine.images.reading import read_image
 from src.engine.images.splits import SplitSettings
 from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.text import few, printable, shell_word
 from src.engine.weights.preprocessing import ReadOptions
+
+if TYPE_CHECKING:
+    from src.engine.steps.task_kind import TaskKind
 
 log = logging.getLogger(__name__)
 
@@ -32,41 +37,56 @@ class FileSettings:
     cache_dir: Path  # remembers the check
     bad_list: Path | None  # where to list the bad ones; copies are listed beside it
     workers: int  # threads of the check
+    columns: Sequence[str] = ()  # data.label_columns
 
 
-def load(listing: Listing, split: SplitSettings, settings: FileSettings, run_split: Path | None) -> LabelledImages:
+def load(
+    listing: Listing, kind: TaskKind, split: SplitSettings, settings: FileSettings, run_split: Path | None
+) -> LabelledImages:
     """run_split: the split.csv of a run that is continued or evaluated. Raises UserError."""
     if run_split and settings.bits is None:
         settings = replace(settings, bits=splits.bits_of_run(run_split))
-    listing, checked = _checked(listing, settings, keep_bad=run_split is not None)
+    listing, checked = _checked(listing, kind, settings, keep_bad=run_split is not None)
     digests = [checked[name].digest for name in listing.names]
-    members = splits.choose_split(listing.names, listing.labels, listing.splits, split, digests)
+    members = splits.choose_split(listing.names, listing.labels, listing.splits, split, digests, kind.split)
     if split.file:  # images that it does not list are left out, and a class that only they have
         kept = sorted(index for indices in members.values() for index in indices)
         place = {index: new for new, index in enumerate(kept)}
         listing = listing.only(kept)
         members = {name: [place[index] for index in indices] for name, indices in members.items()}
-    images = _labelled(listing, members, settings, checked)
+    images = _labelled(listing, kind, members, settings, checked)
     copy_list = settings.bad_list and settings.bad_list.with_name("copies.txt")
     copies.refuse_copies(images, listing.root, copy_list, labels_too=run_split is None)
-    splits.check_splits(images.classes, images.labels, members, listing.source or str(listing.root))
+    kind.check(images, listing.source or str(listing.root))
     return images
 
 
-def load_unsplit(listing: Listing, settings: FileSettings) -> LabelledImages:
+def load_unsplit(listing: Listing, kind: TaskKind, settings: FileSettings) -> LabelledImages:
     """The images of test/ where the listing states a split, otherwise all of them, as test."""
-    listing, checked = _checked(listing, settings)
+    listing, checked = _checked(listing, kind, settings)
     stated = listing.splits or ["test"] * len(listing.names)
-    return _labelled(listing, by_split(stated), settings, checked)
+    return _labelled(listing, kind, by_split(stated), settings, checked)
 
 
-def split_image_set(images: ImageSet, settings: SplitSettings) -> LabelledImages:
-    """The set with the split that it states, or with a stratified one. Raises UserError for classes that cannot be learned."""
-    classes, labels = images.classes, images.labels
-    names = images.names or [f"{images.name}/{index:05d}" for index in range(len(labels))]
-    members = splits.choose_split(names, [classes[label] for label in labels], images.splits, settings)
-    splits.check_splits(classes, labels, members, images.where or f"data={images.name}")
-    return LabelledImages(classes, names, labels, members, images.read, in_memory=images.in_memory)
+def split_image_set(images: ImageSet, kind: TaskKind, settings: SplitSettings) -> LabelledImages:
+    """The set with the split that it states, or with one that is dealt out. Raises UserError for labels that cannot be
+    learned."""
+    texts = [label if isinstance(label, str) else images.classes[label] for label in images.labels]
+    names = images.names or [f"{images.name}/{index:05d}" for index in range(len(texts))]
+    members = splits.choose_split(names, texts, images.splits, settings, deal=kind.split)
+    classes, labels, kept = _numbered(texts, kind, known=images.classes)
+    found = LabelledImages(classes, names, labels, members, images.read, in_memory=images.in_memory, texts=kept)
+    kind.check(found, images.where or f"data={images.name}")
+    return found
+
+
+def _numbered(
+    texts: list[str], kind: TaskKind, columns: Sequence[str] = (), known: Sequence[str] = ()
+) -> tuple[tuple[str, ...], Sequence[Label], list[str] | None]:
+    """The names that the labels are about, the labels as numbers, and their texts where they are more than a class's name."""
+    names = kind.names(texts, columns, known)
+    labels = kind.labels(texts, names)
+    return names, labels, None if isinstance(labels[0], int) else texts
 
 
 def listing_of_run(root: Path, run_split: Path, error: UserError) -> Listing:
@@ -80,7 +100,7 @@ def listing_of_run(root: Path, run_split: Path, error: UserError) -> Listing:
 
 
 def _checked(
-    listing: Listing, settings: FileSettings, keep_bad: bool = False
+    listing: Listing, kind: TaskKind, settings: FileSettings, keep_bad: bool = False
 ) -> tuple[Listing, dict[str, CheckResult]]:
     """The check of all files, and the listing without the bad ones.
 
@@ -101,8 +121,7 @@ def _checked(
         return listing, checked
     log.warning(f"{len(bad)} of {total} images cannot be read and were left out: {few(bad, 3)}")
     good = listing.only([index for index, name in enumerate(listing.names) if name not in bad])
-    lost = sorted(set(listing.labels) - set(good.labels))
-    if lost:
+    if lost := sorted(set(kind.words(listing.labels)) - set(kind.words(good.labels))):
         found = f"class {printable(lost[0])} has no image left that can be read"
         why = "all its files are damaged or of a format that is not read"
         raise data_error(found, where=root, why=why, fix=f"ls -l {shell_word(root / lost[0])}")
@@ -110,22 +129,26 @@ def _checked(
 
 
 def _labelled(
-    listing: Listing, members: dict[str, list[int]], settings: FileSettings, checked: dict[str, CheckResult]
+    listing: Listing,
+    kind: TaskKind,
+    members: dict[str, list[int]],
+    settings: FileSettings,
+    checked: dict[str, CheckResult],
 ) -> LabelledImages:
     checked = {name: checked[name] for name in listing.names}
     bits = settings.bits or oddities.bits_used(checked)
     oddities.report(checked, bits)
-    classes = tuple(sorted(set(listing.labels)))
-    number = {name: index for index, name in enumerate(classes)}
+    classes, labels, texts = _numbered(listing.labels, kind, settings.columns)
     return LabelledImages(
         classes,
         listing.names,
-        [number[label] for label in listing.labels],
+        labels,
         members,
         partial(_read_file, listing.root, listing.names, replace(settings.options, bits=bits)),
         bits=bits,
         root=listing.root,
         digests=["" if checked[name].error else checked[name].digest for name in listing.names],
+        texts=texts,
     )
 
 

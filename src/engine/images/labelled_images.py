@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 SPLITS = ("train", "val", "test")
+Label = int | tuple[float, ...]  # of an image: its class, an index into names; or one value for each of the names
 
 
 def by_split(stated: Sequence[str]) -> dict[str, list[int]]:
@@ -27,7 +28,9 @@ class Listing:
 
     root: Path
     names: list[str] = field(default_factory=list)  # paths relative to root, with forward slashes
-    labels: list[str] = field(default_factory=list)  # class names
+    labels: list[str] = field(
+        default_factory=list
+    )  # class names; of other tasks what a table has, such as 'cat;outdoor'
     splits: list[str] | None = None  # train, val or test of each image, where the data says so
     source: str = ""  # what messages name; "": root
 
@@ -44,7 +47,7 @@ class ImageSet:
 
     name: str  # how its images are called
     classes: tuple[str, ...]
-    labels: list[int]  # indices into classes
+    labels: Sequence[int | str]  # indices into classes; of other tasks what a table has, such as 'cat;outdoor' or '3.5'
     read: Callable[[int], torch.Tensor]  # index -> uint8 (3, H, W)
     splits: list[str] | None = None  # train, val or test of each image; None where the set has no splits
     in_memory: bool = True  # reading is only a lookup: loader processes would cost more than they give
@@ -56,9 +59,9 @@ class ImageSet:
 class LabelledImages:
     """Labelled images in a fixed order."""
 
-    classes: tuple[str, ...]  # their names; a label is an index into them
+    classes: tuple[str, ...]  # their names; of other tasks what labels have a value for
     names: list[str]  # what identifies each image: its path relative to the root, or set/index for images in memory
-    labels: list[int]  # one class index per image
+    labels: Sequence[Label]  # one per image
     splits: dict[str, list[int]]  # which image belongs to which split, as indices; a split may be empty
     read: Callable[[int], torch.Tensor] = field(repr=False)  # index -> uint8 (3, H, W)
     in_memory: bool = False  # reading is only a lookup: loader processes would cost more than they give
@@ -66,24 +69,33 @@ class LabelledImages:
     bits: int = 16  # how many bits of 16-bit channels are read, see ReadOptions
     root: Path | None = None  # the folder that names start from; None for images in memory
     digests: list[str] | None = field(default=None, repr=False)  # of each file's bytes; None for images in memory
+    texts: list[str] | None = field(
+        default=None, repr=False
+    )  # the labels as split.csv has them; None: names of classes
 
     def location(self, index: int) -> str:
         """The file of an image, or its name."""
         return str(self.root / self.names[index]) if self.root else self.names[index]
 
     def counts(self, split: str) -> list[int]:
-        """How many images of each class a split has."""
-        counts = [0] * len(self.classes)
-        for index in self.splits[split]:
-            counts[self.labels[index]] += 1
-        return counts
+        """How many images of each class a split has; of values 0 and 1, how many 1."""
+        labels = self.targets(self.splits[split])
+        return (labels.bincount(minlength=len(self.classes)) if labels.ndim == 1 else labels.sum(0).long()).tolist()
+
+    def targets(self, indices: Sequence[int]) -> torch.Tensor:
+        """The labels of these images: classes int64 (N,), or values float32 (N, names)."""
+        return label_tensor([self.labels[index] for index in indices], self.labels[0])
+
+    def label_text(self, index: int) -> str:
+        label = self.labels[index]
+        return self.classes[label] if isinstance(label, int) else (self.texts or [])[index]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(path, label, split) of every image, as split.csv has them."""
         split_of = {index: split for split, members in self.splits.items() for index in members}
         return [
-            (name, self.classes[label], split_of[index])
-            for index, (name, label) in enumerate(zip(self.names, self.labels, strict=True))
+            (name, self.label_text(index), split_of[index])
+            for index, name in enumerate(self.names)
             if index in split_of
         ]
 
@@ -105,7 +117,9 @@ class LabelledImages:
         black = torch.zeros(3, 8, 8, dtype=torch.uint8)
         return replace(self, read=lambda index: black, in_memory=True, no_pixels=True)
 
-    def in_order_of(self, classes: tuple[str, ...]) -> LabelledImages:
-        """The same images with the labels of a model's stored class list. KeyError for a class that is not in it."""
-        number = {name: index for index, name in enumerate(classes)}
-        return replace(self, classes=classes, labels=[number[self.classes[label]] for label in self.labels])
+
+def label_tensor(labels: Sequence[Label], like: Label) -> torch.Tensor:
+    """int64 (N,) or float32 (N, names); like: any label, since there may be none here."""
+    if isinstance(like, int):
+        return torch.tensor(labels, dtype=torch.int64)
+    return torch.tensor(labels, dtype=torch.float32).view(len(labels), len(like))

@@ -12,12 +12,12 @@ from src.engine.commands.schema import Data
 from src.engine.images.image_loader import ImageLoader, LoaderSettings, image_loader
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.resizing import Transform, eval_transform
-from src.engine.images.sampler import PADDING, WHOLE, EpochSampler, PartSampler, Share
+from src.engine.images.sampler import PADDING, WHOLE, EpochSampler, PartSampler, Share, padding_label
 from src.engine.runs import seeding
 from src.engine.runs.cores import cpu_cores
 from src.engine.weights.preprocessing import Preprocessing
 
-Item = tuple[torch.Tensor, int]
+Item = tuple[torch.Tensor, torch.Tensor]
 
 
 class TrainDataset(Dataset[Item]):
@@ -29,18 +29,21 @@ class TrainDataset(Dataset[Item]):
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
         with seeding.image_randomness(self.seed, epoch, index):
-            return self.transform(self.images.read(index)), self.images.labels[index]
+            return self.transform(self.images.read(index)), self.images.targets([index])[0]
 
     def name(self, index: int) -> str:
         return self.images.location(index)
 
     def replacements(self, key: tuple[int, int]) -> Iterator[tuple[int, int]]:
-        """The following images of the same class in the split: with one of them a batch keeps its size and its labels."""
+        """The following images of the split, of classes only those of the same one: with one of them a batch keeps its size,
+        and its labels where they weigh."""
         epoch, index = key
         members, labels = self.images.splits["train"], self.images.labels
         place = members.index(index)
         others = chain(members[place + 1 :], members[:place])
-        return ((epoch, other) for other in others if labels[other] == labels[index])
+        return (
+            (epoch, other) for other in others if labels[other] == labels[index] or not isinstance(labels[index], int)
+        )
 
 
 class EvalDataset(Dataset[Item]):
@@ -54,8 +57,8 @@ class EvalDataset(Dataset[Item]):
 
     def __getitem__(self, place: int) -> Item:
         index = self.indices[place]
-        label = PADDING if place == PADDING else self.images.labels[index]
-        return self.transform(self.images.read(index)), label
+        label = self.images.targets([index])[0]
+        return self.transform(self.images.read(index)), padding_label(label) if place == PADDING else label
 
     def name(self, place: int) -> str:
         return self.images.location(self.indices[place])
@@ -64,7 +67,7 @@ class EvalDataset(Dataset[Item]):
 def train_loader(
     images: LabelledImages, transform: Transform, sampler: EpochSampler, settings: LoaderSettings, image_size: int
 ) -> ImageLoader:
-    """Batches (uint8 (B, 3, S, S), int64 (B,)) in the sampler's order. The augmentation has its seed."""
+    """Batches (uint8 (B, 3, S, S), labels) in the sampler's order. The augmentation has its seed."""
     dataset = TrainDataset(images, transform, sampler.seed)
     return image_loader(dataset, sampler, settings, image_size, replacements=dataset.replacements)
 
@@ -72,7 +75,7 @@ def train_loader(
 def eval_loader(
     images: LabelledImages, split: str, preprocessing: Preprocessing, settings: LoaderSettings, share: Share = WHOLE
 ) -> ImageLoader:
-    """Batches (uint8 (B, 3, S, S), int64 (B,)) of a split in the order of the list; used by training and by evaluate.
+    """Batches (uint8 (B, 3, S, S), labels) of a split in the order of the list; used by training and by evaluate.
 
     share: the part of every batch that this process measures.
     """

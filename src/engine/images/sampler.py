@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import torch
 from torch.utils.data import Sampler
 
 from src.engine.runs import seeding
@@ -81,7 +82,17 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 _epoch_order = lru_cache(maxsize=2)(seeding.epoch_order)  # each batch asks for it
 
-PADDING = -1  # the place of an image that does not count: the split's last one, with PADDING as its label
+PADDING = -1  # the place of an image that does not count: the split's last one, with a label that no image has
+
+
+def padding_label(label: torch.Tensor) -> torch.Tensor:
+    """Like the label: PADDING for a class, nan for values."""
+    return torch.full_like(label, float("nan") if label.is_floating_point() else PADDING)
+
+
+def is_padding(labels: torch.Tensor) -> bool:
+    """Of a batch."""
+    return len(labels) == 1 and bool(labels.isnan().all() if labels.is_floating_point() else labels[0] == PADDING)
 
 
 class PartSampler(Sampler[list[int]]):

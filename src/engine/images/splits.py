@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.engine.commands.user_command import corrected
-from src.engine.images.labelled_images import SPLITS, by_split
+from src.engine.images.labelled_images import SPLITS, LabelledImages, by_split
 from src.engine.images.spelling import alike
 from src.engine.images.table import known_split, read_csv, relative, spellings
 from src.engine.runs import seeding
@@ -21,6 +21,10 @@ from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.text import few, printable, shell_word
 
 log = logging.getLogger(__name__)
+
+
+# labels, seed, val_fraction, test_fraction, digests -> split -> indices: stratified_split is one.
+Deal = Callable[[Sequence[str], int, float, float, Sequence[str] | None], dict[str, list[int]]]
 
 
 @dataclass(frozen=True)
@@ -38,21 +42,23 @@ def choose_split(
     stated: Sequence[str] | None,
     settings: SplitSettings,
     digests: Sequence[str] | None = None,
+    deal: Deal | None = None,
 ) -> dict[str, list[int]]:
-    """split -> indices: by the settings' file, as the data states it with a val split made of train, or stratified.
+    """split -> indices: by the settings' file, as the data states it with a val split made of train, or dealt out.
 
-    digests: of the files' bytes, so that copies are dealt to one split together.
+    digests: of the files' bytes, so that copies are dealt to one split together. deal: the task's way; None: stratified.
     """
+    deal = deal or stratified_split
     seed, val_fraction = settings.seed, settings.val_fraction
     if settings.file is not None:
         return _by_file(names, labels, settings.file, settings.root)
     if stated is None:
-        return stratified_split(labels, seed, val_fraction, settings.test_fraction, digests)
+        return deal(labels, seed, val_fraction, settings.test_fraction, digests)
     members = by_split(stated)
     if not members["val"] and members["train"]:
         train = members["train"]
         train_digests = digests and [digests[index] for index in train]
-        dealt = stratified_split([labels[index] for index in train], seed, val_fraction, 0.0, train_digests)
+        dealt = deal([labels[index] for index in train], seed, val_fraction, 0.0, train_digests)
         members["train"], members["val"] = ([train[i] for i in dealt[part]] for part in ("train", "val"))
         log.info(f"There is no val split: {len(members['val'])} training images are held out for it.")
     return members
@@ -171,8 +177,9 @@ def bits_of_run(path: Path) -> int:
     return int(stated) if stated.isdigit() else 16
 
 
-def check_splits(classes: Sequence[str], labels: Sequence[int], splits: dict[str, list[int]], where: str) -> None:
+def check_splits(images: LabelledImages, where: str) -> None:
     """Refuses data that cannot be trained on, naming the classes: too few classes, or one missing from a split."""
+    classes, splits = images.classes, images.splits
     if len(classes) < 2:
         raise data_error(
             f"there is only one class: {printable(classes[0])}" if classes else "there are no classes",
@@ -183,8 +190,8 @@ def check_splits(classes: Sequence[str], labels: Sequence[int], splits: dict[str
     for split in SPLITS:
         if split == "test" and not splits["test"]:
             continue  # a test split is not required; the report says that there is none
-        present = {labels[index] for index in splits[split]}
-        if missing := [name for index, name in enumerate(classes) if index not in present]:
+        counts = images.counts(split)
+        if missing := [name for name, count in zip(classes, counts, strict=True) if not count]:
             raise data_error(
                 f"{_classes(missing)} {'has' if len(missing) == 1 else 'have'} no image in the {split} split",
                 where=printable(where),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice, zip_longest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src.engine.commands.user_command import corrected
 from src.engine.images.labelled_images import Listing
@@ -26,20 +27,32 @@ from src.engine.runs.errors import ExitCode, UserError, data_error
 from src.engine.runs.files import original
 from src.engine.runs.text import printable, shell_word
 
+if TYPE_CHECKING:
+    from src.engine.steps.task_kind import TaskKind
+
 SEPARATORS = (",", ";", "\t", "|")
 Row = tuple[int, dict[str, str]]  # the row's first line in the file, from 1, and its cells by column
 
 
-def list_table(table: Path, root: Path | None) -> Listing:
-    """The images of a CSV file with the columns path,label and optionally split. Paths start from root, or from the table."""
-    rows = read_csv(table, ("path", "label"))
+def list_table(table: Path, root: Path | None, kind: TaskKind, columns: Sequence[str] = ()) -> Listing:
+    """The images of a CSV file with the columns path,label and optionally split. Paths start from root, or from the table.
+
+    columns: those with the label instead; the task makes one text of them.
+    """
+    columns = [column.strip().lower() for column in columns] or ["label"]
+    rows = read_csv(table, ("path", *columns))
     root = root or table.parent
     listing = Listing(root, splits=[] if "split" in rows[0][1] else None, source=str(table))
     missing: list[tuple[int, str]] = []
     lines: defaultdict[str, list[int]] = defaultdict(list)
     for line, row in rows:
-        if not (row["path"].strip() and row["label"].strip()):
-            raise _row_error("a row without a path or a label", table, line, "every image needs both")
+        if not row["path"].strip():
+            raise _row_error("a row without a path", table, line, "every image needs a path and a label")
+        try:
+            text = kind.label_text({column: _text(row[column], table, line) for column in columns})
+        except ValueError as error:
+            shown = ", ".join(f"{column} is {printable(row[column])[:60]!r}" for column in columns[:4])
+            raise _row_error(f"a row whose label cannot be used: {shown}", table, line, str(error)) from error
         forms = (form for form in spellings(row["path"]) if _is(root / form, Path.is_file))
         name = next((relative(form, root) for form in forms), None)
         if name is None:
@@ -47,7 +60,7 @@ def list_table(table: Path, root: Path | None) -> Listing:
             continue
         lines[name].append(line)
         listing.names.append(name)
-        listing.labels.append(_text(row["label"], table, line))
+        listing.labels.append(text)
         if listing.splits is not None:
             listing.splits.append(known_split(row["split"], table, line))
     if missing:
@@ -61,7 +74,7 @@ def list_table(table: Path, root: Path | None) -> Listing:
             why="with two labels or in two splits an image would spoil the result",
             fix=f"sed -n '{first}p;{second}p' {shell_word(table)}   # keep one of the lines",
         )
-    refuse_alike(listing.labels, table, "write the label in one way in every row")
+    refuse_alike(kind.words(listing.labels), table, "write the label in one way in every row")
     listing.labels = [label.strip() for label in listing.labels]  # 'a.jpg, cat' in every row
     return listing
 

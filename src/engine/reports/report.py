@@ -21,11 +21,12 @@ from markupsafe import Markup
 from src.engine.reports import plots
 from src.engine.reports.rendering import Cell, render
 from src.engine.runs.files import NAMES, original, write_text
-from src.engine.runs.tables import COLUMNS, PAIRS, column_titles
+from src.engine.runs.tables import PAIRS, column_titles, main_metric
 from src.engine.runs.text import printable, shell_word
 
 Phases = Mapping[int, Sequence[str]]  # epoch, counted from 0 -> modules trained from then on, besides the earlier ones
 
+CLASSES = ("multiclass", "binary")  # tasks whose label is one class
 LONGEST_LIST = 10  # confusions that are listed where the matrix is too large to be read
 PHASES_OF_A_STEP = ("forward", "backward", "optimizer")  # as the columns of memory.csv name them
 
@@ -68,7 +69,8 @@ def _facts(folder: Path, config: dict[str, Any], result: dict[str, Any], environ
     data = config["data"]
     words = (data["source"], data["name"] or data["root"] or data["table"])
     source = " ".join(printable(word) for word in words if word)
-    facts = [f"{config['model']['backbone']} on {source}", *_images(folder / "split.csv")]
+    task = config.get("task", {}).get("name", "multiclass")  # older runs have model.task, of one class per image too
+    facts = [f"{config['model']['backbone']} on {source}", *_images(folder / "split.csv", task in CLASSES)]
     if "device" in result:
         facts.append(f"{result['device']}, {config['precision']['name']}")
     if "epochs" in result:
@@ -79,15 +81,17 @@ def _facts(folder: Path, config: dict[str, Any], result: dict[str, Any], environ
     return facts
 
 
-def _images(file: Path) -> list[str]:
-    """['1,797 images in 10 classes (1,259 train, 269 val, 269 test)'], or nothing without the file."""
+def _images(file: Path, classes: bool) -> list[str]:
+    """['1,797 images in 10 classes (1,259 train, 269 val, 269 test)'], or nothing without the file. classes: whether a label
+    is one."""
     if not file.exists():
         return []
     with file.open(newline="", **NAMES) as lines:
         rows = list(csv.DictReader(lines))
     sizes = Counter(row["split"] for row in rows)
     counts = ", ".join(f"{sizes[split]:,} {split}" for split in ("train", "val", "test") if sizes[split])
-    return [f"{len(rows):,} images in {len({row['label'] for row in rows})} classes ({counts})"]
+    in_classes = f" in {len({row['label'] for row in rows})} classes" if classes else ""
+    return [f"{len(rows):,} images{in_classes} ({counts})"]
 
 
 def _metrics(result: dict[str, Any]) -> tuple[list[str], list[list[Cell]]] | None:
@@ -104,16 +108,17 @@ def _metrics(result: dict[str, Any]) -> tuple[list[str], list[list[Cell]]] | Non
 
 
 def _learning_curves(metrics: dict[str, list[float]], best: int | None, changes: Phases) -> list[Markup]:
-    """Loss and accuracy of train and val, with a circle at the best epoch and a dotted line at each change."""
+    """Loss and main metric of train and val, with a circle at the best epoch and a dotted line at each change."""
     if not metrics:
         return []
     epochs, svgs = metrics["epoch"], []
-    for name in ("loss", "acc"):
+    titles = column_titles(name for name in metrics if name.startswith("val/"))
+    for name in ("loss", *main_metric(name for name in metrics if name.startswith("val/"))):
         columns = {split: metrics[f"{split}/{name}"] for split in ("train", "val") if f"{split}/{name}" in metrics}
         lines = {split: (epochs, values) for split, values in columns.items()}
         circle = None if best is None else (best, columns["val"][epochs.index(best)])
-        plot = plots.line_plot(lines, "epoch", COLUMNS[name], changes=[epoch + 0.5 for epoch in changes], best=circle)
-        svgs.append(plots.to_svg(plot, f"{COLUMNS[name]} of train and val over the epochs"))
+        plot = plots.line_plot(lines, "epoch", titles[name], changes=[epoch + 0.5 for epoch in changes], best=circle)
+        svgs.append(plots.to_svg(plot, f"{titles[name]} of train and val over the epochs"))
     return svgs
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from src.engine import features
 from src.engine.commands.schema import Config, Data
 from src.engine.commands.user_command import corrected
 from src.engine.images.copies import seen_in_training
-from src.engine.images.labelled_images import LabelledImages
+from src.engine.images.labelled_images import Label, LabelledImages, label_tensor
 from src.engine.images.sources import ImageSources
 from src.engine.images.table import read_csv
 from src.engine.runs.errors import ExitCode, UserError
@@ -24,10 +25,9 @@ from src.engine.runs.files import make_folder, write_json
 from src.engine.runs.measuring import measure_split
 from src.engine.runs.plain_values import read_json
 from src.engine.runs.run_settings import merged, stored_settings
-from src.engine.runs.tables import metrics_table, write_confusion
+from src.engine.runs.tables import metrics_table
 from src.engine.runs.text import printable
 from src.engine.runs.trained_model import TrainedModel
-from src.engine.steps.outputs import Loss
 
 log = logging.getLogger(__name__)
 
@@ -45,28 +45,25 @@ class Evaluation:
     out: Path  # the folder for the numbers
 
 
-def evaluate_run(
-    asked: Evaluation, model: TrainedModel, sources: ImageSources, build_loss: Callable[[Config, Sequence[int]], Loss]
-) -> None:
-    """Prints the numbers and writes them to asked.out. build_loss: from the settings and the training images of each class.
-    Raises UserError."""
+def evaluate_run(asked: Evaluation, model: TrainedModel, sources: ImageSources) -> None:
+    """Prints the numbers and writes them to asked.out. Raises UserError."""
     run, settings, changes, out = asked.run, asked.settings, asked.changes, asked.out
-    classes = model.card.classes
+    classes, kind = model.card.classes, model.kind
     make_folder(out, "out")
-    images, data = _images_to_measure(asked, model.card.bits, sources)
+    images, data = _images_to_measure(asked, model, sources)
     settings = replace(settings, data=data)
-    images = _with_classes_of(classes, images, model.folder)
+    images = _with_names_of(model, images)
     split = _choose_split(asked.split, images)
-    counts = _training_counts(run, classes) if run and settings.data.class_weights != "none" else ()
-    loss = build_loss(settings, counts)
+    trained_on = _training_labels(run, model) if run and settings.data.class_weights != "none" else []
+    loss = kind.loss(settings, classes, label_tensor(trained_on, images.labels[0]))
 
-    def measure(images: LabelledImages) -> tuple[dict[str, float], list[list[int]]]:
-        values, confusions = measure_split(model, images, split, settings, loss)
-        return {f"{split}/{name}": value for name, value in values.items()}, confusions.tolist()
+    def measure(images: LabelledImages) -> tuple[dict[str, float], Tensor]:
+        values, kept = measure_split(model, images, split, settings, loss)
+        return {f"{split}/{name}": value for name, value in values.items()}, kept
 
-    metrics, confusions = measure(images)
+    metrics, kept = measure(images)
     changed = [f"{key}={value}" for key, value in changes.items()]
-    number = sum(count for _, _, count in confusions)  # without those that broke since they were checked
+    number = len(kept)  # without those that broke since they were checked
     result: dict[str, Any] = {"run": str(run or model.folder), "changed": changed, "images": number, "metrics": metrics}
     seen = seen_in_training(run, merged(stored_settings(run), {}), images, split) if run else {}
     if any(seen.values()):
@@ -78,9 +75,9 @@ def evaluate_run(
     name, replaces = _name_of(out, f"evaluation_{split}", changes, changed)
     for file in (name, "evaluation"):  # a file per split and images, and the newest under a name that is always there
         write_json(out / f"{file}.json", result)
-        write_confusion(out / f"{file}_confusion.csv", classes, confusions)
-    _print(result, split, f"{number} {split} images, {len(classes)} classes")
-    log.info(f"files     {out / name}.json, {name}_confusion.csv{', which replace older ones' if replaces else ''}")
+        kind.write(out / f"{file}_{kind.table}.csv", classes, kept)
+    _print(result, split, f"{number} {split} images, {len(classes)} {kind.noun}")
+    log.info(f"files     {out / name}.json, {name}_{kind.table}.csv{', which replace older ones' if replaces else ''}")
 
 
 def _print(result: dict[str, Any], split: str, counts: str) -> None:
@@ -124,28 +121,26 @@ def _which(changed: list[str]) -> list[str]:
     return sorted(word for word in changed if not word.startswith(("data.batch_size=", "data.num_workers=")))
 
 
-def _images_to_measure(asked: Evaluation, bits: int, sources: ImageSources) -> tuple[LabelledImages, Data]:
-    """The run's own images in its own split, or the other ones that a change names; and how they are loaded. bits: of the
-    training's images; other ones are read alike."""
-    run, settings, changes = asked.run, asked.settings, asked.changes
-    data = replace(settings.data, bits=bits)
+def _images_to_measure(asked: Evaluation, model: TrainedModel, sources: ImageSources) -> tuple[LabelledImages, Data]:
+    """The run's own images in its own split, or the other ones that a change names, read alike; and how they are loaded."""
+    run, settings, changes, kind = asked.run, asked.settings, asked.changes, model.kind
+    data = replace(settings.data, bits=model.card.bits)
     data = features.data_of_run(run, data) if run else data
     cache_dir = Path(settings.runs_dir) / ".checked"
     own_split = "data.split_file" not in changes
-    if sources.lists_files(data):
+    if sources.lists_files(data, kind):
         if own_split and ("data.root" in changes or "data.table" in changes):
-            return sources.load_unsplit(data, cache_dir=cache_dir), data
+            return sources.load_unsplit(data, kind, cache_dir=cache_dir), data
         # The run's split lacks what it left out; what broke since then is said.
         data = replace(data, on_bad_image="skip")
     run_split = run / "split.csv" if run and own_split else None
-    return sources.load_images(data, settings.seed, cache_dir=cache_dir, run_split=run_split), data
+    return sources.load_images(data, kind, settings.seed, cache_dir=cache_dir, run_split=run_split), data
 
 
-def _training_counts(run: Path, classes: Sequence[str]) -> list[int]:
-    """How many images of each class the run trained on: its class weights, with which other images are measured too."""
+def _training_labels(run: Path, model: TrainedModel) -> list[Label]:
+    """Of the images that the run trained on: its class weights follow from them, with which other images are measured too."""
     rows = [row for _, row in read_csv(run / "split.csv", ("label", "split"), ours=True)]
-    counts = Counter(row["label"] for row in rows if row["split"] == "train")
-    return [counts[name] for name in classes]
+    return model.kind.labels([row["label"] for row in rows if row["split"] == "train"], model.card.classes)
 
 
 def _choose_split(split: str | None, images: LabelledImages) -> str:
@@ -161,21 +156,23 @@ def _choose_split(split: str | None, images: LabelledImages) -> str:
     return split
 
 
-def _with_classes_of(classes: tuple[str, ...], images: LabelledImages, folder: Path | None) -> LabelledImages:
+def _with_names_of(model: TrainedModel, images: LabelledImages) -> LabelledImages:
     """The images with the model's class numbers; folders in another order change nothing, unknown ones are an error."""
+    classes, noun = model.card.classes, model.kind.noun
     unknown = [name for name in images.classes if name not in classes]
     if not unknown:
-        return images.in_order_of(classes)
+        texts = [images.label_text(index) for index in range(len(images.names))]
+        return replace(images, classes=classes, labels=model.kind.labels(texts, classes))
     shown = []
     for name in unknown[:6]:
         close = difflib.get_close_matches(name, classes, n=1)
         shown.append(f"{printable(name)} (did it mean {printable(close[0])}?)" if close else printable(name))
     raise UserError(
-        f"{len(unknown)} classes of these images are unknown to the model: {', '.join(shown)}",
-        where=str(folder or "") + "/model.json",
+        f"{len(unknown)} {noun} of these images are unknown to the model: {', '.join(shown)}",
+        where=str(model.folder or "") + "/model.json",
         why=f"the model knows {', '.join(map(printable, classes[:12]))}{', ...' if len(classes) > 12 else ''}",
         fix=[
-            "rename the folders to the model's classes, or leave the unknown ones out",
+            f"rename them to the model's {noun}, or leave the unknown ones out",
             corrected(remove=["data.root", "data.table"]),
         ],
         code=ExitCode.DATA,

@@ -29,10 +29,11 @@ def introduce(job: Job, task: RunTask, steps: int) -> None:
     counts = ", ".join(f"{len(members)} {split}" for split, members in images.splits.items())
     summary = write_summary(job.folder.path / "model_summary.txt", task.network, task.preprocessing.image_size)
     log.info(f"run       {printable(job.folder.path)}")
-    log.info(f"images    {len(images.names)} in {len(images.classes)} classes: {counts}")
-    log.info(f"classes   {class_counts(images)}")
-    if uneven := uneven_classes(images):
-        log.warning(uneven)
+    log.info(f"images    {len(images.names)} {task.kind.counted(images.classes)}: {counts}")
+    for line in task.kind.described(images):
+        log.info(line)
+    if warning := task.kind.warning(images):
+        log.warning(warning)
     log.info(f"backbone  {config.model.backbone}: {task.origin}")
     log.info(f"model     {summary}")
     log.info(f"freezing  {task.freezing.described(task.network)}")

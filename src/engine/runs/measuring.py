@@ -16,11 +16,10 @@ from src.engine.images.loading import eval_loader, loader_settings
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
 from src.engine.runs.run_names import free_name
-from src.engine.runs.tables import write_confusion
 from src.engine.runs.task import RunTask
 from src.engine.runs.trained_model import TrainedModel
 from src.engine.steps.metrics import SplitMetrics
-from src.engine.steps.outputs import Loss, predicted_classes
+from src.engine.steps.task_kind import Loss
 
 log = logging.getLogger(__name__)
 
@@ -28,38 +27,48 @@ log = logging.getLogger(__name__)
 def measure_split(
     model: TrainedModel, images: LabelledImages, split: str, config: Config, loss: Loss
 ) -> tuple[dict[str, float], torch.Tensor]:
-    """loss, acc, balanced_acc, macro_f1 and the owner's metrics of a split, and its confusions: int64 (K, 3), a true class, a
-    predicted class and how many images, of each pair that occurred."""
+    """The loss, the metrics of the task and of the owner, of a split, and what the task keeps of each image (N, any)."""
     loader = eval_loader(images, split, model.card.preprocessing, loader_settings(config.data, images))
     loss = loss.to(model.device).eval()
-    metrics = SplitMetrics(len(model.card.classes), loss.task, config.metrics).to(model.device)
-    pairs: list[torch.Tensor] = []
+    metrics = SplitMetrics(model.kind, model.card.classes, split, config.metrics).to(model.device)
+    kept: list[torch.Tensor] = []
     for batch, labels in track(loader, "measuring", transient=True, disable=not sys.stdout.isatty()):
         logits, labels = model.logits(batch), labels.to(model.device)
         metrics.update(loss(logits, labels), logits, labels, loss.weight(labels))
-        pairs.append(torch.stack([labels, predicted_classes(logits, loss.task)], 1))
-    if not sum(map(len, pairs)):
+        kept.append(model.kind.kept(logits, labels).cpu())
+    if not sum(map(len, kept)):
         raise UserError(
             "none of the images to measure on can be read any more",
             why="they could be when they were checked; the lines above name them",
             fix="mend the files, then repeat the command",
             code=ExitCode.DATA,
         )
-    confusions, counts = torch.cat(pairs).cpu().unique(dim=0, return_counts=True)
-    return metrics.compute(), torch.cat([confusions, counts[:, None]], 1)
+    return metrics.compute(), torch.cat(kept)
+
+
+def tune(job: Job, task: RunTask) -> None:
+    """Has the task choose on val what it does not learn, such as thresholds."""
+    if not task.kind.tunes:
+        return
+    model, outputs = task.trained(job), []
+    settings = loader_settings(job.config.data, task.images)
+    for batch, labels in eval_loader(task.images, "val", task.preprocessing, settings):
+        outputs.append((model.logits(batch).cpu(), labels))
+    logits, labels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    task.kind.tune(logits, labels)
 
 
 def measure(job: Job, task: RunTask) -> dict[str, float]:
-    """{"val/acc": ..., "test/acc": ...} of the trained network. Writes confusion.csv of test, or of val where there is no
-    test split."""
+    """{"val/acc": ..., "test/acc": ...} of the trained network. Writes the task's table of results of test, or of val where
+    there is no test split."""
     model, loss = task.trained(job), task.loss(job.config)
     metrics: dict[str, float] = {}
     for split in [split for split in ("val", "test") if task.images.splits[split]]:
-        values, confusions = measure_split(model, task.images, split, job.config, loss)
+        values, kept = measure_split(model, task.images, split, job.config, loss)
         if split == "val" and not math.isfinite(values["loss"]):
             raise _diverged(job, values["loss"])
         metrics |= {f"{split}/{name}": value for name, value in values.items()}
-        write_confusion(job.folder.path / "confusion.csv", task.images.classes, confusions.tolist())
+        task.kind.write(job.folder.path / f"{task.kind.table}.csv", task.images.classes, kept)
     if not task.images.splits["test"]:
         log.warning(
             "There is no test split, so the numbers are those of val, which chose the best epoch: a little too good."

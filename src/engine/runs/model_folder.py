@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,10 @@ class ModelCard:
 
     architecture: dict[str, Any]
     preprocessing: Preprocessing
-    classes: tuple[str, ...] = limited(length=(1, 10**5))
-    task: str = limited(options=("multiclass", "binary"))
+    classes: tuple[str, ...] = limited(
+        length=(1, 10**5)
+    )  # or labels, or quantities: what the task tells about an image
+    task: str
     background: tuple[int, int, int] = limited(range=(0, 255))
     max_megapixels: float = limited(range=(0.001, 10_000))
     channels_last: bool
@@ -46,6 +48,8 @@ class ModelCard:
     metrics: dict[str, float | None]
     # Used bits of 16-bit channels, see ReadOptions; models of older runs were trained with all 16.
     bits: int = limited(16, range=(0, 16))
+    task_values: dict[str, tuple[float, ...]] = field(default_factory=dict)  # such as thresholds: TaskKind.values
+    task_options: dict[str, Any] = field(default_factory=dict)  # arguments of an own task
 
     @property
     def read_options(self) -> ReadOptions:
@@ -53,7 +57,9 @@ class ModelCard:
         return ReadOptions(self.background, self.max_megapixels, self.bits)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self.__dict__, "preprocessing": self.preprocessing.to_dict()}
+        """Without what only some tasks have."""
+        values = {**self.__dict__, "preprocessing": self.preprocessing.to_dict()}
+        return {key: value for key, value in values.items() if not (key.startswith("task_") and value == {})}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelCard:
@@ -65,6 +71,8 @@ class ModelCard:
         own["preprocessing"] = Preprocessing.from_dict(own["preprocessing"])
         for key in ("classes", "background"):
             own[key] = tuple(own[key]) if isinstance(own[key], list | tuple) else own[key]
+        if isinstance(values := own.get("task_values"), dict):
+            own["task_values"] = {key: tuple(row) if isinstance(row, list) else row for key, row in values.items()}
         card = cls(**own)
         check(card)
         if len({*card.classes}) != len(card.classes):

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from src.engine.commands.schema import Config
 from src.engine.runs.model_folder import ModelCard
 from src.engine.runs.text import for_markdown
+from src.engine.steps.task_kind import TaskKind
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Origin:
     day: date  # when the training ended
 
 
-def model_readme(card: ModelCard, config: Config, origin: Origin) -> str:
+def model_readme(card: ModelCard, kind: TaskKind, config: Config, origin: Origin) -> str:
     """The README.md, as Markdown."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
@@ -38,10 +39,12 @@ def model_readme(card: ModelCard, config: Config, origin: Origin) -> str:
     environment.filters |= {"markdown": for_markdown, "numbers": _numbers}
     splits = list(dict.fromkeys(key.partition("/")[0] for key in card.metrics))
     metrics = list(dict.fromkeys(key.partition("/")[2] for key in card.metrics))
-    measured = "test" if "test/acc" in card.metrics else "val"
-    accuracy = card.metrics[f"{measured}/acc"]
+    measured = splits[-1]  # test, or val where there is none
+    accuracy = card.metrics.get(f"{measured}/acc")
     return environment.get_template("model_readme.md.j2").render(
         card=card,
+        purpose=kind.purpose(card.classes),
+        reading=kind.reading(card.classes),
         config=config,
         origin=origin,
         steps=card.preprocessing,
@@ -51,7 +54,7 @@ def model_readme(card: ModelCard, config: Config, origin: Origin) -> str:
         splits=splits,
         measured=measured,
         accuracy=accuracy,
-        interval=_wilson(accuracy, origin.images[measured]),
+        interval=None if accuracy is None else _wilson(accuracy, origin.images[measured]),
     )
 
 

@@ -26,13 +26,13 @@ from src.engine.runs.files import make_folder, write_csv
 from src.engine.runs.model_folder import ModelCard
 from src.engine.runs.text import printable
 from src.engine.runs.trained_model import TrainedModel
+from src.engine.steps.task_kind import TaskKind
 
 log = logging.getLogger(__name__)
 
-TOP = 5  # likeliest classes of a row
 SHOWN = 10  # rows on the screen
 MIN_PATH, MAX_ERROR = 24, 40  # columns of the screen; a longer error goes on in the next line
-HEADER = b"path,class,probability,"  # how a file of predictions begins
+HEADER = b"path,"  # how a file of predictions begins; its first line ends with error
 
 
 def predict(
@@ -56,20 +56,17 @@ def predict(
         model.card.preprocessing.image_size,
         collate=_collate,
     )
-    classes = model.card.classes
-    top = min(TOP, len(classes))
+    kind, names = model.kind, model.card.classes
+    header = kind.header(names)
     rows: list[list[str]] = []
     for batch, places, errors in track(loader, "predicting", transient=True, disable=not sys.stderr.isatty()):
         if places:
-            values, indices = model.predict(batch).topk(top)
-            for place, shares, numbers in zip(places, values.tolist(), indices.tolist(), strict=True):
-                pairs = [(classes[number], f"{share:.6f}") for share, number in zip(shares, numbers, strict=True)]
-                rows.append([str(paths[place]), *pairs[0], *(cell for pair in pairs for cell in pair), ""])
-        rows += [[str(paths[place]), "", "", *[""] * (2 * top), error] for place, error in errors.items()]
+            for place, answers in zip(places, model.predict(batch).tolist(), strict=True):
+                rows.append([str(paths[place]), *kind.row(names, answers), ""])
+        rows += [[str(paths[place]), *[""] * len(header), error] for place, error in errors.items()]
     rows.sort()
-    numbered = [f"{word}_{rank}" for rank in range(1, top + 1) for word in ("class", "probability")]
-    write_csv(out, ["path", "class", "probability", *numbered, "error"], rows)
-    show(rows, top)
+    write_csv(out, ["path", *header, "error"], rows)
+    show(rows, ["path", *header, "error"], kind)
     unread = sum(bool(row[-1]) for row in rows)
     note = f"; {unread} of them are files that could not be read" if unread else ""
     note += "; it replaces the file that stood there" if replaced else ""
@@ -87,8 +84,8 @@ def check_out(out: Path) -> bool:
     if not out.exists():
         return False
     with out.open("rb") as file:
-        begin = file.read(len(HEADER))
-    if begin not in (HEADER, b""):
+        first = file.readline(10**6)
+    if first and not (first.startswith(HEADER) and first.rstrip().endswith(b",error")):
         other = out.with_name(out.stem + "-predictions.csv")
         raise _in_the_way(out, "exists and was not written by src.predict", "it would be overwritten", other)
     return True
@@ -136,10 +133,9 @@ def _collate(items: list[tuple[int, torch.Tensor | str]]) -> tuple[torch.Tensor,
     return torch.stack(list(images.values())) if images else torch.empty(0), list(images), errors
 
 
-def show(rows: list[list[str]], top: int) -> None:
+def show(rows: list[list[str]], header: list[str], kind: TaskKind) -> None:
     """The first rows as a table that fits the terminal; of a long path its end, where the file's name is."""
-    header = ["path", "class", "probability", f"next {min(2, top - 1)}"]
-    lines = [header] + [[printable(cell) for cell in _cells(row, top)] for row in rows[:SHOWN]]
+    lines = [[printable(cell) for cell in _cells(row, kind)] for row in [header, *rows[:SHOWN]]]
     widths = [max(map(cell_len, column)) for column in zip(*(line[:3] for line in lines), strict=True)]
     last = max(min(cell_len(line[3]), MAX_ERROR) for line in lines)
     room = shutil.get_terminal_size((100, 0)).columns - widths[1] - widths[2] - last - 6
@@ -152,12 +148,11 @@ def show(rows: list[list[str]], top: int) -> None:
         log.info(f"... and {len(rows) - SHOWN} more")
 
 
-def _cells(row: list[str], top: int) -> list[str]:
-    """A row of the file as the four cells of the table."""
-    if row[-1]:
+def _cells(row: list[str], kind: TaskKind) -> list[str]:
+    """A row of the file, or its header, as the four cells of the table."""
+    if row[-1] not in ("", "error"):
         return [row[0], "", "", row[-1].removeprefix(f"{printable(row[0])}: ")]
-    others = [f"{row[3 + 2 * place]} {float(row[4 + 2 * place]):.2f}" for place in range(1, min(3, top))]
-    return [row[0], row[1], f"{float(row[2]):.3f}", ", ".join(others)]
+    return [row[0], *kind.shown(row[1:-1])]
 
 
 def _shortened(text: str, width: int) -> str:

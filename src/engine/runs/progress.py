@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 
 from src.engine.images.sampler import share_of
+from src.engine.runs.tables import main_metric
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,10 @@ class EpochLines(Checkpoint):
 def _numbers(split: str, metrics: dict[str, Tensor]) -> str:
     if f"{split}/loss" not in metrics:
         return ""
-    return f"{split} loss {metrics[f'{split}/loss']:.4f} acc {metrics[f'{split}/acc']:.4f}"
+    names = ["loss", *main_metric(metrics)]
+    return " ".join(
+        [split, *(f"{name} {metrics[f'{split}/{name}']:.4f}" for name in names if f"{split}/{name}" in metrics)]
+    )
 
 
 class EpochBar(L.Callback):

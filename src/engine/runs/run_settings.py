@@ -57,7 +57,7 @@ def stored_settings(path: Path) -> dict[str, Any]:
             code=ExitCode.DATA,
         ) from error
     unknown: list[str] = []
-    settings = _of_schema(stored, "", unknown)
+    settings = _of_schema(_with_task(stored), "", unknown)
     if unknown and str(file) not in _warned:
         _warned.add(str(file))
         log.warning(
@@ -67,6 +67,15 @@ def stored_settings(path: Path) -> dict[str, Any]:
     if _balanced_means_inverse(settings) and settings["data"].get("class_weights") == "balanced":
         settings["data"]["class_weights"] = "inverse"
     return settings
+
+
+def _with_task(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings with a section task, which was model.task in older runs."""
+    model = stored.get("model")
+    if "task" in stored or not isinstance(model, dict):
+        return stored
+    rest = {key: value for key, value in model.items() if key != "task"}
+    return {**stored, "task": {"name": model.get("task", "multiclass")}, "model": rest}
 
 
 def _balanced_means_inverse(settings: dict[str, Any]) -> bool:

@@ -12,17 +12,30 @@ from src.engine.runs.text import printable, shell_word
 
 log = logging.getLogger(__name__)
 
-COLUMNS = {"acc": "accuracy", "balanced_acc": "balanced", "macro_f1": "macro F1", "loss": "loss"}
+COLUMNS = {  # of the built-in tasks
+    "acc": "accuracy", "balanced_acc": "balanced", "macro_f1": "macro F1", "map": "mean AP", "subset_acc": "all labels",
+    "mae": "MAE", "rmse": "RMSE", "r2": "R2", "loss": "loss",
+}  # fmt: skip
 MATRIX_CLASSES = 1000  # up to here confusion.csv is a matrix
 PAIRS = ("true", "predicted", "count")  # its columns for more classes
 # The files of a run to look at, in this order; not every run has all of them.
-FILES = ("result.json", "metrics.csv", "confusion.csv", "memory.csv", "train.log", "checkpoints", "model")
+FILES = (
+    "result.json", "metrics.csv", "confusion.csv", "labels.csv", "values.csv", "memory.csv", "train.log", "checkpoints",
+    "model",
+)  # fmt: skip
 
 
 def column_titles(metrics: Iterable[str]) -> dict[str, str]:
-    """Name -> title of the metrics to show: the usual ones, then the owner's. metrics: names such as val/acc."""
-    own = [name.partition("/")[2] for name in metrics]
-    return COLUMNS | {name: name for name in own if name not in COLUMNS}
+    """Name -> title of the metrics to show: the task's, then the owner's. metrics: names such as val/acc."""
+    names = {name.partition("/")[2] for name in metrics}
+    return {name: COLUMNS[name] for name in COLUMNS if name in names} | {
+        name: name for name in sorted(names) if name not in COLUMNS
+    }
+
+
+def main_metric(metrics: Iterable[str]) -> list[str]:
+    """The name of the metric that is shown beside the loss, such as acc; none of a task that has only the loss."""
+    return [name for name in column_titles(metrics) if name != "loss"][:1]
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:

@@ -13,7 +13,7 @@ from src.engine.runs.job import Job
 from src.engine.runs.model_folder import ModelCard
 from src.engine.runs.trained_model import TrainedModel
 from src.engine.steps.network import Network
-from src.engine.steps.outputs import Loss
+from src.engine.steps.task_kind import Loss, TaskKind
 from src.engine.weights.preprocessing import Preprocessing
 
 
@@ -37,6 +37,7 @@ class RunTask:
     """What is learned. The network is changed by training, the rest stays as it is."""
 
     images: LabelledImages
+    kind: TaskKind
     card: ModelCard  # how an image becomes the network's input and what its outputs mean; still without metrics
     network: Network
     freezing: Freezing
@@ -48,11 +49,11 @@ class RunTask:
 
     def trained(self, job: Job) -> TrainedModel:
         """The network with the weights that it has now, to be measured."""
-        return TrainedModel(self.card, self.network, job.device, job.config.precision.name)
+        return TrainedModel(self.card, self.network, self.kind, job.device, job.config.precision.name)
 
     def loss(self, config: Config) -> Loss:
         """A new loss, as the config says."""
-        raise NotImplementedError
+        return self.kind.loss(config, self.images.classes, self.images.targets(self.images.splits["train"]))
 
     def optimizer(self, config: Config, network: Network) -> Optimizer:
         """A new optimizer of the task's network, or of a copy of it."""

@@ -19,12 +19,12 @@ from src.engine.memory.out_of_memory import InParts
 from src.engine.runs.machine import choose_device, set_threads
 from src.engine.runs.model_folder import ModelCard, load_model
 from src.engine.steps.network import Network
-from src.engine.steps.outputs import probabilities
 from src.engine.steps.precision import autocast, check_precision, usable_precision
+from src.engine.steps.task_kind import TaskKind
 
 CPU = torch.device("cpu")
-# The card and the weights of a model/ folder, and the folder for messages -> its network.
-Rebuild = Callable[[ModelCard, dict[str, Tensor], Path], Network]
+# The card and the weights of a model/ folder, and the folder for messages -> its network and its task.
+Rebuild = Callable[[ModelCard, dict[str, Tensor], Path], tuple[Network, TaskKind]]
 
 
 class TrainedModel:
@@ -35,11 +35,12 @@ class TrainedModel:
         self,
         card: ModelCard,
         network: Network,
+        kind: TaskKind,
         device: torch.device = CPU,
         precision: str = "fp32",
         folder: Path | None = None,
     ) -> None:
-        self.card, self.device, self.precision, self.folder = card, device, precision, folder
+        self.card, self.kind, self.device, self.precision, self.folder = card, kind, device, precision, folder
         self.network = network.to(device).eval()
         self._forward = InParts(self.network)
 
@@ -54,8 +55,9 @@ class TrainedModel:
     ) -> TrainedModel:
         """The model of a model/ folder.
 
-        rebuild: makes its network, as src/models/building.py does. accelerator: auto, cpu, gpu or mps. precision: None for
-        that of the training, or fp32 where the device does not have it. threads: of the CPU; None for torch's default.
+        rebuild: makes its network and its task, as src/models/building.py does. accelerator: auto, cpu, gpu or mps.
+        precision: None for that of the training, or fp32 where the device does not have it. threads: of the CPU; None for
+        torch's default.
         Raises UserError for a folder, device or precision that cannot be used.
         """
         card, state = load_model(folder)
@@ -65,7 +67,7 @@ class TrainedModel:
         else:
             check_precision(precision, device)
         set_threads(threads)
-        return cls(card, rebuild(card, state, folder), device, precision, folder)
+        return cls(card, *rebuild(card, state, folder), device, precision, folder)
 
     def read(self, image: str | Path | Image | Tensor) -> Tensor:
         """A file, a PIL image or a tensor uint8 (3, H, W) as the network takes it: uint8 (3, S, S). Raises ImageError."""
@@ -82,5 +84,6 @@ class TrainedModel:
             return self._forward(images.to(self.device, non_blocking=True)).float()
 
     def predict(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) -> the probability of each class, float32 (B, number of classes), on the CPU."""
-        return probabilities(self.logits(images), self.card.task).cpu()
+        """uint8 (B, 3, S, S) -> the probability of each class, or the values of task=regression: float32 (B, number of
+        card.classes), on the CPU."""
+        return self.kind.answers(self.logits(images)).cpu()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from src.engine.images.sampler import PADDING, share_of
+from src.engine.images.sampler import is_padding, share_of
 from src.engine.memory.out_of_memory import InParts
 from src.engine.runs import seeding
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from src.engine.steps.metrics import SplitMetrics
     from src.engine.steps.network import Network
 
-Batch = tuple[Tensor, Tensor]  # images uint8 (B, 3, S, S), labels int64 (B,)
+Batch = tuple[Tensor, Tensor]  # images uint8 (B, 3, S, S), labels int64 (B,) or float32 (B, names)
 Outputs = dict[str, Tensor]  # loss: mean over the batch; logits: (B, outputs), without gradients
 
 
@@ -79,7 +79,7 @@ class EngineModule(L.LightningModule):
     # What a subclass gives
 
     def mean_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """logits (B, outputs), labels (B,) -> the mean loss."""
+        """logits (B, outputs), labels (B,) or (B, names) -> the mean loss."""
         raise NotImplementedError
 
     def loss_weight(self, labels: Tensor) -> Tensor | int:
@@ -187,7 +187,7 @@ class EngineModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        if len(labels) == 1 and labels[0] == PADDING:
+        if is_padding(labels):
             return
         logits = self._in_parts(images)
         self.val_metrics.update(self.mean_loss(logits, labels), logits, labels, self.loss_weight(labels))

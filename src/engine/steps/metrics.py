@@ -1,4 +1,4 @@
-"""The metrics of a split: loss, accuracy, and two in which rare classes weigh as much as common ones."""
+"""The metrics of a split: the loss, those of the task, and the owner's own."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torchmetrics import Metric
 
-from src.engine.steps.outputs import predicted_classes
-from src.engine.steps.own_metrics import own_metrics
+from src.engine.steps.own_metrics import Asking, own_metrics
+from src.engine.steps.task_kind import TaskKind
 
 
 class WeightedMean(Metric):
@@ -42,41 +42,21 @@ class WeightedMean(Metric):
         return total[0] / total[1]
 
 
-class ClassCounts(Metric):
-    """Images per class: predicted correctly, predicted, true. A confusion matrix of 10,000 classes would fill 800 MB."""
-
-    full_state_update = False
-    counts: torch.Tensor  # int32 (3, C): correct, predicted, true
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.add_state("counts", torch.zeros(3, num_classes, dtype=torch.int32), dist_reduce_fx="sum")
-
-    def update(self, predicted: torch.Tensor, labels: torch.Tensor) -> None:
-        classes = self.counts.shape[1]
-        right = (predicted == labels).int()
-        places = torch.cat([labels, predicted + classes, labels + 2 * classes])
-        added = torch.cat([right, torch.ones_like(right), torch.ones_like(right)])
-        self.counts = self.counts.view(-1).index_add(0, places, added).view(3, classes)
-
-    def compute(self) -> torch.Tensor:
-        return self.counts
-
-
 class SplitMetrics(torch.nn.Module):
     """Updated per batch and computed once per epoch: each `self.log` of Lightning costs 0.36 ms.
 
-    own: the owner's metrics, as Config.metrics has them; those that are named raise UserError where they are not metrics.
+    names: of the task, such as its classes. own: the owner's metrics, as Config.metrics has them; those that are named raise
+    UserError where they are not metrics.
     """
 
-    def __init__(self, num_classes: int, task: str = "multiclass", own: Sequence[Any] = ()) -> None:
+    def __init__(self, kind: TaskKind, names: Sequence[str], split: str = "train", own: Sequence[Any] = ()) -> None:
         super().__init__()
-        self.loss, self.classes, self.task = WeightedMean(), ClassCounts(num_classes), task
-        self.own = own_metrics(own, num_classes)
-        self._own = torch.nn.ModuleDict(self.own)  # so that they move with the module
+        self.loss, self.kind = WeightedMean(), kind
+        self.asking = {"": Asking(kind.metrics(names, split), f"task={kind.name}"), **own_metrics(own, names)}
+        self._moved = torch.nn.ModuleList(self.asking.values())  # with the module, to its device
 
     def _metrics(self) -> list[Metric]:
-        return [self.loss, self.classes, *(own.metric for own in self.own.values())]
+        return [self.loss, *(asking.metric for asking in self.asking.values())]
 
     def sync(self, shared: bool) -> None:
         """Whether compute sums over all processes; not where each of them sees every image."""
@@ -87,26 +67,35 @@ class SplitMetrics(torch.nn.Module):
     def update(
         self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | float
     ) -> None:
-        """loss: mean over the batch; weight: its divisor (ClassificationLoss.weight), so that the loss of the split does not
-        depend on how it is divided into batches. logits (B, outputs), labels int64 (B,)."""
+        """loss: mean over the batch; weight: its divisor (Loss.weight), so that the loss of the split does not depend on how
+        it is divided into batches. logits (B, outputs), labels int64 (B,) or float32 (B, names)."""
         self.loss.update(loss, weight)
-        self.classes.update(predicted_classes(logits, self.task), labels)
-        for own in self.own.values():
-            own.update(logits, labels, self.task)
+        for asking in self.asking.values():
+            asking.update(logits, labels, self.kind)
 
     def compute(self) -> dict[str, float]:
-        """loss, acc, balanced_acc (mean recall) and macro_f1, over the classes that occur among the labels; own metrics."""
-        own = {name: own.compute() for name, own in self.own.items()}
-        return {"loss": float(self.loss.compute()), **rates(self.classes.compute()), **own}
+        """loss, and the metrics of the task and of the owner."""
+        values = {"loss": float(self.loss.compute())}
+        for name, asking in self.asking.items():
+            values |= asking.compute(name)
+        return values
 
     def reset(self) -> None:
         for metric in self._metrics():
             metric.reset()
 
+    def _states(self) -> dict[str, tuple[Metric, str, torch.Tensor]]:
+        """Key in a position -> metric, name of its state, what it has summed up. The task's have no prefix."""
+        return {
+            f"{name}.{key}".lstrip("."): (asking.metric, key, state)
+            for name, asking in self.asking.items()
+            for key, state in asking.states().items()
+        }
+
     def sums(self) -> dict[str, torch.Tensor]:
         """The sums of this process since the last reset: a part of the position in training."""
-        own = {f"{name}.{key}": value for name, own in self.own.items() for key, value in own.states().items()}
-        return {"loss": torch.stack([self.loss.sums, self.loss.rounded_off]), "classes": self.classes.counts, **own}
+        own = {key: state for key, (_, _, state) in self._states().items()}
+        return {"loss": torch.stack([self.loss.sums, self.loss.rounded_off]), **own}
 
     def resume(self, sums: Mapping[str, torch.Tensor], rank: int, world: int) -> None:
         """sums: of all processes, stacked. Each takes its own; if their number has changed, the first takes all."""
@@ -121,21 +110,6 @@ class SplitMetrics(torch.nn.Module):
             total = loss.double().sum((0, 1)) * (rank == 0)
             loss = torch.stack([total.float(), (total - total.float()).float()])
         self.loss.sums, self.loss.rounded_off = loss.to(self.loss.device)
-        self.classes.counts = share(sums["classes"]).to(self.classes.device)
-        for name, own in self.own.items():
-            for key, value in own.states().items():
-                if f"{name}.{key}" in sums:
-                    setattr(own.metric, key, share(sums[f"{name}.{key}"]).to(value.device))
-
-
-def rates(counts: torch.Tensor) -> dict[str, float]:
-    """counts: (3, C) of ClassCounts. A class without an image counts in no mean."""
-    correct, predicted, true = counts.cpu().double()  # Apple GPUs have no double
-    present = true > 0
-    recall = correct[present] / true[present]
-    f1 = 2 * correct[present] / (true + predicted)[present]
-    return {
-        "acc": float(correct.sum() / true.sum().clamp(min=1)),
-        "balanced_acc": float(recall.mean()) if present.any() else 0.0,
-        "macro_f1": float(f1.mean()) if present.any() else 0.0,
-    }
+        for key, (metric, name, state) in self._states().items():
+            if key in sums:
+                setattr(metric, name, share(sums[key]).to(state.device))

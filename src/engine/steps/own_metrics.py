@@ -1,4 +1,4 @@
-"""Metrics of the owner's own: metrics=[src.my_metrics.Kappa] (docs/your_own.md)."""
+"""Metrics that ask for what they measure: those of a task, and the owner's own, metrics=[src.my_metrics.Kappa]."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from torchmetrics import Metric
 
 from src.engine.commands.schema import METRICS
 from src.engine.own import build_part, metric_name, owner_errors, wrong_result
-from src.engine.steps.outputs import predicted_classes, probabilities
+from src.engine.steps.task_kind import TaskKind
 
 
-class OwnMetric(torch.nn.Module):
-    """A torchmetrics.Metric whose update asks for predicted int64 (B,), probabilities (B, C) or logits, and labels."""
+class Asking(torch.nn.Module):
+    """A torchmetrics.Metric whose update names what it needs of predicted, probabilities, logits and labels. whose: the
+    setting that it comes from, for messages."""
 
-    def __init__(self, dotted_name: str, metric: Metric) -> None:
+    def __init__(self, metric: Metric, whose: str) -> None:
         super().__init__()
-        self.dotted_name, self.metric = dotted_name, metric
+        self.metric, self.whose = metric, whose
         self.asks_for = tuple(inspect.signature(type(metric).update).parameters)[1:]
 
-    def update(self, logits: torch.Tensor, labels: torch.Tensor, task: str) -> None:
+    def update(self, logits: torch.Tensor, labels: torch.Tensor, kind: TaskKind) -> None:
         given = {"logits": lambda: logits, "labels": lambda: labels}
-        given |= {
-            "predicted": lambda: predicted_classes(logits, task),
-            "probabilities": lambda: probabilities(logits, task),
-        }
-        with owner_errors("metrics", self.dotted_name):
+        given |= {"predicted": lambda: kind.predicted(logits), "probabilities": lambda: kind.probabilities(logits)}
+        with owner_errors(*self.whose.split("=", 1)):
             self.metric.update(**{name: given[name]() for name in self.asks_for})
 
     def states(self) -> dict[str, torch.Tensor]:
         """What it has summed up so far."""
         return {name: state for name, state in self.metric.metric_state.items() if isinstance(state, torch.Tensor)}
 
-    def compute(self) -> float:
-        with owner_errors("metrics", self.dotted_name):
-            return float(self.metric.compute())
+    def compute(self, name: str) -> dict[str, float]:
+        """Its numbers by their names; one that has no name of its own gets this one."""
+        with owner_errors(*self.whose.split("=", 1)):
+            found = self.metric.compute()
+            return {key: float(value) for key, value in (found if isinstance(found, dict) else {name: found}).items()}
 
 
-def own_metrics(entries: Sequence[Any], num_classes: int) -> dict[str, OwnMetric]:
+def own_metrics(entries: Sequence[Any], names: Sequence[str]) -> dict[str, Asking]:
     """By their names. entries: dotted names, or {_target_: a dotted name, argument: value}. Each may ask for num_classes.
 
     Also says of each whether more or less is better, for checkpoint.monitor. Raises UserError.
@@ -49,8 +49,8 @@ def own_metrics(entries: Sequence[Any], num_classes: int) -> dict[str, OwnMetric
     for entry in entries:
         options = dict(entry) if isinstance(entry, dict) else {"_target_": entry}
         name = options.pop("_target_")
-        metric = build_part("metrics", name, {}, {"num_classes": num_classes}, options, Metric)
-        own = OwnMetric(name, metric)
+        metric = build_part("metrics", name, {}, {"num_classes": len(names)}, options, Metric)
+        own = Asking(metric, f"metrics={name}")
         if not own.asks_for or {*own.asks_for} - {"predicted", "probabilities", "logits", "labels"}:
             asked = f"an update that asks for {', '.join(own.asks_for) or 'nothing'}"
             raise wrong_result("metrics", name, "update(predicted, labels) or update(probabilities, labels)", asked)

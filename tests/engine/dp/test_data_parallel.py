@@ -59,7 +59,7 @@ def train(
 ) -> tuple[Classifier, L.Trainer, Watch]:
     """replicas: of dp; None: a run without it. Adam would turn differences of rounding into steps of full size."""
     model, watch = classifier(epochs, clip=0.5, name="sgd", lr=0.1, momentum=0.9), Watch()
-    model.loss = ClassificationLoss("multiclass", [0.2, 1.0, 3.0], label_smoothing=0.1)
+    model.loss = ClassificationLoss([0.2, 1.0, 3.0], label_smoothing=0.1)
     freeze, resume = settings.pop("freeze", {"preset": "full"}), settings.pop("resume", None)
     strategy = "auto" if replicas is None else DataParallel()
     settings = {"accelerator": "cpu", "devices": replicas or 1, "strategy": strategy} | settings

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from src.tasks.multiclass import Multiclass
 from src.config import Data
 from src.data.sources import load_images
 from src.engine.images.labelled_images import LabelledImages
@@ -18,7 +19,7 @@ from tests.conftest import write_images
 def load(root: Path, seed: int = 0, run_split: Path | None = None, **settings) -> LabelledImages:
     data = Data(**({"source": "image_folder", "root": str(root)} | settings))
     places = {"cache_dir": root.parent / "memory", "bad_list": root.parent / "run" / "bad_images.txt"}
-    return load_images(data, seed, **places, workers=1, run_split=run_split)
+    return load_images(data, Multiclass(), seed, **places, run_split=run_split)
 
 
 def copy(root: Path, source: str, *targets: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torchvision
 from PIL import Image
 
+from src.tasks.multiclass import Multiclass
 from src.config import Data
 from src.data.sources import load_images
 from src.engine.runs.errors import UserError
@@ -95,7 +96,7 @@ def test_a_set_that_cannot_be_downloaded(command):
 
 
 def load(tmp_path: Path, **settings):
-    return load_images(Data(**settings), 0, cache_dir=tmp_path / "memory", workers=1)
+    return load_images(Data(**settings), Multiclass(), 0, cache_dir=tmp_path / "memory")
 
 
 def test_sub_folders_train_val_and_test_are_used(tmp_path):

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from src.tasks.multiclass import Multiclass
 from src.config import Data
 from src.data.sources import load_images
 from src.engine.images import image_loader, loader_watch
@@ -474,10 +475,10 @@ def test_a_run_that_goes_on_keeps_the_images_that_broke_so_that_its_epochs_stay_
         Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(path)
     data = Data(source="image_folder", root=str(root), on_bad_image="skip")
     places = {"cache_dir": tmp_path / "memory", "workers": 1}
-    whole = load_images(data, 0, **places)
+    whole = load_images(data, Multiclass(), 0, **places)
     write_csv(split, *whole.table())
     for name in (whole.names[whole.splits["train"][0]], whole.names[whole.splits["test"][0]]):
         (root / name).write_bytes(b"")
-    again = load_images(data, 0, **places, run_split=split)
+    again = load_images(data, Multiclass(), 0, **places, run_split=split)
     assert again.rows() == whole.rows()
-    assert len(load_images(data, 0, **places).names) == 10  # a run that begins leaves them out
+    assert len(load_images(data, Multiclass(), 0, **places).names) == 10  # a run that begins leaves them out

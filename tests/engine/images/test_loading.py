@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from src.tasks.multiclass import Multiclass
 from src.config import Data
 from src.data.sources import load_images
 from src.data.transforms import train_transform
@@ -22,7 +23,7 @@ SQUARE = Preprocessing(24, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @pytest.fixture
 def images(tmp_path):
-    return load_images(Data(source="synthetic", num_images=45), 0, cache_dir=tmp_path, workers=1)
+    return load_images(Data(source="synthetic", num_images=45), Multiclass(), 0, cache_dir=tmp_path)
 
 
 def hashes(labelled, augment, workers, epochs=(0, 1), start=(0, 0)):
@@ -169,7 +170,7 @@ def test_light_does_not_mirror():
 def test_the_digits_are_those_of_scikit_learn(tmp_path):
     from sklearn.datasets import load_digits
 
-    images = load_images(Data(source="digits"), 0, cache_dir=tmp_path, workers=1)
+    images = load_images(Data(source="digits"), Multiclass(), 0, cache_dir=tmp_path)
     assert len(images.names) == 1797
     assert images.read(0).shape == (3, 8, 8)
     assert images.read(17)[0].tolist() == (load_digits().images[17] * 255 / 16).round().astype(int).tolist()

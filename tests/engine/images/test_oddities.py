@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from src.tasks.multiclass import Multiclass
 from src.config import Data
 from src.data.sources import load_images
 from src.engine.images import checking
@@ -96,7 +97,7 @@ def test_all_images_of_a_set_are_read_with_the_bits_of_the_set(tmp_path):
 
     def load(bits: int | None):
         data.bits = bits
-        return load_images(data, 0, cache_dir=tmp_path / "memory", workers=1)
+        return load_images(data, Multiclass(), 0, cache_dir=tmp_path / "memory")
 
     images = load(None)
     assert images.bits == 12
@@ -115,16 +116,16 @@ def test_a_run_that_goes_on_reads_with_the_bits_it_began_with(tmp_path, caplog):
             )
     data = Data(source="image_folder", root=str(tmp_path / "set"))
     places = {"cache_dir": tmp_path / "memory", "workers": 1}
-    write_csv(tmp_path / "split.csv", *load_images(data, 0, **places).table())
+    write_csv(tmp_path / "split.csv", *load_images(data, Multiclass(), 0, **places).table())
     Image.fromarray(TWELVE * 16).save(tmp_path / "set/a/new.png")  # not of the run
     Image.fromarray(TWELVE // 64).save(tmp_path / "set/a/dark.png")
     split = tmp_path / "split.csv"
     caplog.clear()
-    assert load_images(data, 0, **places, run_split=split).bits == 12
+    assert load_images(data, Multiclass(), 0, **places, run_split=split).bits == 12
     assert "almost black" not in caplog.text
     older = [row.rsplit(",", 2)[0] for row in (tmp_path / "split.csv").read_text().splitlines()]
     (tmp_path / "split.csv").write_text("\n".join(older))
-    assert load_images(data, 0, **places, run_split=split).bits == 16  # of a version that divided all images by 257
+    assert load_images(data, Multiclass(), 0, **places, run_split=split).bits == 16  # of a version that divided all images by 257
     other = replace(data, split_file=str(split))
     assert load_images(other, 0, **places).bits == 12  # another run with its split
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from src.tasks.multiclass import Multiclass
 from src.config import Data
 from src.data.sources import load_images, load_unsplit
 from src.engine.images.copies import seen_in_training
@@ -21,7 +22,7 @@ def run(tmp_path) -> Path:
     """A run's folder with nothing but its split.csv, of the images in photos/."""
     write_images(tmp_path / "photos", {"cats": 12, "dogs": 12}, size=8)
     data = Data(source="image_folder", root=str(tmp_path / "photos"))
-    images = load_images(data, 0, cache_dir=tmp_path / "runs/.checked", workers=1)
+    images = load_images(data, Multiclass(), 0, cache_dir=tmp_path / "runs/.checked")
     (tmp_path / "runs/x").mkdir()
     write_csv(tmp_path / "runs/x/split.csv", *images.table())
     return tmp_path / "runs/x"
@@ -30,7 +31,7 @@ def run(tmp_path) -> Path:
 def counts(run: Path, root: Path, split: str = "test") -> dict[str, int]:
     photos, runs = run.parent.parent / "photos", run.parent
     config = {"data": {"source": "image_folder", "root": str(photos)}, "runs_dir": str(runs)}
-    images = load_unsplit(Data(source="image_folder", root=str(root)), cache_dir=runs / "other", workers=1)
+    images = load_unsplit(Data(source="image_folder", root=str(root)), Multiclass(), cache_dir=runs / "other")
     return {part: len(members) for part, members in seen_in_training(run, config, images, split).items()}
 
 

@@ -27,7 +27,7 @@ def classifier(kind: type[Classifier] = Classifier) -> Classifier:
     )
     network = TransferNetwork(backbone, nn.Linear(16, 3), Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3))
     optimizer = Optimizer(name="adamw", lr=1e-3, backbone_lr_scale=0.3, schedule="cosine")
-    return kind(network, ClassificationLoss("multiclass"), optimizer, 3, Training(total_steps=1000))
+    return kind(network, ClassificationLoss(), optimizer, 3, Training(total_steps=1000))
 
 
 def image_data(steps: int, validation_steps: int, workers: int = 0) -> ImageData:

@@ -229,7 +229,7 @@ def train(scenario: Scenario, folder: Path, alone: bool, resume: Path | None = N
     network = build_network()
     model = Classifier(
         network,
-        ClassificationLoss("multiclass", WEIGHTS, label_smoothing=0.1),
+        ClassificationLoss(WEIGHTS, label_smoothing=0.1),
         Optimizer(name=scenario.optimizer, lr=1e-3),
         CLASSES,
         Training(total_steps=10, gradient_clip=scenario.clip, hparams={"backbone": "resnet50"}),

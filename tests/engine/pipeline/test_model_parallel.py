@@ -46,7 +46,7 @@ def classifier(
     head = nn.Sequential(nn.Dropout(0.2), nn.Linear(2048, 3))
     network = TransferNetwork(Narrow(split_at), head, SMALL)
     settings = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "schedule": "constant", "warmup_fraction": 0.0}
-    loss, training = ClassificationLoss("multiclass", weights), Training(total_steps=6, gradient_clip=clip)
+    loss, training = ClassificationLoss(weights), Training(total_steps=6, gradient_clip=clip)
     return Classifier(network, loss, Optimizer(**settings | optimizer), 3, training)
 
 

@@ -72,7 +72,7 @@ def classifier(
 ) -> Classifier:
     config = Optimizer(**{"name": "adamw", "lr": 0.01} | optimizer)
     training = Training(total_steps=4 * epochs, monitor=monitor, gradient_clip=clip, lr_decay=lr_decay)
-    return Classifier(network(), ClassificationLoss("multiclass"), config, CLASSES, training)
+    return Classifier(network(), ClassificationLoss(), config, CLASSES, training)
 
 
 def plan(epochs: int = 5, **freeze: Any) -> FreezePlan:

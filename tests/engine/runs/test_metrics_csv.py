@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from src.tasks.multiclass import Multiclass
 from src.engine.memory.memory_log import MemoryLog, continue_csv
 from src.engine.runs.files import read_metrics
 from src.engine.runs.metrics_csv import EpochRow, MetricsCsv
@@ -107,11 +108,11 @@ def test_the_sums_of_several_processes_go_on_in_as_many_or_in_the_first(world):
         labels, logits = torch.randint(0, 5, (7,), generator=generator), torch.rand(7, 5, generator=generator)
         metrics.update(torch.rand((), generator=generator), logits, labels, 7)
 
-    before = [SplitMetrics(5), SplitMetrics(5)]
+    before = [SplitMetrics(Multiclass(), "abcde"), SplitMetrics(Multiclass(), "abcde")]
     for metrics in before * 3:
         update(metrics)
     sums = {name: torch.stack([metrics.sums()[name] for metrics in before]) for name in before[0].sums()}
-    after = [SplitMetrics(5) for _ in range(world)]
+    after = [SplitMetrics(Multiclass(), "abcde") for _ in range(world)]
     for rank, metrics in enumerate(after):
         metrics.resume(sums, rank, world)
     if world == 2:

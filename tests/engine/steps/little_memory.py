@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from src.tasks.multiclass import Multiclass
 from src.engine.steps.engine_module import EngineModule, Training
 from src.engine.steps.metrics import SplitMetrics
 from src.models.losses import ClassificationLoss
@@ -49,7 +50,7 @@ class Small(EngineModule):
         class_weights: list[float] | None = None,
         clip: float | None = None,
     ) -> None:
-        super().__init__(Training(total_steps=12, gradient_clip=clip), SplitMetrics(4), SplitMetrics(4))
+        super().__init__(Training(total_steps=12, gradient_clip=clip), SplitMetrics(Multiclass(), "abcd"), SplitMetrics(Multiclass(), "abcd"))
         torch.set_num_threads(1)
         torch.manual_seed(0)
         self.convolution, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)
@@ -57,7 +58,7 @@ class Small(EngineModule):
         if not batchnorm:
             self.norm.eval()
         self.fits, self.where = fits, where
-        self.loss = ClassificationLoss("multiclass", class_weights)
+        self.loss = ClassificationLoss(class_weights)
         self.attempts: list[tuple[int, int]] = []  # (batch, count) of every forward pass in training
         self.outputs: list[dict[str, Tensor]] = []  # what on_train_batch_end got
         self.activations: list[weakref.ref[Tensor]] = []

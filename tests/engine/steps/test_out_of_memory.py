@@ -191,7 +191,7 @@ def test_the_classifier_of_the_project(float64, class_weights):
         torch.manual_seed(0)
         network = build_network(Architecture("resnet18", "linear", 4), Preprocessing(32, 1.0, "bilinear", HALF, HALF))
         network.backbone.register_forward_hook(fails_beyond(limit))
-        loss = ClassificationLoss("multiclass", class_weights, label_smoothing=0.1)
+        loss = ClassificationLoss(class_weights, label_smoothing=0.1)
         optimizer = Optimizer(name="sgd", lr=1e-3, momentum=0.9)
         model = Classifier(network, loss, optimizer, 4, Training(total_steps=3))
         freezing = FreezingSchedule(FreezePlan({0: ["backbone.layer4", "head"]}, 1, "keep"))
