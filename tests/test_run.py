@@ -282,7 +282,7 @@ def test_a_folder_of_odd_and_broken_images(command, tmp_path):
     "words",
     [
         ("model.head=mlp", "model.hidden=16", "precision=bf16"),
-        ("model.task=binary", "data.num_classes=2", "data.class_weights=balanced"),
+        ("task=binary", "data.num_classes=2", "data.class_weights=balanced"),
         ("optimizer=sgd", "optimizer.schedule=onecycle", "optimizer.warmup_fraction=0.3", "trainer.gradient_clip=1.0"),
         ("debug=true", "freeze.preset=gradual", "freeze.last_n=2", "model.label_smoothing=0.1"),
         ("model.head=append", "model.channels_last=false", "trainer.max_steps=2", "freeze.preset=full"),
@@ -308,7 +308,7 @@ def test_choices_that_go_together_work(command, tmp_path, words):
     if "model.head=append" in words:
         assert shapes["backbone.fc.weight"] == (1000, 1024)
         assert shapes["head.weight"] == (3, 1000)
-    if "model.task=binary" in words:
+    if "task=binary" in words:
         assert shapes["head.weight"] == (1, 1024)
 
 

@@ -36,6 +36,7 @@ from src.engine.runs.position import PositionCheckpoint, StopOnSignal
 from src.engine.runs.progress import Throughput
 from src.engine.runs.writing import DurableCheckpointIO
 from src.engine.steps.engine_module import Training
+from src.engine.steps.metrics import SplitMetrics
 from src.engine.steps.out_of_memory import OutOfMemory
 from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import build_backbone
@@ -43,6 +44,7 @@ from src.models.classifier import Classifier
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
+from src.tasks.multiclass import Multiclass
 
 BATCH = 4
 
@@ -104,8 +106,8 @@ def step_time(
         TransferNetwork(backbone, nn.Linear(features, 2), preprocessing),
         ClassificationLoss(),
         Optimizer(name="adamw", lr=1e-3),
-        2,
         Training(total_steps=steps),
+        *(SplitMetrics(Multiclass(), "ab", split) for split in ("train", "val")),
     )
     data = ImageData(Data(augment="none", batch_size=BATCH, num_workers=0), images(size, steps), preprocessing, seed=0)
     times = StepTimes()

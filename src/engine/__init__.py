@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-VERSION = 6
+VERSION = 7
 
 
 def require(version: int) -> None:

@@ -41,7 +41,10 @@ class Multiclass(TaskKind):
     def loss(self, config: Config, names: Sequence[str], labels: Tensor) -> ClassificationLoss:
         model = config.model
         counts = labels.bincount(minlength=len(names)).tolist()
-        own = own_loss(model, torch.zeros(2, max(2, len(names))), torch.tensor([0, 1])) if is_own(model.loss) else None
+        own = None
+        if is_own(model.loss):
+            example = torch.zeros(2, max(2, len(names))), torch.tensor([0, 1])
+            own = own_loss(model.loss, model.loss_options, *example)
         return ClassificationLoss(class_weights(counts, config.data.class_weights), model.label_smoothing, own)
 
     def metrics(self, names: Sequence[str], split: str) -> Metric:

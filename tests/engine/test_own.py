@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from src.tasks.multiclass import Multiclass
 from src.engine import own
 from src.engine.own import build_part, check_own, check_still_there, owner_errors
 from src.engine.runs.errors import UserError
 from src.engine.steps.metrics import SplitMetrics
+from src.tasks.binary import Binary
+from src.tasks.multiclass import Multiclass
 
 
 @pytest.fixture
@@ -104,26 +105,28 @@ def test_a_map_of_features_is_pooled_and_a_vector_stays():
 
 @pytest.mark.parametrize("weights", [None, [1.0, 3.0]])
 def test_an_own_loss_has_the_mean_and_the_class_weights_of_the_built_in_one(monkeypatch, weights):
-    from src.engine.steps import outputs
+    from src.engine.steps import task_kind
     from src.models import losses
 
     def plain(logits, labels):
         return nn.functional.cross_entropy(logits, labels, reduction="none")
 
-    monkeypatch.setattr(outputs, "own_object", lambda key, name: plain)
-    own_one = losses.ClassificationLoss(weights, 0.0, outputs.own_loss("src.x.plain", {}, 2))
+    monkeypatch.setattr(task_kind, "own_object", lambda key, name: plain)
+    own_one = losses.ClassificationLoss(
+        weights, 0.0, task_kind.own_loss("src.x.plain", {}, torch.zeros(2, 2), torch.tensor([0, 1]))
+    )
     built_in = losses.ClassificationLoss(weights)
     logits, labels = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
     torch.testing.assert_close(own_one(logits, labels), built_in(logits, labels))
 
 
 def test_a_loss_that_is_a_mean_is_refused(monkeypatch):
-    from src.engine.steps import outputs
+    from src.engine.steps import task_kind
 
-    monkeypatch.setattr(outputs, "own_object", lambda key, name: nn.functional.cross_entropy)
+    monkeypatch.setattr(task_kind, "own_object", lambda key, name: nn.functional.cross_entropy)
     monkeypatch.setattr(own, "own_object", lambda key, name: nn.functional.cross_entropy)
     with pytest.raises(UserError, match="gives a result of shape") as error:
-        outputs.own_loss("src.x.mean", {}, 3)
+        task_kind.own_loss("src.x.mean", {}, torch.zeros(2, 3), torch.tensor([0, 1]))
     assert "the loss of each image" in error.value.why
 
 
@@ -150,12 +153,12 @@ class Listed(Right):
         self.add_state("all", [], dist_reduce_fx="cat")
 
 
-def split_metrics(monkeypatch, kind, task="multiclass"):
+def split_metrics(monkeypatch, kind, task=None):
     monkeypatch.setattr(own, "own_object", lambda key, name: kind)
-    return SplitMetrics(Multiclass(), "abc" if task == "multiclass" else 2, task, ["src.my_metrics.Right"])
+    return SplitMetrics(task or Multiclass(), "ab" if task else "abc", "train", ["src.my_metrics.Right"])
 
 
-@pytest.mark.parametrize(("task", "outputs"), [("multiclass", 3), ("binary", 1)])
+@pytest.mark.parametrize(("task", "outputs"), [(None, 3), (Binary(), 1)])
 def test_an_own_metric_that_asks_for_probabilities_agrees_with_the_accuracy(monkeypatch, task, outputs):
     metrics = split_metrics(monkeypatch, Right, task)
     for _ in range(3):
@@ -164,7 +167,7 @@ def test_an_own_metric_that_asks_for_probabilities_agrees_with_the_accuracy(monk
     values = metrics.compute()
     assert values["right"] == pytest.approx(values["acc"])
     metrics.reset()
-    assert metrics.own["right"].metric.right.sum() == 0
+    assert metrics.asking["right"].metric.right.sum() == 0
 
 
 @pytest.mark.parametrize("world", [2, 1])
@@ -177,8 +180,8 @@ def test_the_sums_of_an_own_metric_are_part_of_the_position(monkeypatch, world):
     for rank, metrics in enumerate(later):
         metrics.resume(sums, rank, world)
     assert torch.equal(
-        sum(metrics.own["right"].metric.right for metrics in later),
-        sum(metrics.own["right"].metric.right for metrics in ranks),
+        sum(metrics.asking["right"].metric.right for metrics in later),
+        sum(metrics.asking["right"].metric.right for metrics in ranks),
     )
 
 

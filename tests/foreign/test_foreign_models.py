@@ -86,7 +86,7 @@ HOSTILE = [
     *({"bits": value} for value in (-1, 17, 10**9, "16", None, 1.5)),
     *({"channels_last": value} for value in ("yes", 2, None)),
     *({"precision": value} for value in ("fp8", 16, None, [])),
-    *({"task": value} for value in ("regression", "binary", None, {})),
+    *({"task": value} for value in ("regressions", "binary", None, {}, "os.system", "")),
     *({"metrics": value} for value in ({"a": "x"}, [], None, {"a": [1]}, {"a": 1e301})),
     *({"architecture__backbone": value} for value in ("resnet18", "os.system", "timm/hf-hub:a/b", 3, None, "", ...)),
     *({"architecture__outputs": value} for value in (2, 0, -1, 10**12, "3", None, 3.5, True)),

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from src.tasks.multiclass import Multiclass
 from src.config import Config, Data, Optimizer
 from src.data.module import ImageData
 from src.engine.images.sampler import EpochSampler, Share
@@ -20,7 +19,8 @@ from src.engine.steps.engine_module import Training
 from src.engine.steps.metrics import SplitMetrics, WeightedMean
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss, class_weights
-from tests.engine.runs.small_training import QUIET, SQUARE, freezing, images, network
+from src.tasks.multiclass import Multiclass
+from tests.engine.runs.small_training import QUIET, SQUARE, freezing, images, metrics_of, network
 from tests.engine.runs.test_model_folder import CARD
 
 WEIGHTS = [0.2, 1.0, 34.6]  # as 171 images and one have them
@@ -115,7 +115,7 @@ def still(**data: object) -> dict[str, float]:
     """What an epoch reports of a network that does not change: lr 0, BatchNorm in eval mode."""
     loss = ClassificationLoss(WEIGHTS, label_smoothing=0.1)
     config = Optimizer(name="sgd", lr=0.0, momentum=0.0)
-    model = Classifier(network(), loss, config, 3, Training(total_steps=99))
+    model = Classifier(network(), loss, config, Training(total_steps=99), *metrics_of(3))
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -141,7 +141,7 @@ def test_an_image_that_a_process_computes_twice_counts_once():
     loss, config = ClassificationLoss(WEIGHTS).eval(), Optimizer(name="sgd", lr=0.1, momentum=0.0)
     found = []
     for rank in range(2):
-        model = Classifier(network(), loss, config, 3, Training(total_steps=9))
+        model = Classifier(network(), loss, config, Training(total_steps=9), *metrics_of(3))
         sampler = EpochSampler(range(7), 3, seed=0, share=Share(rank, 2))
         for number, keys in enumerate(sampler):
             members = [index for _, index in keys]
@@ -162,7 +162,7 @@ def test_the_gradients_of_processes_with_other_labels_are_those_of_the_whole_bat
 
     def gradient(rank: int, world: int, number: int) -> torch.Tensor:
         loss, config = ClassificationLoss(WEIGHTS), Optimizer(name="sgd", lr=0.1, momentum=0.0)
-        model = Classifier(network(), loss, config, 3, Training(total_steps=9)).double().eval()
+        model = Classifier(network(), loss, config, Training(total_steps=9), *metrics_of(3)).double().eval()
         sampler = EpochSampler(range(7), 2, seed=0, share=Share(rank, world))
         whole = sampler.whole_batch(0, number)
         trainer = SimpleNamespace(
@@ -188,7 +188,7 @@ def test_the_gradients_of_processes_with_other_labels_are_those_of_the_whole_bat
 @pytest.mark.numbers
 def test_evaluate_gives_the_same_for_every_batch_size(float64):
     everything = replace(images(), splits={"val": list(range(30))})
-    model = TrainedModel(replace(CARD, preprocessing=SQUARE, classes=("a", "b", "c")), network())
+    model = TrainedModel(replace(CARD, preprocessing=SQUARE, classes=("a", "b", "c")), network(), Multiclass())
     loss = ClassificationLoss(WEIGHTS)
     configs = [Config(data=Data(batch_size=size, num_workers=0)) for size in (1, 7, 30)]
     found = [measure_split(model, everything, "val", config, loss)[0] for config in configs]

@@ -11,14 +11,17 @@ import torchvision
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import nn
 
-from src.tasks.multiclass import Multiclass
 from src.config import Config, Optimizer
 from src.engine.steps.metrics import SplitMetrics
-from src.engine.steps.outputs import predicted_classes, probabilities
 from src.models.classifier import build_classifier
+from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.optimizers import build_optimizer, build_plateau, build_schedule, parameter_groups
+from src.task import Task
+from src.tasks.binary import Binary
+from src.tasks.multiclass import Multiclass
 from tests.engine.runs.small_training import classifier, fit, freezing, images, network
+from tests.engine.runs.test_model_readme import CARD
 
 
 def test_metrics_are_those_of_scikit_learn():
@@ -50,8 +53,8 @@ def test_the_binary_loss_is_torchs_own():
     each = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float(), factors, reduction="none")
     torch.testing.assert_close(ClassificationLoss([0.7, 2.0])(logits, labels), each.sum() / factors.sum())
     both = torch.cat([torch.zeros(9, 1), logits], 1)
-    torch.testing.assert_close(probabilities(logits, "binary"), both.softmax(1))
-    assert predicted_classes(logits, "binary").tolist() == both.argmax(1).tolist()
+    torch.testing.assert_close(Binary().probabilities(logits), both.softmax(1))
+    assert Binary().predicted(logits).tolist() == both.argmax(1).tolist()
 
 
 def test_label_smoothing_is_for_training_only():
@@ -177,8 +180,9 @@ def test_the_learning_rates_of_both_ends_are_logged(lr_decay, rates):
 
 def test_the_config_decides_on_lr_decay_and_on_what_the_plateau_waits_for():
     config = Config(optimizer=Optimizer(name="adamw", lr=0.01, schedule="plateau"))
-    config.model.task, config.freeze.lr_decay, config.checkpoint.monitor = "multiclass", 0.5, "val/loss"
-    model = build_classifier(config, network(), images(), total_steps=10, hparams={})
+    config.freeze.lr_decay, config.checkpoint.monitor = 0.5, "val/loss"
+    task = Task(images(), Multiclass(), CARD, network(), FreezePlan({}, 1), "")
+    model = build_classifier(config, task, total_steps=10, hparams={})
     (optimizer,), (_, plateau) = model.configure_optimizers()
     assert "backbone.layer1" in {group["name"] for group in optimizer.param_groups}
     assert (model.training_settings.monitor, plateau.mode) == ("val/loss", "min")

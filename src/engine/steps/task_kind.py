@@ -157,11 +157,11 @@ def number_of(names: Sequence[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
-def own_loss(model: Any, logits: Tensor, labels: Tensor) -> Any:
+def own_loss(name: str, options: Mapping[str, Any], logits: Tensor, labels: Tensor) -> Any:
     """model.loss=src.my_losses.focal: a function of logits, labels and the options, or a class that is made with the options
     and called with logits and labels. Raises UserError unless it gives one loss per image, which is what keeps a batch in
     parts or over several devices equal to the whole. logits, labels: examples of two images."""
-    key, name, options = "model.loss", model.loss, model.loss_options
+    key = "model.loss"
     part = own_object(key, name)
     with owner_errors(key, name):
         own = part(**options) if isinstance(part, type) else partial(part, **options)

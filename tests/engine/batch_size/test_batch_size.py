@@ -30,6 +30,7 @@ from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from src.task import Task
+from src.tasks.multiclass import Multiclass
 from tests.conftest import parses
 from tests.engine.runs.test_model_folder import CARD
 
@@ -91,7 +92,7 @@ def find(network, freed, tmp_path, monkeypatch):
     def run(memory=None, *, of=network, loss=None, precision="fp32", epochs=3, images=10**6, devices=1) -> int:
         monkeypatch.setattr(batch_size, "memory_of", lambda device: memory or Steady())
         if loss is not None:
-            monkeypatch.setattr(task_module, "build_loss", lambda *_: loss)
+            monkeypatch.setattr(Multiclass, "loss", lambda *_: loss)
         config = Config(
             optimizer=Optimizer(name="adamw", lr=0.002),
             precision=Precision(name=precision),
@@ -100,7 +101,8 @@ def find(network, freed, tmp_path, monkeypatch):
         labels = LabelledImages(("a", "b", "c"), [], [0] * images, {"train": range(images)}, read=None)
         job = Job(config, SimpleNamespace(path=tmp_path), Ranks(), (CPU,) * devices)
         return find_batch_size(
-            job, Task(labels, replace(CARD, preprocessing=SMALL), of, FreezePlan(PHASES, epochs), origin="")
+            job,
+            Task(labels, Multiclass(), replace(CARD, preprocessing=SMALL), of, FreezePlan(PHASES, epochs), origin=""),
         )
 
     return run

@@ -19,9 +19,9 @@ from src.engine.images.reading import read_image
 from src.engine.images.resizing import eval_transform
 from src.engine.runs.model_folder import ModelCard
 from src.engine.runs.trained_model import TrainedModel
-from src.engine.steps.outputs import probabilities
 from src.engine.weights.preprocessing import Preprocessing
 from src.models.network import Architecture, build_network
+from src.tasks.multiclass import Multiclass
 from tests.engine.images.odd_images import orientation_exif
 
 ROOT = Path(__file__).parents[3]
@@ -42,7 +42,7 @@ def model() -> TrainedModel:
         network.train()(torch.nn.functional.interpolate(small, (64, 64), mode="bilinear"))
         network.head.weight.mul_(2)
     card = ModelCard(architecture.to_dict(), STEPS, CLASSES, "multiclass", (255, 255, 255), 100.0, True, "fp32", {})
-    return TrainedModel(card, network)
+    return TrainedModel(card, network, Multiclass())
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_the_page_gives_the_probabilities_of_predict(model, folder, tmp_path, mo
     exact = steps.interpolation == "bicubic" or torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     assert np.abs(images.astype(int) - ours.numpy()).max() <= (0 if exact else 1)
     with torch.inference_mode():
-        expected = probabilities(model.network(ours), card.task).numpy()
+        expected = model.kind.probabilities(model.network(ours)).numpy()
     assert expected.std(axis=0).max() > 0.05  # outputs that are all alike would be equal to anything
     if exact:  # a network of random weights makes much of a single level
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)

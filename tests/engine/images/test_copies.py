@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from src.tasks.multiclass import Multiclass
 from src.config import Data
 from src.data.sources import load_images
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.splits import stratified_split
 from src.engine.runs.errors import UserError
+from src.tasks.multiclass import Multiclass
 from tests.conftest import write_images
 
 

@@ -12,10 +12,10 @@ import pytest
 import torchvision
 from PIL import Image
 
-from src.tasks.multiclass import Multiclass
 from src.config import Data
 from src.data.sources import load_images
 from src.engine.runs.errors import UserError
+from src.tasks.multiclass import Multiclass
 from tests.conftest import check_error, write_images
 
 FOLDER = (
@@ -83,7 +83,7 @@ def test_settings_that_the_data_contradicts(command, tmp_path):
         "model.num_classes=4, but the data has 3 classes",
         "cats, dogs, emus",
     )
-    check_error(command("train", *FOLDER, "model.task=binary"), 65, "model.task=binary, but the data has 3 classes")
+    check_error(command("train", *FOLDER, "task=binary"), 65, "task=binary, but the data has 3 classes")
     check_error(command("train", *FOLDER, "freeze.phases={0:[head],1:[layer9]}"), 64, "'layer9'", "layer4")
     check_error(command("train", *FOLDER, "model.backbone=resnet19"), 64, "resnet19", "resnet18")
     check_error(command("train", *FOLDER, "callbacks.extra=[{_target_: torch.load}]"), 64, "torch.load")

@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from src.tasks.multiclass import Multiclass
 from src.config import Data
 from src.data.sources import load_images
 from src.engine.images import image_loader, loader_watch
@@ -35,6 +34,7 @@ from src.engine.runs.files import write_csv
 from src.engine.runs.position import PositionCheckpoint, StopOnSignal
 from src.engine.runs.reading import read_checkpoint
 from src.engine.runs.writing import DurableCheckpointIO
+from src.tasks.multiclass import Multiclass
 from tests import warm
 from tests.engine.runs.small_training import SQUARE, classifier, fit
 from tests.engine.runs.small_training import data as small_data

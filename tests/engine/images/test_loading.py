@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.tasks.multiclass import Multiclass
 from src.config import Data
 from src.data.sources import load_images
 from src.data.transforms import train_transform
@@ -17,6 +16,7 @@ from src.engine.images.loading import eval_loader, num_workers, train_loader
 from src.engine.images.resizing import eval_transform
 from src.engine.images.sampler import PADDING, EpochSampler, PartSampler, Share, batches_per_epoch
 from src.engine.weights.preprocessing import Preprocessing
+from src.tasks.multiclass import Multiclass
 
 SQUARE = Preprocessing(24, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

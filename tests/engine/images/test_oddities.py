@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from src.tasks.multiclass import Multiclass
 from src.config import Data
 from src.data.sources import load_images
 from src.engine.images import checking
@@ -20,6 +19,7 @@ from src.engine.images.oddities import bits_used, report
 from src.engine.images.reading import ReadOptions
 from src.engine.runs.files import write_csv
 from src.engine.runs.prediction import ImageFiles
+from src.tasks.multiclass import Multiclass
 from tests.engine.images.odd_images import colour_ramp
 from tests.engine.images.tiff_files import tiff
 from tests.engine.runs.test_model_folder import CARD
@@ -125,9 +125,11 @@ def test_a_run_that_goes_on_reads_with_the_bits_it_began_with(tmp_path, caplog):
     assert "almost black" not in caplog.text
     older = [row.rsplit(",", 2)[0] for row in (tmp_path / "split.csv").read_text().splitlines()]
     (tmp_path / "split.csv").write_text("\n".join(older))
-    assert load_images(data, Multiclass(), 0, **places, run_split=split).bits == 16  # of a version that divided all images by 257
+    assert (
+        load_images(data, Multiclass(), 0, **places, run_split=split).bits == 16
+    )  # of a version that divided all images by 257
     other = replace(data, split_file=str(split))
-    assert load_images(other, 0, **places).bits == 12  # another run with its split
+    assert load_images(other, Multiclass(), 0, **places).bits == 12  # another run with its split
 
 
 @pytest.mark.parametrize(("read_with", "word"), [(8, "what is above is white"), (16, "almost black"), (12, "")])

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from src.tasks.multiclass import Multiclass
 from src.config import Data
 from src.data.sources import load_images, load_unsplit
 from src.engine.images.copies import seen_in_training
 from src.engine.runs.files import write_csv
+from src.tasks.multiclass import Multiclass
 from tests.conftest import SMALL, write_images
 
 

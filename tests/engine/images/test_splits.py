@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.splits import SplitSettings, check_splits, choose_split, stratified_split
 from src.engine.runs.errors import UserError
 
@@ -87,4 +88,4 @@ def test_a_missing_val_split_is_dealt_from_train():
 )
 def test_a_class_missing_from_a_split_is_named(classes, labels, splits, named):
     with pytest.raises(UserError, match=named):
-        check_splits(classes, labels, splits, "photos")
+        check_splits(LabelledImages(tuple(classes), [], labels, splits, read=None), "photos")

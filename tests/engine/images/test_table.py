@@ -11,6 +11,7 @@ from src.engine.images.splits import SplitSettings, choose_split, read_split_fil
 from src.engine.images.table import list_table, read_csv
 from src.engine.runs.errors import UserError
 from src.engine.runs.files import write_atomically
+from src.tasks.multiclass import Multiclass
 
 IMAGES = ("a/0.jpg", "a/1.jpg", "b/0.jpg")
 
@@ -26,7 +27,7 @@ def root(tmp_path) -> Path:
 def listed(root: Path, content: str | bytes):
     table = root / "labels.csv"
     table.write_bytes(content.encode() if isinstance(content, str) else content)
-    return list_table(table, None)
+    return list_table(table, None, Multiclass())
 
 
 def refused(root: Path, content: str | bytes) -> str:

@@ -47,6 +47,7 @@ from src.models.losses import ClassificationLoss
 from src.models.model_parallel_resnet50 import UNITS
 from src.models.network import TransferNetwork
 from tests.engine.pipeline.narrow import Narrow, unsplit
+from tests.engine.runs.small_training import metrics_of
 
 CPU = torch.device("cpu")
 CLASSES, SIZE = 3, 32
@@ -231,8 +232,8 @@ def train(scenario: Scenario, folder: Path, alone: bool, resume: Path | None = N
         network,
         ClassificationLoss(WEIGHTS, label_smoothing=0.1),
         Optimizer(name=scenario.optimizer, lr=1e-3),
-        CLASSES,
         Training(total_steps=10, gradient_clip=scenario.clip, hparams={"backbone": "resnet50"}),
+        *metrics_of(CLASSES),
     )
     overflows = scenario.overflow is not None and (alone or scenario.overflow == rank())
     layer = ("backbone.conv1.weight", "head.weight")[scenario.overflow or 0]

@@ -29,7 +29,7 @@ from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
 from tests.engine.pipeline.narrow import THREE, TWO, Narrow, assert_same, stage_threads
-from tests.engine.runs.small_training import QUIET
+from tests.engine.runs.small_training import QUIET, metrics_of
 from tests.tolerance import DOUBLE
 
 ALL, HEAD = {0: ["backbone", "head"]}, {0: ["head"]}
@@ -47,7 +47,7 @@ def classifier(
     network = TransferNetwork(Narrow(split_at), head, SMALL)
     settings = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "schedule": "constant", "warmup_fraction": 0.0}
     loss, training = ClassificationLoss(weights), Training(total_steps=6, gradient_clip=clip)
-    return Classifier(network, loss, Optimizer(**settings | optimizer), 3, training)
+    return Classifier(network, loss, Optimizer(**settings | optimizer), training, *metrics_of(3))
 
 
 def data() -> ImageData:
@@ -235,7 +235,7 @@ def test_what_comes_after_the_network_is_on_the_last_device():
     assert (images.device.type, strategy.root_device.type, model.device.type) == ("cpu", "cpu", "cpu")
     after = (labels, loss, logits, model.loss.class_weights, model.loss_weight(labels))
     assert {tensor.device.type for tensor in after} == {"meta"}
-    assert {metrics.classes.device.type for metrics in (model.train_metrics, model.val_metrics)} == {"meta"}
+    assert {metrics.asking[""].metric.device.type for metrics in (model.train_metrics, model.val_metrics)} == {"meta"}
 
 
 def test_the_optimizers_state_is_beside_its_parameter():

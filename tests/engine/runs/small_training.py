@@ -15,11 +15,13 @@ from src.config import Data, Freeze, Optimizer
 from src.data.module import ImageData
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.steps.engine_module import Training
+from src.engine.steps.metrics import SplitMetrics
 from src.engine.weights.preprocessing import Preprocessing
 from src.models.classifier import Classifier
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
+from src.tasks.multiclass import Multiclass
 
 SQUARE = Preprocessing(8, 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLASSES, WIDTH = 3, 8
@@ -63,6 +65,12 @@ def data() -> ImageData:
     return ImageData(Data(augment="none", batch_size=5, num_workers=0), images(), SQUARE, seed=0)
 
 
+def metrics_of(classes: int) -> list[SplitMetrics]:
+    """Of train and of val."""
+    names = [str(number) for number in range(classes)]
+    return [SplitMetrics(Multiclass(), names, split) for split in ("train", "val")]
+
+
 def classifier(
     epochs: int = 5,
     lr_decay: float | None = None,
@@ -72,7 +80,7 @@ def classifier(
 ) -> Classifier:
     config = Optimizer(**{"name": "adamw", "lr": 0.01} | optimizer)
     training = Training(total_steps=4 * epochs, monitor=monitor, gradient_clip=clip, lr_decay=lr_decay)
-    return Classifier(network(), ClassificationLoss(), config, CLASSES, training)
+    return Classifier(network(), ClassificationLoss(), config, training, *metrics_of(CLASSES))
 
 
 def plan(epochs: int = 5, **freeze: Any) -> FreezePlan:

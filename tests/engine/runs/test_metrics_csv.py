@@ -7,7 +7,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from src.tasks.multiclass import Multiclass
 from src.engine.memory.memory_log import MemoryLog, continue_csv
 from src.engine.runs.files import read_metrics
 from src.engine.runs.metrics_csv import EpochRow, MetricsCsv
@@ -15,6 +14,7 @@ from src.engine.runs.position import PositionCheckpoint
 from src.engine.runs.progress import Throughput
 from src.engine.runs.writing import DurableCheckpointIO
 from src.engine.steps.metrics import SplitMetrics
+from src.tasks.multiclass import Multiclass
 from tests.engine.runs.small_training import classifier, fit
 
 
@@ -121,6 +121,6 @@ def test_the_sums_of_several_processes_go_on_in_as_many_or_in_the_first(world):
             for one, other in zip(before, after, strict=True)
             for name in sums
         )
-    assert sum(metrics.classes.counts for metrics in after).equal(sums["classes"].sum(0).int())
+    assert sum(metrics.asking[""].metric.classes for metrics in after).equal(sums["classes"].sum(0).int())
     total = sum(metrics.sums()["loss"].double().sum(0) for metrics in after)
     assert torch.allclose(total, sums["loss"].double().sum((0, 1)), rtol=1e-12)

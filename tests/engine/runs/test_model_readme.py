@@ -19,6 +19,7 @@ from src.engine.runs.model_folder import ModelCard, save_model
 from src.engine.runs.model_readme import Origin, model_readme
 from src.engine.weights.preprocessing import Preprocessing
 from src.models.network import Architecture, build_network
+from src.tasks.building import task_kind_of
 from tests.conftest import write_images
 
 ARCHITECTURE = Architecture("resnet18", "linear", 3)
@@ -44,7 +45,7 @@ CONFIG = Config(
 def readme(card: ModelCard = CARD, config: Config = CONFIG) -> str:
     images = {"train": 700, "val": 150, "test": 9}
     origin = Origin("fruit_2", images, "ImageNet, 120 of 122 tensors", "epoch 7", epochs=10, day=date(2026, 1, 31))
-    return model_readme(card, config, origin)
+    return model_readme(card, task_kind_of(card, Path()), config, origin)
 
 
 def test_it_says_what_the_run_knows():

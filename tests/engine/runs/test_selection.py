@@ -18,6 +18,7 @@ from src.engine.runs.job import Job
 from src.engine.runs.selection import choose_weights, recompute_batchnorm
 from src.engine.runs.writing import DurableCheckpointIO
 from src.task import Task
+from src.tasks.multiclass import Multiclass
 from tests.engine.runs.small_training import SQUARE, classifier, data, fit, freezing, images, plan
 from tests.engine.runs.test_model_folder import CARD
 
@@ -42,6 +43,7 @@ def choose(trainer, folder, select, monkeypatch=None, values=None):
     job = Job(config, SimpleNamespace(checkpoints=folder), Ranks(), (CPU,))
     task = Task(
         images(),
+        Multiclass(),
         replace(CARD, preprocessing=SQUARE, classes=("a", "b", "c")),
         trainer.lightning_module.network,
         plan(5, preset="full"),

@@ -16,6 +16,7 @@ from src.engine.runs.model_folder import save_model
 from src.engine.runs.trained_model import TrainedModel
 from src.models.building import rebuild
 from src.models.network import build_network
+from src.tasks.multiclass import Multiclass
 from tests.conftest import write_images
 from tests.engine.runs.small_training import SQUARE, network
 from tests.engine.runs.test_model_readme import ARCHITECTURE, CARD
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def small() -> TrainedModel:
-    return TrainedModel(replace(CARD, preprocessing=SQUARE), network())
+    return TrainedModel(replace(CARD, preprocessing=SQUARE), network(), Multiclass())
 
 
 def test_probabilities_are_those_of_the_network(tmp_path):
@@ -78,7 +79,7 @@ def test_a_pil_image_is_read_as_its_file_is(tmp_path, mode):
     exif[0x0112] = 6  # lies on its side
     image = noise.convert("L").convert(mode) if mode == "I;16" else noise.convert(mode)
     image.save(file, **({"exif": exif} if file.suffix == ".png" else {}))
-    model = TrainedModel(replace(CARD, preprocessing=SQUARE, classes=("a", "b", "c")), network())
+    model = TrainedModel(replace(CARD, preprocessing=SQUARE, classes=("a", "b", "c")), network(), Multiclass())
     from_file = model.read(file)
     with Image.open(file) as opened:
         assert torch.equal(model.read(opened), from_file)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from src.tasks.multiclass import Multiclass
 from src.engine.steps.engine_module import EngineModule, Training
 from src.engine.steps.metrics import SplitMetrics
 from src.models.losses import ClassificationLoss
+from src.tasks.multiclass import Multiclass
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8.00 GiB."
 BATCHES = (16, 16, 16, 6)  # of an epoch
@@ -50,7 +50,11 @@ class Small(EngineModule):
         class_weights: list[float] | None = None,
         clip: float | None = None,
     ) -> None:
-        super().__init__(Training(total_steps=12, gradient_clip=clip), SplitMetrics(Multiclass(), "abcd"), SplitMetrics(Multiclass(), "abcd"))
+        super().__init__(
+            Training(total_steps=12, gradient_clip=clip),
+            SplitMetrics(Multiclass(), "abcd"),
+            SplitMetrics(Multiclass(), "abcd"),
+        )
         torch.set_num_threads(1)
         torch.manual_seed(0)
         self.convolution, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)

@@ -25,6 +25,7 @@ from src.models.classifier import Classifier
 from src.models.freezing import FreezePlan
 from src.models.losses import ClassificationLoss
 from src.models.network import Architecture, build_network
+from tests.engine.runs.small_training import metrics_of
 from tests.engine.steps.little_memory import BATCHES, MESSAGE, FailInBackward, Small, at_most, fit, noise
 from tests.tolerance import DOUBLE
 
@@ -193,7 +194,7 @@ def test_the_classifier_of_the_project(float64, class_weights):
         network.backbone.register_forward_hook(fails_beyond(limit))
         loss = ClassificationLoss(class_weights, label_smoothing=0.1)
         optimizer = Optimizer(name="sgd", lr=1e-3, momentum=0.9)
-        model = Classifier(network, loss, optimizer, 4, Training(total_steps=3))
+        model = Classifier(network, loss, optimizer, Training(total_steps=3), *metrics_of(4))
         freezing = FreezingSchedule(FreezePlan({0: ["backbone.layer4", "head"]}, 1, "keep"))
         images, labels = noise(32).tensors
         data = TensorDataset((images * 40 + 128).clamp(0, 255).byte(), labels)
