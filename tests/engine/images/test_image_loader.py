@@ -474,7 +474,7 @@ def test_a_run_that_goes_on_keeps_the_images_that_broke_so_that_its_epochs_stay_
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(path)
     data = Data(source="image_folder", root=str(root), on_bad_image="skip")
-    places = {"cache_dir": tmp_path / "memory", "workers": 1}
+    places = {"cache_dir": tmp_path / "memory"}
     whole = load_images(data, Multiclass(), 0, **places)
     write_csv(split, *whole.table())
     for name in (whole.names[whole.splits["train"][0]], whole.names[whole.splits["test"][0]]):

@@ -115,7 +115,7 @@ def test_a_run_that_goes_on_reads_with_the_bits_it_began_with(tmp_path, caplog):
                 tmp_path / "set" / label / f"{index}.png"
             )
     data = Data(source="image_folder", root=str(tmp_path / "set"))
-    places = {"cache_dir": tmp_path / "memory", "workers": 1}
+    places = {"cache_dir": tmp_path / "memory"}
     write_csv(tmp_path / "split.csv", *load_images(data, Multiclass(), 0, **places).table())
     Image.fromarray(TWELVE * 16).save(tmp_path / "set/a/new.png")  # not of the run
     Image.fromarray(TWELVE // 64).save(tmp_path / "set/a/dark.png")

@@ -96,7 +96,7 @@ def test_split_words_follow_the_rule_of_folders(root):
         ("path,label,label\na/0.jpg,x,y\n", ("has 2 columns label",)),
         ("path,label\na/0.jpg,x\na/1.jpg,x,y\n", ("a row with 3 cells", "line 3", "in quotes")),
         ('path,label\na/0.jpg,x\n"a/1.jpg,x\n', ("a row that is no CSV", "line 3")),
-        ('path,label,note\n\na/0.jpg,x,"1\n2"\n\na/1.jpg,,\n', ("without a path or a label", "line 6")),
+        ('path,label,note\n\na/0.jpg,x,"1\n2"\n\na/1.jpg,,\n', ("whose label cannot be used: label is ''", "line 6")),
         ("file;class\na/0.jpg;x\n", ("no column path", "it names file, class")),
         ("", ("no column path", "it names nothing")),
         ("# by hand\npath,label\na/0.jpg,x\n", ("no column path", "it names # by hand")),
