@@ -54,7 +54,7 @@ STATE_DICT = Format(
     file="model_state_dict.pt",
     about="the weights; load with weights_only=True, which runs no code, into this project's network",
     load=_CARD.format(function="rebuild")
-    + 'network = rebuild(card, torch.load("model_state_dict.pt", weights_only=True)).eval()\n',
+    + 'network, _ = rebuild(card, torch.load("model_state_dict.pt", weights_only=True))\nnetwork.eval()\n',
     call=_CALL,
     needs_project=True,
 )

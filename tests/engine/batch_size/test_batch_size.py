@@ -213,7 +213,7 @@ def test_steps_are_real(network, find, monkeypatch, precision):
             return logits.float().sum()
 
     out_of_memory_above(network, 2, look)
-    find(Watched(), precision=precision, loss=Steep("multiclass"), images=20)
+    find(Watched(), precision=precision, loss=Steep(), images=20)
     assert steps == [{3}, {3}]  # for the states, to warm up, to be timed
     assert set(states) == {len(list(network.parameters()))}
     assert set(dtypes) == {{"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
