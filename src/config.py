@@ -76,6 +76,8 @@ class Model:
     head_options: dict[str, Any] = arguments()  # arguments of your own head
     loss: str = choice("cross_entropy", default="cross_entropy", own="src.my_losses.focal")  # src/models/losses.py
     loss_options: dict[str, Any] = arguments()  # arguments of your own loss
+    module: str = choice("classifier", default="classifier", own="src.my_module.Mixup")  # src/models/classifier.py
+    module_options: dict[str, Any] = arguments()  # arguments of your own LightningModule
     hidden: int = number(512, 1, 10**5)  # width of the hidden layer (head=mlp)
     dropout: float = number(0.0, 0.0, 0.95, 0.2)  # before the head's last layer
     num_classes: int | None = number(None, 1, 10**5, "null")  # null: the data's; another number than theirs is refused
@@ -147,7 +149,8 @@ class Trainer:
 
 @dataclass(kw_only=True)
 class Strategy:
-    name: str = choice("single", "ddp", *strategies())  # set by strategy=NAME
+    name: str = choice("single", "ddp", *strategies(), own="src.my_strategies.compressed")  # set by strategy=NAME
+    options: dict[str, Any] = arguments()  # arguments of your own strategy
     timeout_seconds: float | None = number(None, 1, 10**6, 120)  # wait this long for the run's other processes
     sync_batchnorm: bool = False  # BatchNorm statistics of the whole batch, not of a process's share (ddp on GPUs)
     micro_batches: int | None = number(None, 1, 10**6, 4)  # parts of a batch in flight (room: pipeline)

@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from src.engine.own import is_own
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -120,7 +122,7 @@ def help_lines(place: str) -> str:
 def process_per_device(strategy: str) -> bool:
     """Whether strategy=NAME has a process for each device."""
     rooms = strategies()
-    return rooms[strategy].process_per_device if strategy in rooms else strategy == "ddp"
+    return rooms[strategy].process_per_device if strategy in rooms else strategy == "ddp" or is_own(strategy)
 
 
 def shares_batches(strategy: str) -> bool:

@@ -85,7 +85,8 @@ def build_part(
     options: Mapping[str, Any],
     kind: Any = object,
 ) -> Any:
-    """Calls the part that a setting names with those of the given values whose names are among its parameters.
+    """Calls the part that a setting names with those of the given values whose names are among its parameters, or with all
+    where it takes **others.
 
     key: the setting, such as model.head. options: further arguments, from the setting options_key(key). kind: what the part
     gives. Raises UserError for an option that the part does not take, one that it needs, an exception inside an own part,
@@ -93,7 +94,8 @@ def build_part(
     """
     part = own_object(key, name) if is_own(name) else built_in[name]
     parameters = inspect.signature(part).parameters
-    arguments = {other: value for other, value in given.items() if other in parameters} | dict(options)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    arguments = {other: value for other, value in given.items() if takes_all or other in parameters} | dict(options)
     _check_arguments(key, name, part, given, options)
     if not is_own(name):
         return part(**arguments)

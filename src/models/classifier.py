@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from src.config import Config
 from src.config import Optimizer as OptimizerConfig
+from src.engine.own import build_part
 from src.engine.steps.engine_module import EngineModule, Training
 from src.engine.steps.metrics import SplitMetrics
 from src.engine.steps.task_kind import Loss
@@ -70,4 +71,7 @@ def build_classifier(config: Config, task: Task, total_steps: int, hparams: dict
     )
     names = task.images.classes
     train, val = (SplitMetrics(task.kind, names, split, config.metrics) for split in ("train", "val"))
-    return Classifier(task.network, task.loss(config), config.optimizer, training, train, val)
+    given = {"network": task.network, "loss": task.loss(config), "optimizer": config.optimizer, "training": training}
+    given |= {"train_metrics": train, "val_metrics": val}
+    model = config.model
+    return build_part("model.module", model.module, {"classifier": Classifier}, given, model.module_options, Classifier)

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 
 from src.config import Config
 from src.engine import features
+from src.engine.own import build_part, is_own
 from src.engine.processes.ddp import Ddp
 from src.engine.processes.ranks import DEFAULT_TIMEOUT_SECONDS
 from src.engine.steps.precision import precision_plugin
@@ -18,6 +19,13 @@ from src.engine.steps.precision import precision_plugin
 def build_strategy(config: Config, devices: Sequence[torch.device]) -> Strategy:
     """The strategy of a run. devices: those of this machine; where they are one, ddp is the same as single."""
     settings = config.strategy
+    if is_own(settings.name):
+        given = {
+            "config": config,
+            "devices": devices,
+            "timeout_seconds": settings.timeout_seconds or DEFAULT_TIMEOUT_SECONDS,
+        }
+        return build_part("strategy.name", settings.name, {}, given, settings.options, Strategy)
     if settings.name in features.strategies():
         return features.strategies()[settings.name].build(config, devices)
     if settings.name == "ddp" and len(devices) * config.trainer.num_nodes > 1:

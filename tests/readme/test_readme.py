@@ -63,9 +63,10 @@ def folder(tmp_path) -> Path:
     (folder / "labels.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
     (folder / "flat").mkdir()
     with sqlite3.connect(folder / "images.db") as database:
-        database.execute("create table images(content, label)")
+        database.execute("create table images(name, content, label, patient)")
         for path in sorted((folder / "photos").glob("*/*.png")):
-            database.execute("insert into images values (?, ?)", (path.read_bytes(), path.parent.name))
+            row = f"{path.parent.name}/{path.name}", path.read_bytes(), path.parent.name, f"patient {path.stem}"
+            database.execute("insert into images values (?, ?, ?, ?)", row)
             shutil.copy(path, folder / "flat" / f"{path.parent.name}_{path.name}")
     return folder
 

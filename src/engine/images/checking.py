@@ -11,10 +11,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import PIL
@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.engine.commands.user_command import corrected
+from src.engine.images.labelled_images import Listing
 from src.engine.images.oddities import ONE_COLOUR
-from src.engine.images.reading import ImageError, decode_image, read_bytes
+from src.engine.images.reading import ImageError, decode_image
 from src.engine.images.time_limit import SECONDS, in_time
 from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.files import write_text
@@ -53,8 +54,7 @@ class CheckResult:
 
 
 def check_images(
-    root: Path,
-    names: Sequence[str],
+    listing: Listing,
     options: ReadOptions,
     cache: Path | None,
     workers: int,
@@ -63,11 +63,13 @@ def check_images(
     """Decodes the images that have changed since they were last checked. Never raises for a bad or missing image;
     raises LoaderFault for an image that takes longer than timeout_seconds (0: no limit).
 
-    names: paths relative to root, or absolute. cache: a JSON file that keeps the results by name, size and modification
-    time; one file for one root. workers: threads (Pillow decodes outside of Python's lock).
+    cache: a JSON file that keeps the results of files by name, size and modification time; one file for one root.
+    workers: threads (Pillow decodes outside of Python's lock).
     Returns the results in the order of the names.
     """
-    stamps = dict(zip(names, in_time(_stamp, [root / name for name in names], timeout_seconds), strict=True))
+    names, root = listing.names, listing.root
+    files = [] if listing.content else [root / name for name in names]
+    stamps = dict(zip_longest(names, in_time(_stamp, files, timeout_seconds)))
     entries = _load(cache, options) if cache else {}
     checked = {
         name: CheckResult(*entries[name][2:7], notes=tuple(entries[name][7]))
@@ -76,7 +78,7 @@ def check_images(
     }
 
     def check(name: str) -> tuple[CheckResult, bool]:
-        return in_time(lambda path: _check(path, name, options), [root / name], timeout_seconds)[0]
+        return in_time(lambda _: _check(listing, name, options), [listing.location(name)], timeout_seconds)[0]
 
     missing = [name for name in stamps if name not in checked]
     if missing:
@@ -93,7 +95,7 @@ def check_images(
                         entries[name] = [*stamp, *vars(result).values()]
             finally:  # Ctrl-C too: what was checked until then need not be checked again
                 pool.shutdown(wait=False, cancel_futures=True)
-                if cache:
+                if cache and not listing.content:
                     text = json.dumps({**_head(options), "files": entries}, separators=(",", ":"))
                     write_or_warn(
                         cache, text, "the checked images cannot be remembered, the next run checks them again"
@@ -149,13 +151,13 @@ def cached_digests(cache: Path) -> dict[str, str]:
         return {}
 
 
-def _check(path: Path, name: str, options: ReadOptions) -> tuple[CheckResult, bool]:
-    """Reads the file once, for digest and decode. The second value: whether the result lasts until the file changes.
+def _check(listing: Listing, name: str, options: ReadOptions) -> tuple[CheckResult, bool]:
+    """Reads the image once, for digest and decode. The second value: whether the result lasts until the file changes.
 
     A file that may not be read, or a lack of memory, may be mended without a change of the file.
     """
     try:
-        data = read_bytes(path, name)
+        data = listing.bytes_of(name)
     except ImageError as error:
         return CheckResult("", 0, 0, _cause(error, name)), False
     digest = digest_of(data)

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 Group = tuple[str, ...]
 
 
-def refuse_copies(images: LabelledImages, root: Path, list_file: Path | None, labels_too: bool) -> None:
+def refuse_copies(images: LabelledImages, list_file: Path | None, labels_too: bool) -> None:
     """Raises UserError for equal files in two splits and, with labels_too, of two classes. Says how many others there are.
 
     list_file: where to list all copies that are refused.
@@ -40,13 +40,13 @@ def refuse_copies(images: LabelledImages, root: Path, list_file: Path | None, la
         number = "1 image has" if len(several) == 1 else f"{len(several)} images have"
         found = f"{number} two labels: files that are equal byte for byte"
         raise _refusal(
-            found, "one of the labels is wrong; delete the copy that has it", several, label_of, root, list_file
+            found, "one of the labels is wrong; delete the copy that has it", several, label_of, images.root, list_file
         )
     if several := [group for group in copies if len({split_of[name] for name in group}) > 1]:
         number = "1 image is" if len(several) == 1 else f"{len(several)} images are"
         why = "what was trained on cannot be used to measure; of every image keep the files of one split"
         found = f"{number} in more than one split, byte for byte"
-        raise _refusal(found, why, several, split_of, root, list_file)
+        raise _refusal(found, why, several, split_of, images.root, list_file)
     if copies:
         log.warning(
             f"{sum(map(len, copies))} images are copies, byte for byte, of {len(copies)} different ones; copies are in "
@@ -55,20 +55,22 @@ def refuse_copies(images: LabelledImages, root: Path, list_file: Path | None, la
 
 
 def _refusal(
-    found: str, why: str, groups: Sequence[Group], mark: Mapping[str, str], root: Path, list_file: Path | None
+    found: str, why: str, groups: Sequence[Group], mark: Mapping[str, str], root: Path | None, list_file: Path | None
 ) -> UserError:
     """mark: the label or split of each name. list_file gets one 'mark TAB path' per line, an empty line between groups."""
     shown = [" = ".join(f"{printable(name)} ({printable(mark[name])})" for name in group[:3]) for group in groups[:4]]
     if len(groups) > len(shown):
         shown.append(f"and {len(groups) - len(shown)} more")
-    first, last = root / groups[0][0], root / groups[0][-1]
+    first, last = (root or Path()) / groups[0][0], (root or Path()) / groups[0][-1]
     fix = [f"rm {shell_word(last)}   # if it is not {printable(mark[groups[0][-1]])}, and likewise for the rest"]
-    if first.samefile(last):  # removing it would remove both
+    if root is None:
+        fix = ["have your source leave the wrong ones out"]
+    elif first.samefile(last):  # removing it would remove both
         fix = [f"ls -ld {shell_word(first.parent)} {shell_word(last.parent)}   # a link: remove the link"]
     text = "\n".join("".join(f"{printable(mark[name])}\t{printable(name)}\n" for name in group) for group in groups)
     if list_file and write_or_warn(list_file, text, "the list of copies cannot be written"):
         fix.append(f"less {shell_word(list_file)}   # lists all of them")
-    return data_error(found, where=printable(root), why="\n".join([why, *shown]), fix=fix)
+    return data_error(found, where=printable(root or "data.source"), why="\n".join([why, *shown]), fix=fix)
 
 
 def seen_in_training(run: Path, config: dict[str, Any], images: LabelledImages, split: str) -> dict[str, list[int]]:

@@ -13,8 +13,9 @@ import torch
 
 from src.engine.images import copies, oddities, splits
 from src.engine.images.checking import CheckResult, cache_file, check_images, refuse_bad_images
+from src.engine.images.groups import Together
 from src.engine.images.labelled_images import ImageSet, Label, LabelledImages, Listing, by_split
-from src.engine.images.reading import read_image
+from src.engine.images.reading import pixels_of
 from src.engine.images.splits import SplitSettings
 from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.text import few, printable, shell_word
@@ -48,7 +49,9 @@ def load(
         settings = replace(settings, bits=splits.bits_of_run(run_split))
     listing, checked = _checked(listing, kind, settings, keep_bad=run_split is not None)
     digests = [checked[name].digest for name in listing.names]
-    members = splits.choose_split(listing.names, listing.labels, listing.splits, split, digests, kind.split)
+    together = Together(listing.groups, digests)
+    members = splits.choose_split(listing.names, listing.labels, listing.splits, split, together, kind.split)
+    together.check(members, listing.source or str(listing.root))
     if split.file:  # images that it does not list are left out, and a class that only they have
         kept = sorted(index for indices in members.values() for index in indices)
         place = {index: new for new, index in enumerate(kept)}
@@ -56,7 +59,7 @@ def load(
         members = {name: [place[index] for index in indices] for name, indices in members.items()}
     images = _labelled(listing, kind, members, settings, checked)
     copy_list = settings.bad_list and settings.bad_list.with_name("copies.txt")
-    copies.refuse_copies(images, listing.root, copy_list, labels_too=run_split is None)
+    copies.refuse_copies(images, copy_list, labels_too=run_split is None)
     kind.check(images, listing.source or str(listing.root))
     return images
 
@@ -73,10 +76,12 @@ def split_image_set(images: ImageSet, kind: TaskKind, settings: SplitSettings) -
     learned."""
     texts = [label if isinstance(label, str) else images.classes[label] for label in images.labels]
     names = images.names or [f"{images.name}/{index:05d}" for index in range(len(texts))]
-    members = splits.choose_split(names, texts, images.splits, settings, deal=kind.split)
+    together, where = Together(images.groups), images.where or f"data={images.name}"
+    members = splits.choose_split(names, texts, images.splits, settings, together, kind.split)
+    together.check(members, where)
     classes, labels, kept = _numbered(texts, kind, known=images.classes)
     found = LabelledImages(classes, names, labels, members, images.read, in_memory=images.in_memory, texts=kept)
-    kind.check(found, images.where or f"data={images.name}")
+    kind.check(found, where)
     return found
 
 
@@ -109,7 +114,7 @@ def _checked(
     """
     root, total = listing.root, len(listing.names)
     cache = cache_file(settings.cache_dir, root)
-    checked = check_images(root, listing.names, settings.options, cache, settings.workers, settings.timeout_seconds)
+    checked = check_images(listing, settings.options, cache, settings.workers, settings.timeout_seconds)
     bad = {name: entry.error for name, entry in checked.items() if entry.error}
     if not bad:
         return listing, checked
@@ -144,13 +149,14 @@ def _labelled(
         listing.names,
         labels,
         members,
-        partial(_read_file, listing.root, listing.names, replace(settings.options, bits=bits)),
+        partial(_read, listing, replace(settings.options, bits=bits)),
         bits=bits,
-        root=listing.root,
+        root=None if listing.content else listing.root,
         digests=["" if checked[name].error else checked[name].digest for name in listing.names],
         texts=texts,
     )
 
 
-def _read_file(root: Path, names: list[str], options: ReadOptions, index: int) -> torch.Tensor:
-    return read_image(root / names[index], options)
+def _read(listing: Listing, options: ReadOptions, index: int) -> torch.Tensor:
+    name = listing.names[index]
+    return pixels_of(listing.bytes_of(name), listing.location(name), options)[0]

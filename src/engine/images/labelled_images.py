@@ -10,8 +10,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from src.engine.images.reading import ImageError, read_bytes
+from src.engine.runs.text import printable
 
 SPLITS = ("train", "val", "test")
 Label = int | tuple[float, ...]  # of an image: its class, an index into names; or one value for each of the names
@@ -24,7 +28,7 @@ def by_split(stated: Sequence[str]) -> dict[str, list[int]]:
 
 @dataclass
 class Listing:
-    """Image files below a folder: one entry per image, in a fixed order."""
+    """Image files below a folder, or encoded images from elsewhere: one entry per image, in a fixed order."""
 
     root: Path
     names: list[str] = field(default_factory=list)  # paths relative to root, with forward slashes
@@ -33,12 +37,29 @@ class Listing:
     )  # class names; of other tasks what a table has, such as 'cat;outdoor'
     splits: list[str] | None = None  # train, val or test of each image, where the data says so
     source: str = ""  # what messages name; "": root
+    groups: list[str] | None = None  # images of one group, such as a patient's, go to one split together
+    content: Callable[[str], bytes] | None = None  # the encoded image of a name; None: the file of that name below root
+
+    def bytes_of(self, name: str) -> bytes:
+        """Raises ImageError."""
+        if self.content is None:
+            return read_bytes(self.root / name, name)
+        try:
+            return self.content(name)
+        except Exception as error:  # of the owner's code, or of a database
+            raise ImageError(f"{printable(name)}: cannot be read ({type(error).__name__}: {error})") from error
+
+    def location(self, name: str) -> str:
+        return name if self.content else str(self.root / name)
 
     def only(self, indices: Sequence[int]) -> Listing:
         """The listing of these images alone."""
-        stated = None if self.splits is None else [self.splits[index] for index in indices]
-        names, labels = ([values[index] for index in indices] for values in (self.names, self.labels))
-        return replace(self, names=names, labels=labels, splits=stated)
+
+        def chosen(values: list[str] | None) -> Any:
+            return values and [values[index] for index in indices]
+
+        lists = {name: chosen(getattr(self, name)) for name in ("names", "labels", "splits", "groups")}
+        return replace(self, **lists)
 
 
 @dataclass(frozen=True)
@@ -53,6 +74,7 @@ class ImageSet:
     in_memory: bool = True  # reading is only a lookup: loader processes would cost more than they give
     names: list[str] | None = None  # of the images; None: name/00000, ...
     where: str = ""  # the setting that messages name; "": data=name
+    groups: list[str] | None = None  # images of one group, such as a patient's, go to one split together
 
 
 @dataclass(frozen=True)

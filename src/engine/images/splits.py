@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.engine.commands.user_command import corrected
+from src.engine.images.groups import Deal, Together
 from src.engine.images.labelled_images import SPLITS, LabelledImages, by_split
 from src.engine.images.spelling import alike
 from src.engine.images.table import known_split, read_csv, relative, spellings
@@ -23,8 +24,7 @@ from src.engine.runs.text import few, printable, shell_word
 log = logging.getLogger(__name__)
 
 
-# labels, seed, val_fraction, test_fraction, digests -> split -> indices: stratified_split is one.
-Deal = Callable[[Sequence[str], int, float, float, Sequence[str] | None], dict[str, list[int]]]
+ALONE = Together()
 
 
 @dataclass(frozen=True)
@@ -41,24 +41,23 @@ def choose_split(
     labels: list[str],
     stated: Sequence[str] | None,
     settings: SplitSettings,
-    digests: Sequence[str] | None = None,
+    together: Together = ALONE,
     deal: Deal | None = None,
 ) -> dict[str, list[int]]:
     """split -> indices: by the settings' file, as the data states it with a val split made of train, or dealt out.
 
-    digests: of the files' bytes, so that copies are dealt to one split together. deal: the task's way; None: stratified.
+    together: which images are in one split at any rate. deal: the task's way; None: stratified.
     """
     deal = deal or stratified_split
     seed, val_fraction = settings.seed, settings.val_fraction
     if settings.file is not None:
         return _by_file(names, labels, settings.file, settings.root)
     if stated is None:
-        return deal(labels, seed, val_fraction, settings.test_fraction, digests)
+        return together.deal(deal, labels, seed, val_fraction, settings.test_fraction)
     members = by_split(stated)
     if not members["val"] and members["train"]:
         train = members["train"]
-        train_digests = digests and [digests[index] for index in train]
-        dealt = deal([labels[index] for index in train], seed, val_fraction, 0.0, train_digests)
+        dealt = together.only(train).deal(deal, [labels[index] for index in train], seed, val_fraction, 0.0)
         members["train"], members["val"] = ([train[i] for i in dealt[part]] for part in ("train", "val"))
         log.info(f"There is no val split: {len(members['val'])} training images are held out for it.")
     return members
@@ -196,8 +195,8 @@ def check_splits(images: LabelledImages, where: str) -> None:
                 f"{_classes(missing)} {'has' if len(missing) == 1 else 'have'} no image in the {split} split",
                 where=printable(where),
                 why=f"{'it could not be learned' if split == 'train' else 'its accuracy could not be measured'}; "
-                "a class needs at least 3 images (copies of a file count as one), or one in each of train/ and val/ "
-                "where these folders exist",
+                "a class needs at least 3 images (copies of a file, or a group, count as one), or one in each of train/ and "
+                "val/ where these folders exist",
                 fix=[f"add images of {printable(missing[0])}, or remove the class", f"ls {shell_word(where)}"],
             )
 

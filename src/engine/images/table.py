@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import logging
 import os
 import posixpath
 import re
@@ -30,19 +31,23 @@ from src.engine.runs.text import printable, shell_word
 if TYPE_CHECKING:
     from src.engine.steps.task_kind import TaskKind
 
+log = logging.getLogger(__name__)
+
 SEPARATORS = (",", ";", "\t", "|")
 Row = tuple[int, dict[str, str]]  # the row's first line in the file, from 1, and its cells by column
 
 
 def list_table(table: Path, root: Path | None, kind: TaskKind, columns: Sequence[str] = ()) -> Listing:
-    """The images of a CSV file with the columns path,label and optionally split. Paths start from root, or from the table.
+    """The images of a CSV file with the columns path,label and optionally split and group. Paths start from root, or from the
+    table.
 
     columns: those with the label instead; the task makes one text of them.
     """
     columns = [column.strip().lower() for column in columns] or ["label"]
     rows = read_csv(table, ("path", *columns))
     root = root or table.parent
-    listing = Listing(root, splits=[] if "split" in rows[0][1] else None, source=str(table))
+    splits, groups = ([] if column in rows[0][1] else None for column in ("split", "group"))
+    listing = Listing(root, splits=splits, groups=groups, source=str(table))
     missing: list[tuple[int, str]] = []
     lines: defaultdict[str, list[int]] = defaultdict(list)
     for line, row in rows:
@@ -63,8 +68,12 @@ def list_table(table: Path, root: Path | None, kind: TaskKind, columns: Sequence
         listing.labels.append(text)
         if listing.splits is not None:
             listing.splits.append(known_split(row["split"], table, line))
+        if listing.groups is not None:
+            listing.groups.append(_group(row["group"], table, line))
     if missing:
         raise _missing(table, root, missing, len(rows))
+    if listing.groups is not None:
+        log.info(f"groups    {len(set(listing.groups)):,} of the column group: the images of one are in one split.")
     if twice := [(name, where) for name, where in lines.items() if len(where) > 1]:
         shown = [f"{printable(name)}: lines {', '.join(map(str, where[:6]))}" for name, where in twice[:5]]
         first, second, *_ = twice[0][1]
@@ -195,6 +204,13 @@ def _text(cell: str, table: Path, line: int) -> str:
             found = f"a label that is neither UTF-8 nor Windows-1252: {printable(cell)}"
             raise _row_error(found, table, line, "save the table in UTF-8") from error
     return cell
+
+
+def _group(cell: str, table: Path, line: int) -> str:
+    if not cell.strip():
+        why = "images of one group go to one split together; an image of its own needs a group of its own"
+        raise _row_error("a row without a group", table, line, why)
+    return cell.strip()
 
 
 def _missing(table: Path, root: Path, missing: list[tuple[int, str]], total: int) -> UserError:

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from src.engine.images import checking, scanning, time_limit
+from src.engine.images import checking, labelled_images, scanning, time_limit
 from src.engine.images.checking import CheckResult, check_images, refuse_bad_images
+from src.engine.images.labelled_images import Listing
 from src.engine.images.reading import ReadOptions
 from src.engine.runs.errors import MAX_LINES, ExitCode, LoaderFault
 from tests.engine.images.odd_images import colour_ramp, orientation_exif, write_corrupt_images
@@ -34,7 +35,7 @@ def write_images(folder: Path, count: int) -> list[str]:
 
 
 def check(folder: Path, names: list[str], memory: Path | None = None, options: ReadOptions = OPTIONS, workers: int = 2):
-    return check_images(folder, names, options, memory, workers)
+    return check_images(Listing(folder, names), options, memory, workers)
 
 
 @pytest.fixture
@@ -226,11 +227,11 @@ def test_progress_goes_to_stderr_and_only_to_a_terminal(tmp_path, capfd, monkeyp
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes the captured stderr for a terminal
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     memory = tmp_path / "memory.json"
-    check_images(tmp_path, names, OPTIONS, memory, 2)
+    check_images(Listing(tmp_path, names), OPTIONS, memory, 2)
     printed = capfd.readouterr()
     assert printed.out == ""
     assert "checking images" in printed.err
-    check_images(tmp_path, names, OPTIONS, memory, 2)
+    check_images(Listing(tmp_path, names), OPTIONS, memory, 2)
     assert capfd.readouterr() == ("", "")
 
 
@@ -287,14 +288,14 @@ def test_a_file_that_hangs_ends_the_check_with_its_name(tmp_path, monkeypatch):
     for name in names:
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     os.mkfifo(tmp_path / "pipe")
-    real = checking.read_bytes
+    real = labelled_images.read_bytes
     pipe = tmp_path / "pipe"
     monkeypatch.setattr(
-        checking, "read_bytes", lambda path, name: pipe.read_bytes() if name == "3.png" else real(path, name)
+        labelled_images, "read_bytes", lambda path, name: pipe.read_bytes() if name == "3.png" else real(path, name)
     )
     began = time.monotonic()
     with pytest.raises(LoaderFault, match=r"3\.png: no answer within 0\.2 s") as caught:
-        check_images(tmp_path, names, OPTIONS, None, 2, timeout_seconds=0.2)
+        check_images(Listing(tmp_path, names), OPTIONS, None, 2, timeout_seconds=0.2)
     assert caught.value.code == ExitCode.DATA
     assert time.monotonic() - began < 10
 

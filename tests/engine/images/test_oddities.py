@@ -15,6 +15,7 @@ from src.config import Data
 from src.data.sources import load_images
 from src.engine.images import checking
 from src.engine.images.checking import check_images
+from src.engine.images.labelled_images import Listing
 from src.engine.images.oddities import bits_used, report
 from src.engine.images.reading import ReadOptions
 from src.engine.runs.files import write_csv
@@ -51,7 +52,7 @@ def write_odd_set(folder: Path) -> list[str]:
 def said(folder: Path, names: list[str], memory: Path | None, caplog: pytest.LogCaptureFixture) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        checked = check_images(folder, names, ReadOptions(), memory, 1)
+        checked = check_images(Listing(folder, names), ReadOptions(), memory, 1)
         report(checked, bits_used(checked))
     return [record.getMessage() for record in caplog.records]
 
