@@ -149,7 +149,7 @@ class Trainer:
 
 @dataclass(kw_only=True)
 class Strategy:
-    name: str = choice("single", "ddp", *strategies(), own="src.my_strategies.compressed")  # set by strategy=NAME
+    name: str = choice("single", "ddp", *strategies(), own="src.my_strategies.fewer_messages")  # set by strategy=NAME
     options: dict[str, Any] = arguments()  # arguments of your own strategy
     timeout_seconds: float | None = number(None, 1, 10**6, 120)  # wait this long for the run's other processes
     sync_batchnorm: bool = False  # BatchNorm statistics of the whole batch, not of a process's share (ddp on GPUs)

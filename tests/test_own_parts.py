@@ -17,9 +17,16 @@ OWN = (
     *("data=own", "data.source=src.my_data.by_prefix", "data.root=flat", "data.augment=src.my_training.gentle"),
     *("optimizer.name=src.my_training.rmsprop", "optimizer.options.alpha=0.9"),
     *("callbacks.extra=[{_target_: src.my_training.Say, text: my own words}]", "freeze.preset=full"),
+    *(
+        "model.module=src.my_module.Mixup",
+        "model.module_options.alpha=0.3",
+        "task=own",
+        "task.name=src.my_tasks.Ordered",
+    ),
     *("metrics=[src.my_metrics.Kappa,src.my_metrics.TopTwo]", "checkpoint.monitor=val/kappa"),
     *("data.batch_size=8", "trainer.max_epochs=2", "trainer.threads=1", "logger=csv"),
 )
+STRATEGY = ("strategy=own", "strategy.name=src.my_strategies.fewer_messages", "strategy.options.mebibytes=50")
 
 
 @pytest.fixture
@@ -47,6 +54,7 @@ def test_all_own_parts_train_and_are_evaluated_predicted_and_exported(command, p
     assert done.code == 0, done.text
     assert f"{accuracy:.4f}" in done.text
     assert "top_two" in done.text
+    assert "off_by" in done.text
     shutil.copytree(project / "runs/own", project / "copy")
     shutil.rmtree(project / "runs")
     done = command("predict", "model=copy/model", "images=flat", "out=p.csv")
@@ -61,7 +69,7 @@ def test_all_own_parts_train_and_are_evaluated_predicted_and_exported(command, p
 
 @pytest.mark.slow
 def test_own_parts_go_with_several_processes_and_sweeps(command, project):
-    done = command("train", *OWN, "strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "name=ddp", cold=True)
+    done = command("train", *OWN, *STRATEGY, "trainer.devices=2", "trainer.accelerator=cpu", "name=ddp", cold=True)
     assert done.code == 0, done.text
     words = ("-m", "hydra/launcher=ray_tune", "seed=0,1", "name=sweep")
     done = command("train", *OWN, *words, cold=True)

@@ -121,4 +121,4 @@ def build_schedule(optimizer: Optimizer, config: OptimizerConfig, total_steps: i
 
 def build_plateau(optimizer: Optimizer, metric: str) -> ReduceLROnPlateau:
     """Multiplies every group's lr by 0.3 after three validations in a row without improvement."""
-    return ReduceLROnPlateau(optimizer, METRICS[metric], PLATEAU_FACTOR, PLATEAU_PATIENCE, eps=0.0)
+    return ReduceLROnPlateau(optimizer, METRICS.get(metric, "max"), PLATEAU_FACTOR, PLATEAU_PATIENCE, eps=0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from src.config import Task as TaskSettings
+from src.engine.commands.schema import METRICS
 from src.engine.own import build_part, check_still_there, is_own
 from src.engine.runs.model_folder import ModelCard, damaged
 from src.engine.steps.task_kind import TaskKind
@@ -31,4 +32,5 @@ def task_kind_of(card: ModelCard, folder: Path) -> TaskKind:
 
 def _named(name: str, kind: TaskKind) -> TaskKind:
     kind.name = name
+    METRICS.update({f"val/{metric}": "min" for metric in kind.less_is_better})
     return kind

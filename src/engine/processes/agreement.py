@@ -20,9 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from src.engine.commands.user_command import corrected
 from src.engine.memory.out_of_memory import free
 from src.engine.processes.ddp import Ddp
 from src.engine.processes.shared_maximum import SharedMaximum
+from src.engine.runs.errors import UserError
 
 
 class Agreement:
@@ -34,6 +36,12 @@ class Agreement:
         self._reported = False  # whether the others know that nothing failed here
         self._failures = SharedMaximum(strategy)
         self._gradients: Tensor | None = None  # of a batch in parts: a copy of all, in one piece
+        if strategy.communicate is not None:
+            raise UserError(
+                "the strategy communicates in its own way, which does not go with oom.policy=split",
+                why="a batch that does not fit is repeated in parts, whose gradients the processes exchange by other messages",
+                fix=corrected("oom.policy=stop"),
+            )
         strategy.communicate = self._send
         strategy.configure_ddp()
 

@@ -18,7 +18,10 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from src.engine.commands.schema import METRICS
+from src.engine.commands.user_command import corrected
+from src.engine.runs.errors import UserError
 from src.engine.runs.reading import FOREIGN, flaw, read_checkpoint
+from src.engine.runs.text import few
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,11 @@ class Score:
         loss = float(metrics["val/loss"])
         if not math.isfinite(loss):
             return cls(-math.inf, math.inf, epoch)
-        metric = float(metrics[monitor]) if METRICS[monitor] == "max" else -float(metrics[monitor])
+        if monitor not in metrics:
+            names = [name for name in metrics if name.startswith("val/")]
+            found = f"checkpoint.monitor={monitor} is no metric of this run"
+            raise UserError(found, why=f"it has {few(names)}", fix=corrected(f"checkpoint.monitor={names[-1]}"))
+        metric = -float(metrics[monitor]) if METRICS.get(monitor) == "min" else float(metrics[monitor])
         return cls(-math.inf if math.isnan(metric) else metric, loss, epoch)
 
     @property

@@ -38,6 +38,7 @@ class TaskKind:
     table = "confusion"  # the file of results is confusion.csv
     tunes = False  # whether `tune` chooses values on val
     noun = "classes"  # what the names are
+    less_is_better: tuple[str, ...] = ()  # those of its metrics that checkpoint.monitor has to make small
 
     def __init__(self, values: Mapping[str, Sequence[float]] | None = None) -> None:
         self.values = {name: tuple(numbers) for name, numbers in (values or {}).items()}
