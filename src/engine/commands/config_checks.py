@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.engine.commands import schema
 from src.engine.commands.knobs import ANY, example_of
-from src.engine.commands.schema import KNOBS, METRICS, RULES, Config, Data, value_of
+from src.engine.commands.schema import KNOBS, RULES, Config, Data, value_of
 from src.engine.commands.suggestions import did_you_mean, option_like
 from src.engine.commands.user_command import corrected
 from src.engine.own import check_own, is_own, metric_name, own_like
@@ -91,7 +91,7 @@ def _own_metrics(entries: list[Any]) -> list[str]:
             )
         check_own("metrics", dotted)
         name = f"val/{metric_name(entry)}"
-        if name in (*names, *METRICS):
+        if name in (*names, *KNOBS["checkpoint.monitor"].metadata["options"]):
             why = "metrics are called by the names of their classes"
             raise UserError(
                 f"metrics: {dotted} has a name that is taken: {name}", why=why, fix="give the class another name"
