@@ -94,7 +94,10 @@ class Optimizer:
     backbone_lr_scale: float = number(0.3, 0.0, 100.0, 0.1)  # the backbone's learning rate is lr times this
     weight_decay: float = number(0.01, 0.0, 10.0)  # of layers' weights, not of biases, norms, tokens and positions
     momentum: float | None = number(None, 0.0, 0.9999, 0.9)  # of sgd
-    schedule: str = choice("cosine", "onecycle", "plateau", "constant", default="cosine")  # how lr changes over time
+    schedule: str = choice(  # how lr changes over time
+        "cosine", "onecycle", "plateau", "constant", default="cosine", own="src.my_optim.halving"
+    )
+    schedule_options: dict[str, Any] = arguments()  # arguments of your own schedule
     warmup_fraction: float = number(0.05, 0.0, 0.9)  # share of the steps in which lr rises to its value
 
 
@@ -174,6 +177,7 @@ class Logger:
     mlflow: bool = False  # MLflow, needs pip install -e ".[mlflow]"
     project: str = "image-transfer-learning"  # the project (wandb) or experiment (mlflow) to log under
     tracking_uri: str | None = None  # where mlflow keeps its runs; null: an sqlite file beside the runs
+    extra: list[Any] = value([], "[{_target_:src.my_loggers.JsonLines}]")  # your own; only names below src.
     offline: bool = False  # keep wandb's files here, to be sent later with `wandb sync`
 
 

@@ -111,6 +111,8 @@ RULES.extend([
            "it is the width of the mlp's hidden layer"),
     *(unread(f"model.{part}_options", f"<model.{part}>", lambda c, part=part: is_own(getattr(c.model, part)),
              f"only a {part} of your own takes options", is_error=True) for part in ("backbone", "loss", "module")),
+    unread("optimizer.schedule_options", "<optimizer.schedule>", lambda c: is_own(c.optimizer.schedule),
+           "only a schedule of your own takes options", is_error=True),
     unread("strategy.options", "<strategy>", lambda c: is_own(c.strategy.name),
            "only a strategy of your own takes options", is_error=True),
     unread("model.label_smoothing", "<model.loss>", lambda c: not is_own(c.model.loss), "it belongs to the cross-entropy"),

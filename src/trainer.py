@@ -22,7 +22,7 @@ from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
 from src.engine.runs.metrics_csv import EpochRow, MetricsCsv
 from src.engine.runs.non_finite import NonFinite
-from src.engine.runs.own_callbacks import own_callback
+from src.engine.runs.own_callbacks import own_callback, own_logger
 from src.engine.runs.position import PositionCheckpoint, StopAtMaxSteps, StopOnSignal
 from src.engine.runs.progress import EpochBar, EpochLines, Throughput
 from src.engine.runs.writing import DurableCheckpointIO
@@ -105,7 +105,7 @@ def _loggers(config: LoggerConfig, folder: Path) -> list[Logger]:
         _need("mlflow", "mlflow")
         uri = config.tracking_uri or f"sqlite:///{folder.parent.absolute()}/mlflow.db"
         loggers.append(MLFlowLogger(config.project, run_name=folder.name, tracking_uri=uri))
-    return loggers
+    return loggers + [own_logger(entry, folder) for entry in config.extra]
 
 
 def _need(package: str, extra: str) -> None:

@@ -16,6 +16,7 @@ OWN = (
     *("model.head=src.my_heads.Cosine", "model.head_options.scale=20", "model.loss=src.my_heads.focal"),
     *("data=own", "data.source=src.my_data.by_prefix", "data.root=flat", "data.augment=src.my_training.gentle"),
     *("optimizer.name=src.my_training.rmsprop", "optimizer.options.alpha=0.9"),
+    *("optimizer.schedule=src.my_training.halving", "logger.extra=[{_target_: src.my_loggers.JsonLines}]"),
     *("callbacks.extra=[{_target_: src.my_training.Say, text: my own words}]", "freeze.preset=full"),
     *(
         "model.module=src.my_module.Mixup",
@@ -47,6 +48,7 @@ def test_all_own_parts_train_and_are_evaluated_predicted_and_exported(command, p
     done = command("train", *OWN, "name=own")
     assert done.code == 0, done.text
     assert "my own words" in done.out
+    assert len((project / "runs/own/metrics.jsonl").read_text().splitlines()) >= 2
     assert done.err == ""
     accuracy = json.loads((project / "runs/own/result.json").read_text())["metrics"]["test/acc"]
     assert "val/kappa," in (project / "runs/own/metrics.csv").read_text().splitlines()[0] + ","

@@ -24,7 +24,7 @@ from src.engine.runs.errors import ExitCode, UserError
 
 PREFIX = "src."
 ENGINE = "src.engine."
-LISTS = ("callbacks.extra", "metrics")  # of names, or of {_target_: name, option: value}
+LISTS = ("callbacks.extra", "logger.extra", "metrics")  # of names, or of {_target_: name, option: value}
 
 
 def is_own(name: Any) -> bool:

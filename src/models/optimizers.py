@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROn
 
 from src.config import Optimizer as OptimizerConfig
 from src.engine.commands.schema import METRICS
-from src.engine.own import build_part
+from src.engine.own import build_part, is_own
 from src.engine.steps.network import Network
 from src.models.backbones import blocks
 
@@ -101,6 +101,9 @@ OPTIMIZERS = {"adamw": adamw, "sgd": sgd}
 def build_schedule(optimizer: Optimizer, config: OptimizerConfig, total_steps: int) -> LRScheduler:
     """The schedule of every group's lr, stepped after each step. For plateau only the warm-up: build_plateau is the rest."""
     warmup = round(config.warmup_fraction * total_steps)
+    if is_own(config.schedule):
+        given = {"optimizer": optimizer, "total_steps": total_steps, "warmup": warmup}
+        return build_part("optimizer.schedule", config.schedule, {}, given, config.schedule_options, LRScheduler)
     if config.schedule == "plateau":  # multiplies the current lr; LambdaLR would undo the plateau's reductions
         return LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
 

@@ -1,11 +1,13 @@
-"""callbacks.extra: the user's own callbacks, and some of Lightning's, named in the config."""
+"""callbacks.extra and logger.extra: the user's own callbacks and loggers, and some callbacks of Lightning's."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.loggers import Logger
 
 from src.engine.commands.user_command import corrected
 from src.engine.own import build_part, is_own
@@ -25,6 +27,20 @@ def own_callback(entry: Any) -> L.Callback:
         raise _refused(entry, str(name))
     values = {key: value for key, value in entry.items() if key != "_target_"}
     return build_part("callbacks.extra", name, LIGHTNING, {}, values, L.Callback)
+
+
+def own_logger(entry: Any, folder: Path) -> Logger:
+    """{_target_: src.my_loggers.JsonLines, key: value}: a logger class, called with the keys, and with the run's folder where
+    it asks for that. Raises UserError."""
+    name: Any = entry.get("_target_") if isinstance(entry, dict) else None
+    if not is_own(name):
+        raise UserError(
+            f"logger.extra: {entry} is not allowed",
+            why="a logger is a class below src. that inherits from lightning's Logger (docs/your_own.md)",
+            fix=corrected("logger.extra=[{_target_: src.my_loggers.JsonLines}]"),
+        )
+    values = {key: value for key, value in entry.items() if key != "_target_"}
+    return build_part("logger.extra", name, {}, {"folder": folder}, values, Logger)
 
 
 def _refused(entry: Any, name: str) -> UserError:
