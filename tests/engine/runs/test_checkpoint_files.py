@@ -174,7 +174,8 @@ def test_a_disk_slower_than_the_training_does_not_keep_positions_waiting(tmp_pat
         turn.release()
     io.teardown()
     places = [place for place, name in enumerate(written) if name == "last.ckpt"]
-    assert max(after - before for before, after in zip([0, *places], places, strict=False)) <= 6, written
+    # At most the best, five epochs and the position: a round may begin between an epoch's file and its position.
+    assert max(after - before for before, after in zip([0, *places], places, strict=False)) <= 7, written
 
 
 def test_positions_do_not_go_without_the_files_that_the_disk_did_not_take(tmp_path):
