@@ -162,10 +162,12 @@ def to_svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) 
     of them. titles: gid of an artist -> the text shown under the mouse. Such an artist is a <g data-gid="...">.
     """
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     matplotlib.rcParams["svg.hashsalt"] = label
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    # figure.savefig draws twice, the first time for the layout only
+    FigureCanvasSVG(figure).print_svg(file, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]  # an XML header has no place inside a page
     titles = titles or {}
