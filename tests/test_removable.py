@@ -16,6 +16,7 @@ from scripts import remove_feature
 from scripts.remove_feature import chosen, files_of, without
 from src.engine import features
 from src.engine.runs.errors import UserError
+from tests import warm
 from tests.conftest import SMALL
 from tests.warm import ROOT, command_environment
 
@@ -60,6 +61,9 @@ def copy(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """python words... in a copy, whose own packages come first; a module in a fork, which saves the import of torch."""
+    if words[0] == "-m":
+        return warm.run(words[1], words[2:], folder, command_environment(), timeout=600)
     environment = command_environment() | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=600

@@ -67,7 +67,7 @@ def test_it_ends_alike(run, end):
 STATE = """
 from src.engine.runs import logs
 logs.to_screen()  # as every command does first
-import lightning, torch, torchmetrics, torchvision, hydra
+import lightning, torch, torch.utils.tensorboard, torchmetrics, torchvision, hydra
 import ctypes, gc, json, logging, multiprocessing, os, random, signal, subprocess, sys, threading, warnings
 import numpy as np
 

@@ -35,9 +35,9 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARIES = ("hydra", "lightning", "torch", "torchmetrics", "torchvision")
+LIBRARIES = ("hydra", "lightning", "torch", "torch.utils.tensorboard", "torchmetrics", "torchvision")
 # Variables that no library reads at import. If any other variable differs from the helper's, the command runs cold.
-READ_LATER = {"PYTEST_CURRENT_TEST", "TORCH_HOME", "FAULTS"}
+READ_LATER = {"PYTEST_CURRENT_TEST", "TORCH_HOME", "FAULTS", "https_proxy"}
 # Windows cannot fork, macOS's libraries break in a fork, and it is untested with an NVIDIA driver.
 POSSIBLE = sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
 LONGEST = 2**20  # largest request in bytes
@@ -46,7 +46,9 @@ LONGEST = 2**20  # largest request in bytes
 def command_environment() -> dict[str, str]:
     """The environment of a user's shell, without the test runner's variables; wide enough for unwrapped messages."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HYDRA_", "FULL_TRACE"))}
-    return environment | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    # Ray's trials are as nice as everything else: else they wait for the tests beside them, while Ray's own processes run.
+    fixed = {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    return environment | fixed
 
 
 def run(
@@ -149,6 +151,8 @@ def _become(module: str, words: list[str], cwd: str, environment: dict[str, str]
     os.environ.clear()
     os.environ.update(environment)
     sys.path[0] = str(Path.cwd())
+    for name in ("tests", "tests.warm"):  # a copy of the project has tests/ of its own
+        sys.modules.pop(name, None)
     sys.argv = ["-m", *words]
     np.random.seed()  # random, as in a fresh process; fork reseeds Python's own generator
     torch.default_generator.seed()

@@ -66,7 +66,7 @@ def test_a_head_that_was_changed_and_does_not_fit_is_explained(command, tmp_path
     assert "1234" in changed
     heads.write_text(changed)
     (tmp_path / "src").symlink_to(tmp_path / "mine" / "src")  # the current folder comes first for python -m
-    done = command("train", *SMALL, PYTHONPATH=str(tmp_path / "mine"))
+    done = command("train", *SMALL)
     check_error(done, 64, "head", "512", "1234")
 
 
