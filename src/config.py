@@ -21,6 +21,7 @@ from src.engine.features import strategies
 
 # Task -> its metrics beside loss; what they are: src/tasks/.
 METRICS_OF = {"multiclass": ("acc", "balanced_acc", "macro_f1"), "binary": ("acc", "balanced_acc", "macro_f1")}
+METRICS_OF["regression"] = ("r2", "mae", "rmse")
 LESS_IS_BETTER = ("loss", "mae", "rmse")
 NAMES = [*dict.fromkeys(name for names in METRICS_OF.values() for name in names), "loss"]
 METRICS: dict[str, Literal["max", "min"]]
@@ -74,7 +75,7 @@ class Model:
     min_match: float = number(0.9, 0.0, 1.0)  # refuse a weights file that fits a smaller share of the backbone
     head: str = choice("linear", "mlp", "append", default="linear", own="src.my_heads.cosine")  # src/models/heads.py
     head_options: dict[str, Any] = arguments()  # arguments of your own head
-    loss: str = choice("cross_entropy", default="cross_entropy", own="src.my_losses.focal")  # src/models/losses.py
+    loss: str = choice("cross_entropy", "mse", "huber", default="cross_entropy", own="src.my_losses.focal")
     loss_options: dict[str, Any] = arguments()  # arguments of your own loss
     module: str = choice("classifier", default="classifier", own="src.my_module.Mixup")  # src/models/classifier.py
     module_options: dict[str, Any] = arguments()  # arguments of your own LightningModule

@@ -35,6 +35,7 @@ PROCESSES = ("ddp", *filter(features.process_per_device, features.strategies()))
 OF_STRATEGIES = {"strategy.timeout_seconds": PROCESSES, "strategy.sync_batchnorm": ("ddp",)}
 SIZES = features.words("data.batch_size")  # that are no numbers
 THRESHOLDS = ("binary",)  # tasks that compare a probability with one
+LOSSES_OF = {"regression": ("mse", "huber")}  # the other tasks have the cross-entropy
 NEEDED = {"image_folder": "data.root", "table": "data.table", "torchvision": "data.name"}
 # fmt: on
 
@@ -73,6 +74,11 @@ def is_of_another_task(c: Config) -> bool:
     return name in NAMES and name not in (*METRICS_OF[c.task.name], "loss", *map(metric_name, c.metrics))
 
 
+def losses(c: Config) -> tuple[str, ...]:
+    return LOSSES_OF.get(c.task.name, ("cross_entropy",))
+
+
+COMPUTED["first_loss"] = lambda c: losses(c)[0]
 COMPUTED["first_metric"] = lambda c: METRICS_OF[c.task.name][0]
 COMPLETIONS.append(completed)
 
@@ -97,6 +103,11 @@ RULES.extend([
     unread("task.options", "<task>", lambda c: is_own(c.task.name), "only a task of your own takes options", is_error=True),
     clash("checkpoint.monitor", "task", lambda c: not is_own(c.task.name) and is_of_another_task(c),
           "the task has other metrics", "checkpoint.monitor=val/{first_metric}"),
+    clash("model.loss", "task", lambda c: not (is_own(c.task.name) or is_own(c.model.loss) or c.model.loss in losses(c)),
+          "the task compares other labels", "model.loss={first_loss}"),
+    unread("data.class_weights", "<task>", lambda c: c.task.name != "regression", "its images have no classes", is_error=True),
+    wrong("data.label_columns", lambda names: len({name.strip().lower() for name in names}) == len(names),
+          "a list of different columns", "names a column twice"),
     *(read_by(key, users) for key, users in OF_SOURCES.items()),
     *(read_by(key, users, is_error=False) for key, users in HARMLESS.items()),
     *(Rule(lambda c, key=key, source=source: c.data.source == source and value_of(c, key) is None, f"{key} is missing",
@@ -115,7 +126,8 @@ RULES.extend([
            "only a schedule of your own takes options", is_error=True),
     unread("strategy.options", "<strategy>", lambda c: is_own(c.strategy.name),
            "only a strategy of your own takes options", is_error=True),
-    unread("model.label_smoothing", "<model.loss>", lambda c: not is_own(c.model.loss), "it belongs to the cross-entropy"),
+    unread("model.label_smoothing", "<model.loss>", lambda c: c.model.loss == "cross_entropy",
+           "it belongs to the cross-entropy"),
     unread("model.dropout", "<model.head>", lambda c: c.model.head != "append",
            "append is a layer behind the kept classifier, which has the dropout it was trained with", is_error=True),
     unread("model.min_match", "<model.weights>", lambda c: c.model.weights not in ("default", "none"),

@@ -84,6 +84,7 @@ def rebuild(
         check(architecture, "architecture.")
         for name in (architecture.backbone, architecture.head):
             check_still_there(name, folder)
+        kind.check_values(card.classes)
         outputs = kind.outputs(card.classes)
         claimed = card.architecture["outputs"]
         saved = [tensor.shape[0] for name, tensor in state.items() if name.startswith("head.") and tensor.ndim == 2][-1]

@@ -11,8 +11,9 @@ from src.engine.runs.model_folder import ModelCard, damaged
 from src.engine.steps.task_kind import TaskKind
 from src.tasks.binary import Binary
 from src.tasks.multiclass import Multiclass
+from src.tasks.regression import Regression
 
-TASKS = {"multiclass": Multiclass, "binary": Binary}
+TASKS = {"multiclass": Multiclass, "binary": Binary, "regression": Regression}
 
 
 def build_task_kind(settings: TaskSettings) -> TaskKind:

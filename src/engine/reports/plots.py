@@ -140,6 +140,22 @@ def heat_map(matrix: np.ndarray, names: Sequence[str], x_label: str, y_label: st
     return figure
 
 
+@style()
+def scatter_plot(true: np.ndarray, predicted: np.ndarray, name: str) -> Figure:
+    """Predicted over true values, with the line on which both are equal."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(true, predicted, s=14, color=COLOURS[0], alpha=0.5, linewidths=0)
+    axes.axline((true[0], true[0]), slope=1, color=INK, linewidth=0.8, linestyle="dotted")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.grid(axis="x")
+    axes.set_xlabel(f"true {shortened(name)}")
+    axes.set_ylabel(f"predicted {shortened(name)}")
+    return figure
+
+
 def shortened(name: str, letters: int = LONGEST_NAME) -> str:
     """The name on one line, cut to the number of letters."""
     name = printable(" ".join(name.split()))  # a folder's name may hold anything, a line break too

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from src.engine.runs.text import printable, printable_lines
+from src.engine.runs.text import decimal, printable, printable_lines
 
 
 @dataclass(frozen=True)
@@ -43,5 +43,5 @@ def _templates(folder: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["printable"] = printable
+    templates.filters |= {"printable": printable, "decimal": decimal}
     return templates

@@ -27,6 +27,7 @@ from src.engine.runs.text import printable, shell_word
 Phases = Mapping[int, Sequence[str]]  # epoch, counted from 0 -> modules trained from then on, besides the earlier ones
 
 CLASSES = ("multiclass", "binary")  # tasks whose label is one class
+MOST_PLOTS, MOST_POINTS = 6, 2000  # of predicted values
 LONGEST_LIST = 10  # confusions that are listed where the matrix is too large to be read
 PHASES_OF_A_STEP = ("forward", "backward", "optimizer")  # as the columns of memory.csv name them
 
@@ -55,6 +56,7 @@ def write_report(folder: Path, phases: Phases | None = None, result: dict[str, A
         curves_caption=_caption(best, changes),
         rates=_learning_rates(metrics),
         confusion=_confusion(folder / "confusion.csv", result),
+        values=_values(folder / "values.csv"),
         memory=_memory(folder / "memory.csv", steps_of_changes),
         command=environment.get("command"),
         settings=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
@@ -178,6 +180,37 @@ def _confusion(file: Path, result: dict[str, Any]) -> _Confusion | None:
     )
 
 
+@dataclass(frozen=True)
+class _Values:
+    """header, rows: a table with a row per name. svgs: predicted over true values, of the first names."""
+
+    header: list[str]
+    rows: list[list[Cell]]
+    svgs: list[Markup]
+    caption: str
+
+
+def _values(file: Path) -> _Values | None:
+    if not (columns := _read_columns(file)):
+        return None
+    rows: list[list[Cell]] = []
+    svgs = []
+    for name in [column.removeprefix("true_") for column in columns if column.startswith("true_")]:
+        true, predicted = np.array(columns[f"true_{name}"]), np.array(columns[f"predicted_{name}"])
+        error = predicted - true
+        rmse, spread = float(np.sqrt((error**2).mean())), float(true.std())
+        r2 = 1 - (rmse / spread) ** 2 if spread > 0 else math.nan
+        rows.append([name, r2, float(abs(error).mean()), rmse, spread])
+        if len(svgs) < MOST_PLOTS:
+            some = np.linspace(0, len(true) - 1, min(len(true), MOST_POINTS)).astype(int)
+            plot = plots.scatter_plot(true[some], predicted[some], name)
+            svgs.append(plots.to_svg(plot, f"predicted and true values {len(svgs) + 1}: {name}"))
+    number = len(next(iter(columns.values())))
+    shown = f"{MOST_POINTS:,} of {number:,}" if number > MOST_POINTS else f"{number:,}"
+    header = ["", "R2", "MAE", "RMSE", "RMSE of the mean"]
+    return _Values(header, rows, svgs, f"{shown} images. On the dotted line a prediction is right.")
+
+
 def _memory(file: Path, changes: Sequence[float]) -> list[Markup]:
     """changes: the steps after which more learns, and so more memory is needed."""
     columns = _read_columns(file)
@@ -212,6 +245,6 @@ def _read_columns(path: Path) -> dict[str, list[float]]:
     """The columns of a CSV file of numbers, an empty cell as nan; {} without the file."""
     if not path.exists():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(newline="", **NAMES) as file:
         header, *rows = csv.reader(file)
     return {name: [float(row[place] or "nan") for row in rows] for place, name in enumerate(header)}

@@ -76,7 +76,7 @@ def evaluate_run(asked: Evaluation, model: TrainedModel, sources: ImageSources) 
     for file in (name, "evaluation"):  # a file per split and images, and the newest under a name that is always there
         write_json(out / f"{file}.json", result)
         kind.write(out / f"{file}_{kind.table}.csv", classes, kept)
-    _print(result, split, f"{number} {split} images, {len(classes)} {kind.noun}")
+    _print(result, split, f"{number} {split} images {kind.counted(classes)}")
     log.info(f"files     {out / name}.json, {name}_{kind.table}.csv{', which replace older ones' if replaces else ''}")
 
 
@@ -124,7 +124,8 @@ def _which(changed: list[str]) -> list[str]:
 def _images_to_measure(asked: Evaluation, model: TrainedModel, sources: ImageSources) -> tuple[LabelledImages, Data]:
     """The run's own images in its own split, or the other ones that a change names, read alike; and how they are loaded."""
     run, settings, changes, kind = asked.run, asked.settings, asked.changes, model.kind
-    data = replace(settings.data, bits=model.card.bits)
+    columns = [*kind.columns(model.card.classes, settings.data.label_columns)]
+    data = replace(settings.data, bits=model.card.bits, label_columns=columns)
     data = features.data_of_run(run, data) if run else data
     cache_dir = Path(settings.runs_dir) / ".checked"
     own_split = "data.split_file" not in changes

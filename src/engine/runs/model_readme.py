@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from src.engine.commands.schema import Config
 from src.engine.runs.model_folder import ModelCard
-from src.engine.runs.text import for_markdown
+from src.engine.runs.text import decimal, for_markdown
 from src.engine.steps.task_kind import TaskKind
 
 
@@ -36,13 +36,14 @@ def model_readme(card: ModelCard, kind: TaskKind, config: Config, origin: Origin
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
     )
-    environment.filters |= {"markdown": for_markdown, "numbers": _numbers}
+    environment.filters |= {"markdown": for_markdown, "decimal": decimal, "numbers": _numbers}
     splits = list(dict.fromkeys(key.partition("/")[0] for key in card.metrics))
     metrics = list(dict.fromkeys(key.partition("/")[2] for key in card.metrics))
     measured = splits[-1]  # test, or val where there is none
     accuracy = card.metrics.get(f"{measured}/acc")
     return environment.get_template("model_readme.md.j2").render(
         card=card,
+        noun=kind.noun,
         purpose=kind.purpose(card.classes),
         reading=kind.reading(card.classes),
         config=config,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from src.engine.images.sampler import share_of
 from src.engine.runs.tables import main_metric
+from src.engine.runs.text import decimal
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +34,8 @@ def _numbers(split: str, metrics: dict[str, Tensor]) -> str:
     if f"{split}/loss" not in metrics:
         return ""
     names = ["loss", *main_metric(metrics)]
-    return " ".join(
-        [split, *(f"{name} {metrics[f'{split}/{name}']:.4f}" for name in names if f"{split}/{name}" in metrics)]
-    )
+    shown = [f"{name} {decimal(float(metrics[f'{split}/{name}']))}" for name in names if f"{split}/{name}" in metrics]
+    return " ".join([split, *shown])
 
 
 class EpochBar(L.Callback):

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from src.engine.commands.schema import METRICS
 from src.engine.commands.user_command import named
 from src.engine.runs.checkpoint_selection import (
     BestCheckpoint,
@@ -26,7 +27,7 @@ from src.engine.runs.job import Job
 from src.engine.runs.measuring import measure_split
 from src.engine.runs.reading import FOREIGN, unusable
 from src.engine.runs.task import RunTask
-from src.engine.runs.text import shell_word
+from src.engine.runs.text import decimal, shell_word
 from src.engine.runs.writing import LAST
 from src.engine.steps.network import Network
 from src.engine.steps.precision import autocast
@@ -103,7 +104,9 @@ def _score(job: Job, task: RunTask, trainer: L.Trainer, state: State) -> Score:
 
 
 def _shown(job: Job, score: Score) -> str:
-    return f"{job.config.checkpoint.monitor} {abs(score.metric):.4f}, val/loss {score.loss:.4f}"
+    monitor = job.config.checkpoint.monitor
+    value = score.metric if METRICS[monitor] == "max" else -score.metric
+    return f"{monitor} {decimal(value)}, val/loss {decimal(score.loss)}"
 
 
 def _copy(state: State) -> State:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from src.engine.runs.files import write_csv
-from src.engine.runs.text import printable, shell_word
+from src.engine.runs.text import decimal, printable, shell_word
 
 log = logging.getLogger(__name__)
 
 COLUMNS = {  # of the built-in tasks
     "acc": "accuracy", "balanced_acc": "balanced", "macro_f1": "macro F1", "map": "mean AP", "subset_acc": "all labels",
-    "mae": "MAE", "rmse": "RMSE", "r2": "R2", "loss": "loss",
+    "r2": "R2", "mae": "MAE", "rmse": "RMSE", "loss": "loss",
 }  # fmt: skip
 MATRIX_CLASSES = 1000  # up to here confusion.csv is a matrix
 PAIRS = ("true", "predicted", "count")  # its columns for more classes
@@ -46,7 +46,7 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
     lines = [f"{'':8}" + "".join(f"{title:>{width}}" for title, width in zip(columns.values(), widths, strict=True))]
     for split in splits:
         cells = [metrics.get(f"{split}/{name}") for name in columns]
-        shown = ["" if cell is None else f"{cell:.4f}" for cell in cells]
+        shown = ["" if cell is None else decimal(cell) for cell in cells]
         lines.append(f"{split:8}" + "".join(f"{cell:>{width}}" for cell, width in zip(shown, widths, strict=True)))
     return "\n".join(line.rstrip() for line in lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -26,6 +27,18 @@ def few(names: Collection[object], limit: int = 6) -> str:
     """The first names, and how many more there are, on one line: a, b and 7 more."""
     shown = ", ".join(printable(name) for name in list(names)[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def plural(number: int, noun: str) -> str:
+    """1 image, 2 images"""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def decimal(number: float) -> str:
+    """Four digits after the point, as of an accuracy; of quantities that are far from 1 four or five digits in all."""
+    if number == 0 or not math.isfinite(number) or 1e-3 <= abs(number) < 1e5:
+        return f"{number:.4f}"
+    return f"{number:.4g}" if abs(number) < 1 else f"{number:.6g}"
 
 
 def for_markdown(value: object) -> str:

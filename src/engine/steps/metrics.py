@@ -12,33 +12,46 @@ from src.engine.steps.own_metrics import Asking, own_metrics
 from src.engine.steps.task_kind import TaskKind
 
 
-class WeightedMean(Metric):
-    """Weighted mean; any order and division of the values gives the same to about 1e-7.
+class PreciseSums(Metric):
+    """Sums of float32; any order and division of what is added gives the same to about 1e-7.
 
     float32 sums would lose an image beside a million others, and Apple GPUs have no float64. So the rounding error of each
     addition is summed too (Knuth's TwoSum, The Art of Computer Programming 2, 4.2.2), without waiting for the device.
     """
 
     full_state_update = False
-    sums: torch.Tensor  # float32 (2,): of value * weight, and of weight
-    rounded_off: torch.Tensor  # float32 (2,): the rounding errors of the sums
+    sums: torch.Tensor  # float32 of the given shape
+    rounded_off: torch.Tensor  # float32, the same shape: the rounding errors of the sums
 
-    def __init__(self) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.add_state("sums", torch.zeros(2), dist_reduce_fx="sum")
-        self.add_state("rounded_off", torch.zeros(2), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(shape), dist_reduce_fx="sum")
+        self.add_state("rounded_off", torch.zeros(shape), dist_reduce_fx="sum")
 
-    def update(self, value: torch.Tensor, weight: torch.Tensor | float) -> None:
-        weight = torch.as_tensor(weight, dtype=torch.float32, device=self.sums.device)
-        added = torch.stack([value.float() * weight, weight])
+    def add(self, added: torch.Tensor) -> None:
         total = self.sums + added
         arrived = total - self.sums  # of `added`
         self.rounded_off = self.rounded_off + ((self.sums - (total - arrived)) + (added - arrived))
         self.sums = total
 
+    def totals(self) -> torch.Tensor:
+        """float64, on the CPU."""
+        return self.sums.cpu().double() + self.rounded_off.cpu().double()
+
+
+class WeightedMean(PreciseSums):
+    """Sums of value * weight, and of weight."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def update(self, value: torch.Tensor, weight: torch.Tensor | float) -> None:
+        weight = torch.as_tensor(weight, dtype=torch.float32, device=self.sums.device)
+        self.add(torch.stack([value.float() * weight, weight]))
+
     def compute(self) -> torch.Tensor:
-        """float64, on the CPU; nan where nothing was added."""
-        total = self.sums.cpu().double() + self.rounded_off.cpu().double()
+        """nan where nothing was added."""
+        total = self.totals()
         return total[0] / total[1]
 
 
@@ -53,6 +66,8 @@ class SplitMetrics(torch.nn.Module):
         super().__init__()
         self.loss, self.kind = WeightedMean(), kind
         self.asking = {"": Asking(kind.metrics(names, split), f"task={kind.name}"), **own_metrics(own, names)}
+        for asking in self.asking.values():
+            asking.refuse_what_lacks(kind, names)
         self._moved = torch.nn.ModuleList(self.asking.values())  # with the module, to its device
 
     def _metrics(self) -> list[Metric]:

@@ -29,6 +29,11 @@ class Asking(torch.nn.Module):
         with owner_errors(*self.whose.split("=", 1)):
             self.metric.update(**{name: given[name]() for name in self.asks_for})
 
+    def refuse_what_lacks(self, kind: TaskKind, names: Sequence[str]) -> None:
+        """Before the first image: a task without probabilities raises UserError."""
+        if "probabilities" in self.asks_for:
+            kind.probabilities(torch.zeros(1, kind.outputs(names)))
+
     def states(self) -> dict[str, torch.Tensor]:
         """What it has summed up so far."""
         return {name: state for name, state in self.metric.metric_state.items() if isinstance(state, torch.Tensor)}

@@ -63,6 +63,10 @@ class TaskKind:
         names of an ImageSet, in its order."""
         return tuple(known or sorted(set(self.words(texts))))
 
+    def columns(self, names: Sequence[str], given: Sequence[str]) -> Sequence[str]:
+        """data.label_columns of a table to measure a model on. names: the model's. given: as they are set."""
+        return given
+
     def labels(self, texts: Sequence[str], names: Sequence[str]) -> list[Label]:
         """The label of each text. Raises KeyError for a name that is none of them."""
         raise NotImplementedError
@@ -96,6 +100,9 @@ class TaskKind:
 
     def fit(self, images: LabelledImages) -> None:
         """Sets values that follow from the labels of the training images, before the network is made."""
+
+    def check_values(self, names: Sequence[str]) -> None:
+        """Raises ValueError for values of a model.json that `fit` and `tune` never set."""
 
     def loss(self, config: Config, names: Sequence[str], labels: Tensor) -> Loss:
         """A new loss. labels: of the training images; none where data.class_weights does not ask for them."""

@@ -18,6 +18,7 @@ from src.engine.reports import plots
 from src.engine.reports.rendering import Cell, Link, render
 from src.engine.runs import seeding
 from src.engine.runs.files import write_text
+from src.engine.runs.text import decimal
 from src.engine.sweep_reports import sweep_plots
 from src.engine.sweep_reports.sweep_plots import Scale, scales_of
 from src.engine.sweeps.progress import duration, exact, shown, values_of
@@ -88,7 +89,7 @@ def _verdict(listed: Sequence[TrialRecord], goal: Goal) -> str:
 def _result(trial: TrialRecord, goal: Goal) -> str:
     """'val/acc 0.9312 of trial 7 in epoch 4'"""
     value, epoch = trial.best(goal)
-    return f"{goal.metric} {value:.4f} of trial {trial.number}" + (f" in epoch {epoch}" if epoch else "")
+    return f"{goal.metric} {decimal(value)} of trial {trial.number}" + (f" in epoch {epoch}" if epoch else "")
 
 
 def _best(folder: Path, trial: TrialRecord) -> list[tuple[Cell, Cell]]:

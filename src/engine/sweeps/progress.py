@@ -24,6 +24,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from src.engine.runs.text import decimal
 from src.engine.sweeps.sweep_journal import (
     FAILED,
     FINISHED,
@@ -137,7 +138,7 @@ class SweepDisplay:
 
     def _best(self, metric: str = "") -> str:
         ranked = ranking(self._trials, self.goal)
-        return f"best #{ranked[0].number} {metric}{ranked[0].best(self.goal)[0]:.4f}" if ranked else ""
+        return f"best #{ranked[0].number} {metric}{decimal(ranked[0].best(self.goal)[0])}" if ranked else ""
 
     def _left(self) -> str:
         """How long the rest takes if its trials take as long as those that ended did; nothing before one did."""
@@ -192,7 +193,7 @@ def best_text(trial: TrialRecord, goal: Goal) -> str:
     if best is None:
         return ""
     value, epoch = best
-    return f"{value:.4f}" + (f" (epoch {epoch})" if epoch is not None else "")
+    return decimal(value) + (f" (epoch {epoch})" if epoch is not None else "")
 
 
 def exact(value: Any) -> str:
