@@ -35,6 +35,7 @@ PROCESSES = ("ddp", *filter(features.process_per_device, features.strategies()))
 OF_STRATEGIES = {"strategy.timeout_seconds": PROCESSES, "strategy.sync_batchnorm": ("ddp",)}
 SIZES = features.words("data.batch_size")  # that are no numbers
 THRESHOLDS = ("binary",)  # tasks that compare a probability with one
+TABLE_TASKS = ("regression",)  # whose labels no folder and no other data set has
 LOSSES_OF = {"regression": ("mse", "huber")}  # the other tasks have the cross-entropy
 NEEDED = {"image_folder": "data.root", "table": "data.table", "torchvision": "data.name"}
 # fmt: on
@@ -99,15 +100,18 @@ RULES.extend([
     unread("task.positive", "<task>", lambda c: c.task.name == "binary" or is_own(c.task.name), "it is one of two classes",
            "task=binary", is_error=True),
     unread("task.threshold", "<task>", lambda c: c.task.name in THRESHOLDS or is_own(c.task.name),
-           "the likeliest class is predicted", "task=binary", is_error=True),
+           "no probability is compared with it", "task=binary", is_error=True),
     unread("task.options", "<task>", lambda c: is_own(c.task.name), "only a task of your own takes options", is_error=True),
     clash("checkpoint.monitor", "task", lambda c: not is_own(c.task.name) and is_of_another_task(c),
           "the task has other metrics", "checkpoint.monitor=val/{first_metric}"),
+    clash("task", "data", lambda c: c.task.name in TABLE_TASKS and c.data.source != "table" and not is_own(c.data.source),
+          "<data> has one class for each image", "data=table data.table=labels.csv ~data.name ~data.layout"
+          " ~data.num_images ~data.num_classes"),
+    wrong("data.label_columns", lambda names: len({name.strip().lower() for name in names}) == len(names),
+          "a list of different columns", "names a column twice"),
     clash("model.loss", "task", lambda c: not (is_own(c.task.name) or is_own(c.model.loss) or c.model.loss in losses(c)),
           "the task compares other labels", "model.loss={first_loss}"),
     unread("data.class_weights", "<task>", lambda c: c.task.name != "regression", "its images have no classes", is_error=True),
-    wrong("data.label_columns", lambda names: len({name.strip().lower() for name in names}) == len(names),
-          "a list of different columns", "names a column twice"),
     *(read_by(key, users) for key, users in OF_SOURCES.items()),
     *(read_by(key, users, is_error=False) for key, users in HARMLESS.items()),
     *(Rule(lambda c, key=key, source=source: c.data.source == source and value_of(c, key) is None, f"{key} is missing",

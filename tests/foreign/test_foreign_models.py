@@ -166,3 +166,27 @@ def test_a_header_of_a_million_tensors_is_refused_at_once(folder):
     header = ("{" + ",".join(entry % number for number in range(100_000)) + "}").encode()
     of_weights(folder, len(header).to_bytes(8, "little") + header)
     assert "header" in refused(folder).why
+
+
+NUMBERS = {"mean": [1.0, -2.0, 1e30], "std": [1.0, 3, 1e-30]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            {"mean": value}
+            for value in ([0.0] * 2, [0.0] * 4, [], [NAN, 0, 0], [1e38, 0, 0], ["0"] * 3, "000", 5, None, ...)
+        ),
+        *(
+            {"std": value}
+            for value in ([1.0] * 2, [0.0, 1, 1], [-1.0, 1, 1], [INF, 1, 1], [[1.0], 1, 1], {"a": 1.0}, ...)
+        ),
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_hostile_numbers_of_a_regression_are_refused(folder, change):
+    rewrite(folder, task="regression", task_values=NUMBERS)
+    use(folder)
+    rewrite(folder, without_checksum=False, **{f"task_values__{key}": value for key, value in change.items()})
+    refused(folder)
