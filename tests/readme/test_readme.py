@@ -63,6 +63,12 @@ def folder(tmp_path) -> Path:
     shutil.copy(folder / "photos/cats/000.png", folder / "cat.jpg")
     rows = [f"photos/{name}/{index:03d}.png,{name}" for name in ("cats", "dogs") for index in range(10)]
     (folder / "labels.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    rows = [
+        f"photos/{name}/{index:03d}.png,{2 * index + 0.5},{index**2}"
+        for name in ("cats", "dogs")
+        for index in range(10)
+    ]
+    (folder / "ages.csv").write_text("path,age,weight\n" + "\n".join(rows) + "\n")
     (folder / "flat").mkdir()
     with sqlite3.connect(folder / "images.db") as database:
         database.execute("create table images(name, content, label, patient)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import chain
 
@@ -22,7 +23,7 @@ from src.engine.runs.files import write_text
 from src.engine.steps.metrics import SplitMetrics
 from src.engine.steps.own_metrics import Asking
 from src.tasks.regression import Regression
-from tests.conftest import check_error
+from tests.conftest import ROOT, check_error
 from tests.engine.reports.test_report import Page
 
 NAMES = ("age", "weight")
@@ -233,6 +234,15 @@ def test_the_report_shows_predicted_over_true_values(tmp_path):
     assert "50 images" in page.source
     write_text(tmp_path / "values.csv", "true_a,predicted_a\n" + "1,2\n" * 5000)
     assert "2,000 of 5,000 images" in Page(write_report(tmp_path)).source
+
+
+def test_the_code_of_the_page_on_exports_gives_the_tables_units(tmp_path, monkeypatch):
+    kind, outputs = fitted(np.arange(9.0), np.arange(9) * 1e-3 - 7), torch.randn(4, 2)
+    (tmp_path / "model.json").write_text(json.dumps({"task": "regression", "task_values": kind.values}))
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec((ROOT / "docs/export.md").read_text().split("```python\n")[1].split("```")[0], scope)
+    np.testing.assert_allclose(scope["answers"](outputs.numpy()), kind.answers(outputs).numpy(), rtol=1e-6)
 
 
 TABLE = ("task=regression", "data=table", "data.table=ages.csv")

@@ -123,7 +123,7 @@ def test_the_page_gives_the_probabilities_of_predict(model, folder, tmp_path, mo
         exec(block, scope)
     assert tuple(scope["classes"]) == CLASSES
     images = np.stack([scope["preprocess"](scope["read"](path)) for path in paths])
-    found = scope["probabilities"](scope["session"].run(["logits"], {"images": images})[0])
+    found = scope["answers"](scope["session"].run(["logits"], {"images": images})[0])
 
     ours = torch.stack([eval_transform(steps)(read_image(path, card.read_options)) for path in paths])
     # Where torch has no kernel for bytes it computes in floats: a level more or less in a few pixels.
