@@ -56,7 +56,7 @@ def load(folder: str | Path, accelerator: str = "auto") -> TrainedModel:
 
 
 def predict(model: TrainedModel, images: Iterable[str | Path | Image | Tensor], batch_size: int = 32) -> Tensor:
-    """Probabilities (N, number of classes), float32, on the CPU.
+    """Probabilities (N, number of classes), or the values of task=regression, float32, on the CPU.
 
     images: paths, PIL images, or tensors uint8 (3, H, W) of any size. Raises ImageError for a file that cannot be read.
     """

@@ -1,13 +1,14 @@
-"""Names the class of images.
+"""Names the class of images, or what else the model's task tells about them (docs/tasks.md).
 
     python -m src.predict run=runs/NAME images=photos/new/      a folder, with its sub-folders
     python -m src.predict run=runs/NAME images=cat.jpg          one image
     python -m src.predict model=model/ images=photos/new/       a copied model/ folder alone, without the run
 
-Writes predictions.csv (path, class, probability, the five likeliest classes, error) to the folder that the command is run
-in, or to out=FILE.csv, and shows the first rows. The file of an earlier prediction is replaced. An image that cannot be
-read is a row with its error. Also: batch_size=64, num_workers=N, timeout_seconds=300 (an image
-that takes longer to read ends the command with its name; 0: no limit) and accelerator=auto|cpu|gpu|mps.
+Writes predictions.csv (path, class, probability, the five likeliest classes, error; of task=regression path, a column for
+each value, error) to the folder that the command is run in, or to out=FILE.csv, and shows the first rows. The file of an
+earlier prediction is replaced. An image that cannot be read is a row with its error. Also: batch_size=64, num_workers=N,
+timeout_seconds=300 (an image that takes longer to read ends the command with its name; 0: no limit) and
+accelerator=auto|cpu|gpu|mps.
 """
 
 from __future__ import annotations

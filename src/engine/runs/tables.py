@@ -42,12 +42,12 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
     """{"test/acc": 0.98, ...} as a table: one line per split, one column per metric; empty where an older run lacks one."""
     splits = list(dict.fromkeys(name.partition("/")[0] for name in metrics))
     columns = column_titles(metrics)
-    widths = [max(10, len(title) + 2) for title in columns.values()]
-    lines = [f"{'':8}" + "".join(f"{title:>{width}}" for title, width in zip(columns.values(), widths, strict=True))]
+    rows = [("", *columns.values())]
     for split in splits:
         cells = [metrics.get(f"{split}/{name}") for name in columns]
-        shown = ["" if cell is None else decimal(cell) for cell in cells]
-        lines.append(f"{split:8}" + "".join(f"{cell:>{width}}" for cell, width in zip(shown, widths, strict=True)))
+        rows.append((split, *("" if cell is None else decimal(cell) for cell in cells)))
+    widths = [max(8, *(len(cell) for cell in cells)) + 2 for cells in zip(*rows, strict=True)]
+    lines = [f"{split:8}" + "".join(map(str.rjust, cells, widths[1:])) for split, *cells in rows]
     return "\n".join(line.rstrip() for line in lines)
 
 

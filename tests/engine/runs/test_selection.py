@@ -12,7 +12,7 @@ import torch
 from src.config import Checkpoint, Config
 from src.engine.processes.ranks import Ranks
 from src.engine.runs import selection
-from src.engine.runs.checkpoint_selection import BestCheckpoint, WeightAverage
+from src.engine.runs.checkpoint_selection import BestCheckpoint, Score, WeightAverage
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
 from src.engine.runs.selection import choose_weights, recompute_batchnorm
@@ -170,3 +170,9 @@ def test_best_weights_that_the_disk_did_not_take_end_with_73_and_the_same_comman
     assert caught.value.code == ExitCode.CANNOT_WRITE
     assert "best.ckpt" in caught.value.found
     assert "make room, then repeat" in caught.value.fix[1]
+
+
+@pytest.mark.parametrize(("monitor", "shown"), [("val/r2", "val/r2 -0.2500"), ("val/mae", "val/mae 0.2500")])
+def test_a_negative_metric_is_shown_with_its_sign(monitor, shown):
+    job = SimpleNamespace(config=SimpleNamespace(checkpoint=Checkpoint(monitor=monitor)))
+    assert selection._shown(job, Score(-0.25, 1.0, 0)) == f"{shown}, val/loss 1.0000"

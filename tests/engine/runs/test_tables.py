@@ -42,3 +42,12 @@ def test_only_files_that_exist_are_named_and_commands_are_quoted(tmp_path, caplo
     (tmp_path / "c d").mkdir()
     print_result(tmp_path / "c d", RESULT)
     assert shlex.split(caplog.messages[-1])[-1] == f"run={tmp_path / 'c d'}"
+
+
+def test_large_values_do_not_run_into_the_next_column():
+    lines = metrics_table({"val/r2": 0.5, "val/mae": 123456.7, "val/rmse": 12345678.9, "test/r2": -12.5}).splitlines()
+    assert lines[0].split() == ["R2", "MAE", "RMSE"]
+    assert lines[1].split() == ["val", "0.5000", "123457", "1.23457e+07"]
+    assert {line.index(word) + len(word) for line, word in zip(lines, ("R2", "0.5000", "-12.5000"), strict=True)} == {
+        18
+    }

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from src.engine.runs.text import for_markdown, path_in, printable, printable_lines, shell_word
+from src.engine.runs.text import decimal, for_markdown, path_in, printable, printable_lines, shell_word
 
 NASTY = {
     "\x1b[31mred\x1b[0m.png": "\\x1b[31mred\\x1b[0m.png",
@@ -40,6 +40,17 @@ def test_plain_words_are_quoted_as_shlex_does():
 
 def test_markdown_is_not_read():
     assert for_markdown("[x](http://y) | <b>\x1b") == r"\[x\](http://y) \| \<b\>\\x1b"
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        *((0.98765, "0.9877"), (12.5, "12.5000"), (-0.25, "-0.2500"), (0.0, "0.0000"), (99999.06, "99999.1")),
+        *((3.21e-5, "3.21e-05"), (0.00012345, "0.0001234"), (1234567.8, "1.23457e+06"), (float("nan"), "nan")),
+    ],
+)
+def test_numbers_far_from_1_keep_their_digits(number, shown):
+    assert decimal(number) == shown
 
 
 def test_a_tilde_is_expanded(monkeypatch):
