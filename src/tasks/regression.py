@@ -135,7 +135,7 @@ class Regression(TaskKind):
     def loss(self, config: Config, names: Sequence[str], labels: Tensor) -> RegressionLoss:
         model, example = config.model, torch.zeros(2, len(names))
         if is_own(model.loss):
-            return RegressionLoss(self, own_loss(model, example, example))
+            return RegressionLoss(self, own_loss(model.loss, model.loss_options, example, example))
         return RegressionLoss(self, huber if model.loss == "huber" else squared)
 
     def metrics(self, names: Sequence[str], split: str) -> RegressionErrors:
@@ -248,7 +248,7 @@ def _numbers(text: str, count: int) -> tuple[float, ...]:
     try:
         if len(parts) != count:
             raise ValueError(f"it needs {plural(count, 'number')}, joined by ;")
-        return tuple(_number(part, "a number") for part in parts)
+        return tuple(_number(part, "it") for part in parts)
     except ValueError as error:
         found = f"the source of the images has a label that cannot be used: {printable(text)[:60]!r}"
         raise UserError(found, where="data.source", why=str(error), code=ExitCode.DATA) from error

@@ -147,7 +147,11 @@ def test_the_loss_compares_standard_units_and_answers_are_in_the_tables():
     torch.testing.assert_close(standard.std(0, correction=0), torch.ones(2))
     torch.testing.assert_close(kind.answers(standard), labels)
     outputs = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)) * 3
-    for name, expected in (("mse", F.mse_loss), ("huber", F.huber_loss)):
+    for name, expected in (
+        ("mse", F.mse_loss),
+        ("huber", F.huber_loss),
+        ("src.tasks.regression.squared", F.mse_loss),  # as one's own
+    ):
         loss = kind.loss(Config(model=Model(backbone="resnet18", loss=name)), NAMES, labels)
         torch.testing.assert_close(loss(outputs, labels), expected(outputs, standard))
         parts = [loss(outputs[part], labels[part]) * loss.weight(labels[part]) / 4 for part in ([0, 1, 2], [3])]

@@ -35,10 +35,10 @@ def plural(number: int, noun: str) -> str:
 
 
 def decimal(number: float) -> str:
-    """With four digits after the point, as an accuracy; a quantity that is far from 1 with four to six digits in all."""
+    """With four digits after the point, as an accuracy; a quantity that is far from 1 with three or six digits in all."""
     if number == 0 or not math.isfinite(number) or 1e-3 <= abs(number) < 1e4:
         return f"{number:.4f}"
-    return f"{number:.4g}" if abs(number) < 1 else f"{number:.6g}"
+    return f"{number:.2e}" if abs(number) < 1 else f"{number:.6g}"
 
 
 def for_markdown(value: object) -> str:
