@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +151,7 @@ class Regression(TaskKind):
         return logits.float() * std + mean
 
     def _mean_and_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        return torch.tensor(self.values["mean"], device=device), torch.tensor(self.values["std"], device=device)
+        return _on_device(self.values["mean"], device), _on_device(self.values["std"], device)
 
     def answers(self, logits: Tensor) -> Tensor:
         return self.predicted(logits)
@@ -183,6 +184,13 @@ class Regression(TaskKind):
         scales = zip(names, self.values["std"], self.values["mean"], strict=True)
         each = [f"{name} = {std:g} * output {'+' if mean >= 0 else '-'} {abs(mean):g}" for name, std, mean in scales]
         return f"a number in standard units for each value, with the std and mean of the training images: {few(each)}"
+
+
+@lru_cache
+def _on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """Copied once: each copy to a GPU waits for what it still has to compute."""
+    with torch.inference_mode(False):  # validation may be the first to ask, training the next
+        return torch.tensor(numbers, device=device)
 
 
 def squared(outputs: Tensor, values: Tensor) -> Tensor:
