@@ -22,6 +22,7 @@ from src.engine.features import strategies
 # Task -> its metrics beside loss; what they are: src/tasks/.
 METRICS_OF = {"multiclass": ("acc", "balanced_acc", "macro_f1"), "binary": ("acc", "balanced_acc", "macro_f1")}
 METRICS_OF["regression"] = ("r2", "mae", "rmse")
+METRICS_OF["multilabel"] = ("macro_f1", "map", "subset_acc")
 LESS_IS_BETTER = ("loss", "mae", "rmse")
 NAMES = [*dict.fromkeys(name for names in METRICS_OF.values() for name in names), "loss"]
 METRICS: dict[str, Literal["max", "min"]]

@@ -34,8 +34,8 @@ HARMLESS = {  # of sources, too, but no sign of a mistake
 PROCESSES = ("ddp", *filter(features.process_per_device, features.strategies()))  # strategies with several processes
 OF_STRATEGIES = {"strategy.timeout_seconds": PROCESSES, "strategy.sync_batchnorm": ("ddp",)}
 SIZES = features.words("data.batch_size")  # that are no numbers
-THRESHOLDS = ("binary",)  # tasks that compare a probability with one
-TABLE_TASKS = ("regression",)  # whose labels no folder and no other data set has
+THRESHOLDS = ("binary", "multilabel")  # tasks that compare a probability with one
+TABLE_TASKS = ("multilabel", "regression")  # whose labels no folder and no other data set has
 LOSSES_OF = {"regression": ("mse", "huber")}  # the other tasks have the cross-entropy
 NEEDED = {"image_folder": "data.root", "table": "data.table", "torchvision": "data.name"}
 # fmt: on
@@ -132,6 +132,10 @@ RULES.extend([
            "only a strategy of your own takes options", is_error=True),
     unread("model.label_smoothing", "<model.loss>", lambda c: c.model.loss == "cross_entropy",
            "it belongs to the cross-entropy"),
+    unread("model.label_smoothing", "<task>", lambda c: c.task.name != "multilabel" or is_own(c.model.loss),
+           "it spreads a target over classes"),
+    unread("data.class_weights", "<model.loss>", lambda c: c.task.name != "multilabel" or not is_own(c.model.loss),
+           "your own loss weighs the labels itself"),
     unread("model.dropout", "<model.head>", lambda c: c.model.head != "append",
            "append is a layer behind the kept classifier, which has the dropout it was trained with", is_error=True),
     unread("model.min_match", "<model.weights>", lambda c: c.model.weights not in ("default", "none"),

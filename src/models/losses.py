@@ -1,4 +1,4 @@
-"""The loss of classes, and their weights in it."""
+"""The losses of classes and of labels, and their weights in them."""
 
 from __future__ import annotations
 
@@ -73,3 +73,30 @@ def class_weights(counts: Sequence[int], form: str) -> list[float] | None:
     raw = [1 / max(count, least) for count in counts]
     mean = sum(weight * count for weight, count in zip(raw, counts, strict=True)) / sum(counts)
     return [weight / mean for weight in raw]
+
+
+class MultilabelLoss(Loss):
+    """Binary cross-entropy, a mean over images and labels. positive_weights: of each label's images that have it, (names,)."""
+
+    positive_weights: torch.Tensor | None
+
+    def __init__(self, positive_weights: torch.Tensor | None = None, own: LossOfEachImage | None = None) -> None:
+        super().__init__()
+        self.own = own
+        self.register_buffer("positive_weights", positive_weights, persistent=False)
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits = logits.float()
+        if self.own is not None:
+            return self.own(logits, labels).mean()
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits), pos_weight=self.positive_weights)
+
+
+def positive_weights(labels: torch.Tensor, form: str) -> torch.Tensor | None:
+    """Images without a label for each image with it, (names,): data.class_weights=inverse; balanced: LARGEST_WEIGHT at most.
+    labels: of the training images (N, names)."""
+    if form == "none":
+        return None
+    positives = labels.sum(0).clamp(min=1)
+    weights = (len(labels) - positives) / positives
+    return weights.clamp(max=LARGEST_WEIGHT) if form == "balanced" else weights

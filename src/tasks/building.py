@@ -11,9 +11,10 @@ from src.engine.runs.model_folder import ModelCard, damaged
 from src.engine.steps.task_kind import TaskKind
 from src.tasks.binary import Binary
 from src.tasks.multiclass import Multiclass
+from src.tasks.multilabel import Multilabel
 from src.tasks.regression import Regression
 
-TASKS = {"multiclass": Multiclass, "binary": Binary, "regression": Regression}
+TASKS = {"multiclass": Multiclass, "binary": Binary, "multilabel": Multilabel, "regression": Regression}
 
 
 def build_task_kind(settings: TaskSettings) -> TaskKind:

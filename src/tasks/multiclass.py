@@ -76,7 +76,7 @@ class Multiclass(TaskKind):
         """The likeliest classes, the one that is predicted first."""
         return nlargest(TOP, range(len(answers)), key=lambda number: answers[number])
 
-    def shown(self, row: Sequence[str]) -> tuple[str, str, str]:
+    def shown(self, names: Sequence[str], row: Sequence[str]) -> tuple[str, str, str]:
         others = list(zip(row[4:8:2], row[5:8:2], strict=True))
         if row[0] == "class":
             return row[0], row[1], f"next {len(others)}"

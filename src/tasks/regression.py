@@ -174,7 +174,7 @@ class Regression(TaskKind):
     def row(self, names: Sequence[str], answers: Sequence[float]) -> list[str]:
         return [str(np.float32(value)) for value in answers]  # the digits that float32 needs
 
-    def shown(self, row: Sequence[str]) -> tuple[str, str, str]:
+    def shown(self, names: Sequence[str], row: Sequence[str]) -> tuple[str, str, str]:
         return row[0], row[1] if len(row) > 1 else "", ", ".join(row[2:])
 
     def purpose(self, names: Sequence[str]) -> str:

@@ -13,24 +13,29 @@ from src.engine.runs.text import few, printable
 Deal = Callable[[Sequence[str], int, float, float, Sequence[str] | None], dict[str, list[int]]]
 
 
+def most_common(texts: Sequence[str]) -> str:
+    return Counter(texts).most_common(1)[0][0]
+
+
 @dataclass(frozen=True)
 class Together:
-    """groups: that of each image, where the data has some. digests: of each image's bytes."""
+    """groups: that of each image, where the data has some. digests: of each image's bytes. text_of: the label of a group."""
 
     groups: Sequence[str] | None = None
     digests: Sequence[str] | None = None
+    text_of: Callable[[Sequence[str]], str] = most_common
 
     def only(self, indices: Sequence[int]) -> Together:
         chosen = [values and [values[index] for index in indices] for values in (self.groups, self.digests)]
-        return Together(*chosen)
+        return Together(*chosen, text_of=self.text_of)
 
     def deal(self, deal: Deal, labels: Sequence[str], seed: int, val: float, test: float) -> dict[str, list[int]]:
-        """Indices of train, val and test. A group is dealt as one image, with the label that most of its images have: the
-        fractions are shares of the groups."""
+        """Indices of train, val and test. A group is dealt as one image, with the label that `text_of` gives it: the fractions
+        are shares of the groups."""
         if self.groups is None:
             return deal(labels, seed, val, test, self.digests)
         sets = self._sets(self.groups)
-        texts = [Counter(labels[index] for index in members).most_common(1)[0][0] for members in sets]
+        texts = [self.text_of([labels[index] for index in members]) for members in sets]
         dealt = deal(texts, seed, val, test, None)
         return {split: sorted(index for number in chosen for index in sets[number]) for split, chosen in dealt.items()}
 

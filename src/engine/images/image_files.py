@@ -49,8 +49,8 @@ def load(
         settings = replace(settings, bits=splits.bits_of_run(run_split))
     listing, checked = _checked(listing, kind, settings, keep_bad=run_split is not None)
     digests = [checked[name].digest for name in listing.names]
-    together = Together(listing.groups, digests)
-    members = splits.choose_split(listing.names, listing.labels, listing.splits, split, together, kind.split)
+    together = Together(listing.groups, digests, kind.text_of_group)
+    members = splits.choose_split(listing.names, listing.labels, listing.splits, split, together, kind)
     together.check(members, listing.source or str(listing.root))
     if split.file:  # images that it does not list are left out, and a class that only they have
         kept = sorted(index for indices in members.values() for index in indices)
@@ -76,8 +76,8 @@ def split_image_set(images: ImageSet, kind: TaskKind, settings: SplitSettings) -
     learned."""
     texts = [label if isinstance(label, str) else images.classes[label] for label in images.labels]
     names = images.names or [f"{images.name}/{index:05d}" for index in range(len(texts))]
-    together, where = Together(images.groups), images.where or f"data={images.name}"
-    members = splits.choose_split(names, texts, images.splits, settings, together, kind.split)
+    together, where = Together(images.groups, text_of=kind.text_of_group), images.where or f"data={images.name}"
+    members = splits.choose_split(names, texts, images.splits, settings, together, kind)
     together.check(members, where)
     classes, labels, kept = _numbered(texts, kind, known=images.classes)
     found = LabelledImages(classes, names, labels, members, images.read, in_memory=images.in_memory, texts=kept)

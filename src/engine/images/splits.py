@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src.engine.commands.user_command import corrected
-from src.engine.images.groups import Deal, Together
+from src.engine.images.groups import Together
 from src.engine.images.labelled_images import SPLITS, LabelledImages, by_split
 from src.engine.images.spelling import alike
 from src.engine.images.table import known_split, read_csv, relative, spellings
 from src.engine.runs import seeding
 from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.text import few, printable, shell_word
+
+if TYPE_CHECKING:
+    from src.engine.steps.task_kind import TaskKind
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +46,16 @@ def choose_split(
     stated: Sequence[str] | None,
     settings: SplitSettings,
     together: Together = ALONE,
-    deal: Deal | None = None,
+    kind: TaskKind | None = None,
 ) -> dict[str, list[int]]:
     """split -> indices: by the settings' file, as the data states it with a val split made of train, or dealt out.
 
-    together: which images are in one split at any rate. deal: the task's way; None: stratified.
+    together: which images are in one split at any rate. kind: None: of classes.
     """
-    deal = deal or stratified_split
+    deal = kind.split if kind else stratified_split
     seed, val_fraction = settings.seed, settings.val_fraction
     if settings.file is not None:
-        return _by_file(names, labels, settings.file, settings.root)
+        return _by_file(names, labels, settings, kind)
     if stated is None:
         return together.deal(deal, labels, seed, val_fraction, settings.test_fraction)
     members = by_split(stated)
@@ -66,7 +70,11 @@ def choose_split(
 SplitRows = dict[str, tuple[str, str | None]]
 
 
-def _by_file(names: list[str], labels: list[str], path: Path, root: Path) -> dict[str, list[int]]:
+def _by_file(
+    names: list[str], labels: list[str], settings: SplitSettings, kind: TaskKind | None
+) -> dict[str, list[int]]:
+    assert settings.file is not None
+    path, root = settings.file, settings.root
     rows = read_split_file(path)
     stated, absent = _as_in_the_data(rows, names, path, root)
     unlisted = [name for name in names if name not in stated]
@@ -89,8 +97,9 @@ def _by_file(names: list[str], labels: list[str], path: Path, root: Path) -> dic
             if stated_label is not None and stated_label.strip() != label.strip():
                 raise _other_label(name, label, stated_label, path)
             members[split].append(index)
-    if lost := {rows[name][1] for name in absent} - {label for _, label in stated.values()} - {None}:
-        gone = [name for name in absent if rows[name][1] in lost]
+    words = kind.words if kind else list
+    if lost := {*words(_labels(rows[name] for name in absent))} - {*words(_labels(stated.values()))}:
+        gone = [name for name in absent if lost & {*words(_labels([rows[name]]))}]
         found = f"no image of {_classes(sorted(lost))} is left, of {len(gone)} that the split file lists"
         why = f"without them the network would have other classes; gone: {few(gone, 3)}"
         raise data_error(found, where=printable(path), why=why, fix=f"ls {shell_word(root)}")
@@ -101,6 +110,10 @@ def _by_file(names: list[str], labels: list[str], path: Path, root: Path) -> dic
             f"{len(unlisted)} of {len(names)} images are left out, since {path} does not list them: {few(unlisted, 3)}"
         )
     return members
+
+
+def _labels(rows: Iterable[tuple[str, str | None]]) -> list[str]:
+    return [label for _, label in rows if label is not None]
 
 
 def _as_in_the_data(rows: SplitRows, names: list[str], file: Path, root: Path) -> tuple[SplitRows, list[str]]:
@@ -139,12 +152,18 @@ def stratified_split(
     for label, copies in members.items():
         groups = list(copies.values())
         order = [groups[i] for i in seeding.split_order(seed, label, len(groups))]
-        test = _share(test_fraction, len(order), spare=2)
-        val = _share(val_fraction, len(order) - test, spare=1, of=len(order))
-        splits["test"] += [index for group in order[:test] for index in group]
-        splits["val"] += [index for group in order[test : test + val] for index in group]
-        splits["train"] += [index for group in order[test + val :] for index in group]
+        start = 0
+        for split, size in split_sizes(len(order), val_fraction, test_fraction).items():
+            splits[split] += [index for group in order[start : start + size] for index in group]
+            start += size
     return {split: sorted(indices) for split, indices in splits.items()}
+
+
+def split_sizes(count: int, val_fraction: float, test_fraction: float) -> dict[str, int]:
+    """How many of so many images go to test, val and train."""
+    test = _share(test_fraction, count, spare=2)
+    val = _share(val_fraction, count - test, spare=1, of=count)
+    return {"test": test, "val": val, "train": count - test - val}
 
 
 def _share(fraction: float, available: int, spare: int, of: int | None = None) -> int:

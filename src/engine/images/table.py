@@ -43,8 +43,8 @@ def list_table(table: Path, root: Path | None, kind: TaskKind, columns: Sequence
 
     columns: those with the label instead; the task makes one text of them.
     """
-    columns = [column.strip().lower() for column in columns] or ["label"]
-    rows = read_csv(table, ("path", *columns))
+    places = {column.strip(): column.strip().lower() for column in columns or ["label"]}
+    rows = read_csv(table, ("path", *places.values()))
     root = root or table.parent
     splits, groups = ([] if column in rows[0][1] else None for column in ("split", "group"))
     listing = Listing(root, splits=splits, groups=groups, source=str(table))
@@ -54,9 +54,9 @@ def list_table(table: Path, root: Path | None, kind: TaskKind, columns: Sequence
         if not row["path"].strip():
             raise _row_error("a row without a path", table, line, "every image needs a path and a label")
         try:
-            text = kind.label_text({column: _text(row[column], table, line) for column in columns})
+            text = kind.label_text({column: _text(row[place], table, line) for column, place in places.items()})
         except ValueError as error:
-            shown = ", ".join(f"{column} is {printable(row[column])[:60]!r}" for column in columns[:4])
+            shown = ", ".join(f"{place} is {printable(row[place])[:60]!r}" for place in [*places.values()][:4])
             raise _row_error(f"a row whose label cannot be used: {shown}", table, line, str(error)) from error
         forms = (form for form in spellings(row["path"]) if _is(root / form, Path.is_file))
         name = next((relative(form, root) for form in forms), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -66,7 +67,7 @@ def predict(
         rows += [[str(paths[place]), *[""] * len(header), error] for place, error in errors.items()]
     rows.sort()
     write_csv(out, ["path", *header, "error"], rows)
-    show(rows, ["path", *header, "error"], kind)
+    show(rows, ["path", *header, "error"], kind, names)
     unread = sum(bool(row[-1]) for row in rows)
     note = f"; {unread} of them are files that could not be read" if unread else ""
     note += "; it replaces the file that stood there" if replaced else ""
@@ -133,9 +134,9 @@ def _collate(items: list[tuple[int, torch.Tensor | str]]) -> tuple[torch.Tensor,
     return torch.stack(list(images.values())) if images else torch.empty(0), list(images), errors
 
 
-def show(rows: list[list[str]], header: list[str], kind: TaskKind) -> None:
+def show(rows: list[list[str]], header: list[str], kind: TaskKind, names: Sequence[str]) -> None:
     """The first rows as a table that fits the terminal; of a long path its end, where the file's name is."""
-    lines = [[printable(cell) for cell in _cells(row, kind)] for row in [header, *rows[:SHOWN]]]
+    lines = [[printable(cell) for cell in _cells(row, kind, names)] for row in [header, *rows[:SHOWN]]]
     widths = [max(map(cell_len, column)) for column in zip(*(line[:3] for line in lines), strict=True)]
     last = max(min(cell_len(line[3]), MAX_ERROR) for line in lines)
     room = shutil.get_terminal_size((100, 0)).columns - widths[1] - widths[2] - last - 6
@@ -148,11 +149,11 @@ def show(rows: list[list[str]], header: list[str], kind: TaskKind) -> None:
         log.info(f"... and {len(rows) - SHOWN} more")
 
 
-def _cells(row: list[str], kind: TaskKind) -> list[str]:
+def _cells(row: list[str], kind: TaskKind, names: Sequence[str]) -> list[str]:
     """A row of the file, or its header, as the four cells of the table."""
     if row[-1] not in ("", "error"):
         return [row[0], "", "", row[-1].removeprefix(f"{printable(row[0])}: ")]
-    return [row[0], *kind.shown(row[1:-1])]
+    return [row[0], *kind.shown(names, row[1:-1])]
 
 
 def _shortened(text: str, width: int) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from src.engine.images.groups import most_common
 from src.engine.images.labelled_images import Label, LabelledImages
 from src.engine.images.splits import stratified_split
 from src.engine.own import own_object, owner_errors, wrong_result
@@ -76,6 +77,10 @@ class TaskKind:
     ) -> dict[str, list[int]]:
         """Indices of train, val and test. copies: images with the same text in it go to one split together."""
         return stratified_split(texts, seed, val_fraction, test_fraction, copies)
+
+    def text_of_group(self, texts: Sequence[str]) -> str:
+        """The label that a group of images is dealt out with, of theirs: most images' own."""
+        return most_common(texts)
 
     def check(self, images: LabelledImages, where: str) -> None:
         """Raises UserError for labels or splits that nothing can be learned from. where: the source of the images."""
@@ -148,7 +153,7 @@ class TaskKind:
         """The cells of these columns for one image."""
         raise NotImplementedError
 
-    def shown(self, row: Sequence[str]) -> tuple[str, str, str]:
+    def shown(self, names: Sequence[str], row: Sequence[str]) -> tuple[str, str, str]:
         """A row for the screen: what it is, how sure, and what else it may be. The header is given as one, too."""
         return row[0], "", ""
 
