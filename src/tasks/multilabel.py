@@ -183,8 +183,11 @@ class Multilabel(TaskKind):
         is_rare = labels.sum(0) < ENOUGH
         chosen = [0.5 if rare else best_threshold(*pair) for rare, pair in zip(is_rare, pairs, strict=True)]
         self.values["thresholds"] = tuple(chosen)
-        rest = f"; 0.5 for {int(is_rare.sum())}, with fewer than {ENOUGH} images there" if is_rare.any() else ""
-        log.info(f"thresholds of {plural(int((~is_rare).sum()), 'label')} chosen on val, for their F1{rest}")
+        number = int((~is_rare).sum())
+        rest = f"; 0.5 for {int(is_rare.sum())}, with fewer than {ENOUGH} val images" if is_rare.any() else ""
+        log.info(
+            f"thresholds of {plural(number, 'label')} chosen on val for their F1, which is a little too good there{rest}"
+        )
 
     # What is written
 

@@ -61,11 +61,15 @@ def _deal(
             lacking[name][split] -= 1
             left[name] -= 1
 
+    def need(place: int, split: str) -> tuple[int, int, int]:
+        """First by the rarest label, then by all labels of the group, then by the size of the split."""
+        return lacking[rarest][split], sum(lacking[name][split] for name in labels_of[place]), room[split]
+
     while any(left.values()):
         rarest = min((name for name in left if left[name]), key=lambda name: (left[name], name))
         for place in members[rarest]:
             if not split_of[place]:
-                put(place, max(SPLITS, key=lambda split: (lacking[rarest][split], room[split])))
+                put(place, max(SPLITS, key=lambda split: need(place, split)))
     for place, split in enumerate(split_of):
         if not split:  # without a label
             put(place, max(SPLITS, key=lambda split: room[split]))

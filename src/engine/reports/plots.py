@@ -156,6 +156,24 @@ def scatter_plot(true: np.ndarray, predicted: np.ndarray, name: str) -> Figure:
     return figure
 
 
+@style()
+def dot_plot(values: Mapping[str, Sequence[float]], names: Sequence[str]) -> Figure:
+    """A row of dots for each name, from 0 to 1; nan: none. values: title -> a value for each name."""
+    from matplotlib.figure import Figure
+
+    shown = [shortened(name) for name in names]
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.24 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(names))
+    for title, marker, colour in zip(values, "o|x", COLOURS, strict=False):
+        axes.scatter(values[title], places, s=36, marker=marker, color=colour, label=title, zorder=2, clip_on=False)
+    axes.set_yticks(places, shown, fontsize=8)
+    axes.set_xlim(0, 1)
+    axes.invert_yaxis()  # the first name on top
+    figure.legend(loc="outside upper left", ncols=len(values))
+    return figure
+
+
 def shortened(name: str, letters: int = LONGEST_NAME) -> str:
     """The name on one line, cut to the number of letters."""
     name = printable(" ".join(name.split()))  # a folder's name may hold anything, a line break too

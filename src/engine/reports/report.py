@@ -56,6 +56,7 @@ def write_report(folder: Path, phases: Phases | None = None, result: dict[str, A
         curves_caption=_caption(best, changes),
         rates=_learning_rates(metrics),
         confusion=_confusion(folder / "confusion.csv", result),
+        labels=_labels(folder / "labels.csv", result),
         values=_values(folder / "values.csv"),
         memory=_memory(folder / "memory.csv", steps_of_changes),
         command=environment.get("command"),
@@ -181,6 +182,30 @@ def _confusion(file: Path, result: dict[str, Any]) -> _Confusion | None:
 
 
 @dataclass(frozen=True)
+class _Labels:
+    """rows: the numbers of each label; of many the LONGEST_LIST with the lowest F1. svg: of all, unless they are many."""
+
+    rows: list[list[Cell]]
+    svg: Markup | None
+    caption: str
+
+
+def _labels(file: Path, result: dict[str, Any]) -> _Labels | None:
+    if not file.exists():
+        return None
+    with file.open(newline="", **NAMES) as lines:
+        rows = [(original(name), *map(_number, cells)) for name, *cells in [*csv.reader(lines)][1:]]
+    few = len(rows) <= plots.NUMBERED_CLASSES
+    marks = {title: [row[column] for row in rows] for title, column in (("F1", 5), ("precision", 3), ("recall", 4))}
+    svg = plots.to_svg(plots.dot_plot(marks, [row[0] for row in rows]), "F1 of the labels") if few else None
+    worst = sorted(rows, key=lambda row: 2 if math.isnan(row[5]) else row[5])[:LONGEST_LIST]
+    split = "test" if any(name.startswith("test/") for name in result.get("metrics", {})) else "val"
+    which = "" if few else f" The {LONGEST_LIST} of {len(rows):,} with the lowest F1; labels.csv has all."
+    shown = [[name, int(images), int(told), *rest] for name, images, told, *rest in (rows if few else worst)]
+    return _Labels(shown, svg, f"Of the {split} images.{which}")
+
+
+@dataclass(frozen=True)
 class _Values:
     """header, rows: a table with a row per name. svgs: predicted over true values, of the first names."""
 
@@ -247,4 +272,8 @@ def _read_columns(path: Path) -> dict[str, list[float]]:
         return {}
     with path.open(newline="", **NAMES) as file:
         header, *rows = csv.reader(file)
-    return {name: [float(row[place] or "nan") for row in rows] for place, name in enumerate(header)}
+    return {name: [_number(row[place]) for row in rows] for place, name in enumerate(header)}
+
+
+def _number(cell: str) -> float:
+    return float(cell or "nan")
