@@ -189,4 +189,18 @@ def test_hostile_numbers_of_a_regression_are_refused(folder, change):
     rewrite(folder, task="regression", task_values=NUMBERS)
     use(folder)
     rewrite(folder, without_checksum=False, **{f"task_values__{key}": value for key, value in change.items()})
+
+
+THRESHOLDS = [
+    *({"thresholds": value} for value in ([0.5] * 2, [0.5] * 4, [0.5, 1.5, 0.5], [0.5, -0.1, 0.5], [NAN, 0.5, 0.5])),
+    *({"thresholds": value} for value in (["0.5"] * 3, "0.5", 0.5, None, {"a": 0.5}, [[0.5]] * 3)),
+    *({"threshold": value} for value in ([], [0.3, 0.4], [2.0], [INF], 0.3)),
+]
+
+
+@pytest.mark.parametrize("values", THRESHOLDS, ids=lambda values: str(values)[:40])
+def test_hostile_thresholds_are_refused(folder, values):
+    rewrite(folder, task="multilabel", task_values={"thresholds": [0.1, 0.2, 0.3]})
+    use(folder)
+    rewrite(folder, without_checksum=False, task_values=values)
     refused(folder)

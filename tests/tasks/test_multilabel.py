@@ -172,8 +172,8 @@ def test_metrics_are_those_of_scikit_learn(sizes):
         metric.unsync()
     of_state = [list(tensors) for tensors in zip(*shared, strict=True)]
     assert all(len({tensor.ndim for tensor in tensors}) == 1 for tensors in of_state), "what gloo can gather"
-    metrics[2].sync(dist_sync_fn=lambda tensor, group: of_state.pop(0), distributed_available=lambda: True)
-    metrics[2].sync_on_compute = False
+    metrics[2].dist_sync_fn = lambda tensor, group: of_state.pop(0)
+    metrics[2].distributed_available_fn = lambda: True
     found, predicted = metrics[2].compute(), (logits >= 0).float()
     assert found["macro_f1"] == pytest.approx(f1_score(labels[:, :2], predicted[:, :2], average="macro"))
     assert found["map"] == pytest.approx(average_precision_score(labels[:, :2], logits[:, :2]), abs=1e-7)
