@@ -111,9 +111,12 @@ def test_a_copy_of_the_model_predicts_the_labels(command, ours, folder):
 def test_an_export_says_the_task_and_its_thresholds(command, ours):
     import onnx
 
-    done = command("export", "run=runs/shapes", "format=onnx", "out=shapes.onnx")
+    done = command("export", "run=runs/shapes", "format=onnx", "out=exported")
     assert done.code == 0, done.text
-    about = {entry.key: json.loads(entry.value) for entry in onnx.load(ours / "shapes.onnx").metadata_props}
+    about = {
+        entry.key: json.loads(entry.value)
+        for entry in onnx.load(next((ours / "exported").glob("*.onnx"))).metadata_props
+    }
     assert (about["task"], about["classes"]) == ("multilabel", [*NAMES])
     assert len(about["task_values"]["thresholds"]) == 3
 
