@@ -4,11 +4,11 @@
     python -m src.predict run=runs/NAME images=cat.jpg          one image
     python -m src.predict model=model/ images=photos/new/       a copied model/ folder alone, without the run
 
-Writes predictions.csv (path, class, probability, the five likeliest classes, error; of task=regression path, a column for
-each value, error) to the folder that the command is run in, or to out=FILE.csv, and shows the first rows. The file of an
-earlier prediction is replaced. An image that cannot be read is a row with its error. Also: batch_size=64, num_workers=N,
-timeout_seconds=300 (an image that takes longer to read ends the command with its name; 0: no limit) and
-accelerator=auto|cpu|gpu|mps.
+Writes predictions.csv (path, class, probability, the five likeliest classes, error; of task=multilabel path, labels, the
+probability of each, error; of task=regression path, a column for each value, error) to the folder that the command is run in,
+or to out=FILE.csv, and shows the first rows. The file of an earlier prediction is replaced. An image that cannot be read is a
+row with its error. Also: batch_size=64, num_workers=N, timeout_seconds=300 (an image that takes longer to read ends the
+command with its name; 0: no limit) and accelerator=auto|cpu|gpu|mps.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class Multilabel(TaskKind):
 
     def loss(self, config: Config, names: Sequence[str], labels: Tensor) -> MultilabelLoss:
         model, example = config.model, torch.zeros(2, len(names))
-        own = own_loss(model, example, example) if is_own(model.loss) else None
+        own = own_loss(model.loss, model.loss_options, example, example) if is_own(model.loss) else None
         return MultilabelLoss(positive_weights(labels, config.data.class_weights), own)
 
     def metrics(self, names: Sequence[str], split: str) -> Metric:

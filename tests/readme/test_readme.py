@@ -69,6 +69,12 @@ def folder(tmp_path) -> Path:
         for index in range(10)
     ]
     (folder / "ages.csv").write_text("path,age,weight\n" + "\n".join(rows) + "\n")
+    tags, cells = ("cat;outdoor", "dog", "outdoor;dog", ""), ("1,0,1", "0,1,0", "0,1,1", "0,0,0")
+    for name, columns, own in (("tags", "label", tags), ("columns", "cat,dog,outdoor", cells)):
+        rows = [
+            f"photos/{'cats' if index < 10 else 'dogs'}/{index % 10:03d}.png,{own[index % 4]}" for index in range(20)
+        ]
+        (folder / f"{name}.csv").write_text(f"path,{columns}\n" + "\n".join(rows) + "\n")
     (folder / "flat").mkdir()
     with sqlite3.connect(folder / "images.db") as database:
         database.execute("create table images(name, content, label, patient)")

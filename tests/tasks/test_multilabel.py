@@ -203,6 +203,19 @@ def test_the_loss_is_the_binary_cross_entropy_of_each_label():
     assert loss(logits.half(), labels).dtype == torch.float32
 
 
+def test_an_own_loss_gives_one_number_per_image(monkeypatch):
+    logits, labels = drawn(11)
+    model = Model(backbone="resnet18", loss="src.my_losses.mine", loss_options={"scale": 2})
+
+    def mine(logits: torch.Tensor, labels: torch.Tensor, scale: float) -> torch.Tensor:
+        return scale * (logits - labels).abs().sum(1)
+
+    monkeypatch.setattr("src.engine.steps.task_kind.own_object", lambda key, name: mine)
+    loss = Multilabel().loss(Config(model=model), NAMES, labels)
+    torch.testing.assert_close(loss(logits, labels), 2 * (logits - labels).abs().sum(1).mean())
+    assert loss.weight(labels) == 11
+
+
 def test_positive_weights():
     labels = torch.zeros(100, 3)
     labels[:50, 0], labels[:20, 1], labels[:2, 2] = 1, 1, 1
