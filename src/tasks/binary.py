@@ -37,6 +37,11 @@ class Binary(Multiclass):
     def threshold(self) -> float:
         return self.values.get("threshold", (0.5,))[0]
 
+    def check_values(self, names: Sequence[str]) -> None:
+        given = self.values.get("threshold", (0.5,))
+        if len(given) != 1 or not 0 <= given[0] <= 1:
+            raise ValueError("the threshold is not a number from 0 to 1")
+
     def names(self, texts: Sequence[str], columns: Sequence[str] = (), known: Sequence[str] = ()) -> tuple[str, ...]:
         names = super().names(texts, columns, known)
         if len(names) != 2:

@@ -141,7 +141,7 @@ class Multilabel(TaskKind):
                 "numbers are little more than chance."
             )
         if images.splits["test"] and (unmeasured := [name for name in test if not test[name]]):
-            texts.append(f"No test image has {few(unmeasured, 3)}: the test numbers say nothing of it.")
+            texts.append(f"Without an image in test, and so in none of its numbers: {few(unmeasured, 3)}.")
         if lists := [name for name in train if "," in name or "|" in name]:
             texts.append(f"Labels are separated by ; so {printable(lists[0])} is one label.")
         return " ".join(texts)
@@ -183,11 +183,15 @@ class Multilabel(TaskKind):
         is_rare = labels.sum(0) < ENOUGH
         chosen = [0.5 if rare else best_threshold(*pair) for rare, pair in zip(is_rare, pairs, strict=True)]
         self.values["thresholds"] = tuple(chosen)
-        number = int((~is_rare).sum())
-        rest = f"; 0.5 for {int(is_rare.sum())}, with fewer than {ENOUGH} val images" if is_rare.any() else ""
-        log.info(
-            f"thresholds of {plural(number, 'label')} chosen on val for their F1, which is a little too good there{rest}"
+        rest = (
+            f"0.5 for {plural(int(is_rare.sum()), 'label')} with fewer than {ENOUGH} val images"
+            if is_rare.any()
+            else ""
         )
+        if not is_rare.all():
+            first = f"chosen on val for the F1 of {plural(int((~is_rare).sum()), 'label')}, which is a little too good there"
+            rest = f"{first}; {rest}".removesuffix("; ")
+        log.info(f"thresholds: {rest}")
 
     # What is written
 

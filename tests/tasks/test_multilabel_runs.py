@@ -56,7 +56,7 @@ def test_the_answer_is_found_and_written_everywhere(folder):
     assert found["test/map"] > 0.9
     printed = (folder / "printed.txt").read_text()
     assert "images    120 with 3 labels: " in printed
-    assert "thresholds of 3 labels chosen on val" in printed
+    assert "thresholds: chosen on val for the F1 of 3 labels" in printed
     rows = list(csv.DictReader((run / "labels.csv").open()))
     assert [row["label"] for row in rows] == [*NAMES]
     assert sum(float(row["f1"]) for row in rows) / 3 == pytest.approx(found["test/macro_f1"], abs=1e-6)
@@ -132,7 +132,7 @@ def test_several_processes_measure_as_one_does_where_one_has_no_image_of_val(com
     for name, more in (("one", ()), ("two", ("strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu"))):
         done = command("train", *words, *more, f"name={name}", cold=name == "two")
         assert done.code == 0, done.text
-        assert "thresholds of 0 labels chosen on val" in done.text
+        assert "thresholds: 0.5 for 3 labels with fewer than 5 val images" in done.text
     for one, two in zip(*(read_metrics(ours / f"runs/{name}/metrics.csv") for name in ("one", "two")), strict=True):
         same = {name for name in one if name.startswith("val/")}
         assert {name: two[name] for name in same} == pytest.approx({name: one[name] for name in same}, abs=0.01)
