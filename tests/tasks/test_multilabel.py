@@ -24,6 +24,8 @@ from src.models.losses import MultilabelLoss, positive_weights
 from src.tasks.label_metrics import best_threshold
 from src.tasks.multilabel import Multilabel
 from tests.conftest import check_error, write_images
+from tests.tasks.shapes import NAMES as SHAPES
+from tests.tasks.shapes import write_shapes
 
 NAMES = ("cat", "dog", "tree")
 
@@ -318,3 +320,29 @@ def test_a_wrong_cell_is_named_with_its_line(command, tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.png").touch()
     check_error(command("train", *TABLE, "data.label_columns=[cat,dog]"), 65, "t.csv, line 3", "column dog: '2'")
+
+
+def test_a_run_and_a_prediction_from_the_command_line(command, tmp_path):
+    """Of a network that learns nothing: what is learned is in test_multilabel_runs.py."""
+    write_shapes(tmp_path, 40)
+    columns = f"data.label_columns=[{','.join(SHAPES)}]"
+    words = ("task=multilabel", "data=table", "data.table=columns.csv", columns, "debug=true")
+    network = (
+        "model.backbone=shufflenet_v2_x0_5",
+        "model.weights=none",
+        "data.image_size=32",
+        "model.label_smoothing=0.2",
+    )
+    done = command("train", *words, *network, "trainer.threads=1", "logger=csv", "name=quick")
+    assert done.code == 0, done.text
+    assert "images    40 with 3 labels: 28 train, 6 val, 6 test" in done.out
+    assert "model.label_smoothing=0.2 has no effect with task=multilabel" in done.text
+    assert (
+        (tmp_path / "runs/quick/labels.csv")
+        .read_text()
+        .startswith("label,images,predicted,precision,recall,f1,ap,threshold")
+    )
+    done = command("predict", "model=runs/quick/model", "images=images/000.png")
+    assert done.code == 0, done.text
+    header = (tmp_path / "predictions.csv").read_text().splitlines()[0]
+    assert header == "path,labels,probability_disc,probability_square,probability_stripes,error"
