@@ -25,7 +25,8 @@ def iterative_split(
 ) -> dict[str, list[int]]:
     """split -> indices. labels: of each image, perhaps none. copies: images with the same text in it stay together.
 
-    Each label has its share of each split to within a few images, and at least one image in each split where it has three.
+    Each label has its share of each split to within a few images, and at least one image in each split where it has three,
+    unless each of them is the only one of another label in its split.
     """
     groups: dict[object, Group] = {}
     for index in range(len(labels)):
