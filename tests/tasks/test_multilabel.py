@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 
 from src.config import Config, Data, Model
 from src.data.sources import load_images
+from src.engine.images.groups import Together
 from src.engine.images.image_files import split_image_set
 from src.engine.images.label_split import iterative_split
 from src.engine.images.labelled_images import ImageSet, LabelledImages
@@ -130,6 +131,18 @@ def test_every_label_has_its_share_of_every_split_and_copies_stay_together(seed)
         assert of_split["test"] or len(groups) < 3
         assert len(of_split["val"]) == pytest.approx(0.15 * len(groups), abs=6)
     assert len(splits["val"]) == pytest.approx(17, abs=3)
+
+
+def test_a_group_is_dealt_out_with_all_labels_of_its_images():
+    """10 groups of 4 images, three of which have one image with the rare label."""
+    texts = ["rare;cat" if index in (1, 14, 27) else "cat" if index % 3 else "" for index in range(40)]
+    groups = [str(index // 4) for index in range(40)]
+    kind = Multilabel()
+    dealt = Together(groups, text_of=kind.text_of_group).deal(kind.split, texts, 0, 0.2, 0.2)
+    assert all(len({*members} & {1, 14, 27}) == 1 for members in dealt.values())
+    assert all(
+        {index // 4 * 4 + place for index in members for place in range(4)} == {*members} for members in dealt.values()
+    )
 
 
 def test_labels_that_cannot_be_learned_or_measured_are_refused():
