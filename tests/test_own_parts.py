@@ -15,8 +15,8 @@ OWN = (
     *("model.backbone=src.my_nets.Tiny", "model.backbone_options.width=8"),
     *("model.head=src.my_heads.Cosine", "model.head_options.scale=20", "model.loss=src.my_heads.focal"),
     *("data=own", "data.source=src.my_data.by_prefix", "data.root=flat", "data.augment=src.my_training.gentle"),
-    *("optimizer.name=src.my_training.rmsprop", "optimizer.options.alpha=0.9"),
-    *("optimizer.schedule=src.my_training.halving", "logger.extra=[{_target_: src.my_loggers.JsonLines}]"),
+    *("optimizer.name=src.my_optim.rmsprop", "optimizer.options.alpha=0.9"),
+    *("optimizer.schedule=src.my_optim.halving", "logger.extra=[{_target_: src.my_loggers.JsonLines}]"),
     *("callbacks.extra=[{_target_: src.my_training.Say, text: my own words}]", "freeze.preset=full"),
     *(
         "model.module=src.my_module.Mixup",
@@ -78,6 +78,12 @@ def test_own_parts_go_with_several_processes_and_sweeps(command, project):
     assert done.code == 0, done.text
     results = [json.loads(path.read_text()) for path in (project / "runs/sweep").glob("*/result.json")]
     assert [result["state"] for result in results] == ["finished"] * 2
+
+
+def test_the_examples_are_short():
+    lengths = {path: len(text.strip().splitlines()) for path, text in files_of(ROOT / "docs/your_own.md").items()}
+    assert {path: length for path, length in lengths.items() if length > 25} == {}
+    assert len(lengths) >= 12
 
 
 def test_an_option_of_a_built_in_part_is_refused(command):
