@@ -78,7 +78,7 @@ class Multiclass(TaskKind):
 
     def shown(self, names: Sequence[str], row: Sequence[str]) -> tuple[str, str, str]:
         others = list(zip(row[4:8:2], row[5:8:2], strict=True))
-        if row[0] == "class":
+        if row[1] == "probability":  # the header
             return row[0], row[1], f"next {len(others)}"
         return row[0], f"{float(row[1]):.3f}", ", ".join(f"{name} {float(share):.2f}" for name, share in others)
 

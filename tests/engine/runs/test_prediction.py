@@ -10,6 +10,7 @@ import pytest
 from src.engine.images.folders import list_images
 from src.engine.runs.errors import UserError
 from src.engine.runs.prediction import check_out, show
+from src.tasks.multiclass import Multiclass
 
 
 def test_the_folder_of_out_is_made_and_tried(tmp_path):
@@ -25,7 +26,7 @@ def test_the_folder_of_out_is_made_and_tried(tmp_path):
 
 def test_only_an_earlier_prediction_is_replaced(tmp_path):
     file = tmp_path / "p.csv"
-    file.write_text("path,class,probability,class_1\n")
+    file.write_text("path,class,probability,class_1,error\n")
     assert check_out(file) is True
     file.write_text("image,label\n")
     with pytest.raises(UserError, match="was not written by"):
@@ -37,7 +38,9 @@ def test_the_table_keeps_the_end_of_paths_and_no_markup(caplog, monkeypatch):
     caplog.set_level("INFO")
     path = f"/photos/{'deep/' * 30}[red]猫\x1b[31m.png"
     broken = ["/photos/a.png", "", "", "", "", "", "", "/photos/a.png: empty file"]
-    show([[path, "[/]", "0.963805", "[/]", "0.963805", "b", "0.036195", ""], broken], top=2)
+    names = ["[/]", "b"]
+    header = ["path", *Multiclass().header(names), "error"]
+    show([[path, "[/]", "0.963805", "[/]", "0.963805", "b", "0.036195", ""], broken], header, Multiclass(), names)
     header, first, second = caplog.messages
     assert header.split() == ["path", "class", "probability", "next", "1"]
     assert "/[red]猫\\x1b[31m.png  [/]" in first
