@@ -306,6 +306,26 @@ def test_the_table_of_results_is_that_of_scikit_learn(tmp_path):
     assert [third[name] for name in ("label", "images", "recall", "f1", "ap")] == ["tree", "0", "", "", ""]
 
 
+@pytest.mark.needs("reports")
+def test_the_report_shows_all_labels_or_the_worst(tmp_path):
+    from src.engine.reports.report import write_report
+    from tests.engine.reports.test_report import Page
+
+    config = "data: {source: table, name: null, root: null, table: a.csv}\nmodel: {backbone: x}"
+    (tmp_path / "config.yaml").write_text(config)
+    logits, labels = drawn(50)
+    Multilabel().write(tmp_path / "labels.csv", ("<cat>", "dog", "tree"), torch.cat([logits, labels], 1))
+    page = Page(write_report(tmp_path))
+    assert [row[0] for row in page.rows[-3:]] == ["<cat>", "dog", "tree"]
+    assert page.rows[-1][1:3] == ["0", str(int((logits[:, 2] >= 0).sum()))]
+    assert "F1 of the labels" in page.source
+    rows = [f"label {number},3,3,1,1,{number / 40},1,0.5" for number in range(40)]
+    (tmp_path / "labels.csv").write_text("\n".join(["label,images,predicted,precision,recall,f1,ap,threshold", *rows]))
+    page = Page(write_report(tmp_path))
+    assert [row[0] for row in page.rows[-10:]] == [f"label {number}" for number in range(10)]
+    assert "The 10 of 40 with the lowest F1" in page.source
+
+
 TABLE = ("task=multilabel", "data=table", "data.table=t.csv")
 MISTAKES = [
     (["task=multilabel"], "task=multilabel does not go with data=digits", "data=table data.table="),

@@ -65,9 +65,6 @@ def test_the_answer_is_found_and_written_everywhere(folder):
     assert (card["task"], card["classes"]) == ("multilabel", [*NAMES])
     assert [float(row["threshold"]) for row in rows] == pytest.approx(card["task_values"]["thresholds"], rel=1e-5)
     assert "which of 3 labels an image has, perhaps none" in (run / "model/README.md").read_text()
-    report = (run / "report.html").read_text()
-    assert "<h2>Labels</h2>" in report
-    assert "F1 of the labels" in report
     assert "square;stripes" in (run / "split.csv").read_text()
     assert {"train/macro_f1", "train/subset_acc", "val/map"} <= set(read_metrics(run / "metrics.csv")[0])
 

@@ -194,14 +194,19 @@ def _labels(file: Path, result: dict[str, Any]) -> _Labels | None:
     if not file.exists():
         return None
     with file.open(newline="", **NAMES) as lines:
-        rows = [(original(name), *map(_number, cells)) for name, *cells in [*csv.reader(lines)][1:]]
+        rows = [(original(name), [*map(_number, cells)]) for name, *cells in [*csv.reader(lines)][1:]]
     few = len(rows) <= plots.NUMBERED_CLASSES
-    marks = {title: [row[column] for row in rows] for title, column in (("F1", 5), ("precision", 3), ("recall", 4))}
-    svg = plots.to_svg(plots.dot_plot(marks, [row[0] for row in rows]), "F1 of the labels") if few else None
-    worst = sorted(rows, key=lambda row: 2 if math.isnan(row[5]) else row[5])[:LONGEST_LIST]
+    marks = {
+        title: [numbers[column] for _, numbers in rows]
+        for title, column in (("F1", 4), ("precision", 2), ("recall", 3))
+    }
+    svg = plots.to_svg(plots.dot_plot(marks, [name for name, _ in rows]), "F1 of the labels") if few else None
+    worst = sorted(rows, key=lambda row: 2 if math.isnan(row[1][4]) else row[1][4])[:LONGEST_LIST]
     split = "test" if any(name.startswith("test/") for name in result.get("metrics", {})) else "val"
     which = "" if few else f" The {LONGEST_LIST} of {len(rows):,} with the lowest F1; labels.csv has all."
-    shown = [[name, int(images), int(told), *rest] for name, images, told, *rest in (rows if few else worst)]
+    shown: list[list[Cell]] = [
+        [name, int(images), int(predicted), *rest] for name, (images, predicted, *rest) in (rows if few else worst)
+    ]
     return _Labels(shown, svg, f"Of the {split} images.{which}")
 
 
