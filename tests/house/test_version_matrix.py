@@ -52,5 +52,5 @@ def test_failed_tests_have_names(tmp_path):
 def test_upper_bounds_go_and_the_rest_stays():
     lines = test_matrix.without_upper_bounds()
     assert not any("<" in line for line in lines)
-    assert "ray[tune]>=2.55" in lines
+    assert "torch>=2.10" in lines
     assert "efficientnet-lite-pytorch==0.1.0" in lines
