@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from tests import warm
 from tests.conftest import Done, check_error, command_environment
 from tests.distributed.test_ddp import DDP
 from tests.engine.reports.test_report import Page
-from tests.running import result, start, wait_for_save
+from tests.running import result
 from tests.tolerance import rounding
 
 BARS = (
@@ -140,21 +139,6 @@ def test_predict_and_the_api_give_the_tables_units(folder):
     assert answers.numpy() == pytest.approx(predicted, rel=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.needs("export")
-def test_an_exported_file_says_how_its_outputs_are_read(folder):
-    done = go(folder, "export", "run=runs/bars", "format=torch_export", "images=bars", "out=exported")
-    assert done.code == 0, done.text
-    about = dict.fromkeys(("task", "classes", "task_values"), "")
-    program = torch.export.load(folder / "exported/model.pt2", extra_files=about).module()
-    numbers = json.loads(about["task_values"])
-    assert (json.loads(about["task"]), json.loads(about["classes"])) == ("regression", ["size", "year"])
-    model = api.load(folder / "copy/model", "cpu")
-    images = torch.stack([model.read(folder / "bars" / f"{number:03d}.png") for number in range(4)])
-    answers = program(images) * torch.tensor(numbers["std"]) + torch.tensor(numbers["mean"])
-    torch.testing.assert_close(answers, model.predict(images), rtol=1e-4, atol=1e-3)
-
-
 def test_one_column_trains_and_predicts(tmp_path):
     """The column label, with model.loss=huber; the quick tier's run."""
     write_bars(tmp_path / "bars", 24)
@@ -170,31 +154,22 @@ def test_one_column_trains_and_predicts(tmp_path):
 @pytest.mark.slow
 @pytest.mark.numbers
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
-def test_two_processes_and_a_killed_run_give_the_same(tmp_path):
-    """Of 84 training images the last batch of 16 has 4."""
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    """Of 84 training images the last batch of 16 has 4, and of 18 to measure the last has 2."""
     write_bars(tmp_path / "bars", 120)
     words = (
         *QUICK,
         "data.batch_size=16",
         "optimizer=sgd",
         "optimizer.lr=0.01",
-        "trainer.max_epochs=3",
+        "trainer.max_epochs=2",
         "freeze.batchnorm=keep",
     )
-    words += ("checkpoint.every_n_steps=1",)
-    for name, way in (("single", ()), ("ddp", (*DDP, "trainer.threads=1"))):
+    for name, way in (("one", ()), ("two", (*DDP, "trainer.threads=1"))):
         done = go(tmp_path, "train", *words, *way, f"name={name}")
         assert done.code == 0, done.text
-    one, other = (read_metrics(tmp_path / "runs" / name / "metrics.csv") for name in ("single", "ddp"))
-    allowed = rounding(layers=60, steps=18)
-    for ours, theirs in zip(one, other, strict=True):
-        for key in ("train/loss", "train/mae", "val/loss", "val/mae", "val/rmse"):
-            assert theirs[key] == pytest.approx(ours[key], rel=allowed), key
-        assert theirs["val/r2"] == pytest.approx(ours["val/r2"], abs=allowed)
-    process = start(tmp_path, *words, "name=killed")
-    assert wait_for_save(tmp_path / "runs/killed", 1, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = go(tmp_path, "train", *words, "name=killed")
-    assert "continuing from" in done.text
-    assert result(tmp_path / "runs/killed")["metrics"] == result(tmp_path / "runs/single")["metrics"]
+    ours, theirs = (read_metrics(tmp_path / "runs" / name / "metrics.csv")[-1] for name in ("one", "two"))
+    allowed = rounding(layers=60, steps=12)
+    for key in ("train/loss", "train/mae", "val/loss", "val/mae", "val/rmse"):
+        assert theirs[key] == pytest.approx(ours[key], rel=allowed), key
+    assert theirs["val/r2"] == pytest.approx(ours["val/r2"], abs=allowed)
