@@ -19,6 +19,7 @@ from src.engine.steps.engine_module import Training
 from src.engine.steps.metrics import SplitMetrics, WeightedMean
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss, class_weights
+from src.tasks import multiclass
 from src.tasks.multiclass import Multiclass
 from tests.engine.runs.small_training import QUIET, SQUARE, freezing, images, metrics_of, network
 from tests.engine.runs.test_model_folder import CARD
@@ -194,3 +195,17 @@ def test_evaluate_gives_the_same_for_every_batch_size(float64):
     found = [measure_split(model, everything, "val", config, loss)[0] for config in configs]
     assert found[0] == pytest.approx(found[2], rel=1e-6)
     assert found[1] == pytest.approx(found[2], rel=1e-6)
+
+
+@pytest.mark.parametrize(("shared", "images"), [(True, 6), (False, 3)])
+def test_metrics_are_summed_over_processes_only_where_each_has_a_share(monkeypatch, shared, images):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    metrics = SplitMetrics(Multiclass(), "ab")
+    metrics.sync(shared)
+    counts = metrics.asking[""].metric
+    counts.dist_sync_fn = lambda value, group: [value, value]  # another process that has the same
+    metrics.update(torch.tensor(1.0), torch.zeros(3, 2), torch.tensor([0, 1, 0]), 3)
+    seen = []
+    monkeypatch.setattr(multiclass, "rates", lambda classes: seen.append(int(classes[2].sum())) or {})
+    counts.compute()
+    assert seen == [images]

@@ -58,10 +58,12 @@ class Together:
 
     def check(self, splits: dict[str, list[int]], where: str) -> None:
         """Raises UserError for a group in two splits, which the data or a split file states."""
-        seen: defaultdict[str, set[str]] = defaultdict(set)
+        groups, seen = self.groups, defaultdict[str, set[str]](set)
+        if groups is None:
+            return
         for split, members in splits.items():
-            for index in members if self.groups else ():
-                seen[self.groups[index]].add(split)
+            for index in members:
+                seen[groups[index]].add(split)
         if torn := sorted(group for group, found in seen.items() if len(found) > 1):
             raise data_error(
                 f"{len(torn)} of {len(seen)} groups are in more than one split: {few(torn, 3)}",

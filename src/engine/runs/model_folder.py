@@ -40,7 +40,7 @@ class ModelCard:
     classes: tuple[str, ...] = limited(
         length=(1, 10**5)
     )  # or labels, or quantities: what the task tells about an image
-    task: str
+    task: str = limited()
     background: tuple[int, int, int] = limited(range=(0, 255))
     max_megapixels: float = limited(range=(0.001, 10_000))
     channels_last: bool
@@ -71,8 +71,8 @@ class ModelCard:
         own["preprocessing"] = Preprocessing.from_dict(own["preprocessing"])
         for key in ("classes", "background"):
             own[key] = tuple(own[key]) if isinstance(own[key], list | tuple) else own[key]
-        if isinstance(values := own.get("task_values"), dict):
-            own["task_values"] = {key: tuple(row) if isinstance(row, list) else row for key, row in values.items()}
+        if isinstance(rows := own.get("task_values"), dict):
+            own["task_values"] = {key: tuple(row) if isinstance(row, list) else row for key, row in rows.items()}
         card = cls(**own)
         check(card)
         if len({*card.classes}) != len(card.classes):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torchmetrics import Metric
 
 from src.engine.steps.own_metrics import Asking, own_metrics
@@ -75,8 +76,8 @@ class SplitMetrics(torch.nn.Module):
 
     def sync(self, shared: bool) -> None:
         """Whether compute sums over all processes; not where each of them sees every image."""
-        for metric in self._metrics():
-            metric.sync_on_compute = shared
+        for metric in self._metrics():  # torchmetrics reads sync_on_compute only when a metric is made
+            metric.distributed_available_fn = dist.is_initialized if shared else bool
 
     @torch.no_grad()
     def update(
