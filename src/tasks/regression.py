@@ -42,9 +42,13 @@ class Regression(TaskKind):
 
     table = "values"
     noun = "values"
+    in_order = True
 
     def label_text(self, cells: Mapping[str, str]) -> str:
         return ";".join(repr(_number(cell, column)).removesuffix(".0") for column, cell in cells.items())
+
+    def text_of(self, label: float | str, classes: Sequence[str]) -> str:
+        return str(label)
 
     def words(self, texts: Sequence[str]) -> Sequence[str]:
         return []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import chain
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +19,13 @@ from src.config import Config, Model
 from src.engine.images.image_files import split_image_set
 from src.engine.images.labelled_images import ImageSet, LabelledImages
 from src.engine.images.splits import SplitSettings
-from src.engine.reports.report import write_report
 from src.engine.runs.errors import UserError
+from src.engine.runs.evaluation import _with_names_of
 from src.engine.runs.files import write_text
 from src.engine.steps.metrics import SplitMetrics
 from src.engine.steps.own_metrics import Asking
 from src.tasks.regression import Regression
 from tests.conftest import ROOT, check_error
-from tests.engine.reports.test_report import Page
 
 NAMES = ("age", "weight")
 
@@ -201,6 +202,18 @@ def test_an_own_source_with_other_labels_is_told(labels, why):
     assert why in caught.value.why
 
 
+def test_an_own_source_may_give_numbers_and_not_in_another_order_than_the_model():
+    own = ImageSet("own", ("age",), [20.5, 30, *range(40, 60)], torch.zeros)
+    found = split_image_set(own, Regression(), SplitSettings(0, 0.2, 0.2))
+    assert found.labels[:3] == [(20.5,), (30.0,), (40.0,)]
+    assert (found.texts or [])[:2] == ["20.5", "30"]
+    model: Any = SimpleNamespace(card=SimpleNamespace(classes=("age", "weight")), kind=Regression(), folder=None)
+    pairs = LabelledImages(("weight", "age"), ["a"], [(1.0, 2.0)], {"test": [0]}, torch.zeros, texts=["1;2"])
+    with pytest.raises(UserError, match="those of the model age, weight"):
+        _with_names_of(model, pairs)
+    assert _with_names_of(model, replace(pairs, classes=("age", "weight"))).labels == [(1.0, 2.0)]
+
+
 class Top(Metric):
     def update(self, probabilities: torch.Tensor) -> None: ...
 
@@ -221,7 +234,11 @@ def test_columns_of_another_table_are_those_of_the_model():
         kind.columns(NAMES, ["years"])
 
 
+@pytest.mark.needs("reports")
 def test_the_report_shows_predicted_over_true_values(tmp_path):
+    from src.engine.reports.report import write_report
+    from tests.engine.reports.test_report import Page
+
     (tmp_path / "config.yaml").write_text(
         "data: {source: table, name: null, root: null, table: a.csv}\nmodel: {backbone: x}"
     )

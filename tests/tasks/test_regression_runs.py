@@ -18,7 +18,6 @@ from src.engine.runs.files import read_metrics
 from tests import warm
 from tests.conftest import Done, check_error, command_environment
 from tests.distributed.test_ddp import DDP
-from tests.engine.reports.test_report import Page
 from tests.running import result
 from tests.tolerance import rounding
 
@@ -79,7 +78,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.needs("reports")
 def test_the_answer_of_the_bars_is_found(folder):
+    from tests.engine.reports.test_report import Page
+
     printed, metrics = (folder / "printed.txt").read_text(), result(folder / "runs/bars")["metrics"]
     assert "120 with 2 values each: 84 train, 18 val, 18 test" in printed
     assert "values    year: 1950 to 2020" in printed

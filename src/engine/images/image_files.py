@@ -74,7 +74,7 @@ def load_unsplit(listing: Listing, kind: TaskKind, settings: FileSettings) -> La
 def split_image_set(images: ImageSet, kind: TaskKind, settings: SplitSettings) -> LabelledImages:
     """The set with the split that it states, or with one that is dealt out. Raises UserError for labels that cannot be
     learned."""
-    texts = [label if isinstance(label, str) else images.classes[label] for label in images.labels]
+    texts = [kind.text_of(label, images.classes) for label in images.labels]
     names = images.names or [f"{images.name}/{index:05d}" for index in range(len(texts))]
     together, where = Together(images.groups, text_of=kind.text_of_group), images.where or f"data={images.name}"
     members = splits.choose_split(names, texts, images.splits, settings, together, kind)

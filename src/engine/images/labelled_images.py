@@ -68,7 +68,7 @@ class ImageSet:
 
     name: str  # how its images are called
     classes: tuple[str, ...]
-    labels: Sequence[int | str]  # indices into classes; of other tasks what a table has, such as 'cat;outdoor' or '3.5'
+    labels: Sequence[Any]  # indices into classes; of other tasks what a table has: 'cat;outdoor', 3.5, '3.5;70'
     read: Callable[[int], torch.Tensor]  # index -> uint8 (3, H, W)
     splits: list[str] | None = None  # train, val or test of each image; None where the set has no splits
     in_memory: bool = True  # reading is only a lookup: loader processes would cost more than they give

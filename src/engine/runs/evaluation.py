@@ -26,7 +26,7 @@ from src.engine.runs.measuring import measure_split
 from src.engine.runs.plain_values import read_json
 from src.engine.runs.run_settings import merged, stored_settings
 from src.engine.runs.tables import metrics_table
-from src.engine.runs.text import printable
+from src.engine.runs.text import few, printable
 from src.engine.runs.trained_model import TrainedModel
 
 log = logging.getLogger(__name__)
@@ -161,6 +161,14 @@ def _with_names_of(model: TrainedModel, images: LabelledImages) -> LabelledImage
     """The images with the model's class numbers; folders in another order change nothing, unknown ones are an error."""
     classes, noun = model.card.classes, model.kind.noun
     unknown = [name for name in images.classes if name not in classes]
+    if model.kind.in_order and not unknown and images.classes != classes:
+        raise UserError(
+            f"the values of these images are {few(images.classes)}, those of the model {few(classes)}",
+            where=str(model.folder or "") + "/model.json",
+            why="a label has its values in the order of these names",
+            fix="have your source give them in the model's order",
+            code=ExitCode.DATA,
+        )
     if not unknown:
         texts = [images.label_text(index) for index in range(len(images.names))]
         return replace(images, classes=classes, labels=model.kind.labels(texts, classes))

@@ -39,6 +39,7 @@ class TaskKind:
     table = "confusion"  # the file of results is confusion.csv
     tunes = False  # whether `tune` chooses values on val
     noun = "classes"  # what the names are
+    in_order = False  # whether a label's text has a value for each of the names, in their order
     less_is_better: tuple[str, ...] = ()  # those of its metrics that checkpoint.monitor has to make small
 
     def __init__(self, values: Mapping[str, Sequence[float]] | None = None) -> None:
@@ -54,6 +55,10 @@ class TaskKind:
         if not text.strip():
             raise ValueError("every image needs a label")
         return text
+
+    def text_of(self, label: Any, classes: Sequence[str]) -> str:
+        """The text of a label that an ImageSet gives: a class's number, or the text itself."""
+        return label if isinstance(label, str) else classes[label]
 
     def words(self, texts: Sequence[str]) -> Sequence[str]:
         """The names that the labels mention, which must be spelled alike everywhere."""
