@@ -26,9 +26,7 @@ from tests import warm
 from tests.conftest import ROOT, command_environment, write_images
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# The second where the command says nothing of it: fewer than photos/ has to train on, and few batches of the digits' 538 that
-# are measured at the end.
-SHORT = ["debug=true", "data.batch_size=12"]
+SHORT = ["debug=true", "data.batch_size=4"]  # the second where the command says nothing of it
 # The first run is right for 98.7 % of its 269 test images, in the mean of seeds and kinds of CPU: rounding alone leads to
 # other weights. The standard deviation of such a count is 0.7 %, and this is four of them less.
 ACCURACY = 0.96
