@@ -172,6 +172,8 @@ def test_every_yaml_key_has_a_comment_and_every_choice_composes():
         "torchvision": ["data.name=CIFAR10"],
         "model_parallel_resnet50": ["strategy=model_parallel", "trainer.devices=2"],
         "model_parallel": ["model=model_parallel_resnet50", "trainer.devices=2"],
+        "multilabel": ["data=table", "data.table=x.csv"],
+        "regression": ["data=table", "data.table=x.csv"],
         "strategy/own": ["strategy.name=src.strategies.building.build_strategy"],
         "pipeline": ["model=model_parallel_resnet50", "trainer.devices=2"],
     }
