@@ -56,7 +56,7 @@ class TaskKind:
             raise ValueError("every image needs a label")
         return text
 
-    def text_of(self, label: Any, classes: Sequence[str]) -> str:
+    def text_of(self, label: int | str, classes: Sequence[str]) -> str:
         """The text of a label that an ImageSet gives: a class's number, or the text itself."""
         return label if isinstance(label, str) else classes[label]
 
