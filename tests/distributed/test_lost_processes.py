@@ -59,10 +59,18 @@ def processes_of(folder: Path) -> dict[int, str]:
     return found
 
 
+def started(pid: int) -> int:
+    """When, in ticks since the machine started; 0 for a process that has ended. Numbers of processes begin anew at times."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
+
+
 def ranks(folder: Path) -> dict[int, int]:
     """{rank: process}."""
     found: dict[int, int] = {}
-    for pid, line in sorted(processes_of(folder).items(), reverse=True):
+    for pid, line in sorted(processes_of(folder).items(), key=lambda entry: started(entry[0]), reverse=True):
         # A loader process is a copy of its rank, and younger; that of a validation may have ended meanwhile.
         if "src.rank" in line and (rank := environment_of(pid).get("RANK")) is not None:
             found[int(rank)] = pid
