@@ -94,7 +94,7 @@ def build_part(
     """
     part = own_object(key, name) if is_own(name) else built_in[name]
     parameters = inspect.signature(part).parameters
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    takes_all = _takes_others(parameters)
     arguments = {other: value for other, value in given.items() if takes_all or other in parameters} | dict(options)
     _check_arguments(key, name, part, given, options)
     if not is_own(name):
@@ -107,12 +107,17 @@ def build_part(
     return result
 
 
+def _takes_others(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a function with these parameters has a **others."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
 def _check_arguments(
     key: str, name: str, part: Callable[..., Any], given: Mapping[str, Any], options: Mapping[str, Any]
 ) -> None:
     """Raises UserError for an option that the part does not take, and for an argument that it lacks."""
     parameters, setting = inspect.signature(part).parameters, options_key(key)
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    takes_all = _takes_others(parameters)
     free = [other for other in parameters if other not in given]
     for option in options:
         if option in given or not (takes_all or option in parameters):
