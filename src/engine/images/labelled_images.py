@@ -32,12 +32,10 @@ class Listing:
 
     root: Path
     names: list[str] = field(default_factory=list)  # paths relative to root, with forward slashes
-    labels: list[str] = field(
-        default_factory=list
-    )  # class names; of other tasks what a table has, such as 'cat;outdoor'
+    labels: list[str] = field(default_factory=list)  # class names; of other tasks a table's text, such as 'cat;outdoor'
     splits: list[str] | None = None  # train, val or test of each image, where the data says so
     source: str = ""  # what messages name; "": root
-    groups: list[str] | None = None  # images of one group, such as a patient's, go to one split together
+    groups: list[str] | None = None  # the images of a group, such as a patient, are dealt to one split
     content: Callable[[str], bytes] | None = None  # the encoded image of a name; None: the file of that name below root
 
     def bytes_of(self, name: str) -> bytes:
@@ -91,9 +89,7 @@ class LabelledImages:
     bits: int = 16  # how many bits of 16-bit channels are read, see ReadOptions
     root: Path | None = None  # the folder that names start from; None for images in memory
     digests: list[str] | None = field(default=None, repr=False)  # of each file's bytes; None for images in memory
-    texts: list[str] | None = field(
-        default=None, repr=False
-    )  # the labels as split.csv has them; None: names of classes
+    texts: list[str] | None = field(default=None, repr=False)  # labels as split.csv has them; None: class names
 
     def location(self, index: int) -> str:
         """The file of an image, or its name."""
