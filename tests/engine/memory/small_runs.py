@@ -15,6 +15,7 @@ from src.engine.weights.preprocessing import Preprocessing
 from src.models.classifier import Classifier
 from src.models.losses import ClassificationLoss
 from src.models.network import TransferNetwork
+from tests.engine.runs.small_training import metrics_of
 
 
 def classifier(kind: type[Classifier] = Classifier) -> Classifier:
@@ -27,7 +28,7 @@ def classifier(kind: type[Classifier] = Classifier) -> Classifier:
     )
     network = TransferNetwork(backbone, nn.Linear(16, 3), Preprocessing(32, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3))
     optimizer = Optimizer(name="adamw", lr=1e-3, backbone_lr_scale=0.3, schedule="cosine")
-    return kind(network, ClassificationLoss(), optimizer, 3, Training(total_steps=1000))
+    return kind(network, ClassificationLoss(), optimizer, Training(total_steps=1000), *metrics_of(3))
 
 
 def image_data(steps: int, validation_steps: int, workers: int = 0) -> ImageData:
