@@ -18,6 +18,7 @@ from src.engine.weights.preprocessing import Preprocessing
 from src.models.freezing import FreezePlan
 from src.models.network import Architecture, build_network
 from src.task import Task
+from src.tasks.multiclass import Multiclass
 from tests.conftest import SMALL
 from tests.engine.runs.test_model_folder import CARD
 
@@ -41,7 +42,7 @@ def test_the_largest_batch_of_a_gpu(small_gpu, tmp_path, precision):
     config = Config(optimizer=Optimizer(name="adamw", lr=0.001), precision=Precision(name=precision))
     images = LabelledImages(("a", "b", "c"), [], [0] * 10**6, {"train": range(10**6)}, read=None)
     freezing = FreezePlan({0: ["head", "backbone"]}, config.trainer.max_epochs)
-    task = Task(images, replace(CARD, preprocessing=preprocessing), network, freezing, origin="")
+    task = Task(images, Multiclass(), replace(CARD, preprocessing=preprocessing), network, freezing, origin="")
     before, random_state = torch.cuda.memory_allocated(), torch.cuda.get_rng_state()
 
     size = find_batch_size(Job(config, SimpleNamespace(path=tmp_path), Ranks(), (small_gpu,)), task)
