@@ -115,6 +115,13 @@ class Freeze:
 
 
 @dataclass(kw_only=True)
+class FeatureBank:
+    # augmented views of an image that epochs cycle through while only the head learns; null: 8; 0: no bank
+    views: int | None = number(None, 0, 1000, 8)
+    limit_gib: float = number(10.0, 0.0, 10**6)  # how much runs_dir/.features may take; the oldest go first
+
+
+@dataclass(kw_only=True)
 class Checkpoint:
     monitor: str = choice(*METRICS, default="val/acc")  # the metric that chooses the best epoch
     select: str = choice("best", "last", "average_top_k", "ema", default="best")  # whose weights model/ gets
@@ -190,6 +197,9 @@ class Config:
     debug: bool = False  # three quick steps of everything
     resume: str = choice("auto", "never", default="auto")  # auto: continue the run of this name; never: refuse it
     runs_dir: str = value("runs", "runs")  # where run folders are made
+    # a linear model on the features of the untouched backbone. show: measured beside the run; start: training begins with it,
+    # and has to beat it; only: no training
+    baseline: str = choice("none", "show", "start", "only", default="show")
     metrics: list[Any] = value(
         [], "[src.my_metrics.Kappa]"
     )  # your own: each is measured, and can be checkpoint.monitor
@@ -201,6 +211,7 @@ class Config:
     precision: Precision = field(default_factory=Precision)
     trainer: Trainer = field(default_factory=Trainer)
     freeze: Freeze = field(default_factory=Freeze)
+    feature_bank: FeatureBank = field(default_factory=FeatureBank)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     memory: Memory = field(default_factory=Memory)
     oom: Oom = field(default_factory=Oom)

@@ -16,7 +16,10 @@ import lightning as L
 
 from src.config import Config
 from src.data.module import ImageData
+from src.data.transforms import train_transform
 from src.engine import features
+from src.engine.baseline.baseline import Baseline, measure_baseline, unless_beaten
+from src.engine.feature_bank.bank import FeatureBank, build_bank
 from src.engine.memory.memory_log import MemoryLog
 from src.engine.runs.checkpoint_selection import BEST
 from src.engine.runs.checksum import damage
@@ -48,27 +51,34 @@ def run(config: Config, path: Path) -> float:
             return metric
         task = build_task(job)  # images checked and split, network with pretrained weights, what is frozen when
         job = features.prepare(job, task)  # what optional rooms measure first
-        data = build_data(job, task)
+        bank = build_bank(job, task, train_transform(task.preprocessing, job.config.data.augment))  # features, once
+        data = build_data(job, task, bank)
         steps = total_steps(job, data)
         model = build_classifier(job.config, task, steps, hparams=job.folder.config)
         trainer = build_trainer(job, task)
         introduce(job, task, steps)
-        fit(job, trainer, model, data)  # from where an earlier start left off
-        if not job.ranks.leave():  # of several processes the first goes on alone
-            return math.nan
-        chosen = choose_weights(job, task, trainer)  # puts them into the network
+        baseline = measure_baseline(job, task, bank)  # what training has to beat
+        if job.config.baseline == "only":
+            chosen = Chosen(0, "the baseline")
+        else:
+            fit(job, trainer, model, data)  # from where an earlier start left off
+            if not job.ranks.leave():  # of several processes the first goes on alone
+                return math.nan
+            chosen = choose_weights(job, task, trainer)  # puts them into the network
+            chosen = unless_beaten(job, task, trainer, chosen, baseline)
         tune(job, task)  # what the task chooses on val, such as thresholds
-        metrics = measure(job, task)
+        metrics = measure(job, task, bank)
         package(job, task, trainer, chosen, metrics)  # model/
-        finish(job, task, trainer, chosen, metrics)  # report.html and result.json
+        finish(job, task, trainer, chosen, metrics, baseline)  # report.html and result.json
         return metrics[job.config.checkpoint.monitor]
 
 
-def build_data(job: Job, task: Task) -> ImageData:
+def build_data(job: Job, task: Task, bank: FeatureBank | None) -> ImageData:
     """The DataModule. Where all processes work on the same batch, only the first needs the images."""
     looks = job.ranks.is_first or features.shares_batches(job.config.strategy.name)
     images = task.images if looks else task.images.without_pixels()
-    return ImageData(job.config.data, images, task.preprocessing, job.config.seed, job.config.trainer.limit_batches)
+    config = job.config
+    return ImageData(config.data, images, task.preprocessing, config.seed, config.trainer.limit_batches, bank)
 
 
 def total_steps(job: Job, data: ImageData) -> int:
@@ -96,7 +106,9 @@ def package(job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: d
     write_text(job.folder.model / "README.md", model_readme(card, task.kind, job.config, origin))
 
 
-def finish(job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: dict[str, float]) -> None:
+def finish(
+    job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: dict[str, float], baseline: Baseline | None
+) -> None:
     """Writes the report and, as the last file, result.json; prints both and the next command to try."""
     folder, throughput = job.folder, find_callback(trainer, Throughput)
     result = folder.finish(
@@ -110,6 +122,7 @@ def finish(job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: di
         images_per_second=throughput.images_per_second if throughput else None,
         peak_memory_mib=peak_memory(job, trainer),
         device=str(job.device),
+        baseline=baseline.to_dict(metrics, job.config.checkpoint.monitor) if baseline else None,
     )
     print_result(folder.path, result)
 

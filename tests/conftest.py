@@ -30,6 +30,7 @@ SMALL = (
     "trainer.max_epochs=2",
     "trainer.threads=1",
     "logger=csv",
+    "baseline=none",
 )
 
 

@@ -7,6 +7,8 @@ import torch
 
 from src.config import Data
 from src.data.transforms import train_transform
+from src.engine.feature_bank.bank import FeatureBank
+from src.engine.feature_bank.loader import BankedLoader, split_features, train_features
 from src.engine.images.image_loader import ImageLoader, LoaderSettings
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.loading import eval_loader, loader_settings, train_loader
@@ -25,13 +27,15 @@ class ImageData(L.LightningDataModule):
         preprocessing: Preprocessing,
         seed: int,
         limit_batches: int | None = None,
+        bank: FeatureBank | None = None,
     ) -> None:
         super().__init__()
+        self.bank = bank
         self.config, self.images, self.preprocessing, self.seed = data, images, preprocessing, seed
         batches = batches_per_epoch(len(images.splits["train"]), data.batch_size)
         self.steps_per_epoch = min(batches, limit_batches or batches)
 
-    def train_dataloader(self) -> ImageLoader:
+    def train_dataloader(self) -> ImageLoader | BankedLoader:
         """Called by Lightning after the loops were restored, so that the sampler can start where the run stopped."""
         done = self.trainer.global_step if self.trainer else 0
         # Not trainer.current_epoch: after a save at the end of an epoch it is still that epoch, and loader processes
@@ -39,7 +43,11 @@ class ImageData(L.LightningDataModule):
         start = divmod(done, self.steps_per_epoch)
         indices, share = self.images.splits["train"], share_of(self.trainer)
         self._sampler = EpochSampler(indices, self.config.batch_size, self.seed, share, start)
-        return self._train_loader(train_transform(self.preprocessing, self.config.augment), self._sampler)
+        sampler, bank = self._sampler, self.bank
+        loader = self._train_loader(train_transform(self.preprocessing, self.config.augment), sampler)
+        if bank is None:
+            return loader
+        return BankedLoader(loader, lambda: bank.covers(sampler.epoch), lambda: train_features(bank, sampler))
 
     def labels_of_batch(self, epoch: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The labels of this process's share of a training batch, which may be empty, and of the whole batch."""
@@ -59,8 +67,14 @@ class ImageData(L.LightningDataModule):
         sampler = EpochSampler(self.images.splits["train"], self.config.batch_size, self.seed)
         return self._train_loader(eval_transform(self.preprocessing), sampler)
 
-    def val_dataloader(self) -> ImageLoader:
-        return eval_loader(self.images, "val", self.preprocessing, self._settings(), share_of(self.trainer))
+    def val_dataloader(self) -> ImageLoader | BankedLoader:
+        share, trainer, bank = share_of(self.trainer), self.trainer, self.bank
+        loader = eval_loader(self.images, "val", self.preprocessing, self._settings(), share)
+        if bank is None or trainer is None:
+            return loader
+        return BankedLoader(
+            loader, lambda: bank.covers(trainer.current_epoch), lambda: split_features(bank, "val", share)
+        )
 
     def _settings(self) -> LoaderSettings:
         processes = share_of(self.trainer).world // self.trainer.num_nodes if self.trainer else 1

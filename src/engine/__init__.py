@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-VERSION = 7
+VERSION = 8
 
 
 def require(version: int) -> None:

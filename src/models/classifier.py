@@ -38,7 +38,7 @@ class Classifier(EngineModule):
         self.network, self.loss, self.optimizer_config = network, loss, optimizer
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: uint8 (B, 3, S, S) -> logits (B, outputs)."""
+        """images: uint8 (B, 3, S, S), or their features (B, F) -> logits (B, outputs)."""
         return self.network(images)
 
     def mean_loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -50,6 +50,10 @@ class FreezePlan:
         """The modules that learn in an epoch, in the order in which they were unfrozen."""
         return list(dict.fromkeys(name for start, names in self.phases.items() if start <= epoch for name in names))
 
+    def backbone_is_frozen(self, epoch: int) -> bool:
+        """Whether it still is as it was loaded in that epoch."""
+        return all(name == "head" for name in self.trainable(epoch))
+
     def apply(self, network: Network, epoch: int) -> bool:
         """Puts the network into the state of an epoch; returns whether any parameter was frozen or unfrozen.
 

@@ -79,8 +79,8 @@ class TransferNetwork(Network):
         return pooled(self.backbone(self.normalise(images)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> logits (B, outputs)."""
-        return self.head(self.features(images))
+        """(B, 3, H, W) uint8, or what `features` made of them, (B, F) -> logits (B, outputs)."""
+        return self.head(images if images.ndim == 2 else self.features(images))
 
 
 def pooled(features: Tensor) -> Tensor:

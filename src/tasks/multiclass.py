@@ -16,6 +16,7 @@ from src.engine.images.splits import check_splits
 from src.engine.own import is_own
 from src.engine.runs.introduction import class_counts, uneven_classes
 from src.engine.runs.tables import write_confusion
+from src.engine.steps.label_metrics import rates
 from src.engine.steps.task_kind import TaskKind, number_of, own_loss
 from src.models.losses import ClassificationLoss, class_weights
 
@@ -109,16 +110,3 @@ class ClassCounts(Metric):
     def compute(self) -> dict[str, float]:
         """acc, balanced_acc (mean recall) and macro_f1, over the classes that occur among the labels."""
         return rates(self.classes)
-
-
-def rates(counts: torch.Tensor) -> dict[str, float]:
-    """counts: (3, C) of ClassCounts. A class without an image counts in no mean."""
-    correct, predicted, true = counts.cpu().double()  # Apple GPUs have no double
-    present = true > 0
-    recall = correct[present] / true[present]
-    f1 = 2 * correct[present] / (true + predicted)[present]
-    return {
-        "acc": float(correct.sum() / true.sum().clamp(min=1)),
-        "balanced_acc": float(recall.mean()) if present.any() else 0.0,
-        "macro_f1": float(f1.mean()) if present.any() else 0.0,
-    }

@@ -18,9 +18,9 @@ from src.engine.runs.errors import data_error
 from src.engine.runs.files import write_csv
 from src.engine.runs.introduction import FEW, class_counts
 from src.engine.runs.text import few, plural, printable, shell_word
+from src.engine.steps.label_metrics import LabelMetrics, average_precisions, best_threshold
 from src.engine.steps.task_kind import TaskKind, number_of, own_loss
 from src.models.losses import MultilabelLoss, positive_weights
-from src.tasks.label_metrics import LabelMetrics, average_precisions, best_threshold
 
 log = logging.getLogger(__name__)
 

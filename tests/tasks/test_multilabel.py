@@ -20,9 +20,9 @@ from src.engine.images.labelled_images import ImageSet, LabelledImages
 from src.engine.images.splits import SplitSettings, choose_split
 from src.engine.runs.errors import UserError
 from src.engine.runs.files import write_csv
+from src.engine.steps.label_metrics import best_threshold
 from src.engine.steps.metrics import SplitMetrics
 from src.models.losses import MultilabelLoss, positive_weights
-from src.tasks.label_metrics import best_threshold
 from src.tasks.multilabel import Multilabel
 from tests.conftest import check_error, write_images
 from tests.tasks.shapes import NAMES as SHAPES

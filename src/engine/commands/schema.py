@@ -37,17 +37,19 @@ class Rule:
 # The settings that the engine reads by their names, by section: src/config.py must have all of them. Optional rooms say
 # themselves what they read.
 READ_BY_ENGINE = {
-    "": "name seed debug resume runs_dir metrics",
+    "": "name seed debug resume runs_dir metrics baseline",
     "task": "name",
     "data": "source root table label_columns split_file name bits augment class_weights on_bad_image "
     "batch_size num_workers timeout_seconds",
-    "model": "backbone weights head",
+    "model": "backbone weights head module",
     "optimizer": "name lr",
     "strategy": "name timeout_seconds",
     "precision": "name",
     "trainer": "accelerator devices num_nodes max_epochs limit_batches threads",
     "freeze": "preset lr_decay unfreeze_epoch phases",
+    "feature_bank": "views limit_gib",
     "checkpoint": "monitor select",
+    "callbacks": "extra",
     "memory": "history",
 }
 

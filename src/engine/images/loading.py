@@ -38,12 +38,15 @@ class TrainDataset(Dataset[Item]):
         """The following images of the split, of classes only those of the same one: with one of them a batch keeps its size,
         and its labels where they weigh."""
         epoch, index = key
-        members, labels = self.images.splits["train"], self.images.labels
-        place = members.index(index)
-        others = chain(members[place + 1 :], members[:place])
-        return (
-            (epoch, other) for other in others if labels[other] == labels[index] or not isinstance(labels[index], int)
-        )
+        return ((epoch, other) for other in replacements(self.images, index))
+
+
+def replacements(images: LabelledImages, index: int) -> Iterator[int]:
+    """The training images that may stand in for one that cannot be read, in order."""
+    members, labels = images.splits["train"], images.labels
+    place = members.index(index)
+    others = chain(members[place + 1 :], members[:place])
+    return (other for other in others if labels[other] == labels[index] or not isinstance(labels[index], int))
 
 
 class EvalDataset(Dataset[Item]):

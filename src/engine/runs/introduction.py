@@ -37,6 +37,10 @@ def introduce(job: Job, task: RunTask, steps: int) -> None:
     log.info(f"backbone  {config.model.backbone}: {task.origin}")
     log.info(f"model     {summary}")
     log.info(f"freezing  {task.freezing.described(task.network)}")
+    if config.baseline == "only":
+        log.info(f"training  none: baseline=only, on {_device_text(job)}, {config.precision.name}")
+        log.info("")
+        return
     log.info(
         f"training  {steps} steps of {config.data.batch_size} images on {_device_text(job)}, {config.precision.name}"
     )

@@ -11,6 +11,8 @@ from rich.progress import track
 
 from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
+from src.engine.feature_bank.bank import FeatureBank
+from src.engine.feature_bank.loader import Batches, split_features
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.loading import eval_loader, loader_settings
 from src.engine.runs.errors import ExitCode, UserError
@@ -25,10 +27,12 @@ log = logging.getLogger(__name__)
 
 
 def measure_split(
-    model: TrainedModel, images: LabelledImages, split: str, config: Config, loss: Loss
+    model: TrainedModel, images: LabelledImages, split: str, config: Config, loss: Loss, batches: Batches | None = None
 ) -> tuple[dict[str, float], torch.Tensor]:
-    """The loss, the metrics of the task and of the owner, of a split, and what the task keeps of each image (N, any)."""
-    loader = eval_loader(images, split, model.card.preprocessing, loader_settings(config.data, images))
+    """The loss, the metrics of the task and of the owner, of a split, and what the task keeps of each image (N, any).
+
+    batches: of the split's features and labels, where they are known; None: the images are read."""
+    loader = batches or eval_loader(images, split, model.card.preprocessing, loader_settings(config.data, images))
     loss = loss.to(model.device).eval()
     metrics = SplitMetrics(model.kind, model.card.classes, split, config.metrics).to(model.device)
     kept: list[torch.Tensor] = []
@@ -58,13 +62,15 @@ def tune(job: Job, task: RunTask) -> None:
     task.kind.tune(logits, labels)
 
 
-def measure(job: Job, task: RunTask) -> dict[str, float]:
-    """{"val/acc": ..., "test/acc": ...} of the trained network. Writes the task's table of results of test, or of val where
-    there is no test split."""
+def measure(job: Job, task: RunTask, bank: FeatureBank | None = None) -> dict[str, float]:
+    """{"val/acc": ..., "test/acc": ...} of the trained network, from the bank where only the head was trained. Writes the
+    task's table of results of test, or of val where there is no test split."""
     model, loss = task.trained(job), task.loss(job.config)
     metrics: dict[str, float] = {}
+    known = bank is not None and bank.is_valid()
     for split in [split for split in ("val", "test") if task.images.splits[split]]:
-        values, kept = measure_split(model, task.images, split, job.config, loss)
+        batches = split_features(bank, split) if bank is not None and known else None
+        values, kept = measure_split(model, task.images, split, job.config, loss, batches)
         if split == "val" and not math.isfinite(values["loss"]):
             raise _diverged(job, values["loss"])
         metrics |= {f"{split}/{name}": value for name, value in values.items()}

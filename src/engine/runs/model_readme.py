@@ -5,7 +5,6 @@ run.py writes it beside what save_model writes. The text is in model_readme.md.j
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -14,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from src.engine.commands.schema import Config
+from src.engine.runs.intervals import share_interval
 from src.engine.runs.model_folder import ModelCard
 from src.engine.runs.text import decimal, for_markdown
 from src.engine.steps.task_kind import TaskKind
@@ -55,16 +55,8 @@ def model_readme(card: ModelCard, kind: TaskKind, config: Config, origin: Origin
         splits=splits,
         measured=measured,
         accuracy=accuracy,
-        interval=None if accuracy is None else _wilson(accuracy, origin.images[measured]),
+        interval=None if accuracy is None else share_interval(accuracy, origin.images[measured]),
     )
-
-
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share that was counted on so many images; sensible for few of them and near 0 and 1."""
-    z = 1.96
-    middle, scale = share + z * z / (2 * count), 1 + z * z / count
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def _numbers(values: Iterable[float]) -> str:

@@ -57,7 +57,12 @@ def print_result(path: Path, result: Mapping[str, Any]) -> None:
     log.info(metrics_table(result["metrics"]))
     best = f"epoch {result['best_epoch']}"
     weights = f", weights of {result['weights']}" if result["weights"] != best else ""
-    log.info(f"best {best} of {result['epochs']}{weights}, {result['steps']} steps, {result['wall_seconds']:.1f} s")
+    if result["epochs"]:
+        log.info(f"best {best} of {result['epochs']}{weights}, {result['steps']} steps, {result['wall_seconds']:.1f} s")
+    else:
+        log.info(f"weights of {result['weights']}, no training, {result['wall_seconds']:.1f} s")
+    if result["epochs"] and (verdict := (result.get("baseline") or {}).get("verdict")):
+        log.info(f"baseline  {verdict}")
     log.info("")
     shown, run = printable(path), shell_word(path)
     if (path / "report.html").exists():

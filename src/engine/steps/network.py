@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Network(nn.Module):
-    """uint8 images (B, 3, S, S) -> logits (B, outputs). src/models/network.py is one."""
+    """uint8 images (B, 3, S, S), or features (B, F), -> logits (B, outputs). src/models/network.py is one."""
 
     backbone: nn.Module
     head: nn.Module
@@ -14,4 +14,8 @@ class Network(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> what the backbone takes."""
+        raise NotImplementedError
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> what the backbone gives and the head takes, (B, F)."""
         raise NotImplementedError

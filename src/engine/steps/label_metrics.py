@@ -1,4 +1,5 @@
-"""Numbers of task=multilabel: its metrics, the average precision of a label, and the threshold that gives it the best F1."""
+"""Numbers of classes and labels: the metrics of task=multilabel, the average precision of a label, the threshold that gives it
+the best F1, and accuracy, recall and F1 from counts."""
 
 from __future__ import annotations
 
@@ -6,8 +7,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import multilabel_average_precision
-
-from src.tasks.multiclass import rates
 
 
 class LabelMetrics(Metric):
@@ -77,3 +76,16 @@ def best_threshold(probabilities: Tensor, labels: Tensor) -> float:
     middle = low + (high - low) / 2
     candidates = torch.where((low < 0.5) & (high >= 0.5), 0.5, torch.where(middle > low, middle, high))
     return float(candidates[(candidates - 0.5).abs().argmin()])
+
+
+def rates(counts: torch.Tensor) -> dict[str, float]:
+    """counts: (3, C) of ClassCounts. A class without an image counts in no mean."""
+    correct, predicted, true = counts.cpu().double()  # Apple GPUs have no double
+    present = true > 0
+    recall = correct[present] / true[present]
+    f1 = 2 * correct[present] / (true + predicted)[present]
+    return {
+        "acc": float(correct.sum() / true.sum().clamp(min=1)),
+        "balanced_acc": float(recall.mean()) if present.any() else 0.0,
+        "macro_f1": float(f1.mean()) if present.any() else 0.0,
+    }

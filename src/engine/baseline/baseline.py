@@ -1,0 +1,156 @@
+"""The baseline: what a linear model on the features of the untouched backbone reaches, before anything is trained.
+
+It costs one pass over the images, which head-only epochs use as well (src/engine/feature_bank). Training has to beat it; with
+baseline=only (model=features) it is the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from src.engine import features
+from src.engine.baseline.linear import LinearModel, fit_linear
+from src.engine.commands.schema import Config
+from src.engine.feature_bank.bank import FeatureBank, Table
+from src.engine.runs import seeding
+from src.engine.runs.checkpoint_selection import BestCheckpoint, Score, State
+from src.engine.runs.intervals import PROPORTIONS, differ, share_interval
+from src.engine.runs.job import Job
+from src.engine.runs.selection import Chosen, find_callback
+from src.engine.runs.tables import column_titles
+from src.engine.runs.task import RunTask
+from src.engine.runs.text import decimal
+from src.engine.steps.metrics import SplitMetrics
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    metrics: dict[str, float]  # val/acc, test/acc, ...; the finite ones
+    images: dict[str, int]  # of each split, that were measured
+    strength: float  # of the regularisation, see linear.py
+    state: State | None = None  # the network's weights with it, where it is used
+
+    def to_dict(self, metrics: Mapping[str, float], monitor: str) -> dict[str, Any]:
+        """For result.json, with what training made of it. metrics: of the trained network."""
+        values = {"metrics": self.metrics, "images": self.images, "strength": self.strength}
+        return values | {"verdict": compared(self, metrics, monitor)}
+
+
+def measure_baseline(job: Job, task: RunTask, bank: FeatureBank | None) -> Baseline | None:
+    """Nothing where it is not asked for. All processes of a run call it together."""
+    if bank is None or not is_asked_for(job.config):
+        return None
+    for members in task.images.splits.values():  # one after the other, in the batches in which evaluate reads them
+        table = bank.table(members)
+    if not job.ranks.is_first:
+        job.ranks.told_by_first(dict)  # the fit may take longer than a message
+        return None
+    baseline, model = _fit(job, task, table)
+    if job.config.baseline in ("start", "only"):
+        baseline = replace(baseline, state=with_baseline(task, model))
+    job.ranks.told_by_first(dict)
+    log.info(f"baseline  {described(baseline, 'val', job.config.checkpoint.monitor)}")
+    log.info("")
+    return baseline
+
+
+def is_asked_for(config: Config) -> bool:
+    """Not beside a few steps (debug=true), and not in the trials of a sweep, which would all have the same."""
+    if config.baseline == "show":
+        return config.trainer.limit_batches is None and features.supervisor() is None
+    return config.baseline != "none"
+
+
+def _fit(job: Job, task: RunTask, table: Table) -> tuple[Baseline, LinearModel]:
+    images, config = task.images, job.config
+    loss = task.loss(config).to(job.device).eval()
+
+    def of(split: str) -> tuple[Tensor, Tensor]:
+        members = [index for index in images.splits[split] if table.has[index]]
+        return table.rows[members].to(job.device), images.targets(members).to(job.device)
+
+    rows, labels = of("train")
+    order = seeding.generator(config.seed, "folds")
+    model = fit_linear(
+        rows, labels, loss, task.kind.outputs(images.classes), torch.randperm(len(rows), generator=order).tolist()
+    )
+    metrics: dict[str, float] = {}
+    numbers: dict[str, int] = {}
+    for split in [split for split in ("val", "test") if images.splits[split]]:
+        rows, labels = of(split)
+        measured = SplitMetrics(task.kind, images.classes, split, config.metrics).to(job.device)
+        measured.sync(False)
+        logits = model.logits(rows)
+        measured.update(loss(logits, labels), logits, labels, loss.weight(labels))
+        values = measured.compute()
+        metrics |= {f"{split}/{name}": value for name, value in values.items() if math.isfinite(value)}
+        numbers[split] = len(rows)
+    return Baseline(metrics, numbers, model.strength), model
+
+
+def with_baseline(task: RunTask, model: LinearModel) -> State:
+    """Makes the linear model the network's head. Returns the network's weights as they are then."""
+    head = [layer for layer in task.network.head.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight.copy_(model.weight)
+        head.bias.copy_(model.bias)
+    return {name: tensor.detach().cpu().clone() for name, tensor in task.network.state_dict().items()}
+
+
+def unless_beaten(job: Job, task: RunTask, trainer: L.Trainer, chosen: Chosen, baseline: Baseline | None) -> Chosen:
+    """With baseline=start the baseline is the epoch before the first: it stays if no other is better on val."""
+    if baseline is None or baseline.state is None:
+        return chosen
+    monitor, best = job.config.checkpoint.monitor, find_callback(trainer, BestCheckpoint)
+    score = Score.of(baseline.metrics, monitor)
+    if best is None or not best.kept or best.kept[0].goodness >= score.goodness:
+        return chosen
+    log.info(f"select    the baseline, which no epoch beats on val: {monitor} {decimal(baseline.metrics[monitor])}")
+    task.network.load_state_dict(baseline.state)
+    return Chosen(0, "the baseline")
+
+
+WHAT = "a linear model on the features of the untouched backbone"
+
+
+def described(baseline: Baseline, split: str, monitor: str) -> str:
+    """'val accuracy 0.932 (0.901 to 0.955 with 95 % confidence) by a linear model on ...'"""
+    name = monitor.partition("/")[2]
+    value = baseline.metrics.get(f"{split}/{name}")
+    if value is None:
+        return f"{WHAT} has no finite {split}/{name}"
+    sure = ""
+    if name in PROPORTIONS:
+        low, high = share_interval(value, baseline.images[split])
+        sure = f" ({low:.3f} to {high:.3f} with 95 % confidence)"
+    return f"{split} {_title(name)} {decimal(value)}{sure} by {WHAT}"
+
+
+def compared(baseline: Baseline, metrics: Mapping[str, float], monitor: str) -> str:
+    """The baseline beside the trained network, in a sentence, on test, or on val where there is no test."""
+    split = "test" if "test" in baseline.images else "val"
+    name = monitor.partition("/")[2]
+    key = f"{split}/{name}"
+    if key not in baseline.metrics or key not in metrics:
+        return ""
+    own, other, images = metrics[key], baseline.metrics[key], baseline.images[split]
+    text = f"{split} {_title(name)} {decimal(other)} by {WHAT}"
+    if name not in PROPORTIONS:
+        return text
+    if differ(own, other, images):
+        return f"{text}: training {'gained' if own > other else 'lost'} {abs(own - other):.3f}"
+    return f"{text}: with {images} images the difference may be chance"
+
+
+def _title(name: str) -> str:
+    return column_titles([f"val/{name}"])[name]

@@ -1,0 +1,115 @@
+"""A linear model on features, fitted to the end: what logistic regression is for classes and ridge regression for numbers.
+
+The loss is the task's own, without label smoothing, and the mean over the images; half the squared weights times a strength
+is added. Both are convex, so that there is one best model, and L-BFGS finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from src.engine.steps.task_kind import Loss
+
+STRENGTHS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # from strong to weak
+WORSE = 2  # weaker ones that are worse in a row end the search
+FOLDS = 5
+STEPS = 100  # of L-BFGS at most
+TOLERANCE = 1e-4  # of the largest gradient
+MOST_PRODUCTS = 2 * 10**8  # images * features * outputs of a fold; beyond them a single fold has to do
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """features (B, F) -> logits (B, outputs)."""
+
+    weight: Tensor  # (outputs, F)
+    bias: Tensor  # (outputs,)
+    strength: float
+
+    def logits(self, features: Tensor) -> Tensor:
+        return features.float() @ self.weight.T + self.bias
+
+
+def fit_linear(features: Tensor, labels: Tensor, loss: Loss, outputs: int, order: Sequence[int]) -> LinearModel:
+    """The model for these images, with the strength that cross-validation chooses by the loss.
+
+    features: (N, F). labels: (N,) or (N, names). order: of the images, by which they are dealt to the folds.
+    """
+    features = features.float()
+    mean, std = features.mean(0), scale_of(features)
+    scaled = (features - mean) / std
+    strength = _best_strength(scaled, labels, loss, outputs, order)
+    weight, bias = _fit(scaled, labels, loss, strength, _zeros(scaled, outputs))
+    weight = weight / std
+    return LinearModel(weight, bias - weight @ mean, strength)
+
+
+def scale_of(features: Tensor) -> Tensor:
+    """What each feature (F,) is divided by: its standard deviation, but at least half of the usual one. Many features are 0 in
+    all but a few training images, and by their own deviation an image that has them would get any answer: of 16 digits a
+    class the test accuracy is 0.871 with this and 0.829 without."""
+    variance = features.var(0, correction=0)
+    return variance.sqrt().clamp(min=max(0.5 * float(variance.mean().sqrt()), 1e-12))
+
+
+def _best_strength(features: Tensor, labels: Tensor, loss: Loss, outputs: int, order: Sequence[int]) -> float:
+    if len(features) < 2 * FOLDS:
+        return 1.0
+    folds = [*_folds(labels, order)]
+    if len(features) * features.shape[1] * outputs > MOST_PRODUCTS:
+        folds = folds[:1]
+    started = [_zeros(features, outputs) for _ in folds]
+    best, best_loss, worse = STRENGTHS[0], float("inf"), 0
+    for strength in STRENGTHS:
+        total = 0.0
+        for number, (train, held_out) in enumerate(folds):
+            started[number] = _fit(features[train], labels[train], loss, strength, started[number])
+            weight, bias = started[number]
+            with torch.no_grad():
+                total += float(loss(features[held_out] @ weight.T + bias, labels[held_out]))
+        if total < best_loss:
+            best, best_loss, worse = strength, total, 0
+        else:
+            worse += 1
+        if worse == WORSE:
+            break
+    return best
+
+
+def _folds(labels: Tensor, order: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(train, held out) of each fold, as places. Classes are dealt out evenly."""
+    dealt = torch.tensor(order)
+    if labels.ndim == 1:
+        dealt = dealt[labels.cpu()[dealt].argsort(stable=True)]
+    fold = torch.empty(len(order), dtype=torch.int64)
+    fold[dealt] = torch.arange(len(order)) % FOLDS
+    for number in range(FOLDS):
+        yield (fold != number).nonzero()[:, 0].to(labels.device), (fold == number).nonzero()[:, 0].to(labels.device)
+
+
+def _zeros(features: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+    return features.new_zeros(outputs, features.shape[1]), features.new_zeros(outputs)
+
+
+def _fit(
+    features: Tensor, labels: Tensor, loss: Loss, strength: float, start: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Weight (outputs, F) and bias (outputs,)."""
+    weight, bias = (tensor.clone().requires_grad_() for tensor in start)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=STEPS, tolerance_grad=TOLERANCE, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(features @ weight.T + bias, labels) + 0.5 * strength * weight.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(objective)
+    return weight.detach(), bias.detach()

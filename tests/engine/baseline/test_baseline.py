@@ -1,0 +1,102 @@
+"""The baseline is measured beside every run, and is a run of its own with model=features."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SMALL, check_error, write_images
+from tests.running import result
+from tests.tasks.shapes import write_shapes
+from tests.tasks.test_regression_runs import BARS, write_bars
+
+WORDS = ("data=image_folder", "data.root=photos", "data.image_size=32", *SMALL[2:-1])
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    return write_images(tmp_path / "photos", {"apple": 20, "pear": 20, "plum": 14})
+
+
+def test_a_run_says_what_it_has_to_beat_and_whether_it_did(command, tmp_path, photos):
+    done = command("train", *WORDS, "name=one")
+    assert done.code == 0, done.text
+    first = done.out.index("baseline  val accuracy ")
+    assert first < done.out.index("epoch 1/2")
+    assert " with 95 % confidence) by a linear model on the features" in done.out
+    baseline = result(tmp_path / "runs/one")["baseline"]
+    assert set(baseline["metrics"]) == set(result(tmp_path / "runs/one")["metrics"])
+    assert baseline["images"] == {"val": 8, "test": 8}
+    assert f"baseline  {baseline['verdict']}" in done.out
+    assert "baseline  " not in command("train", *WORDS, "name=none", "baseline=none").out
+    assert result(tmp_path / "runs/none")["baseline"] is None
+    assert "baseline  " not in command("train", *WORDS, "name=debug", "debug=true").out
+
+
+def test_it_is_a_run_of_its_own(command, tmp_path, photos):
+    done = command("train", *WORDS, "model=features", "name=features")
+    assert done.code == 0, done.text
+    run = tmp_path / "runs/features"
+    found = result(run)
+    assert (found["epochs"], found["steps"], found["weights"]) == (0, 0, "the baseline")
+    assert found["metrics"] == pytest.approx(found["baseline"]["metrics"], abs=1e-4)
+    assert found["metrics"]["test/acc"] > 0.8
+    assert "training  none" in done.out
+    assert "no training" in done.out
+    assert (run / "report.html").exists()
+    assert command("evaluate", "run=runs/features").code == 0
+    repeated = json.loads((run / "evaluation.json").read_text())["metrics"]
+    assert repeated == {name: value for name, value in found["metrics"].items() if name.startswith("test/")}
+    done = command("predict", "run=runs/features", "images=photos/plum")
+    assert done.code == 0, done.text
+    rows = (tmp_path / "predictions.csv").read_text().splitlines()[1:]
+    assert sum(",plum," in row for row in rows) >= 10
+    assert "is finished already" in command("train", *WORDS, "model=features", "name=features").out
+
+
+@pytest.mark.parametrize(
+    ("words", "culprit"),
+    [
+        (["model.head=mlp"], "model.head=mlp"),
+        (["strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu"], "strategy=ddp"),
+    ],
+)
+def test_what_contradicts_it_is_refused(command, photos, words, culprit):
+    check_error(command("train", *WORDS, "model=features", *words), 64, "baseline=only", culprit)
+
+
+@pytest.mark.slow
+def test_processes_wait_for_the_first(command, tmp_path, photos):
+    ddp = ("strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
+    done = command("train", *WORDS, *ddp, "name=two")
+    assert done.code == 0, done.text
+    assert done.out.count("baseline  val accuracy") == 1
+    assert command("train", *WORDS, "name=one").code == 0
+    one, two = (result(tmp_path / "runs" / name)["baseline"]["metrics"] for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "metric", "least"),
+    [
+        (["task=multilabel", "data=table", "data.table=labels.csv"], "macro_f1", 0.85),
+        ([*BARS], "r2", 0.5),
+        (["task=binary", "data=image_folder", "data.root=photos"], "acc", 0.9),
+    ],
+    ids=["multilabel", "regression", "binary"],
+)
+def test_every_task_has_one(command, tmp_path, words, metric, least):
+    """With the pretrained network that is installed: random features tell little."""
+    write_shapes(tmp_path)
+    write_bars(tmp_path / "bars", 120)
+    write_images(tmp_path / "photos", {"apple": 20, "pear": 20})
+    words = [word for word in words if not word.startswith(("model.", "trainer."))]
+    done = command("train", *words, "data.image_size=64", "model=features", "trainer.threads=1", "logger=csv", "name=x")
+    assert done.code == 0, done.text
+    run = tmp_path / "runs/x"
+    assert result(run)["metrics"][f"test/{metric}"] > least
+    assert command("evaluate", "run=runs/x").code == 0
+    repeated = json.loads((run / "evaluation.json").read_text())["metrics"]
+    assert repeated == {name: value for name, value in result(run)["metrics"].items() if name.startswith("test/")}
