@@ -6,18 +6,20 @@ is added. Both are convex, so that there is one best model, and L-BFGS finds it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from src.engine.steps.task_kind import Loss
 
-STRENGTHS = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # from strong to weak
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # of weight, logits and labels
+STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # from strong to weak
 WORSE = 2  # weaker ones that are worse in a row end the search
 FOLDS = 5
-STEPS = 100  # of L-BFGS at most
+STEPS, TRIAL_STEPS = 200, 15  # of L-BFGS at most; the models of cross-validation begin where a stronger one ended
 TOLERANCE = 1e-4  # of the largest gradient
 MOST_PRODUCTS = 2 * 10**8  # images * features * outputs of a fold; beyond them a single fold has to do
 
@@ -43,7 +45,7 @@ def fit_linear(features: Tensor, labels: Tensor, loss: Loss, outputs: int, order
     mean, std = features.mean(0), scale_of(features)
     scaled = (features - mean) / std
     strength = _best_strength(scaled, labels, loss, outputs, order)
-    weight, bias = _fit(scaled, labels, loss, strength, _zeros(scaled, outputs))
+    weight, bias = _fit(scaled, labels, partial(_objective, loss, strength), _zeros(scaled, outputs), STEPS)
     weight = weight / std
     return LinearModel(weight, bias - weight @ mean, strength)
 
@@ -67,7 +69,8 @@ def _best_strength(features: Tensor, labels: Tensor, loss: Loss, outputs: int, o
     for strength in STRENGTHS:
         total = 0.0
         for number, (train, held_out) in enumerate(folds):
-            started[number] = _fit(features[train], labels[train], loss, strength, started[number])
+            objective = partial(_objective, loss, strength)
+            started[number] = _fit(features[train], labels[train], objective, started[number], TRIAL_STEPS)
             weight, bias = started[number]
             with torch.no_grad():
                 total += float(loss(features[held_out] @ weight.T + bias, labels[held_out]))
@@ -95,21 +98,25 @@ def _zeros(features: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
     return features.new_zeros(outputs, features.shape[1]), features.new_zeros(outputs)
 
 
+def _objective(loss: Loss, strength: float, weight: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    return loss(logits, labels) + 0.5 * strength * weight.square().sum()
+
+
 def _fit(
-    features: Tensor, labels: Tensor, loss: Loss, strength: float, start: tuple[Tensor, Tensor]
+    features: Tensor, labels: Tensor, objective: Objective, start: tuple[Tensor, Tensor], steps: int
 ) -> tuple[Tensor, Tensor]:
     """Weight (outputs, F) and bias (outputs,)."""
     weight, bias = (tensor.clone().requires_grad_() for tensor in start)
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=STEPS, tolerance_grad=TOLERANCE, history_size=20, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=steps, tolerance_grad=TOLERANCE, history_size=20, line_search_fn="strong_wolfe"
     )
 
-    def objective() -> Tensor:
+    def closure() -> Tensor:
         optimizer.zero_grad()
-        value = loss(features @ weight.T + bias, labels) + 0.5 * strength * weight.square().sum()
+        value = objective(weight, features @ weight.T + bias, labels)
         value.backward()
         return value
 
     with torch.enable_grad():
-        optimizer.step(objective)
+        optimizer.step(closure)
     return weight.detach(), bias.detach()

@@ -201,8 +201,9 @@ class FeatureBank:
         card, config = self.task.card, self.job.config
         made_with = {
             "version": VERSION, "torch": torch.__version__, "device": self.job.device.type, "precision": card.precision,
-            "weights": self.weights, "preprocessing": card.preprocessing.to_dict(), "bits": card.bits,
-            "background": card.background, "channels_last": card.channels_last,
+            "backbone": card.architecture["backbone"], "weights": self.weights,
+            "preprocessing": card.preprocessing.to_dict(), "bits": card.bits, "background": card.background,
+             "channels_last": card.channels_last,
         }  # fmt: skip
         if view is not None:
             made_with |= {"augment": config.data.augment, "seed": config.seed, "view": view}
@@ -224,8 +225,8 @@ def needs_images(config: Config) -> bool:
 
 
 def digest_of_weights(backbone: nn.Module) -> str:
-    """Of a backbone's layers and all its tensors."""
-    digest = hashlib.blake2b(repr(backbone).encode(), digest_size=16)
+    """Of all tensors of a backbone."""
+    digest = hashlib.blake2b(digest_size=16)
     for name, tensor in backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

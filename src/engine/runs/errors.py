@@ -8,6 +8,7 @@ its last frames are shown, and it has its own exit code.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import re
 import shlex
@@ -139,6 +140,8 @@ def run_and_report(work: Callable[[], object], trace_dir: Callable[[], Path | No
         logs.say("\nEnded by SIGTERM. Repeat the command with the same name= to continue.")
         code = ExitCode.TERMINATED
     error = logs.flush_screen()
+    if signals.is_front_door():
+        gc.freeze()  # as the process ends, Python would look for garbage among a million objects: 1.3 seconds
     return code if error is None or code != ExitCode.OK else _cannot_print(error)
 
 

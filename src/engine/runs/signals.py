@@ -53,6 +53,11 @@ def end_at_once() -> None:
         signal.signal(number, lambda number, _: os._exit(code_of(number)))
 
 
+def is_front_door() -> bool:
+    """Whether the process ends with this command."""
+    return _State.is_front_door
+
+
 def received() -> int:
     """The signal that ends this command, or 0."""
     return _State.received
