@@ -28,6 +28,7 @@ from src.engine.commands.knobs import choice
 from src.engine.commands.user_command import corrected
 from src.engine.commands.words import check_effects, read_words
 from src.engine.runs.errors import UserError, run_and_report
+from src.engine.runs.imports import importing
 from src.engine.runs.run_dir import refuse_links
 from src.engine.runs.run_lookup import find_run_or_model
 from src.engine.runs.run_settings import merged, settings_without_run, stored_settings
@@ -53,11 +54,11 @@ def work() -> None:
     stored = stored_settings(run) if run else settings_without_run(changes)
     settings = config_checks.read(merged(stored, changes))
     check_effects(changes, settings.data.source)
-    # After the words are known to be right: torch takes seconds to import.
-    from src.data import sources
-    from src.engine.runs.evaluation import Evaluation, evaluate_run
-    from src.engine.runs.trained_model import TrainedModel
-    from src.models.building import rebuild
+    with importing():  # after the words are known to be right: torch takes seconds
+        from src.data import sources
+        from src.engine.runs.evaluation import Evaluation, evaluate_run
+        from src.engine.runs.trained_model import TrainedModel
+        from src.models.building import rebuild
 
     out = path_in(words.out) if words.out else run or Path()
     precision, threads = settings.precision.name if run else None, settings.trainer.threads

@@ -25,6 +25,7 @@ from src import rules  # noqa: F401 (registers the settings)
 from src.engine.commands.words import read_words
 from src.engine.export.formats import choose_format
 from src.engine.runs.errors import run_and_report
+from src.engine.runs.imports import importing
 from src.engine.runs.run_dir import refuse_links
 from src.engine.runs.run_lookup import find_run
 from src.engine.runs.run_settings import merged, stored_settings
@@ -46,12 +47,12 @@ def work() -> None:
     if words.out is None:
         refuse_links(run, "export*", "export/*")
     settings = {} if words.images else merged(stored_settings(run), {})
-    # After the words are known to be right: torch takes seconds to import.
-    from src.data import sources
-    from src.engine.export.export_run import export_model
-    from src.engine.export.images import images_below, images_of_run
-    from src.engine.runs.trained_model import TrainedModel
-    from src.models.building import rebuild
+    with importing():  # after the words are known to be right: torch takes seconds
+        from src.data import sources
+        from src.engine.export.export_run import export_model
+        from src.engine.export.images import images_below, images_of_run
+        from src.engine.runs.trained_model import TrainedModel
+        from src.models.building import rebuild
 
     model = TrainedModel.load(run / "model", rebuild, precision="fp32")
     if words.images:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from src.engine.commands.knobs import choice, number
 from src.engine.commands.words import read_words
 from src.engine.runs.errors import run_and_report
+from src.engine.runs.imports import importing
 from src.engine.runs.run_lookup import find_run_or_model
 from src.engine.runs.text import path_in
 
@@ -43,10 +44,10 @@ class Words:
 def work() -> None:
     words, _ = read_words(Words, sys.argv[1:], "src.predict", __doc__ or "", needed="images")
     _, model = find_run_or_model(words.run, words.model, "src.predict")
-    # After the words are known to be right: torch takes seconds to import.
-    from src.engine.runs.prediction import predict
-    from src.engine.runs.trained_model import TrainedModel
-    from src.models.building import rebuild
+    with importing():  # after the words are known to be right: torch takes seconds
+        from src.engine.runs.prediction import predict
+        from src.engine.runs.trained_model import TrainedModel
+        from src.models.building import rebuild
 
     predict(
         TrainedModel.load(model, rebuild, words.accelerator),

@@ -16,10 +16,12 @@ from pathlib import Path
 from src import rules  # noqa: F401 (registers the settings)
 from src.config import Config
 from src.engine.processes import rank
+from src.engine.runs.imports import importing
 
 
 def run(settings: Config, path: Path) -> None:
-    from src.run import run  # here an error of the import is reported as the run's
+    with importing():  # here an error of the import is reported as the run's
+        from src.run import run
 
     run(settings, path)
 

@@ -36,6 +36,7 @@ from src.engine.processes import launching
 from src.engine.processes.launch_checks import check_launched
 from src.engine.runs import run_dir
 from src.engine.runs.errors import UserError, run_and_report
+from src.engine.runs.imports import importing
 
 log = logging.getLogger("src.train")  # __name__ is __main__
 
@@ -57,7 +58,8 @@ def train(composed: DictConfig) -> float:
         if processes := launching.processes_to_start(settings):
             return launching.run_in_processes(settings, path, processes)
 
-        from src.run import run  # after the command line is known to be right: torch takes seconds to import
+        with importing():  # after the command line is known to be right: torch takes seconds
+            from src.run import run
 
         return run(settings, path)
     finally:
