@@ -91,7 +91,7 @@ class NonFinite(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         rates = {group["name"].removesuffix("/no_decay"): group["lr"] for group in optimizer.param_groups}
-        numbers = self._numbers(trainer, pl_module)
+        numbers = self._numbers(trainer, pl_module, optimizer)
         step = _Step(numbers, trainer.global_step + 1, trainer.current_epoch, self._batch, rates)
         if numbers.device.type == "cuda" and self.policy == "stop":
             step.numbers, step.arrived = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
@@ -134,11 +134,12 @@ class NonFinite(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.in_a_row, self.total, self._weights = (state_dict[key] for key in ("in_a_row", "total", "weights"))
 
-    def _numbers(self, trainer: L.Trainer, module: L.LightningModule) -> Tensor:
+    def _numbers(self, trainer: L.Trainer, module: L.LightningModule, optimizer: Optimizer) -> Tensor:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         loss = engine_module(module).step_loss.float()
         if scaler is None or scaler.get_scale() < 1:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         else:
             norm = torch.zeros((), device=loss.device)
         if scaler is not None and share_of(trainer).world > 1:  # the gradients do not tell: they may have overflowed

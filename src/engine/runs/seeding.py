@@ -64,8 +64,20 @@ def seed_numpy_and_python(*parts: int | str) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Before every training step: dropout and whatever else the step draws become f(seed, step, rank)."""
-    seed_everything(seed, "step", step, rank)
+    """Before every training step: dropout and whatever else the step draws become f(seed, step, rank).
+
+    Of the CPU, and of the devices in use: for every other kind torch.manual_seed would note down the stack, in a fifth of the
+    time of a step on features.
+    """
+    import torch
+
+    value = key(seed, "step", step, rank)
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(value)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(value)
+    seed_numpy_and_python(seed, "step", step, rank)
 
 
 @contextmanager
