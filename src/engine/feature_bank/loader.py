@@ -33,10 +33,12 @@ def train_features(bank: FeatureBank, sampler: EpochSampler) -> Batches:
     """(B, F), labels: the batches of the sampler's epoch."""
     images = bank.images
     table = bank.table(images.splits["train"], bank.view_of(sampler.epoch))
+    all_there = bool(table.has[images.splits["train"]].all())
     for keys in sampler:
         indices = [index for _, index in keys]
-        readable = [index if table.has[index] else _stand_in(bank, table.has, index) for index in indices]
-        yield table.rows[readable], images.targets(readable)
+        if not all_there:
+            indices = [index if table.has[index] else _stand_in(bank, table.has, index) for index in indices]
+        yield table.rows.index_select(0, torch.tensor(indices)), images.targets(indices)
 
 
 def _stand_in(bank: FeatureBank, has: Tensor, index: int) -> int:
