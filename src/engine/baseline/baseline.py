@@ -56,7 +56,7 @@ def measure_baseline(job: Job, task: RunTask, bank: FeatureBank | None) -> Basel
         job.ranks.told_by_first(dict)  # the fit may take longer than a message
         return None
     baseline, model = _fit(job, task, table)
-    if job.config.baseline in ("start", "only"):
+    if job.config.baseline == "only" or (job.config.baseline == "start" and model.weight.isfinite().all()):
         baseline = replace(baseline, state=with_baseline(task, model))
     job.ranks.told_by_first(dict)
     log.info(f"baseline  {described(baseline, 'val', job.config.checkpoint.monitor)}")
@@ -109,7 +109,7 @@ def with_baseline(task: RunTask, model: LinearModel) -> State:
 
 def unless_beaten(job: Job, task: RunTask, trainer: L.Trainer, chosen: Chosen, baseline: Baseline | None) -> Chosen:
     """With baseline=start the baseline is the epoch before the first: it stays if no other is better on val."""
-    if baseline is None or baseline.state is None:
+    if baseline is None or baseline.state is None or "val/loss" not in baseline.metrics:
         return chosen
     monitor, best = job.config.checkpoint.monitor, find_callback(trainer, BestCheckpoint)
     score = Score.of(baseline.metrics, monitor)

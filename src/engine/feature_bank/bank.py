@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import PIL
 import torch
 import torch.distributed as dist
 from rich.progress import track
@@ -29,11 +30,12 @@ from torch.nn.functional import pad
 
 from src.engine import features
 from src.engine.commands.schema import Config
-from src.engine.feature_bank.records import FOLDER, Records, trim
+from src.engine.feature_bank.records import FOLDER, GIB, Records, trim
 from src.engine.feature_bank.views import ViewDataset, names_of, persists
 from src.engine.images.image_loader import image_loader
 from src.engine.images.loading import loader_settings
 from src.engine.images.resizing import Transform, eval_transform
+from src.engine.memory.memory import available_bytes
 from src.engine.memory.out_of_memory import InParts
 from src.engine.own import is_own
 from src.engine.processes.ranks import Ranks
@@ -45,9 +47,9 @@ log = logging.getLogger(__name__)
 
 View = int | None
 VERSION = 1  # of what is kept on the disk
-AUGMENTED_VIEWS = 8  # as many lose no accuracy: docs/performance.md
+AUGMENTED_VIEWS = 8  # as many lose no accuracy: docs/baseline.md
 CHUNK = 16  # batches after which features are written to the disk
-MEMORY = 2 * 2**30  # bytes of views that stay in memory
+MEMORY = 2 * GIB  # bytes of views that stay in memory
 
 
 @dataclass
@@ -75,8 +77,17 @@ class FeatureBank:
         self.names = names_of(task.images) if persists(config, task.images) else None
         self._tables: OrderedDict[View, Table] = OrderedDict()
         self._forward = InParts(self.network.features)
-        if job.ranks.is_first and self.names is not None:
-            trim(self.root, config.feature_bank.limit_gib)
+        self.width, self.kind = self._shape()
+        self.nbytes = len(self.images.names) * self.width * self.kind.itemsize  # of a view
+        if self.names is not None:
+            limit = config.feature_bank.limit_gib
+            if self.nbytes * (self.views + 1) > limit * GIB:
+                log.info(
+                    f"features of all views take over feature_bank.limit_gib={limit:g}: they are not kept on the disk"
+                )
+                self.names = None
+            elif job.ranks.is_first:
+                trim(self.root, limit)
 
     def covers(self, epoch: int) -> bool:
         """Whether training reads features in this epoch."""
@@ -104,12 +115,12 @@ class FeatureBank:
         return table
 
     def _load(self, view: View) -> Table:
-        number, (width, kind) = len(self.images.names), self._shape()
-        table = Table(torch.empty(number, width, dtype=kind), torch.zeros(number, dtype=torch.bool))
+        number = len(self.images.names)
+        table = Table(torch.empty(number, self.width, dtype=self.kind), torch.zeros(number, dtype=torch.bool))
         if self.names:
             places, rows = self._records(view).load(self._names(view))
-            if places and rows is not None and rows.shape[1:] == (width,):
-                table.rows[places] = rows.to(kind)
+            if places and rows is not None and rows.shape[1:] == (self.width,):
+                table.rows[places] = rows.to(self.kind)
                 table.has[places] = True
         if dist.is_initialized():  # all work on the same list, whatever each of them finds
             everywhere = table.has.to(self.job.device, torch.uint8)
@@ -121,8 +132,8 @@ class FeatureBank:
         """How many features an image has, and their type."""
         size = self.task.preprocessing.image_size
         with self._evaluating():
-            features = self._features(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-        return features.shape[1], features.dtype
+            rows = self._features(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        return rows.shape[1], rows.dtype
 
     def _features(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) -> (B, F), on the CPU."""
@@ -203,7 +214,7 @@ class FeatureBank:
             "version": VERSION, "torch": torch.__version__, "device": self.job.device.type, "precision": card.precision,
             "backbone": card.architecture["backbone"], "weights": self.weights,
             "preprocessing": card.preprocessing.to_dict(), "bits": card.bits, "background": card.background,
-             "channels_last": card.channels_last,
+            "channels_last": card.channels_last, "pillow": PIL.__version__,
         }  # fmt: skip
         if view is not None:
             made_with |= {"augment": config.data.augment, "seed": config.seed, "view": view}
@@ -212,8 +223,18 @@ class FeatureBank:
 
 
 def build_bank(job: Job, task: RunTask, transform: Transform) -> FeatureBank | None:
-    """None where the network is in parts on several devices."""
-    return FeatureBank(job, task, transform) if features.shares_batches(job.config.strategy.name) else None
+    """None where the network is in parts on several devices, and where the features of all images would fill the memory."""
+    config = job.config
+    if not features.shares_batches(config.strategy.name) or (
+        config.baseline == "none" and config.feature_bank.views == 0
+    ):
+        return None
+    bank = FeatureBank(job, task, transform)
+    available = available_bytes(torch.device("cpu"))
+    if available is not None and bank.nbytes > available / 4:
+        log.info(f"no feature bank and no baseline: the features take {bank.nbytes / GIB:.1f} GiB")
+        return None
+    return bank
 
 
 def needs_images(config: Config) -> bool:

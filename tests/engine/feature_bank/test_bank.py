@@ -158,3 +158,26 @@ def test_several_processes_share_the_pass_and_the_numbers(command, tmp_path, pho
 def test_a_setting_without_effect_is_said(command, photos):
     done = command("train", *PLAIN, "feature_bank.views=4", "trainer.max_epochs=1")
     assert "feature_bank.views=4 has no effect" in done.text
+
+
+def test_what_does_not_fit_is_said(command, tmp_path, photos):
+    done = command("train", *PLAIN, "name=disk", "feature_bank.limit_gib=0.0001")
+    assert "they are not kept on the disk" in done.out
+    assert computed(done) == [38, 8, 8]
+    assert not list((tmp_path / "runs").glob(".features/*"))
+
+
+def test_features_that_would_fill_the_memory_are_not_collected(monkeypatch):
+    from types import SimpleNamespace
+
+    from src.engine.feature_bank import bank
+
+    monkeypatch.setattr(bank, "FeatureBank", lambda *_: SimpleNamespace(nbytes=1000))
+    job = SimpleNamespace(
+        config=SimpleNamespace(
+            strategy=SimpleNamespace(name="single"), baseline="show", feature_bank=SimpleNamespace(views=None)
+        )
+    )
+    for available, expected in ((3999, False), (4001, True), (None, True)):
+        monkeypatch.setattr(bank, "available_bytes", lambda _, available=available: available)
+        assert (bank.build_bank(job, None, None) is not None) == expected
