@@ -197,9 +197,9 @@ class Config:
     debug: bool = False  # three quick steps of everything
     resume: str = choice("auto", "never", default="auto")  # auto: continue the run of this name; never: refuse it
     runs_dir: str = value("runs", "runs")  # where run folders are made
-    # a linear model on the features of the untouched backbone. show: measured beside the run; start: training begins with it,
-    # and has to beat it; only: no training
-    baseline: str = choice("none", "show", "start", "only", default="show")
+    # a linear model on the features of the untouched backbone. show: measured beside the run; keep: it is what the run ends
+    # with, if no epoch is as good on val; only: no training
+    baseline: str = choice("none", "show", "keep", "only", default="show")
     metrics: list[Any] = value(
         [], "[src.my_metrics.Kappa]"
     )  # your own: each is measured, and can be checkpoint.monitor

@@ -147,7 +147,7 @@ RULES.extend([
            "no block of the backbone is trained", "freeze.preset=full", is_error=True),
     Rule(lambda c: c.optimizer.backbone_lr_scale == 0 and backbone_learns(c),
          "<optimizer.backbone_lr_scale>: the backbone learns nothing", "freeze.preset=head_only is quicker", is_error=False),
-    clash("baseline", "model.head", lambda c: c.baseline in ("start", "only") and c.model.head != "linear",
+    clash("baseline", "model.head", lambda c: c.baseline in ("keep", "only") and c.model.head != "linear",
           "it is a linear head", "model.head=linear"),
     clash("baseline", "strategy", lambda c: c.baseline == "only" and c.strategy.name != "single",
           "nothing is trained that devices could share", "strategy=single trainer.devices=1 ~trainer.num_nodes"),

@@ -14,7 +14,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_head_learns_from_features_what_it_learns_from_images(command, tmp_path, precision):
-    words = (*SMALL, "trainer.accelerator=gpu", "freeze.preset=head_only", "data.augment=none", f"precision={precision}")
+    words = (
+        *SMALL,
+        "trainer.accelerator=gpu",
+        "freeze.preset=head_only",
+        "data.augment=none",
+        f"precision={precision}",
+    )
     for name, views in (("features", 1), ("images", 0)):
         assert command("train", *words, "optimizer.lr=0.05", f"feature_bank.views={views}", f"name={name}").code == 0
     results = [json.loads((tmp_path / f"runs/{name}/result.json").read_text()) for name in ("features", "images")]

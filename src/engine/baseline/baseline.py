@@ -29,6 +29,7 @@ from src.engine.runs.tables import column_titles
 from src.engine.runs.task import RunTask
 from src.engine.runs.text import decimal
 from src.engine.steps.metrics import SplitMetrics
+from src.engine.steps.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Baseline:
     metrics: dict[str, float]  # val/acc, test/acc, ...; the finite ones
     images: dict[str, int]  # of each split, that were measured
     strength: float  # of the regularisation, see linear.py
-    state: State | None = None  # the network's weights with it, where it is used
+    state: State | None = None  # the network's weights with it, where the run may end with them
 
     def to_dict(self, metrics: Mapping[str, float], monitor: str) -> dict[str, Any]:
         """For result.json, with what training made of it. metrics: of the trained network."""
@@ -56,8 +57,10 @@ def measure_baseline(job: Job, task: RunTask, bank: FeatureBank | None) -> Basel
         job.ranks.told_by_first(dict)  # the fit may take longer than a message
         return None
     baseline, model = _fit(job, task, table)
-    if job.config.baseline == "only" or (job.config.baseline == "start" and model.weight.isfinite().all()):
-        baseline = replace(baseline, state=with_baseline(task, model))
+    if job.config.baseline in ("keep", "only"):
+        baseline = replace(baseline, state=with_head(task.network, model))
+        if job.config.baseline == "only":
+            task.network.load_state_dict(baseline.state)
     job.ranks.told_by_first(dict)
     log.info(f"baseline  {described(baseline, 'val', job.config.checkpoint.monitor)}")
     log.info("")
@@ -98,24 +101,26 @@ def _fit(job: Job, task: RunTask, table: Table) -> tuple[Baseline, LinearModel]:
     return Baseline(metrics, numbers, model.strength), model
 
 
-def with_baseline(task: RunTask, model: LinearModel) -> State:
-    """Makes the linear model the network's head. Returns the network's weights as they are then."""
-    head = [layer for layer in task.network.head.modules() if isinstance(layer, nn.Linear)][-1]
-    with torch.no_grad():
-        head.weight.copy_(model.weight)
-        head.bias.copy_(model.bias)
-    return {name: tensor.detach().cpu().clone() for name, tensor in task.network.state_dict().items()}
+def with_head(network: Network, model: LinearModel) -> State:
+    """The network's weights with the linear model in the place of its head, which is one layer."""
+    state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    layer = [
+        name for name, layer in network.named_modules() if isinstance(layer, nn.Linear) and name.startswith("head")
+    ][-1]
+    return state | {f"{layer}.weight": model.weight.cpu(), f"{layer}.bias": model.bias.cpu()}
 
 
 def unless_beaten(job: Job, task: RunTask, trainer: L.Trainer, chosen: Chosen, baseline: Baseline | None) -> Chosen:
-    """With baseline=start the baseline is the epoch before the first: it stays if no other is better on val."""
+    """With baseline=keep a run ends with the baseline where no epoch is as good on val."""
     if baseline is None or baseline.state is None or "val/loss" not in baseline.metrics:
         return chosen
     monitor, best = job.config.checkpoint.monitor, find_callback(trainer, BestCheckpoint)
     score = Score.of(baseline.metrics, monitor)
-    if best is None or not best.kept or best.kept[0].goodness >= score.goodness:
+    if best is None or not best.kept or best.kept[0].goodness[:2] >= score.goodness[:2]:
         return chosen
-    log.info(f"select    the baseline, which no epoch beats on val: {monitor} {decimal(baseline.metrics[monitor])}")
+    log.info(
+        f"select    the baseline, which is better on val than any epoch: {monitor} {decimal(baseline.metrics[monitor])}"
+    )
     task.network.load_state_dict(baseline.state)
     return Chosen(0, "the baseline")
 

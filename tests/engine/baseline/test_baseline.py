@@ -56,6 +56,39 @@ def test_it_is_a_run_of_its_own(command, tmp_path, photos):
     assert "is finished already" in command("train", *WORDS, "model=features", "name=features").out
 
 
+def test_it_is_kept_where_training_does_not_beat_it(command, tmp_path, photos):
+    done = command("train", *WORDS, "baseline=keep", "freeze.preset=head_only", "optimizer.lr=1e-9", "name=kept")
+    assert done.code == 0, done.text
+    found = result(tmp_path / "runs/kept")
+    assert found["weights"] == "the baseline"
+    assert found["epochs"] == 2
+    assert found["metrics"] == pytest.approx(found["baseline"]["metrics"], abs=1e-4)
+    assert "the baseline, which is better on val than any epoch" in done.out
+    assert command("evaluate", "run=runs/kept", "split=val").code == 0
+    metrics = json.loads((tmp_path / "runs/kept/evaluation.json").read_text())["metrics"]
+    assert metrics["val/acc"] == found["metrics"]["val/acc"]
+
+
+def test_it_is_not_kept_where_an_epoch_is_as_good(photos):
+    """Equal on val: what was trained stays."""
+    from types import SimpleNamespace
+
+    from src.engine.baseline.baseline import Baseline, unless_beaten
+    from src.engine.runs.checkpoint_selection import BestCheckpoint, Score
+    from src.engine.runs.selection import Chosen
+
+    best = BestCheckpoint(photos, "val/acc")
+    job = SimpleNamespace(config=SimpleNamespace(checkpoint=SimpleNamespace(monitor="val/acc")))
+    loaded, chosen = [], Chosen(3, "epoch 3")
+    task = SimpleNamespace(network=SimpleNamespace(load_state_dict=loaded.append))
+    baseline = Baseline({"val/acc": 0.9, "val/loss": 0.5}, {"val": 8}, 1.0, state={})
+    for acc, loss, kept in ((0.9, 0.5, False), (0.95, 0.9, False), (0.85, 0.1, True), (0.9, 0.6, True)):
+        best.kept = [Score(acc, loss, 2)]
+        found = unless_beaten(job, task, SimpleNamespace(callbacks=[best]), chosen, baseline)
+        assert (found.name == "the baseline") == kept, (acc, loss)
+    assert len(loaded) == 2
+
+
 @pytest.mark.parametrize(
     ("words", "culprit"),
     [
