@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from src.engine.runs.text import shell_word
 
-FRONT_DOORS = ("train", "evaluate", "predict", "export")
+FRONT_DOORS = ("train", "evaluate", "predict", "embed", "export")
 _COMMAND = "TRAIN_COMMAND"  # environment variable: what the user typed, where sys.argv is something else
 
 
@@ -32,7 +32,7 @@ def is_training() -> bool:
 
 def of_data(word: str) -> str:
     """A setting of data. as the user's command spells it: src.predict's words have no sections."""
-    return word if _program() == "predict" else f"data.{word}"
+    return word if _program() in ("predict", "embed") else f"data.{word}"
 
 
 def key_of(word: str) -> str:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from src.engine.commands.user_command import corrected
 from src.engine.images import time_limit
 from src.engine.images.folders import list_images
-from src.engine.images.image_loader import LoaderSettings, image_loader
+from src.engine.images.image_loader import ImageLoader, LoaderSettings, image_loader
 from src.engine.images.oddities import other_bits
 from src.engine.images.reading import ImageError, read_with_findings
 from src.engine.images.resizing import eval_transform
@@ -48,15 +48,7 @@ def predict(
     """Writes out (CSV) and shows its first rows. Raises UserError for images that are not there or a file in the way."""
     paths = list_images(images)
     replaced = check_out(out)
-    if num_workers is None:
-        num_workers = cpu_cores() if len(paths) > 200 else 0
-    loader = image_loader(
-        ImageFiles(paths, model.card),
-        PartSampler(len(paths), batch_size),
-        LoaderSettings(batch_size, num_workers, timeout_seconds),
-        model.card.preprocessing.image_size,
-        collate=_collate,
-    )
+    loader = files_loader(paths, model.card, batch_size, num_workers, timeout_seconds)
     kind, names = model.kind, model.card.classes
     header = kind.header(names)
     rows: list[list[str]] = []
@@ -74,11 +66,22 @@ def predict(
     log.info(f"{out} has {f'all {len(rows)} rows' if len(rows) > 1 else '1 row'}{note}")
 
 
+def files_loader(
+    paths: list[Path], card: ModelCard, batch_size: int, num_workers: int | None, timeout_seconds: float
+) -> ImageLoader:
+    """Batches of the files' images, their places in `paths`, and the errors of those that cannot be read by place."""
+    if num_workers is None:
+        num_workers = cpu_cores() if len(paths) > 200 else 0
+    settings = LoaderSettings(batch_size, num_workers, timeout_seconds)
+    sampler = PartSampler(len(paths), batch_size)
+    return image_loader(ImageFiles(paths, card), sampler, settings, card.preprocessing.image_size, collate=_collate)
+
+
 def check_out(out: Path) -> bool:
     """Makes the file's folder and tries to write there, before the first image. Returns whether the file holds an earlier
     prediction. Raises UserError where nothing can be written, or where another program wrote the file."""
     if out.is_dir():
-        raise _in_the_way(out, "is a folder", "the rows are written to a file", out / "predictions.csv")
+        raise in_the_way(out, "is a folder", "the rows are written to a file", out / "predictions.csv")
     if out.exists() and not out.is_file():  # a device or a pipe, such as /dev/stdout
         return False
     make_folder(out.parent, "out", out.name)
@@ -88,11 +91,11 @@ def check_out(out: Path) -> bool:
         first = file.readline(10**6)
     if first and not (first.startswith(HEADER) and first.rstrip().endswith(b",error")):
         other = out.with_name(out.stem + "-predictions.csv")
-        raise _in_the_way(out, "exists and was not written by src.predict", "it would be overwritten", other)
+        raise in_the_way(out, "exists and was not written by src.predict", "it would be overwritten", other)
     return True
 
 
-def _in_the_way(out: Path, what: str, why: str, other: Path) -> UserError:
+def in_the_way(out: Path, what: str, why: str, other: Path) -> UserError:
     return UserError(
         f"out={printable(out)} {what}",
         where=str(out.absolute()),

@@ -42,7 +42,7 @@ class TrainedModel:
     ) -> None:
         self.card, self.kind, self.device, self.precision, self.folder = card, kind, device, precision, folder
         self.network = network.to(device).eval()
-        self._forward = InParts(self.network)
+        self._forward, self._features = InParts(self.network), InParts(self.network.features)
 
     @classmethod
     def load(
@@ -82,6 +82,12 @@ class TrainedModel:
         """uint8 (B, 3, S, S) -> float32 (B, outputs), on the device. A batch that does not fit is computed in parts."""
         with autocast(self.precision, self.device):
             return self._forward(images.to(self.device, non_blocking=True)).float()
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) -> what the backbone makes of them, float32 (B, F), on the device."""
+        with autocast(self.precision, self.device):
+            return self._features(images.to(self.device, non_blocking=True)).float()
 
     def predict(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) -> the probability of each class, or the values of task=regression: float32 (B, number of

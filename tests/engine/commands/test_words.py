@@ -10,8 +10,9 @@ import pytest
 from src.engine.commands.words import read_words
 from src.engine.runs.errors import UserError
 
-PREDICT, EVALUATE, EXPORT = (
+PREDICT, EMBED, EVALUATE, EXPORT = (
     ("src.predict", "images", False),
+    ("src.embed", "images", False),
     ("src.evaluate", "run", True),
     ("src.export", "run", False),
 )
