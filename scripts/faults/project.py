@@ -27,7 +27,7 @@ class Project(Program):
             f"name={run}", "data=image_folder", f"data.root={asked.root}", "data.image_size=32", "data.batch_size=8",
             f"data.num_workers={asked.workers}", "model.backbone=shufflenet_v2_x0_5", "model.weights=none",
             f"optimizer.lr={asked.lr}", f"trainer.max_epochs={asked.epochs}", "trainer.threads=1", "trainer.accelerator=cpu",
-            "freeze.preset=full", "logger=csv",
+            "freeze.preset=full", "logger=csv", "baseline=none",
         ]  # fmt: skip
         chosen += ["strategy=ddp", f"trainer.devices={asked.devices}"] if asked.devices > 1 else []
         chosen += [f"strategy.timeout_seconds={asked.timeout_seconds}"] if asked.timeout_seconds else []
