@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -73,21 +74,26 @@ class FeatureBank:
         self.augmented = augmented
         self.trains = self.views > 0 and not needs_images(config)
         self.root = Path(config.runs_dir) / FOLDER
-        self.weights = digest_of_weights(self.network.backbone)
-        self.names = names_of(task.images) if persists(config, task.images) else None
+        self.weights = ""  # what the backbone is known by, as it was loaded; from the first features on
+        self.persists = persists(config, task.images)
         self._tables: OrderedDict[View, Table] = OrderedDict()
         self._forward = InParts(self.network.features)
         self.width, self.kind = self._shape()
         self.nbytes = len(self.images.names) * self.width * self.kind.itemsize  # of a view
-        if self.names is not None:
+        if self.persists:
             limit = config.feature_bank.limit_gib
             if self.nbytes * (self.views + 1) > limit * GIB:
                 log.info(
                     f"features of all views take over feature_bank.limit_gib={limit:g}: they are not kept on the disk"
                 )
-                self.names = None
+                self.persists = False
             elif job.ranks.is_first:
                 trim(self.root, limit)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What each image is known by on the disk."""
+        return names_of(self.images)
 
     def covers(self, epoch: int) -> bool:
         """Whether training reads features in this epoch."""
@@ -117,7 +123,8 @@ class FeatureBank:
     def _load(self, view: View) -> Table:
         number = len(self.images.names)
         table = Table(torch.empty(number, self.width, dtype=self.kind), torch.zeros(number, dtype=torch.bool))
-        if self.names:
+        self.weights = self.weights or digest_of_weights(self.network.backbone)
+        if self.persists:
             places, rows = self._records(view).load(self._names(view))
             if places and rows is not None and rows.shape[1:] == (self.width,):
                 table.rows[places] = rows.to(self.kind)
@@ -157,7 +164,7 @@ class FeatureBank:
                 indices, rows = self._gathered([*islice(results, CHUNK)], table)
                 table.rows[indices] = rows
                 table.has[indices] = True
-                if self.names and ranks.is_first:
+                if self.persists and ranks.is_first:
                     names = self._names(view)
                     self._records(view).add([names[index] for index in indices], rows)
 
@@ -204,7 +211,6 @@ class FeatureBank:
     def _names(self, view: View) -> list[str]:
         """What images are called on the disk: by their content, and augmented ones by their place in the list as well,
         which the augmentation depends on."""
-        assert self.names is not None
         return self.names if view is None else [f"{name}-{index}" for index, name in enumerate(self.names)]
 
     def _records(self, view: View) -> Records:
@@ -223,11 +229,11 @@ class FeatureBank:
 
 
 def build_bank(job: Job, task: RunTask, transform: Transform) -> FeatureBank | None:
-    """None where the network is in parts on several devices, and where the features of all images would fill the memory."""
+    """None where nothing asks for features, where the network is in parts on several devices, and where the features of all
+    images would fill the memory."""
     config = job.config
-    if not features.shares_batches(config.strategy.name) or (
-        config.baseline == "none" and config.feature_bank.views == 0
-    ):
+    trains = config.feature_bank.views != 0 and task.freezing.backbone_is_frozen(0) and not needs_images(config)
+    if not features.shares_batches(config.strategy.name) or (config.baseline == "none" and not trains):
         return None
     bank = FeatureBank(job, task, transform)
     available = available_bytes(torch.device("cpu"))

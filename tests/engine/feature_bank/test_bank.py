@@ -142,6 +142,12 @@ def test_of_parts_of_the_owner_nothing_is_kept_on_the_disk(tmp_path, word):
     assert not persists(Config(), images.without_pixels())
 
 
+def test_nothing_is_computed_where_nothing_asks_for_features(command, tmp_path, photos):
+    assert computed(command("train", *PLAIN, "name=full", "freeze.preset=full")) == []
+    assert computed(command("train", *PLAIN, "name=few", "trainer.limit_batches=1")) == []
+    assert not (tmp_path / "runs/.features").exists()
+
+
 @pytest.mark.slow
 def test_several_processes_share_the_pass_and_the_numbers(command, tmp_path, photos):
     ddp = ("strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
@@ -178,6 +184,7 @@ def test_features_that_would_fill_the_memory_are_not_collected(monkeypatch):
             strategy=SimpleNamespace(name="single"), baseline="show", feature_bank=SimpleNamespace(views=None)
         )
     )
+    task = SimpleNamespace(freezing=SimpleNamespace(backbone_is_frozen=bool))
     for available, expected in ((3999, False), (4001, True), (None, True)):
         monkeypatch.setattr(bank, "available_bytes", lambda _, available=available: available)
-        assert (bank.build_bank(job, None, None) is not None) == expected
+        assert (bank.build_bank(job, task, None) is not None) == expected
