@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/head_sweep.py [--trials 20] [KEY=VALUE ...]       from the project's folder
 
-KEY=VALUE are settings of src.train. Uses all cores and stops no trial early. Such trials compute the same features in every
-epoch.
+KEY=VALUE are settings of src.train. Uses all cores and stops no trial early. The trials share their features;
+feature_bank.views=0 has each compute them in every epoch.
 """
 
 from __future__ import annotations
