@@ -51,16 +51,18 @@ def measure_baseline(job: Job, task: RunTask, bank: FeatureBank | None) -> Basel
     """Nothing where it is not asked for. All processes of a run call it together."""
     if bank is None or not is_asked_for(job.config):
         return None
-    for members in task.images.splits.values():  # one after the other, in the batches in which evaluate reads them
-        table = bank.table(members)
+    for split in ("val", "test", "train"):  # one after the other, in the batches in which evaluate reads them
+        bank.table(task.images.splits[split])
+    table = bank.table(())
     if not job.ranks.is_first:
         job.ranks.told_by_first(dict)  # the fit may take longer than a message
         return None
     baseline, model = _fit(job, task, table)
     if job.config.baseline in ("keep", "only"):
-        baseline = replace(baseline, state=with_head(task.network, model))
+        state = with_head(task.network, model)
+        baseline = replace(baseline, state=state)
         if job.config.baseline == "only":
-            task.network.load_state_dict(baseline.state)
+            task.network.load_state_dict(state)
     job.ranks.told_by_first(dict)
     log.info(f"baseline  {described(baseline, 'val', job.config.checkpoint.monitor)}")
     log.info("")

@@ -93,7 +93,7 @@ def _read(path: Path) -> tuple[list[str], Tensor, list[int]]:
 
 
 def _checksum(name: str, row: Tensor) -> int:
-    return zlib.crc32(row.view(torch.uint8).numpy(), zlib.crc32(f"{name} {row.dtype} {len(row)}".encode()))
+    return zlib.crc32(row.view(torch.uint8).numpy().data, zlib.crc32(f"{name} {row.dtype} {len(row)}".encode()))
 
 
 def trim(root: Path, limit_gib: float) -> None:

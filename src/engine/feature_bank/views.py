@@ -46,5 +46,5 @@ def names_of(images: LabelledImages) -> list[str]:
 
 def digest_of_pixels(image: torch.Tensor) -> str:
     digest = hashlib.blake2b(repr(tuple(image.shape)).encode(), digest_size=16)
-    digest.update(image.contiguous().numpy())
+    digest.update(image.contiguous().numpy().data)
     return digest.hexdigest()
