@@ -122,6 +122,7 @@ def test_a_killed_driver_leaves_no_process(tmp_path):
         "trainer.devices=2",
         "data.num_workers=1",
         "trainer.max_epochs=99",
+        "feature_bank.views=0",  # with which no loader process lives for long
     )
     sweep = start(tmp_path, *WORDS, *words, MARK=mark)
     try:

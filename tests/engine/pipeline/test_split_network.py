@@ -26,7 +26,7 @@ WORDS = (
 SPLIT = ("model=model_parallel_resnet50", "trainer.devices=2")
 TWO_THREADS = "trainer.threads=2"  # where two stages compute at once each has one, and so sums in the same order
 WAYS = {
-    "single": (),
+    "single": ("feature_bank.views=0",),  # a network in parts has no bank
     "model_parallel": (*SPLIT, "strategy=model_parallel"),
     "threads": (
         *SPLIT,
