@@ -166,7 +166,9 @@ class FeatureBank:
                 table.has[indices] = True
                 if self.persists and ranks.is_first:
                     names = self._names(view)
-                    self._records(view).add([names[index] for index in indices], rows)
+                    records = self._records(view)
+                    records.add([names[index] for index in indices], rows)
+                    self.persists = records.folder is not None  # else the disk has not taken them, which is said once
 
     def _results(self, batches: Sequence[Sequence[int]], view: View) -> Iterator[tuple[Tensor, Tensor]]:
         """Per batch the indices of the images that could be read, and their features."""

@@ -11,6 +11,7 @@ import os
 import shutil
 import uuid
 import zlib
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -40,16 +41,14 @@ class Records:
             return [], None
         with suppress(OSError):
             os.utime(self.folder)  # what was used last is removed last
-        place_of = {name: place for place, name in enumerate(names)}
+        places_of: defaultdict[str, list[int]] = defaultdict(list)  # copies of an image have one name
+        for place, name in enumerate(names):
+            places_of[name].append(place)
         places: list[int] = []
         rows: list[Tensor] = []
         for path in sorted(self.folder.glob("features-*.safetensors")):
             own_names, own_rows, sums = _read(path)
-            found = [
-                (place, number)
-                for number, name in enumerate(own_names)
-                if (place := place_of.pop(name, None)) is not None
-            ]
+            found = [(place, number) for number, name in enumerate(own_names) for place in places_of.pop(name, ())]
             damaged = {number for place, number in found if _checksum(names[place], own_rows[number]) != sums[number]}
             if damaged:
                 log.warning(f"{path}: {len(damaged)} features are damaged; they are computed again.")

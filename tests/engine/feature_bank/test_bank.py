@@ -188,3 +188,12 @@ def test_features_that_would_fill_the_memory_are_not_collected(monkeypatch):
     for available, expected in ((3999, False), (4001, True), (None, True)):
         monkeypatch.setattr(bank, "available_bytes", lambda _, available=available: available)
         assert (bank.build_bank(job, task, None) is not None) == expected
+
+
+def test_a_disk_that_takes_no_features_is_said_once(command, tmp_path, photos):
+    """A file stands where their folder would be made; two batches of features and three splits are not kept."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/.features").write_text("in the way")
+    done = command("train", *PLAIN, "name=x", "data.batch_size=2")
+    assert computed(done) == [38, 8, 8]
+    assert done.text.count("Features cannot be kept") == 1

@@ -41,6 +41,12 @@ def test_rows_come_back_to_the_bit_by_their_names(tmp_path, kind):
     assert rows[places.index(2)].equal(ROWS[1].to(kind))
 
 
+def test_copies_of_an_image_share_a_row(records):
+    places, rows = records.load(["unknown", NAMES[2], NAMES[5], NAMES[2]])
+    assert sorted(places) == [1, 2, 3]
+    assert rows[places.index(1)].equal(rows[places.index(3)])
+
+
 def test_files_of_several_writers_are_one_store(records):
     other = Records(records.folder)
     threads = [threading.Thread(target=writer.add, args=(NAMES, ROWS)) for writer in (records, other)]
