@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from src.engine import features
 from src.engine.baseline.linear import LinearModel, fit_linear
 from src.engine.commands.schema import Config
+from src.engine.commands.user_command import corrected
 from src.engine.feature_bank.bank import FeatureBank, Table
 from src.engine.runs import seeding
 from src.engine.runs.checkpoint_selection import BestCheckpoint, Score, State
+from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.intervals import PROPORTIONS, differ, share_interval
 from src.engine.runs.job import Job
 from src.engine.runs.selection import Chosen, find_callback
@@ -48,7 +50,17 @@ class Baseline:
 
 
 def measure_baseline(job: Job, task: RunTask, bank: FeatureBank | None) -> Baseline | None:
-    """Nothing where it is not asked for. All processes of a run call it together."""
+    """Nothing where it is not asked for. All processes of a run call it together. Raises UserError where there is no bank, and
+    the run would be the baseline alone."""
+    if bank is None and job.config.baseline == "only":
+        raise UserError(
+            "baseline=only: the features of all images take over a quarter of the free memory",
+            why="a linear model is fitted to all of them at once",
+            fix=corrected("model.backbone=resnet18"),
+            code=ExitCode.OUT_OF_MEMORY,
+        )
+    if bank is None and job.config.baseline == "keep":
+        log.warning("baseline=keep has no effect: there are no features of all images to fit it to.")
     if bank is None or not is_asked_for(job.config):
         return None
     for split in ("val", "test", "train"):  # one after the other, in the batches in which evaluate reads them

@@ -69,6 +69,24 @@ def test_it_is_kept_where_training_does_not_beat_it(command, tmp_path, photos):
     assert metrics["val/acc"] == found["metrics"]["val/acc"]
 
 
+def test_without_features_it_is_refused_or_said(caplog):
+    """A run of the baseline alone would package a random head."""
+    from types import SimpleNamespace
+
+    from src.engine.baseline.baseline import measure_baseline
+    from src.engine.runs.errors import UserError
+
+    def measured(choice):
+        return measure_baseline(SimpleNamespace(config=SimpleNamespace(baseline=choice)), None, None)
+
+    with pytest.raises(UserError, match="baseline=only"):
+        measured("only")
+    assert measured("show") is None
+    assert not caplog.records
+    assert measured("keep") is None
+    assert "baseline=keep has no effect" in caplog.text
+
+
 def test_it_is_not_kept_where_an_epoch_is_as_good(photos):
     """Equal on val: what was trained stays."""
     from types import SimpleNamespace
