@@ -93,7 +93,7 @@ class Optimizer:
     name: str = choice("adamw", "sgd", own="src.my_optim.lion")  # set by optimizer=NAME
     options: dict[str, Any] = arguments()  # arguments of your own optimizer
     lr: float = number(MISSING, 1e-12, 100.0, 0.001)  # learning rate of the head, for the whole (global) batch
-    backbone_lr_scale: float = number(0.3, 0.0, 100.0, 0.1)  # the backbone's learning rate is lr times this
+    backbone_lr_scale: float | None = number(None, 0.0, 100.0, 0.1)  # the backbone's lr is lr times this; null: fits
     weight_decay: float = number(0.01, 0.0, 10.0)  # of layers' weights, not of biases, norms, tokens and positions
     momentum: float | None = number(None, 0.0, 0.9999, 0.9)  # of sgd
     schedule: str = choice(  # how lr changes over time
@@ -150,7 +150,7 @@ class Trainer:
     accelerator: str = choice("auto", "cpu", "gpu", "mps", default="auto")  # auto: a GPU if there is one
     devices: Any = value(1, 1)  # devices on each machine: a number, a list such as [0,2], or auto: all GPUs
     num_nodes: int = number(1, 1, 10**5)  # how many machines
-    max_epochs: int = number(12, 1, ANY)  # passes over the training images
+    max_epochs: Any = value("auto", 20)  # passes over the training images; auto: 12, more where they are few
     max_steps: int = value(-1, 100)  # stop after this many optimizer steps; -1: no limit
     max_time: str | None = value(None, "00:01:30:00")  # stop after DD:HH:MM:SS
     limit_batches: int | None = number(None, 1, ANY, 10)  # use only this many batches of each split; null: all

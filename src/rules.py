@@ -91,6 +91,8 @@ RULES.extend([
           "a whole number from 1" + "".join(f", or {size}," for size in SIZES) + " and at most 1000000"),
     wrong("trainer.max_time", lambda time: time is None or re.fullmatch(r"\d{1,5}:\d\d:\d\d:\d\d", time) is not None,
           "DD:HH:MM:SS: days, hours, minutes, seconds"),
+    wrong("trainer.max_epochs", lambda epochs: epochs == "auto" or (type(epochs) is int and 1 <= epochs <= ANY),
+          "a whole number from 1, or auto"),
     wrong("trainer.max_steps", lambda steps: steps == -1 or 1 <= steps <= ANY, f"from 1 to {ANY}, or -1: no limit"),
     wrong("data.background", lambda rgb: len(rgb) == 3 and all(0 <= level <= 255 for level in rgb), "three levels, 0 to 255"),
     wrong("trainer.devices", is_devices, "a number from 1, a list of different devices such as [0,2], or auto: all GPUs"),

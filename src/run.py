@@ -53,7 +53,7 @@ def run(config: Config, path: Path) -> float:
         job = features.prepare(job, task)  # what optional rooms measure first
         bank = build_bank(job, task, train_transform(task.preprocessing, job.config.data.augment))  # features, once
         data = build_data(job, task, bank)
-        steps = total_steps(job, data)
+        steps = total_steps(job, task, data)
         model = build_classifier(job.config, task, steps, hparams=job.folder.config)
         trainer = build_trainer(job, task)
         introduce(job, task, steps)
@@ -81,11 +81,10 @@ def build_data(job: Job, task: Task, bank: FeatureBank | None) -> ImageData:
     return ImageData(config.data, images, task.preprocessing, config.seed, config.trainer.limit_batches, bank)
 
 
-def total_steps(job: Job, data: ImageData) -> int:
+def total_steps(job: Job, task: Task, data: ImageData) -> int:
     """Optimizer steps of the whole run, which the learning rate's schedule spans."""
-    settings = job.config.trainer
-    steps = settings.max_epochs * data.steps_per_epoch
-    return min(steps, settings.max_steps) if settings.max_steps > 0 else steps
+    steps, most = task.freezing.max_epochs * data.steps_per_epoch, job.config.trainer.max_steps
+    return min(steps, most) if most > 0 else steps
 
 
 def fit(job: Job, trainer: L.Trainer, model: L.LightningModule, data: ImageData) -> None:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from src.config import Config
 from src.data.sources import load_images
 from src.engine.images.labelled_images import LabelledImages
+from src.engine.runs.epochs import epochs_of
 from src.engine.runs.files import write_csv
 from src.engine.runs.job import Job
 from src.engine.runs.model_folder import ModelCard
@@ -50,7 +51,7 @@ def build_task(job: Job) -> Task:
     network, loaded = ranks.after_first(
         lambda: build_pretrained(config.model, kind, images.classes, preprocessing, config.seed)
     )
-    freezing = FreezePlan.of(config.freeze, network.backbone, config.trainer.max_epochs)
+    freezing = FreezePlan.of(config.freeze, network.backbone, epochs_of(config, len(images.splits["train"])))
     freezing.apply(network, 0)  # the later epochs: callbacks/freezing.py
     if job.resume_point is None:  # a run that made steps goes on as it began
         refuse_frozen_random(network, loaded, config.model.weights)

@@ -41,7 +41,7 @@ def build_trainer(job: Job, task: Task) -> L.Trainer:
         devices=[device.index for device in job.devices] if kind == "cuda" else len(job.devices),
         num_nodes=settings.num_nodes,
         strategy=build_strategy(config, job.devices),
-        max_epochs=settings.max_epochs,
+        max_epochs=task.freezing.max_epochs,
         max_time=settings.max_time,
         limit_train_batches=settings.limit_batches,
         limit_val_batches=settings.limit_batches,

@@ -16,6 +16,7 @@ from src.config import Optimizer as OptimizerConfig
 from src.engine.commands.schema import METRICS
 from src.engine.own import build_part, is_own
 from src.engine.steps.network import Network
+from src.engine.steps.step_snapshot import BATCHNORM
 from src.models.backbones import blocks
 
 # lr * 0.3 after 3 epochs without improvement: two or three reductions fit into 10 to 30 epochs.
@@ -32,7 +33,7 @@ def parameter_groups(
     fine-tuning", Howard and Ruder, 2018, https://arxiv.org/abs/1801.06146).
     by_shape: decay whatever has two dimensions or more, as this project did once (see build_optimizer).
     """
-    lr = config.lr * config.backbone_lr_scale
+    lr = config.lr * backbone_lr_scale(network.backbone, config)
     if lr_decay is None:
         rates = {"backbone": lr}
     else:
@@ -49,6 +50,14 @@ def parameter_groups(
                 groups.append({"params": members, "lr": rate, "weight_decay": decay, "name": name})
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters())), "a parameter in no group"
     return groups
+
+
+def backbone_lr_scale(backbone: nn.Module, config: OptimizerConfig) -> float:
+    """Transformers, ConvNeXts and VGGs, which have no BatchNorm, are usually fine-tuned with 1e-5 to 1e-4 (He et al., 2021,
+    https://arxiv.org/abs/2111.06377, table 9); larger steps destroy what they know."""
+    if config.backbone_lr_scale is not None:
+        return config.backbone_lr_scale
+    return 0.3 if any(isinstance(layer, BATCHNORM) for layer in backbone.modules()) else 0.03
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:

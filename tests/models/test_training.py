@@ -88,6 +88,19 @@ def test_every_parameter_is_in_one_group_from_the_start_frozen_or_not():
     }
 
 
+def test_a_backbone_without_batchnorm_learns_with_smaller_steps():
+    def rate(backbone: nn.Module, **settings: float) -> float:
+        network = Network()
+        network.backbone = backbone
+        groups = parameter_groups(network, Optimizer(name="adamw", lr=0.01, **settings))
+        return next(group["lr"] for group in groups if group["name"] == "backbone")
+
+    plain = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    assert rate(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))) == pytest.approx(0.003)
+    assert rate(plain) == pytest.approx(0.0003)
+    assert rate(plain, backbone_lr_scale=1.0) == 0.01
+
+
 def test_with_lr_decay_every_block_has_groups_of_its_own():
     network = Network()
     network.backbone.token = nn.Parameter(torch.zeros(1, 1, 4))  # bare, such as a ViT's class_token: not decayed

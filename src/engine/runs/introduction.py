@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 
 import torch
 import torchinfo
+from torch.optim import Optimizer
 
+from src.engine.commands.schema import Config
 from src.engine.images.labelled_images import LabelledImages
+from src.engine.runs.epochs import FEWEST_EPOCHS, typed_epochs
 from src.engine.runs.files import write_text
 from src.engine.runs.job import Job
 from src.engine.runs.task import RunTask
@@ -41,9 +45,8 @@ def introduce(job: Job, task: RunTask, steps: int) -> None:
         log.info(f"training  none: baseline=only, on {_device_text(job)}, {config.precision.name}")
         log.info("")
         return
-    log.info(
-        f"training  {steps} steps of {config.data.batch_size} images on {_device_text(job)}, {config.precision.name}"
-    )
+    log.info(f"training  {_length(job, task, steps)} on {_device_text(job)}, {config.precision.name}")
+    log.info(f"rates     {_rates(task.optimizer(config, task.network), config)}")
     log.info("")
 
 
@@ -102,6 +105,26 @@ def uneven_classes(images: LabelledImages) -> str:
         f"{printable(largest)} has {counts[largest]:,}; their own numbers are little more than chance, and acc hides them: "
         "look at balanced_acc."
     )
+
+
+def _length(job: Job, task: RunTask, steps: int) -> str:
+    """'12 epochs, 468 steps of 32 images'."""
+    config, epochs = job.config, task.freezing.max_epochs
+    text = f"{epochs} epochs, {steps} steps of {config.data.batch_size} images"
+    if typed_epochs(config) is None and epochs > FEWEST_EPOCHS:
+        text += f" ({FEWEST_EPOCHS} epochs would be too few steps: trainer.max_epochs=auto)"
+    return text
+
+
+def _rates(optimizer: Optimizer, config: Config) -> str:
+    """'head 0.003, backbone 0.0009 (adamw, cosine)': the largest learning rate of each part, as it is at the top of the
+    schedule. Groups of an own optimizer may have no names."""
+    rates: dict[str, float] = {}
+    for group in reversed(optimizer.param_groups):
+        part = re.split(r"[./]", group.get("name", "all"))[0]
+        rates[part] = max(group["lr"], rates.get(part, 0.0))
+    shown = ", ".join(f"{part} {rate:.2g}" for part, rate in rates.items())
+    return f"{shown} ({config.optimizer.name}, {config.optimizer.schedule})"
 
 
 def _device_text(job: Job) -> str:

@@ -18,6 +18,7 @@ from src.engine.commands.schema import Config
 from src.engine.memory.gpus import device_count
 from src.engine.processes.ranks import Ranks, joined, open_folder
 from src.engine.runs import seeding
+from src.engine.runs.epochs import typed_epochs
 from src.engine.runs.machine import begin_peak, choose_devices, set_threads
 from src.engine.runs.reading import newest_position
 from src.engine.runs.run_dir import RunFolder
@@ -76,7 +77,7 @@ def open_job(config: Config, path: Path) -> Iterator[Job]:
             log.warning(warning)
         devices = set_up_machine(config, ranks)
         peak_is_known = begin_peak(devices[ranks.local_rank])
-        resume_point = ranks.after_first(lambda: newest_position(folder.checkpoints, config.trainer.max_epochs))
+        resume_point = ranks.after_first(lambda: newest_position(folder.checkpoints, typed_epochs(config)))
         yield Job(config, folder, ranks, tuple(devices), resume_point, peak_is_known)
 
 

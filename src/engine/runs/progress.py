@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -13,21 +14,41 @@ from torch import Tensor
 
 from src.engine.images.sampler import share_of
 from src.engine.runs.tables import main_metric
-from src.engine.runs.text import decimal
+from src.engine.runs.text import decimal, duration
 
 log = logging.getLogger(__name__)
+
+
+MOST_LINES = 50  # epochs on the screen; of a longer run every second, third, ... epoch is shown
+LONG_SECONDS = 60.0  # left to train; the line of an epoch then says how long that is
 
 
 class EpochLines(Checkpoint):
     """Prints the metrics of an epoch in one line. A Checkpoint callback, because those come last in a hook: other callbacks
     log their metrics in the same one."""
 
+    def __init__(self) -> None:
+        self._last = math.inf  # time.monotonic() at the end of the epoch before
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last = (
+            math.inf
+        )  # the first epoch of a start is short where the head learns alone or where it is continued
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        metrics = trainer.callback_metrics
-        epoch = f"epoch {trainer.current_epoch + 1:>{len(str(trainer.max_epochs))}}/{trainer.max_epochs}"
+        metrics, now, number = trainer.callback_metrics, time.monotonic(), trainer.current_epoch + 1
+        left = (now - self._last) * (trainer.max_epochs - number)
+        self._last = now
+        if number % math.ceil(trainer.max_epochs / MOST_LINES) and number not in (1, trainer.max_epochs):
+            return
+        epoch = f"epoch {number:>{len(str(trainer.max_epochs))}}/{trainer.max_epochs}"
         speed = f"{metrics['images_per_second']:6.0f} img/s" if "images_per_second" in metrics else ""
         if trainer.is_global_zero:
-            log.info(f"{epoch}  {_numbers('train', metrics)}  {_numbers('val', metrics)}  {speed}")
+            log.info(f"{epoch}  {_numbers('train', metrics)}  {_numbers('val', metrics)}  {speed}{_left(left)}")
+
+
+def _left(seconds: float) -> str:
+    return f"  {duration(seconds)} left" if seconds > LONG_SECONDS else ""
 
 
 def _numbers(split: str, metrics: dict[str, Tensor]) -> str:

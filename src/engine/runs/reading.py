@@ -82,8 +82,8 @@ def _counts(value: Any, depth: int) -> bool:
     return isinstance(value, bool | None) or (type(value) is int and 0 <= value <= MOST)
 
 
-def newest_position(folder: Path, max_epochs: int = MOST) -> Path | None:
-    """The checkpoint to continue from, or None if none was written yet. max_epochs: of the run.
+def newest_position(folder: Path, max_epochs: int | None = None) -> Path | None:
+    """The checkpoint to continue from, or None if none was written yet. max_epochs: of the run; None: not known.
 
     Warns if last.ckpt cannot be used and takes the one before it: the steps since then are repeated, with the same result.
     Raises UserError if both cannot be used (DAMAGED; DATA if they are whole and foreign): a silent new start would look
@@ -92,7 +92,7 @@ def newest_position(folder: Path, max_epochs: int = MOST) -> Path | None:
     existing = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
     broken: list[str] = []
     for path in existing:
-        why = flaw(path, max_epochs)
+        why = flaw(path, max_epochs or MOST)
         if why is None:
             for sentence in broken:
                 log.warning(f"{folder / sentence}; {path.name} is taken, and the steps since then are repeated.")

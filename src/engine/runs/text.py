@@ -81,3 +81,10 @@ def _bash_escape(letter: str) -> str:
     if letter.isprintable():
         return letter
     return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", "surrogateescape"))
+
+
+def duration(seconds: float) -> str:
+    """'1.2 s', '3 min' or '2.5 h'."""
+    if seconds < 60:
+        return f"{round(seconds, 1):g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{round(seconds / 3600, 1):g} h"

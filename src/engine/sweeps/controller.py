@@ -30,7 +30,7 @@ from src.engine.runs.errors import UserError
 from src.engine.sweeps import trainable
 from src.engine.sweeps.cluster import at_once, check_shared, connect, resources_of
 from src.engine.sweeps.folder import is_done, open_sweep, scratch_folder, trained_rows
-from src.engine.sweeps.jobs import FINISH_AFTER, HydraSweep, max_epochs_of
+from src.engine.sweeps.jobs import FINISH_AFTER, HydraSweep, most_epochs
 from src.engine.sweeps.progress import SweepDisplay
 from src.engine.sweeps.results import conclude
 from src.engine.sweeps.schedulers import keeps_checkpoints
@@ -109,7 +109,7 @@ def _run(plan: SweepPlan, settings: SweepSettings, hydra: HydraSweep, source: Tr
         cwd=None if settings.ray.ship_code else Path.cwd(),
         command=shell_command(),
     )
-    epochs = max(map(max_epochs_of, plan.configs))
+    epochs = most_epochs(plan.configs)
     display = SweepDisplay(source.journal, plan.goal, total=plan.total, max_epochs=epochs, concurrent=room)
     many = {None: "trials", 1: "1 trial"}.get(plan.total, f"{plan.total} trials")
     log.info(f"{many}, {room} at once, in {os.path.relpath(hydra.folder)}")
@@ -143,11 +143,16 @@ class Watcher(tune.Callback, tune.Stopper):
     """Keeps the journal of what Tune tells of its trials, and ends the sweep early: by a signal, by its time, by an error."""
 
     def __init__(
-        self, context: Context, settings: SweepSettings, source: TrialSource, display: SweepDisplay, max_epochs: int
+        self,
+        context: Context,
+        settings: SweepSettings,
+        source: TrialSource,
+        display: SweepDisplay,
+        max_epochs: int | None,
     ) -> None:
-        """max_epochs: of the longest trial."""
+        """max_epochs: of the longest trial; None: not known."""
         self.context, self.settings, self.source, self.display = context, settings, source, display
-        self.journal, self.max_epochs = source.journal, max_epochs
+        self.journal, self.max_epochs = source.journal, max_epochs or math.inf
         self.signal = 0  # that told the sweep to end
         self.over_budget = False
         self.reported: list[str] | None = None  # where the metric is missing: the names that trials report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,8 +104,10 @@ def goal_of(settings: SweepSettings, config: DictConfig) -> Goal:
     return Goal(metric, mode)
 
 
-def max_epochs_of(config: DictConfig) -> int:
-    return int(OmegaConf.select(config, "trainer.max_epochs", default=100))
+def most_epochs(configs: Iterable[DictConfig]) -> int | None:
+    """Epochs of the longest trial; None where a trial's follow from its images (trainer.max_epochs=auto)."""
+    epochs = [OmegaConf.select(config, "trainer.max_epochs", default=100) for config in configs]
+    return None if "auto" in epochs else max(map(int, epochs))
 
 
 def shared_settings(config: DictConfig, swept: Sequence[str]) -> dict[str, Any]:

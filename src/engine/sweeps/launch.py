@@ -18,7 +18,7 @@ from src.engine.commands.user_command import named
 from src.engine.runs.errors import UserError
 from src.engine.sweeps.controller import SweepPlan, run_sweep
 from src.engine.sweeps.folder import returned
-from src.engine.sweeps.jobs import JOB, HydraSweep, goal_of, max_epochs_of, shared_settings, without_hydra
+from src.engine.sweeps.jobs import JOB, HydraSweep, goal_of, most_epochs, shared_settings, without_hydra
 from src.engine.sweeps.results import failures, say_if_basic_is_faster
 from src.engine.sweeps.schedulers import build_scheduler
 from src.engine.sweeps.settings import LauncherSettings, warn_without_effect
@@ -87,7 +87,7 @@ def launch(
     for config in configs.values():
         hydra.check(config)
     goal = goal_of(settings, configs[initial_job_idx])
-    scheduler = build_scheduler(settings, None, goal, max(map(max_epochs_of, configs.values())))
+    scheduler = build_scheduler(settings, None, goal, most_epochs(configs.values()))
     warn_without_effect(settings)
     plan = SweepPlan(
         goal,

@@ -24,7 +24,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from src.engine.runs.text import decimal
+from src.engine.runs.text import decimal, duration
 from src.engine.sweeps.sweep_journal import (
     FAILED,
     FINISHED,
@@ -206,10 +206,3 @@ def shown(value: Any) -> str:
     if not isinstance(value, float):
         return exact(value)
     return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
-
-
-def duration(seconds: float) -> str:
-    """'1.2 s', '3 min' or '2.5 h'."""
-    if seconds < 60:
-        return f"{round(seconds, 1):g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{round(seconds / 3600, 1):g} h"

@@ -5,6 +5,7 @@ Also the classes that settings name: search={_target_: PATH, ...} and scheduler=
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
+from src.engine.commands.knobs import ANY
 from src.engine.commands.user_command import rewritten
 from src.engine.runs import seeding
 from src.engine.runs.errors import UserError
@@ -36,10 +38,12 @@ EXAMPLES = {
 }
 
 
-def build_scheduler(settings: SweepSettings, space: Space | None, goal: Goal, max_epochs: int) -> TrialScheduler | None:
+def build_scheduler(
+    settings: SweepSettings, space: Space | None, goal: Goal, max_epochs: int | None
+) -> TrialScheduler | None:
     """The scheduler of a sweep; None: every trial runs to its end. Raises UserError, also for a search that it cannot take.
 
-    space: of the sweeper; None: the launcher's. max_epochs: of the longest trial.
+    space: of the sweeper; None: the launcher's. max_epochs: of the longest trial; None: not known.
     """
     name = settings.scheduler
     if isinstance(name, dict):
@@ -59,7 +63,7 @@ def keeps_checkpoints(scheduler: TrialScheduler | None) -> bool:
     return isinstance(scheduler, PopulationBasedTraining | HyperBandScheduler)
 
 
-def _by_name(settings: SweepSettings, space: Space | None, max_epochs: int) -> TrialScheduler | None:
+def _by_name(settings: SweepSettings, space: Space | None, max_epochs: int | None) -> TrialScheduler | None:
     name, grace, factor = settings.scheduler, settings.grace_epochs, settings.reduction_factor
     if name == "none":
         return None
@@ -77,8 +81,17 @@ def _by_name(settings: SweepSettings, space: Space | None, max_epochs: int) -> T
         )
     # One epoch more than there is: a trial that reaches max_t would count as stopped, not as finished.
     if name == "asha":
-        return ASHAScheduler(time_attr="epoch", max_t=max_epochs + 1, grace_period=grace, reduction_factor=factor)
+        return ASHAScheduler(
+            time_attr="epoch", max_t=(max_epochs or ANY) + 1, grace_period=grace, reduction_factor=factor
+        )
     if name == "hyperband":
+        if max_epochs is None:
+            raise UserError(
+                "scheduler=hyperband needs to know how many epochs a trial has",
+                where="trainer.max_epochs=auto",
+                why="it divides them into brackets before the first trial, and auto follows from a trial's images",
+                fix=[sweep_command("trainer.max_epochs=12"), sweep_command("scheduler=asha")],
+            )
         return HyperBandScheduler(time_attr="epoch", max_t=max_epochs + 1, reduction_factor=factor)
     if name == "median":
         return MedianStoppingRule(time_attr="epoch", grace_period=grace, min_samples_required=3)
@@ -134,16 +147,16 @@ def _check_pbt(settings: SweepSettings) -> None:
         )
 
 
-def _check_grace(grace: int, max_epochs: int) -> None:
-    if 1 <= grace < max_epochs:
+def _check_grace(grace: int, max_epochs: int | None) -> None:
+    if 1 <= grace < (max_epochs or math.inf):
         return
     problem = " is below 1" if grace < 1 else ": no trial could ever be stopped"
     raise UserError(
         f"grace_epochs={grace}{problem}",
-        where=f"grace_epochs={grace}, trainer.max_epochs={max_epochs}",
+        where=f"grace_epochs={grace}, trainer.max_epochs={max_epochs or 'auto'}",
         why="a scheduler acts after grace_epochs and before the last epoch; scheduler=none runs all to their end",
         fix=[
-            sweep_command("grace_epochs=1", *(["trainer.max_epochs=12"] if max_epochs < 2 else [])),
+            sweep_command("grace_epochs=1", *(["trainer.max_epochs=12"] if max_epochs == 1 else [])),
             sweep_command("scheduler=none", remove=["grace_epochs"]),
         ],
     )

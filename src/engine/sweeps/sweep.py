@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import UserError
 from src.engine.sweeps.controller import SweepPlan, run_sweep
-from src.engine.sweeps.jobs import HydraSweep, goal_of, max_epochs_of, shared_settings, without_hydra
+from src.engine.sweeps.jobs import HydraSweep, goal_of, most_epochs, shared_settings, without_hydra
 from src.engine.sweeps.results import failures
 from src.engine.sweeps.schedulers import build_scheduler
 from src.engine.sweeps.searches import Point, SearchPoints, build_search, random_point
@@ -35,7 +35,7 @@ def sweep(settings: SweeperSettings, hydra: HydraSweep, arguments: Sequence[str]
     default = default_point(space, shared)
     configs = _checked_configs(space, hydra, settings, default)
     goal = goal_of(settings, configs[0])
-    scheduler = build_scheduler(settings, space, goal, max(map(max_epochs_of, configs)))
+    scheduler = build_scheduler(settings, space, goal, most_epochs(configs))
     search = build_search(settings.search, space, goal, settings.seed)
     points = SearchPoints(search, space, goal, settings.seed, default if settings.default_first else None)
     points.limit = _limit(settings, space, points.default)

@@ -6,7 +6,11 @@ import os
 import pty
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import torch
+
+from src.engine.runs.progress import EpochLines
 from tests.conftest import SMALL, command_environment
 
 
@@ -44,3 +48,19 @@ def test_a_bar_while_it_trains_and_a_line_when_the_epoch_is_over(command, tmp_pa
     for line in lines:  # nothing of the bar is left in the line: the cursor was brought back and the bar erased
         assert line.rpartition("\x1b[2K")[2].lstrip("\r").startswith("epoch ")
     assert "\x1b" not in command("train", *SMALL, "name=y").out
+
+
+def test_a_long_run_shows_some_of_its_epochs_and_the_time_left(monkeypatch, caplog):
+    clock = iter(range(0, 10**6, 5))
+    monkeypatch.setattr("src.engine.runs.progress.time.monotonic", lambda: next(clock))
+    metrics = {"train/loss": torch.tensor(1.0), "train/acc": torch.tensor(0.5)}
+    trainer = SimpleNamespace(callback_metrics=metrics, max_epochs=125, is_global_zero=True)
+    lines = EpochLines()
+    caplog.set_level("INFO")
+    for trainer.current_epoch in range(125):
+        lines.on_train_epoch_end(trainer, None)
+    shown = [int(message.split("/")[0].removeprefix("epoch")) for message in caplog.messages]
+    assert shown == [1, *range(3, 125, 3), 125]
+    assert caplog.messages[0].endswith("acc 0.5000    "), "the first epoch may be shorter than the others"
+    assert caplog.messages[1].endswith("10 min left")
+    assert "left" not in caplog.messages[-1]
