@@ -12,7 +12,7 @@ import pytest
 
 from scripts import new_project
 from src.engine.runs.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, of_room
 from tests.test_removable import WITHOUT, check_without, run, tracked
 
 PAGE = (ROOT / "docs/rename.md").read_text()
@@ -37,6 +37,9 @@ def make(folder: Path) -> Path:
     return folder
 
 
+ROOMS = pytest.mark.needs(*WITHOUT)
+
+
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory) -> Path:
     return make(tmp_path_factory.mktemp("new") / "pets")
@@ -55,7 +58,7 @@ def pets(tmp_path_factory) -> Path:
         ("data x", "data is taken", "my_data x"),
         ("pets FULL", "is not an empty folder", "pets FULL-2"),
         (f"pets {ROOT / 'pets'} --without dp", "lies in this clone", "pets ../pets --without dp"),
-        ("pets x --without sweps,dp", "sweps is not a room", "pets x --without sweeps,dp"),
+        of_room("sweeps", "pets x --without sweps,dp", "sweps is not a room", "pets x --without sweeps,dp"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_command_corrected(words, found, fix, tmp_path, monkeypatch):
@@ -70,12 +73,14 @@ def test_what_cannot_be_is_refused_with_the_command_corrected(words, found, fix,
     assert [path.name for path in tmp_path.rglob("*")] == ["FULL", "file"]
 
 
+@ROOMS
 def test_a_name_that_a_project_of_the_script_has_can_be_taken_again(pets, monkeypatch):
     """For an upgrade, in the environment where the project is installed."""
     monkeypatch.syspath_prepend(pets)
     assert new_project._owner("pets") == ""
 
 
+@ROOMS
 def test_the_project_has_its_name_everywhere_and_nothing_of_the_template(pets):
     assert git(pets, "log", "--format=%an %s") == "pets pets, made from the template\n"
     assert git(pets, "status", "--porcelain", "--ignored") == ""
@@ -89,6 +94,7 @@ def test_the_project_has_its_name_everywhere_and_nothing_of_the_template(pets):
     assert 'name = "pets"' in texts["pyproject.toml"]
 
 
+@ROOMS
 @pytest.mark.slow
 def test_the_project_works_without_the_rooms_and_takes_a_newer_engine(pets):
     check_without(pets, WITHOUT, "pets")

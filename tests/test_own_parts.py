@@ -44,6 +44,7 @@ def project(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.needs("export")
 def test_all_own_parts_train_and_are_evaluated_predicted_and_exported(command, project):
     done = command("train", *OWN, "name=own")
     assert done.code == 0, done.text

@@ -142,6 +142,7 @@ def test_a_room_goes_with_those_that_need_it():
         assert name in [feature.name for feature in chosen([name])]
 
 
+@pytest.mark.skipif(not features.names(), reason="all rooms are gone")
 def test_a_room_that_does_not_exist_is_answered_with_the_nearest():
     with pytest.raises(UserError) as caught:
         chosen([features.names()[0] + "x"])

@@ -263,6 +263,7 @@ def test_the_report_shows_predicted_over_true_values(tmp_path):
     assert "2,000 of 5,000 images" in Page(write_report(tmp_path)).source
 
 
+@pytest.mark.needs("export")
 def test_the_code_of_the_page_on_exports_gives_the_tables_units(tmp_path, monkeypatch):
     kind, outputs = fitted(np.arange(9.0), np.arange(9) * 1e-3 - 7), torch.randn(4, 2)
     (tmp_path / "model.json").write_text(json.dumps({"task": "regression", "task_values": kind.values}))

@@ -113,9 +113,10 @@ class FeatureBank:
         table = self._tables.get(view) or self._load(view)
         self._tables[view] = table
         self._tables.move_to_end(view)
-        missing = [index for index in indices if not table.has[index]]
-        if missing:
-            self._compute(missing, view, table)
+        wanted = torch.tensor(indices, dtype=torch.int64)
+        missing = wanted[~table.has[wanted]]
+        if len(missing):
+            self._compute(missing.tolist(), view, table)
         while len(self._tables) > 1 and sum(one.rows.nbytes for one in self._tables.values()) > MEMORY:
             self._tables.popitem(last=False)
         return table

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from src.engine import features
 from tests.conftest import SMALL, check_error, write_images
 from tests.running import result
 from tests.tasks.shapes import write_shapes
@@ -45,7 +46,7 @@ def test_it_is_a_run_of_its_own(command, tmp_path, photos):
     assert found["metrics"]["test/acc"] > 0.8
     assert "training  none" in done.out
     assert "no training" in done.out
-    assert (run / "report.html").exists()
+    assert (run / "report.html").exists() == ("reports" in features.names())
     assert command("evaluate", "run=runs/features").code == 0
     repeated = json.loads((run / "evaluation.json").read_text())["metrics"]
     assert repeated == {name: value for name, value in found["metrics"].items() if name.startswith("test/")}
