@@ -24,7 +24,8 @@ from src.engine.weights.backbone_names import (
     timm_package,
 )
 from src.engine.weights.own_backbone import build_own_backbone
-from src.engine.weights.shape_errors import check_fixed_size, check_input_size
+from src.engine.weights.position_size import size_arguments, wrong_size
+from src.engine.weights.shape_errors import check_input_size
 
 # What torchvision sets for these two when it is asked for pretrained weights: their input is renormalised inside from
 # ImageNet's mean and std to the 0.5 they were trained with. The auxiliary classifiers are for training from scratch and
@@ -52,14 +53,14 @@ def build_backbone(
     if is_own(name):
         return build_own_backbone(name, keep_classifier, image_size, options or {})
     check_backbone_name(name)
-    check_fixed_size(name, image_size)
+    arguments = size_arguments(name, image_size)
     if is_timm(name):
-        backbone = _build_timm(name, keep_classifier)
+        backbone = _build_timm(name, keep_classifier, arguments)
     else:
         if name == efficientnet_lite.NAME:
             backbone = efficientnet_lite.build_efficientnet_lite0(image_size)
         elif backbone is None:
-            backbone = torchvision.models.get_model(name, weights=None, **_arguments(name))
+            backbone = torchvision.models.get_model(name, weights=None, **(_arguments(name) | arguments))
         if isinstance(backbone, torchvision.models.MNASNet):
             # MNASNet's loader wants a version in the state_dict's metadata, which a plain dict lacks.
             backbone._load_from_state_dict = functools.partial(nn.Module._load_from_state_dict, backbone)
@@ -68,7 +69,7 @@ def build_backbone(
     return backbone, check_input_size(backbone, name, image_size)
 
 
-def _arguments(name: str) -> Mapping[str, object]:
+def _arguments(name: str) -> dict[str, Any]:
     if name in ("googlenet", "inception_v3"):
         return _INCEPTION_ARGUMENTS
     if name.startswith("vit_"):  # vit_h_14's default weights are for 518, its default size is 224
@@ -76,9 +77,15 @@ def _arguments(name: str) -> Mapping[str, object]:
     return {}
 
 
-def _build_timm(name: str, keep_classifier: bool) -> nn.Module:
-    options = {} if keep_classifier else {"num_classes": 0}
-    backbone = timm_package().create_model(name.removeprefix(TIMM_PREFIX), pretrained=False, **options)
+def _build_timm(name: str, keep_classifier: bool, size: Mapping[str, int]) -> nn.Module:
+    options = size if keep_classifier else {"num_classes": 0, **size}
+    try:
+        backbone = timm_package().create_model(name.removeprefix(TIMM_PREFIX), pretrained=False, **options)
+    except (TypeError, ValueError, AssertionError) as error:
+        if not size:
+            raise
+        fitting = pretrained_preprocessing(name).image_size
+        raise wrong_size(name, size["img_size"], f"timm says: {error}", fitting) from error
     if keep_classifier and backbone.num_classes == 0:
         raise UserError(
             f"{name} has no classifier that a head could be appended to",

@@ -66,6 +66,7 @@ def build_pretrained(
         model.weights,
         keep_classifier=architecture.keep_classifier,
         min_match=model.min_match,
+        image_size=preprocessing.image_size,
     )
     _try_forward(network, preprocessing.image_size)
     return network, loaded

@@ -14,8 +14,10 @@ from torchvision.models import get_model, get_model_weights, regnet
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.weights.backbone_names import backbone_names, check_backbone_name, pretrained_preprocessing
 from src.engine.weights.efficientnet_lite import build_efficientnet_lite0
+from src.engine.weights.position_size import resampled
 from src.engine.weights.preprocessing import Preprocessing
 from src.engine.weights.shape_errors import try_size
+from src.engine.weights.weights import load_pretrained
 from src.models.backbones import blocks, build_backbone, remove_classifier
 
 torch.set_num_threads(1)
@@ -195,13 +197,42 @@ def test_a_timm_backbone_without_classes_cannot_be_appended_to():
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("vit_b_16", 224), ("vit_h_14", 518), ("maxvit_t", 224), pytest.param("timm/test_vit", 160, marks=needs_timm)],
+    [
+        ("vit_b_16", 96),
+        ("vit_h_14", 98),
+        ("maxvit_t", 224),
+        pytest.param("timm/vit_tiny_patch16_224", 96, marks=needs_timm),
+    ],
 )
-def test_a_backbone_with_fixed_positions_says_its_size(name, size):
+def test_a_size_that_patches_do_not_divide_is_answered_with_one_that_they_do(name, size):
     with torch.device("meta"), pytest.raises(UserError) as caught:
-        build_backbone(name, keep_classifier=False, image_size=96)
+        build_backbone(name, keep_classifier=False, image_size=100)
     assert f"data.image_size={size}" in caught.value.fix[0]
-    assert "96" in caught.value.where
+    assert "100" in caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("vit_b_32", 224), pytest.param("timm/vit_tiny_patch16_224", 224, marks=needs_timm)]
+)
+def test_a_transformer_takes_another_size_and_its_position_embeddings_are_resampled(name, own, tmp_path):
+    trained, _ = build_backbone(name, keep_classifier=False, image_size=own)
+    torch.save(trained.state_dict(), tmp_path / "trained.pth")
+    backbone, features = build_backbone(name, keep_classifier=False, image_size=96)
+    loaded = load_pretrained(backbone, name, str(tmp_path / "trained.pth"), keep_classifier=False, min_match=1.0)
+    assert "positions, resampled to" in loaded.line
+    assert not loaded.random
+    assert backbone.eval()(torch.zeros(1, 3, 96, 96)).shape == (1, features)
+
+
+def test_embeddings_of_an_even_surface_stay_even_and_tokens_stay_as_they_are():
+    value = torch.cat([torch.full((1, 2, 4), 9.0), torch.arange(4.0).expand(1, 49, 4)], 1)
+    small = resampled(value, torch.empty(1, 2 + 9, 4))
+    torch.testing.assert_close(small, torch.cat([value[:, :2], value[:, 2:11]], 1))
+    assert resampled(value, torch.empty(1, 9, 4)) is None, "without tokens"
+    ramp = torch.arange(8.0).repeat(8, 1).reshape(1, 64, 1)  # grows from left to right
+    wide = resampled(ramp, torch.empty(1, 256, 1)).reshape(16, 16)
+    assert (wide.diff(dim=1) > -0.1).all()
+    assert wide.diff(dim=0).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

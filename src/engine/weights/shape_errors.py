@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import UserError
-from src.engine.weights.backbone_names import TIMM_PREFIX, is_timm, pretrained_preprocessing, timm_package
+from src.engine.weights.backbone_names import pretrained_preprocessing
 
 
 @dataclass(frozen=True)
@@ -108,25 +108,6 @@ def _fix(layer: nn.Module, shape: tuple[int, ...]) -> str:
         return f"build it as nn.Linear({shape[-1]}, {layer.out_features})"
     channels = shape[-1] if isinstance(layer, nn.LayerNorm) else shape[min(1, len(shape) - 1)]
     return f"build it for {channels} channels, or change the layer before it"
-
-
-def check_fixed_size(name: str, image_size: int) -> None:
-    """Vision transformers learn one embedding per position: another size has other positions."""
-    if is_timm(name):
-        fixed = bool(timm_package().get_pretrained_cfg(name.removeprefix(TIMM_PREFIX)).fixed_input_size)
-    else:
-        fixed = name.startswith(("vit_", "maxvit_"))
-    size = pretrained_preprocessing(name).image_size if fixed else image_size
-    if size != image_size:
-        raise UserError(
-            f"{name} takes images of {size} x {size} only, not {image_size} x {image_size}",
-            where=f"data.image_size={image_size}",
-            why="its position embeddings were learned for that size",
-            fix=[
-                corrected(f"model.backbone={name}", f"data.image_size={size}"),
-                corrected("model.backbone=resnet18", f"data.image_size={image_size}"),
-            ],
-        )
 
 
 def check_input_size(backbone: nn.Module, name: str, image_size: int) -> int:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from src.engine.weights.position_size import resampled
+
 # Parts of names that wrappers put in: DataParallel and DDP, torch.compile, activation checkpointing, FSDP, Fabric.
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module"}
 
@@ -22,6 +24,12 @@ _OLD_NAMES = [
     (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
     (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
 ]
+
+
+CHANNELS = {
+    1: "1 input channel (a third of it for each colour)",
+    4: "4 input channels (the first three as red, green and blue, times 4/3)",
+}
 
 
 @dataclass
@@ -35,7 +43,7 @@ class Match:
     alternatives: list[str]  # other such places that fit about as well
     counted: int = 0  # tensors of the backbone
     values: dict[str, Tensor] = field(default_factory=dict)  # what will be copied: same name and shape
-    adapted: dict[str, int] = field(default_factory=dict)  # values made from a convolution of so many input channels
+    adapted: dict[str, str] = field(default_factory=dict)  # values made from tensors of another shape, and from what
     missing: dict[str, str] = field(default_factory=dict)  # what the file lacks, and "", or in what its tensor differs
     unusable: dict[str, str] = field(default_factory=dict)  # what the file has in a form that is not copied, and which
     unused: list[str] = field(default_factory=list)  # tensors of the file that the backbone lacks
@@ -73,12 +81,14 @@ def match(backbone: dict[str, Tensor], file: dict[str, Tensor], ignored: tuple[s
             result.values[key] = tensor
         elif (adapted := _for_three_channels(tensor, target)) is not None:
             result.values[key] = adapted
-            result.adapted[key] = tensor.shape[1]
+            result.adapted[key] = CHANNELS[tensor.shape[1]]
+        elif "pos_emb" in key and (embeddings := resampled(tensor, target)) is not None:
+            result.values[key] = embeddings
+            result.adapted[key] = f"{tensor.shape[1]} positions, resampled to {target.shape[1]}"
         elif _is_input_convolution(tensor, target):
             result.unusable[key] = f"for images with {tensor.shape[1]} channels"
         elif counts:
-            size = ", of another image size" if "pos_emb" in key else ""
-            result.missing[key] = f"the file's is {list(tensor.shape)}{size}"
+            result.missing[key] = f"the file's is {list(tensor.shape)}"
     loaded = {backbone[key].data_ptr() for key in result.values if backbone[key].numel()}
     for key in [key for key in result.missing if backbone[key].data_ptr() in loaded and not backbone[key].is_meta]:
         del result.missing[key]  # a layer under two names, of which the file has the other

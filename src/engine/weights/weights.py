@@ -27,8 +27,9 @@ from src.engine.runs.plain_values import read_json
 from src.engine.runs.text import few
 from src.engine.steps.network import Network
 from src.engine.weights import efficientnet_lite
-from src.engine.weights.backbone_names import TIMM_PREFIX, check_backbone_name, is_timm
+from src.engine.weights.backbone_names import TIMM_PREFIX, check_backbone_name, is_timm, pretrained_preprocessing
 from src.engine.weights.hub import default_file
+from src.engine.weights.position_size import size_arguments, wrong_size
 from src.engine.weights.weight_files import cannot_read, content_error, local_file, read_tensors, shown, unreadable
 from src.engine.weights.weight_matching import Match, match
 
@@ -54,7 +55,13 @@ class LoadResult:
 
 
 def load_pretrained(
-    backbone: nn.Module, name: str, weights: str, *, keep_classifier: bool, min_match: float
+    backbone: nn.Module,
+    name: str,
+    weights: str,
+    *,
+    keep_classifier: bool,
+    min_match: float,
+    image_size: int | None = None,
 ) -> LoadResult:
     """Loads weights into the backbone, in place; a warning names the tensors that stay random.
 
@@ -64,6 +71,7 @@ def load_pretrained(
     keep_classifier: as given to build_backbone. If False, the file's classifier is dropped and not counted.
     min_match: the share of the backbone's tensors that the file must have under the same name and shape. A prefix that
         the file's names have in common ('module.', 'backbone.') and wrappers ({'state_dict': ...}) do not matter.
+    image_size: as given to build_backbone.
     Raises UserError: UNAVAILABLE (cannot be downloaded), NO_INPUT (no such file), DATA (damaged, another network's, code
     instead of tensors, values that cannot be right).
     """
@@ -74,7 +82,7 @@ def load_pretrained(
         return LoadResult(f"the weights that {name} made")
     path, expected = default_file(name) if weights == "default" else _local(weights)
     sha256 = _check_sha256(path, expected, name)
-    tensors = _through_timm(name, path) if weights == "default" and is_timm(name) else read_tensors(path)
+    tensors = _through_timm(name, path, image_size) if weights == "default" and is_timm(name) else read_tensors(path)
     removed = [f"{path}." for path, layer in backbone.named_modules() if path and isinstance(layer, nn.Identity)]
     own = backbone.state_dict()
     fit = match(own, tensors, ignored=(*_AUXILIARY, *([] if keep_classifier else removed)))
@@ -118,11 +126,8 @@ def _line(fit: Match, path: Path, sha256: str) -> str:
     text += f"{fit.matched} of {fit.counted} tensors matched"
     text += f"; not matched: {_few(fit.missing_names())}" if fit.missing else ""
     text += f"; not used: {_few(fit.unused)}" if fit.unused else ""
-    for key, channels in fit.adapted.items():
-        how = "1 input channel (a third of it for each colour)"
-        if channels == 4:
-            how = "4 input channels (the first three as red, green and blue, times 4/3)"
-        text += f"; {key} adapted from {how}"
+    for key, source in fit.adapted.items():
+        text += f"; {key} adapted from {source}"
     text += f"; not taken, but fits as well: {_few(fit.alternatives)}" if fit.alternatives else ""
     return f"{text}, sha256 {sha256[:12]}"
 
@@ -230,7 +235,7 @@ def _few(names: Sequence[str], limit: int = 4) -> str:
     return few([shown(name) for name in names], limit)
 
 
-def _through_timm(name: str, path: Path) -> dict[str, Tensor]:
+def _through_timm(name: str, path: Path, image_size: int | None) -> dict[str, Tensor]:
     """The file's tensors as timm loads them: some of its models rename or reshape what they read.
 
     With its classifier, although it may not be wanted: without it timm does not mind when half of the file is missing.
@@ -238,9 +243,18 @@ def _through_timm(name: str, path: Path) -> dict[str, Tensor]:
     import timm
 
     overlay = {"file": str(path), "custom_load": False}
+    size = size_arguments(name, image_size) if image_size else {}
     try:
         return timm.create_model(
-            name.removeprefix(TIMM_PREFIX), pretrained=True, pretrained_cfg_overlay=overlay
+            name.removeprefix(TIMM_PREFIX),
+            pretrained=True,
+            pretrained_cfg_overlay=overlay,
+            **size,
         ).state_dict()
-    except (RuntimeError, KeyError, safetensors.SafetensorError) as error:
+    except RuntimeError as error:
+        if size:
+            why = f"timm says: {str(error).splitlines()[-1].strip()}"
+            raise wrong_size(name, size["img_size"], why, pretrained_preprocessing(name).image_size) from error
+        raise unreadable(path, error) from error
+    except (KeyError, safetensors.SafetensorError) as error:
         raise unreadable(path, error) from error
