@@ -51,6 +51,12 @@ class Data:
     name: str | None = value(None, "CIFAR10")  # which torchvision set (data=torchvision)
     layout: str = choice("auto", "classes", "splits", default="auto")  # what root's folders are: docs/data.md
     split_file: str | None = value(None, "runs/first/split.csv")  # reuse the split of an earlier run
+    group: str | None = value(None, "patient")  # a table's column, or a regular expression that finds it in each path
+    split_seed: int | None = number(None, 0, 2**63 - 1, 0)  # of the split alone; null: seed
+    folds: int | None = number(
+        None, 2, 1000, 5
+    )  # cross-validation: as many runs, each with another part of the images as test
+    fold: int | None = number(None, 0, 999, 0)  # the one fold to train, from 0; null: all of them
     val_fraction: float = number(0.15, 0.01, 0.9)  # share of each class held out for choosing the best epoch
     test_fraction: float = number(0.15, 0.0, 0.9)  # share of each class held out for the final numbers
     num_images: int | None = number(None, 1, 10**7, 240)  # how many images to draw (data=synthetic)

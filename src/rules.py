@@ -9,6 +9,7 @@ setting without effect: a run logs it and goes on, because in a sweep over anoth
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 from src.config import METRICS_OF, NAMES, Config
@@ -17,6 +18,7 @@ from src.engine.commands.knobs import ANY, example_of
 from src.engine.commands.rule_kinds import clash, devices, is_list_of, read_by, unread, wrong
 from src.engine.commands.schema import COMPLETIONS, COMPUTED, KNOBS, RULES, Rule, value_of
 from src.engine.commands.user_command import is_typed, typed_value
+from src.engine.commands.word_checks import is_sweep
 from src.engine.own import is_own, metric_name
 
 # fmt: off
@@ -25,7 +27,7 @@ FILES = ("image_folder", "table", "torchvision")
 OF_SOURCES = {
     "data.root": FILES, "data.table": ("table",), "data.name": ("torchvision",), "data.layout": ("image_folder",),
     "data.label_columns": ("table",), "data.num_images": ("synthetic",), "data.num_classes": ("synthetic",),
-    "data.bits": ("image_folder", "table"),
+    "data.bits": ("image_folder", "table"), "data.group": ("image_folder", "table"),
 }
 HARMLESS = {  # of sources, too, but no sign of a mistake
     "data.split_file": ("image_folder", "table"), "data.max_megapixels": ("image_folder", "table"),
@@ -118,8 +120,16 @@ RULES.extend([
     *(read_by(key, users, is_error=False) for key, users in HARMLESS.items()),
     *(Rule(lambda c, key=key, source=source: c.data.source == source and value_of(c, key) is None, f"{key} is missing",
            "<data> needs to know where the images are", f"{key}={example_of(KNOBS[key])}") for source, key in NEEDED.items()),
-    *(unread(f"data.{part}_fraction", "<data.split_file>", lambda c: c.data.split_file is None,
-             "the file says what is in each split") for part in ("val", "test")),
+    *(unread(f"data.{key}", "<data.split_file>", lambda c: c.data.split_file is None, "the file says what is in each split")
+      for key in ("val_fraction", "test_fraction", "split_seed")),
+    clash("data.folds", "data.split_file", lambda c: c.data.folds is not None and c.data.split_file is not None,
+          "both say what is in each split", "~data.split_file | ~data.folds ~data.fold"),
+    unread("data.test_fraction", "<data.folds>", lambda c: c.data.folds is None, "a fold is the test split"),
+    Rule(lambda c: c.data.fold is not None and c.data.fold >= (c.data.folds or 0), "<data.fold> does not go with <data.folds>",
+         "folds are numbered from 0 to data.folds - 1", "data.folds=5 data.fold=0"),
+    Rule(lambda c: c.data.folds is not None and c.data.fold is None and is_sweep(sys.argv[1:]),
+         "<data.folds> without data.fold does not go with -m", "it is several runs by itself, and a job of a sweep is one",
+         "data.fold=range(0,{data.folds})"),
     Rule(lambda c: c.data.val_fraction + c.data.test_fraction > 0.9,
          "<data.val_fraction> and <data.test_fraction> leave too little to train on", "together they may be at most 0.9",
          "data.val_fraction=0.15 data.test_fraction=0.15"),

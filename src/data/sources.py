@@ -41,7 +41,7 @@ def image_folder(data: Data, run_split: Path | None) -> Listing:
 
 def csv_table(data: Data, kind: TaskKind) -> Listing:
     """The images of a CSV file with the columns path, label and perhaps split."""
-    return table.list_table(Path(data.table or ""), image_root(data), kind, data.label_columns)
+    return table.list_table(Path(data.table or ""), image_root(data), kind, data.label_columns, data.group)
 
 
 def digits() -> ImageSet:
@@ -101,7 +101,9 @@ def load_images(
     """
     found = find_images(data, kind, seed, run_split)
     split_file = Path(data.split_file) if data.split_file else None
+    seed = seed if data.split_seed is None else data.split_seed
     settings = SplitSettings(seed, data.val_fraction, data.test_fraction, split_file)
+    settings = replace(settings, group=data.group, folds=data.folds, fold=data.fold)
     if isinstance(found, ImageSet):
         return split_image_set(found, kind, settings)
     settings = replace(settings, file=run_split or split_file, root=found.root)

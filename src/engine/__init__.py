@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-VERSION = 8
+VERSION = 9
 
 
 def require(version: int) -> None:

@@ -91,11 +91,10 @@ class Multilabel(TaskKind):
     def split(
         self, texts: Sequence[str], seed: int, val_fraction: float, test_fraction: float, copies: Sequence[str] | None
     ) -> dict[str, list[int]]:
-        return iterative_split([frozenset(names_in(text)) for text in texts], seed, val_fraction, test_fraction, copies)
+        return iterative_split(self.strata(texts), seed, val_fraction, test_fraction, copies)
 
-    def text_of_group(self, texts: Sequence[str]) -> str:
-        """All labels of its images, so that a rare one is dealt out too."""
-        return ";".join(sorted({*self.words(texts)}))
+    def strata(self, texts: Sequence[str]) -> list[frozenset[str]]:
+        return [frozenset(names_in(text)) for text in texts]
 
     def check(self, images: LabelledImages, where: str) -> None:
         """Every label needs images with it in train and val, and images without it in train."""

@@ -72,12 +72,15 @@ class Regression(TaskKind):
     def split(
         self, texts: Sequence[str], seed: int, val_fraction: float, test_fraction: float, copies: Sequence[str] | None
     ) -> dict[str, list[int]]:
-        """Stratified by the quantiles of the value; of several, by those of the sum of their ranks."""
+        quantiles = [quantile for (quantile,) in self.strata(texts)]
+        return stratified_split(quantiles, seed, val_fraction, test_fraction, copies)
+
+    def strata(self, texts: Sequence[str]) -> list[tuple[str]]:
+        """The quantile of the value; of several, that of the sum of their ranks."""
         columns = zip(*(_numbers(text, texts[0].count(";") + 1) for text in texts), strict=True)
         rank = _ranks(np.sum([_ranks(np.array(column)) for column in columns], axis=0))
         bins = max(1, min(BINS, len(texts) // BIN_SIZE))
-        quantiles = [f"quantile {place * bins // len(texts)} of {bins}" for place in rank.tolist()]
-        return stratified_split(quantiles, seed, val_fraction, test_fraction, copies)
+        return [(f"quantile {place * bins // len(texts)} of {bins}",) for place in rank.tolist()]
 
     def check(self, images: LabelledImages, where: str) -> None:
         for split in ("train", "val"):

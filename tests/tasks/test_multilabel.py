@@ -138,7 +138,7 @@ def test_a_group_is_dealt_out_with_all_labels_of_its_images():
     texts = ["rare;cat" if index in (1, 14, 27) else "cat" if index % 3 else "" for index in range(40)]
     groups = [str(index // 4) for index in range(40)]
     kind = Multilabel()
-    dealt = Together(groups, text_of=kind.text_of_group).deal(kind.split, texts, 0, 0.2, 0.2)
+    dealt = Together(groups, strata=kind.strata).deal(kind.split, texts, 0, 0.2, 0.2)
     assert all(len({*members} & {1, 14, 27}) == 1 for members in dealt.values())
     assert all(
         {index // 4 * 4 + place for index in members for place in range(4)} == {*members} for members in dealt.values()

@@ -22,7 +22,7 @@ from src.engine.runs.text import at_home
 # Settings that name a file or folder: `~` is the home folder, and a path that exists is meant, whatever characters it has.
 PATHS = ("data.root", "data.table", "data.split_file", "runs_dir", "model.weights", "hydra.sweep.dir")
 # Free text may hold a comma. In other texts, which are words from a list, a comma asks for a sweep.
-FREE = (*PATHS, "name", "logger.project", "logger.tracking_uri")
+FREE = (*PATHS, "name", "data.group", "logger.project", "logger.tracking_uri")
 
 
 def is_text(key: str) -> bool:

@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from src.engine.commands.user_command import corrected
 from src.engine.images.labelled_images import Listing
+from src.engine.images.near_duplicates import look_of
 from src.engine.images.oddities import ONE_COLOUR
 from src.engine.images.reading import ImageError, decode_image
 from src.engine.images.time_limit import SECONDS, in_time
@@ -31,12 +32,12 @@ from src.engine.runs.files import write_text
 from src.engine.runs.text import printable
 from src.engine.weights.preprocessing import ReadOptions
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 FLAT = 8  # of 255: an image whose channels vary by no more shows nothing
 HANDED_OUT = 4096  # files that wait for a thread: a million would pile up
 SHOWN = 8  # bad files on the screen; with them a UserError still fits its 15 lines
 
-_KINDS = (int, int, str, int, int, str | None, int, list)  # of an entry of the cache
+_KINDS = (int, int, str, int, int, str | None, int, list, str)  # of an entry of the cache
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class CheckResult:
     error: str | None
     bits: int = 0  # how many its 16-bit channels use; 0 for an image without such channels
     notes: tuple[str, ...] = ()  # what is odd about it, see src/engine/images/oddities.py
+    look: str = ""  # by which near-duplicates are found: src/engine/images/near_duplicates.py
 
 
 def check_images(
@@ -72,7 +74,7 @@ def check_images(
     stamps = dict(zip_longest(names, in_time(_stamp, files, timeout_seconds)))
     entries = _load(cache, options) if cache else {}
     checked = {
-        name: CheckResult(*entries[name][2:7], notes=tuple(entries[name][7]))
+        name: CheckResult(*entries[name][2:7], notes=tuple(entries[name][7]), look=entries[name][8])
         for name, stamp in stamps.items()
         if stamp is not None and name in entries and tuple(entries[name][:2]) == stamp
     }
@@ -169,7 +171,8 @@ def _check(listing: Listing, name: str, options: ReadOptions) -> tuple[CheckResu
     extrema = (image.getchannel(channel).getextrema() for channel in range(3))  # usually the first one is enough
     if all(high - low <= FLAT for low, high in extrema):
         findings.notes.add(ONE_COLOUR)
-    return CheckResult(digest, image.width, image.height, None, findings.bits, tuple(sorted(findings.notes))), True
+    notes = tuple(sorted(findings.notes))
+    return CheckResult(digest, image.width, image.height, None, findings.bits, notes, look_of(image)), True
 
 
 def _cause(error: ImageError, name: str) -> str:
@@ -193,7 +196,7 @@ def _head(options: ReadOptions) -> dict[str, object]:
 
 
 def _load(cache: Path, options: ReadOptions) -> dict[str, list]:
-    """name -> [size, mtime_ns, digest, width, height, error, bits, notes]; empty for a cache that is absent or damaged."""
+    """name -> [size, mtime_ns, digest, width, height, error, bits, notes, look]; empty for a damaged cache or none."""
     try:
         stored = json.loads(cache.read_bytes())
         entries = stored.pop("files")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from src.engine.images import copies, oddities, splits
+from src.engine.images import copies, near_duplicates, oddities, splits
 from src.engine.images.checking import CheckResult, cache_file, check_images, refuse_bad_images
-from src.engine.images.groups import Together
+from src.engine.images.groups import NEAR_DUPLICATES, Together, groups_of_paths, say_groups
 from src.engine.images.labelled_images import ImageSet, Label, LabelledImages, Listing, by_split
 from src.engine.images.reading import pixels_of
 from src.engine.images.splits import SplitSettings
@@ -47,11 +47,22 @@ def load(
     """run_split: the split.csv of a run that is continued or evaluated. Raises UserError."""
     if run_split and settings.bits is None:
         settings = replace(settings, bits=splits.bits_of_run(run_split))
+    where, pairs = listing.source or str(listing.root), []
+    if run_split is None:  # else the groups were used up when the run's split was made
+        splits.check_folds(listing.splits, split, where)
+        listing = _grouped_by_path(listing, split.group, where)
     listing, checked = _checked(listing, kind, settings, keep_bad=run_split is not None)
+    if run_split is None:
+        pairs = _near_pairs(listing, checked, settings, split.group)
+        if split.group == NEAR_DUPLICATES:
+            listing.groups = near_duplicates.near_groups(listing.names, pairs)
+        say_groups(listing.groups, split.group or listing.grouped_by)
     digests = [checked[name].digest for name in listing.names]
-    together = Together(listing.groups, digests, kind.text_of_group)
+    together = Together(listing.groups, digests, kind.strata)
     members = splits.choose_split(listing.names, listing.labels, listing.splits, split, together, kind)
-    together.check(members, listing.source or str(listing.root))
+    together.check(members, where)
+    is_given = split.file is not None or listing.splits is not None
+    pairs = [(listing.names[place], listing.names[other]) for place, other in pairs]
     if split.file:  # images that it does not list are left out, and a class that only they have
         kept = sorted(index for indices in members.values() for index in indices)
         place = {index: new for new, index in enumerate(kept)}
@@ -60,8 +71,32 @@ def load(
     images = _labelled(listing, kind, members, settings, checked)
     copy_list = settings.bad_list and settings.bad_list.with_name("copies.txt")
     copies.refuse_copies(images, copy_list, labels_too=run_split is None)
+    if pairs and settings.bad_list:
+        near_duplicates.report(images, pairs, settings.bad_list.with_name("near_duplicates.csv"), is_given)
     kind.check(images, listing.source or str(listing.root))
     return images
+
+
+def _grouped_by_path(listing: Listing, group: str | None, where: str) -> Listing:
+    if group in (None, NEAR_DUPLICATES, listing.grouped_by):
+        return listing
+    return replace(listing, groups=groups_of_paths(listing.names, group, where))
+
+
+def _near_pairs(
+    listing: Listing, checked: dict[str, CheckResult], settings: FileSettings, group: str | None
+) -> list[tuple[int, int]]:
+    """The near-duplicates, as pairs of indices: where they are to stay together, or are reported."""
+    if group != NEAR_DUPLICATES:
+        if settings.bad_list is None:
+            return []
+        if len(listing.names) > near_duplicates.MOST:
+            most = f"{near_duplicates.MOST:,}"
+            log.info(
+                f"In more than {most} images near-duplicates are looked for with data.group={NEAR_DUPLICATES} alone."
+            )
+            return []
+    return near_duplicates.near_pairs([checked[name].look for name in listing.names])
 
 
 def load_unsplit(listing: Listing, kind: TaskKind, settings: FileSettings) -> LabelledImages:
@@ -76,7 +111,12 @@ def split_image_set(images: ImageSet, kind: TaskKind, settings: SplitSettings) -
     learned."""
     texts = [kind.text_of(label, images.classes) for label in images.labels]
     names = images.names or [f"{images.name}/{index:05d}" for index in range(len(texts))]
-    together, where = Together(images.groups, text_of=kind.text_of_group), images.where or f"data={images.name}"
+    where, groups = images.where or f"data={images.name}", images.groups
+    splits.check_folds(images.splits, settings, where)
+    if settings.group is not None:
+        groups = groups_of_paths(names, settings.group, where)
+    say_groups(groups, settings.group or "")
+    together = Together(groups, strata=kind.strata)
     members = splits.choose_split(names, texts, images.splits, settings, together, kind)
     together.check(members, where)
     classes, labels, kept = _numbered(texts, kind, known=images.classes)

@@ -36,6 +36,7 @@ class Listing:
     splits: list[str] | None = None  # train, val or test of each image, where the data says so
     source: str = ""  # what messages name; "": root
     groups: list[str] | None = None  # the images of a group, such as a patient, are dealt to one split
+    grouped_by: str = ""  # the table's column that the groups are of
     content: Callable[[str], bytes] | None = None  # the encoded image of a name; None: the file of that name below root
 
     def bytes_of(self, name: str) -> bytes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from src.engine.commands.user_command import corrected
 from src.engine.images.groups import Together
+from src.engine.images.label_split import split_sizes
 from src.engine.images.labelled_images import SPLITS, LabelledImages, by_split
 from src.engine.images.spelling import alike
 from src.engine.images.table import known_split, read_csv, relative, spellings
@@ -38,6 +39,9 @@ class SplitSettings:
     test_fraction: float
     file: Path | None = None  # a split.csv to follow
     root: Path = Path()  # where its paths start
+    group: str | None = None  # data.group
+    folds: int | None = None  # as many parts, of which the part `fold` is the test split
+    fold: int | None = None
 
 
 def choose_split(
@@ -56,15 +60,43 @@ def choose_split(
     seed, val_fraction = settings.seed, settings.val_fraction
     if settings.file is not None:
         return _by_file(names, labels, settings, kind)
-    if stated is None:
+    if settings.folds is not None and settings.fold is not None:
+        members = _fold(len(labels), together.folds(labels, seed, settings.folds)[settings.fold])
+    elif stated is None:
         return together.deal(deal, labels, seed, val_fraction, settings.test_fraction)
-    members = by_split(stated)
+    else:
+        members = by_split(stated)
     if not members["val"] and members["train"]:
         train = members["train"]
         dealt = together.only(train).deal(deal, [labels[index] for index in train], seed, val_fraction, 0.0)
         members["train"], members["val"] = ([train[i] for i in dealt[part]] for part in ("train", "val"))
-        log.info(f"There is no val split: {len(members['val'])} training images are held out for it.")
+        if settings.folds is None:
+            log.info(f"There is no val split: {len(members['val'])} training images are held out for it.")
     return members
+
+
+def _fold(count: int, test: list[int]) -> dict[str, list[int]]:
+    rest = {*range(count)}.difference(test)
+    return {"train": sorted(rest), "val": [], "test": test}
+
+
+def check_folds(stated: Sequence[str] | None, settings: SplitSettings, where: str) -> None:
+    """Raises UserError for folds of a set that states its split, and for all folds at once."""
+    if settings.folds is None:
+        return
+    if settings.fold is None:  # a trial of another program's sweep
+        found, why = f"data.folds={settings.folds} without data.fold is no single run", "only src.train runs all folds"
+        raise UserError(found, where="data.folds", why=why, fix=corrected("data.fold=0"))
+    if stated is not None:
+        raise data_error(
+            f"data.folds={settings.folds} makes the splits, and the data states its own",
+            where=printable(where),
+            why="each fold is the test split of one run; the column split, or the folders train/ and test/, say another",
+            fix=[
+                "data.root=.../train trains on the folds of one folder; of a table, leave the column split out",
+                corrected(remove=["data.fold", "data.folds"]) + "   # one run, with the split that is there",
+            ],
+        )
 
 
 SplitRows = dict[str, tuple[str, str | None]]
@@ -157,20 +189,6 @@ def stratified_split(
             splits[split] += [index for group in order[start : start + size] for index in group]
             start += size
     return {split: sorted(indices) for split, indices in splits.items()}
-
-
-def split_sizes(count: int, val_fraction: float, test_fraction: float) -> dict[str, int]:
-    """How many of so many images go to test, val and train."""
-    test = _share(test_fraction, count, spare=2)
-    val = _share(val_fraction, count - test, spare=1, of=count)
-    return {"test": test, "val": val, "train": count - test - val}
-
-
-def _share(fraction: float, available: int, spare: int, of: int | None = None) -> int:
-    """round(fraction * of), at least one where there is one to spare, and never all that is left."""
-    if fraction == 0 or available <= spare:
-        return 0
-    return min(max(1, round(fraction * (of or available))), available - spare)
 
 
 def read_split_file(path: Path) -> SplitRows:

@@ -37,17 +37,23 @@ SEPARATORS = (",", ";", "\t", "|")
 Row = tuple[int, dict[str, str]]  # the row's first line in the file, from 1, and its cells by column
 
 
-def list_table(table: Path, root: Path | None, kind: TaskKind, columns: Sequence[str] = ()) -> Listing:
+def list_table(
+    table: Path, root: Path | None, kind: TaskKind, columns: Sequence[str] = (), group: str | None = None
+) -> Listing:
     """The images of a CSV file with the columns path,label and optionally split and group. Paths start from root, or from the
     table.
 
-    columns: those with the label instead; the task makes one text of them.
+    columns: those with the label instead; the task makes one text of them. group: the column with the group, if the table has
+    it; its listing then names it.
     """
     places = {column.strip(): column.strip().lower() for column in columns or ["label"]}
     rows = read_csv(table, ("path", *places.values()))
     root = root or table.parent
-    splits, groups = ([] if column in rows[0][1] else None for column in ("split", "group"))
+    column = (group or "group").strip().lower()
+    splits, groups = ([] if name in rows[0][1] else None for name in ("split", column))
     listing = Listing(root, splits=splits, groups=groups, source=str(table))
+    if groups is not None:
+        listing.grouped_by = group or column
     missing: list[tuple[int, str]] = []
     lines: defaultdict[str, list[int]] = defaultdict(list)
     for line, row in rows:
@@ -69,11 +75,9 @@ def list_table(table: Path, root: Path | None, kind: TaskKind, columns: Sequence
         if listing.splits is not None:
             listing.splits.append(known_split(row["split"], table, line))
         if listing.groups is not None:
-            listing.groups.append(_group(row["group"], table, line))
+            listing.groups.append(_group(row[column], table, line))
     if missing:
         raise _missing(table, root, missing, len(rows))
-    if listing.groups is not None:
-        log.info(f"groups    {len(set(listing.groups)):,} of the column group: the images of one are in one split.")
     if twice := [(name, where) for name, where in lines.items() if len(where) > 1]:
         shown = [f"{printable(name)}: lines {', '.join(map(str, where[:6]))}" for name, where in twice[:5]]
         first, second, *_ = twice[0][1]

@@ -6,7 +6,7 @@ table or split.csv has it, until `labels` makes numbers of it: a class's number,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from src.engine.images.groups import most_common
+from src.engine.images.groups import whole
 from src.engine.images.labelled_images import Label, LabelledImages
 from src.engine.images.splits import stratified_split
 from src.engine.own import own_object, owner_errors, wrong_result
@@ -83,9 +83,9 @@ class TaskKind:
         """Indices of train, val and test. copies: images with the same text in it go to one split together."""
         return stratified_split(texts, seed, val_fraction, test_fraction, copies)
 
-    def text_of_group(self, texts: Sequence[str]) -> str:
-        """The label that a group of images is dealt out with, of theirs: most images' own."""
-        return most_common(texts)
+    def strata(self, texts: Sequence[str]) -> Sequence[Iterable[str]]:
+        """What groups of images and folds are balanced by, for each image: its class, or its labels."""
+        return whole(texts)
 
     def check(self, images: LabelledImages, where: str) -> None:
         """Raises UserError for labels or splits that nothing can be learned from. where: the source of the images."""
