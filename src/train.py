@@ -4,6 +4,7 @@
     python -m src.train data=image_folder data.root=photos/     your own images: one folder per class
     python -m src.train model.backbone=resnet50 name=pets       repeat it with the same name and it continues
     python -m src.train -m optimizer.lr=1e-3,3e-3               a sweep: one run per value
+    python -m src.train data.folds=5 name=cv                    cross-validation: five runs, each tested on another fifth
     python -m src.train --help                                  the groups and the keys
 
 What happens in a run: src/run.py.
@@ -28,13 +29,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from src import rules  # noqa: F401 (registers the settings)
+from src.config import Config
 from src.engine import features
 from src.engine.commands import config_checks
 from src.engine.commands.command_line import run_hydra
 from src.engine.commands.user_command import corrected
 from src.engine.processes import launching
 from src.engine.processes.launch_checks import check_launched
-from src.engine.runs import run_dir
+from src.engine.runs import folds, run_dir
 from src.engine.runs.errors import UserError, run_and_report
 from src.engine.runs.imports import importing
 
@@ -52,20 +54,27 @@ def train(composed: DictConfig) -> float:
     if hydra.mode == RunMode.MULTIRUN:
         path = Path(os.path.relpath(hydra.runtime.output_dir))
         log.info(f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task)}")
+    elif folds.trains_all_folds(settings):
+        return folds.train_folds(settings, train_run)
     else:
         path = launching.claim_path(settings)
     try:
-        if processes := launching.processes_to_start(settings):
-            return launching.run_in_processes(settings, path, processes)
-
-        with importing():  # after the command line is known to be right: torch takes seconds
-            from src.run import run
-
-        return run(settings, path)
+        return train_run(settings, path)
     finally:
         if settings.name is None:
             with suppress(OSError):  # the folder that was made for the name's sake; one that holds anything stays
                 path.rmdir()
+
+
+def train_run(settings: Config, path: Path) -> float:
+    """One run in its folder, in this process or in processes of its own."""
+    if processes := launching.processes_to_start(settings):
+        return launching.run_in_processes(settings, path, processes)
+
+    with importing():  # after the command line is known to be right: torch takes seconds
+        from src.run import run
+
+    return run(settings, path)
 
 
 def _check_multirun(hydra: HydraConf) -> None:

@@ -39,7 +39,7 @@ class Rule:
 READ_BY_ENGINE = {
     "": "name seed debug resume runs_dir metrics baseline",
     "task": "name",
-    "data": "source root table label_columns split_file name bits augment class_weights on_bad_image "
+    "data": "source root table label_columns split_file folds fold name bits augment class_weights on_bad_image "
     "batch_size num_workers timeout_seconds",
     "model": "backbone weights head module",
     "optimizer": "name lr",

@@ -21,6 +21,13 @@ def claim(runs_dir: Path, name: str | None) -> Path:
     if name is not None:
         path = runs_dir / check_name(name, str(runs_dir))
         _refuse_inside_another(path, runs_dir)
+        if (path / "fold_0/config.yaml").exists():
+            raise UserError(
+                f"name={printable(name)} is the name of a run of folds",
+                where=str(path.absolute()),
+                why="its folder holds the runs of data.folds, and no run of its own",
+                fix=corrected(f"name={free_name(path)}"),
+            )
         return path
     while True:
         path = runs_dir / new_name()
@@ -40,8 +47,11 @@ def new_name() -> str:
 
 def free_name(path: Path) -> str:
     """The run's name with the first number from 2 that no other run has, below the parts that the user typed."""
+    typed = PurePosixPath(typed_name() or "")
+    if path.name != typed.name == path.parent.name:  # a fold's run, below the folder of that name
+        path = path.parent
     number = next(number for number in count(2) if not path.with_name(f"{path.name}-{number}").exists())
-    return str(PurePosixPath(typed_name() or "").parent / f"{path.name}-{number}")
+    return str(typed.parent / f"{path.name}-{number}")
 
 
 def check_name(name: str, runs_dir: str) -> str:
