@@ -21,9 +21,9 @@ from src.engine.runs.imports import importing
 
 def run(settings: Config, path: Path) -> None:
     with importing():  # here an error of the import is reported as the run's
-        from src.run import run
+        from src.run import rehearse, run
 
-    run(settings, path)
+    (rehearse if sys.argv[1:] == ["rehearsal"] else run)(settings, path)
 
 
 if __name__ == "__main__":

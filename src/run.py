@@ -19,6 +19,7 @@ from src.data.module import ImageData
 from src.data.transforms import train_transform
 from src.engine import features
 from src.engine.baseline.baseline import Baseline, measure_baseline, unless_beaten
+from src.engine.doctor.step_clock import StepClock, note_rehearsal
 from src.engine.feature_bank.bank import FeatureBank, build_bank
 from src.engine.memory.memory_log import MemoryLog
 from src.engine.runs.checkpoint_selection import BEST
@@ -71,6 +72,21 @@ def run(config: Config, path: Path) -> float:
         package(job, task, trainer, chosen, metrics)  # model/
         finish(job, task, trainer, chosen, metrics, baseline)  # report.html and result.json
         return metrics[job.config.checkpoint.monitor]
+
+
+def rehearse(config: Config, path: Path) -> None:
+    """What src.doctor tries: a run until after its first steps of each phase, as debug=true has them."""
+    with open_job(config, path) as job:
+        task = build_task(job)
+        job = features.prepare(job, task)
+        data = build_data(job, task, None)
+        model = build_classifier(job.config, task, total_steps(job, data), hparams=job.folder.config)
+        trainer, clock = build_trainer(job, task), StepClock()
+        trainer.callbacks.append(clock)
+        introduce(job, task, total_steps(job, data))
+        fit(job, trainer, model, data)
+        if job.ranks.leave():
+            note_rehearsal(job, task, clock.seconds, peak_memory(job, trainer))
 
 
 def build_data(job: Job, task: Task, bank: FeatureBank | None) -> ImageData:

@@ -25,6 +25,12 @@ def shell_command() -> str:
     return shlex.join(["python", *(["-m", spec.name] if spec else sys.argv[:1]), *sys.argv[1:]])
 
 
+def speak_of(program: str) -> None:
+    """From here on the user's command is that of another program with the same words: src.doctor's messages correct the
+    training that it looks at."""
+    os.environ[_COMMAND] = shlex.join(["python", "-m", program, *sys.argv[1:]])
+
+
 def is_training() -> bool:
     """Whether the user's command is src.train, whose settings have sections; the other programs' words have none."""
     return _program() == "train"

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 import yaml
 
@@ -66,9 +67,10 @@ def launched_from_outside() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def run_in_processes(config: Config, path: Path, count: int) -> float:
+def run_in_processes(config: Config, path: Path, count: int, rehearsal: IO[bytes] | None = None) -> float:
     """Runs `count` ranks on this machine; returns the metric that chose the best epoch.
 
+    rehearsal: the ranks rehearse (src/run.py) instead of running to the end, and what rank 0 prints goes there.
     In a trial of a sweep the machine may be one of several (`Place`), of which all but the first return nan. Raises the
     UserError of the rank that failed, or Terminated or KeyboardInterrupt if a signal ended the run.
     """
@@ -84,7 +86,7 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
         try:
             job = yaml.safe_dump({"config": asdict(config), "path": str(path), "parent": os.getpid()})
             for process in processes:
-                process.start(job)
+                process.start(job, rehearsal)
             _wait(processes, supervisor, received)
         finally:
             for process in processes:
@@ -100,6 +102,13 @@ def run_in_processes(config: Config, path: Path, count: int) -> float:
         return math.nan
     metrics = json.loads((path / "result.json").read_text(encoding="utf-8"))["metrics"]
     return metrics.get(config.checkpoint.monitor, math.nan)
+
+
+def meeting_point(private: Path) -> dict[str, str]:
+    """The variables by which the ranks of one machine find each other; what the user has set comes before the interface."""
+    interface = LOOPBACK.get(sys.platform)
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ()  # else they listen on a network's address
+    return {STORE: str(private / "store"), **{name: os.environ.get(name, interface or "") for name in names}}
 
 
 class _Process:
@@ -119,19 +128,16 @@ class _Process:
         if place.nodes > 1:
             self.environment |= {"MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}
         else:
-            self.environment[STORE] = str(private / "store")
-            if sys.platform in LOOPBACK:
-                for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):  # else they listen on a network's address
-                    self.environment.setdefault(name, LOOPBACK[sys.platform])
+            self.environment |= meeting_point(private)
         self.hung = False  # whether it had to be killed
         self.popen: subprocess.Popen[bytes] | None = None
 
-    def start(self, job: str) -> None:
+    def start(self, job: str, rehearsal: IO[bytes] | None) -> None:
         with self.errors.open("wb") as errors:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "src.rank"],
+                [sys.executable, "-m", "src.rank", *(["rehearsal"] if rehearsal else [])],
                 stdin=subprocess.PIPE,
-                stdout=None if self.rank == 0 else subprocess.DEVNULL,  # other ranks have rank1.log, ...
+                stdout=rehearsal if self.rank == 0 else subprocess.DEVNULL,  # other ranks have rank1.log, ...
                 stderr=errors,
                 env=self.environment,
                 process_group=0 if os.name == "posix" else None,  # so that Ctrl-C reaches this command alone

@@ -108,16 +108,9 @@ class RunFolder:
 
     def _begin(self, resume: str) -> None:
         stored = self.path / "config.yaml"
-        if stored.exists() and (made_a_step(self.path) or not (self.path / "environment.json").exists()):
-            if resume == "never":
-                raise UserError(
-                    f"a run named {self.path.name} exists already",
-                    where=str(self.path),
-                    why="resume=never forbids to continue it",
-                    fix=corrected(f"name={free_name(self.path)}"),
-                )
-            refuse_other_settings(self.path, self.config)
-        elif not stored.exists() or flat(stored_settings(self.path)) != flat(self.config):
+        if not is_to_continue(self.path, self.config, resume) and (
+            not stored.exists() or flat(stored_settings(self.path)) != flat(self.config)
+        ):
             if stored.exists():  # a run of other settings that never made a step: nothing of it is lost
                 for file in [*_matching(self.path, BEFORE_THE_FIRST_STEP), *_matching(self.path, LISTS_OF_MESSAGES)]:
                     file.unlink(missing_ok=True)
@@ -192,6 +185,21 @@ class RunFolder:
 def opened() -> Path | None:
     """The folder of this process's run, also when an error has just ended it: the traceback goes there."""
     return _opened[0] if _opened else None
+
+
+def is_to_continue(path: Path, config: dict[str, Any], resume: str) -> bool:
+    """Whether a run that has begun to train is in the folder. Raises UserError if it may not be continued with the config."""
+    if not (path / "config.yaml").exists() or not (made_a_step(path) or not (path / "environment.json").exists()):
+        return False
+    if resume == "never":
+        raise UserError(
+            f"a run named {path.name} exists already",
+            where=str(path),
+            why="resume=never forbids to continue it",
+            fix=corrected(f"name={free_name(path)}"),
+        )
+    refuse_other_settings(path, config)
+    return True
 
 
 def made_a_step(path: Path) -> bool:
