@@ -127,7 +127,7 @@ def finish(
     """Writes the report and, as the last file, result.json; prints both and the next command to try."""
     folder, throughput = job.folder, find_callback(trainer, Throughput)
     result = folder.finish(
-        lambda result: report(folder, result, task.freezing.phases),
+        lambda result: report(folder, result, task.freezing.phases, trainer.loggers),
         metrics=metrics,
         best_checkpoint=None if damage(folder.checkpoints / BEST) else f"checkpoints/{BEST}",
         best_epoch=chosen.best_epoch,

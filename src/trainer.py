@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from src.callbacks.freezing import FreezingSchedule
 from src.config import Checkpoint
-from src.config import Logger as LoggerConfig
 from src.engine import features
-from src.engine.commands.user_command import corrected
 from src.engine.memory.memory_log import MemoryLog
 from src.engine.processes.sync_batchnorm import SyncedBatchNorm
 from src.engine.runs.checkpoint_selection import BestCheckpoint, WeightAverage
-from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.job import Job
+from src.engine.runs.loggers import build_loggers
 from src.engine.runs.metrics_csv import EpochRow, MetricsCsv
 from src.engine.runs.non_finite import NonFinite
-from src.engine.runs.own_callbacks import own_callback, own_logger
+from src.engine.runs.own_callbacks import own_callback
 from src.engine.runs.position import PositionCheckpoint, StopAtMaxSteps, StopOnSignal
 from src.engine.runs.progress import EpochBar, EpochLines, Throughput
 from src.engine.runs.writing import DurableCheckpointIO
@@ -46,7 +42,7 @@ def build_trainer(job: Job, task: Task) -> L.Trainer:
         limit_train_batches=settings.limit_batches,
         limit_val_batches=settings.limit_batches,
         callbacks=build_callbacks(job, task, metrics),
-        logger=[metrics, *_loggers(config.logger, folder)],
+        logger=[metrics, *build_loggers(config.logger, folder)],
         plugins=[
             DurableCheckpointIO(config.checkpoint.background),
             build_precision(config, job.devices[0]),  # not by name: Lightning would turn fp16 on a CPU into bf16
@@ -92,30 +88,3 @@ def checkpoint_callbacks(config: Checkpoint, folder: Path) -> list[L.Callback]:
     if config.select == "ema":
         callbacks.append(WeightAverage(0.99 if config.ema_decay is None else config.ema_decay))
     return callbacks
-
-
-def _loggers(config: LoggerConfig, folder: Path) -> list[Logger]:
-    loggers: list[Logger] = []
-    if config.tensorboard:
-        loggers.append(TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False))
-    if config.wandb:
-        _need("wandb", "wandb")
-        loggers.append(WandbLogger(folder.name, folder, project=config.project, offline=config.offline))
-    if config.mlflow:
-        _need("mlflow", "mlflow")
-        uri = config.tracking_uri or f"sqlite:///{folder.parent.absolute()}/mlflow.db"
-        loggers.append(MLFlowLogger(config.project, run_name=folder.name, tracking_uri=uri))
-    return loggers + [own_logger(entry, folder) for entry in config.extra]
-
-
-def _need(package: str, extra: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise UserError(
-            f"logger={extra} needs the package {package}, which is not installed",
-            why="it is an extra: an installation without it is smaller",
-            fix=[
-                f'pip install -e ".[{extra}]"',
-                corrected("logger=default", remove=["logger.project", "logger.offline", "logger.tracking_uri"]),
-            ],
-            code=ExitCode.UNAVAILABLE,
-        )

@@ -19,6 +19,7 @@ from src.engine.doctor.rehearsal import rehearse
 from src.engine.doctor.versions import check_versions
 from src.engine.processes.launch_checks import check_launched
 from src.engine.runs.errors import UserError
+from src.engine.runs.loggers import check_loggers
 
 
 def refuse_sweep() -> None:
@@ -44,6 +45,7 @@ def diagnose(composed: DictConfig) -> None:
         ("machine", lambda: check_machine(findings, config)),
         ("disk", lambda: check_disk(findings, config)),
         ("launch", lambda: check_launched(config, multirun=False)),
+        ("logger", lambda: check_loggers(config.logger)),
         ("processes", lambda: check_processes(findings, config)),
         ("run", lambda: rehearse(findings, config)),
     ):

@@ -32,6 +32,8 @@ LONGEST_NAME = 24  # letters of a class name in a plot
 FEW_POINTS = 30  # up to here each is a dot too: a run of one epoch would show nothing
 NUMBERED_CLASSES = 30  # a larger matrix has no names and numbers, which would be too small
 
+DRAWN: dict[str, Figure] = {}  # label -> figure, of all since somebody cleared it
+
 Line = tuple[Sequence[float], Sequence[float]]  # x, y; nan is a gap
 
 STYLE = {
@@ -198,6 +200,7 @@ def to_svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) 
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
+    DRAWN[label] = figure
     matplotlib.rcParams["svg.hashsalt"] = label
     file = io.StringIO()
     # figure.savefig draws twice, the first time for the layout only
@@ -212,3 +215,9 @@ def to_svg(figure: Figure, label: str, titles: Mapping[str, str] | None = None) 
 
     svg = re.sub(r'<g id="([^"]*)">', group, svg)  # ids such as axes_1 repeat in every figure; nothing refers to them
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+
+
+@style()
+def to_png(figure: Figure) -> bytes:
+    figure.savefig(file := io.BytesIO(), format="png", dpi=150)
+    return file.getvalue()

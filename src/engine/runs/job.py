@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,11 +19,15 @@ from src.engine.memory.gpus import device_count
 from src.engine.processes.ranks import Ranks, joined, open_folder
 from src.engine.runs import seeding
 from src.engine.runs.epochs import typed_epochs
+from src.engine.runs.loggers import Images, log_result
 from src.engine.runs.machine import begin_peak, choose_devices, set_threads
 from src.engine.runs.reading import newest_position
 from src.engine.runs.run_dir import RunFolder
 from src.engine.runs.tables import print_result
 from src.engine.steps.precision import check_precision
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 log = logging.getLogger(__name__)
 
@@ -117,13 +121,21 @@ def computing_at_once(config: Config, devices: Sequence[torch.device]) -> int:
     return 1
 
 
-def report(folder: RunFolder, result: dict[str, Any], phases: dict[int, list[str]] | None = None) -> None:
-    """Writes report.html. A page that cannot be made must not turn a run that is complete into a failed one."""
+def report(
+    folder: RunFolder,
+    result: dict[str, Any],
+    phases: dict[int, list[str]] | None = None,
+    loggers: Sequence[Logger] = (),
+) -> None:
+    """Writes report.html, and gives the loggers the result with the page's plots. A page that cannot be made must not turn a
+    run that is complete into a failed one."""
+    plots: Images = {}
     for feature in features.FEATURES:
         try:
             if feature.run_report is not None:
-                feature.run_report(folder.path, phases, result)
+                plots = feature.run_report(folder.path, phases, result)
         except Exception:
             log.warning(
                 "report.html could not be written; train.log says why. The run itself is complete.", exc_info=True
             )
+    log_result(loggers, folder, result, plots)

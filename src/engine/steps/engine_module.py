@@ -74,7 +74,7 @@ class EngineModule(L.LightningModule):
         self._loss_scale: float | Tensor = 1.0
         self._num_own: int | None = None  # images of this rank, without duplicates added as padding; None: all
         self._in_parts = InParts(self.logits)  # for validation: in eval mode a batch in parts gives the same
-        self.save_hyperparameters(training.hparams, logger=False)
+        self.save_hyperparameters(training.hparams)  # loggers get them too
 
     # What a subclass gives
 
