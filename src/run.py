@@ -24,6 +24,7 @@ from src.engine.feature_bank.bank import FeatureBank, build_bank
 from src.engine.memory.memory_log import MemoryLog
 from src.engine.runs.checkpoint_selection import BEST
 from src.engine.runs.checksum import damage
+from src.engine.runs.epochs import steps_of
 from src.engine.runs.files import write_text
 from src.engine.runs.fit_errors import explained
 from src.engine.runs.introduction import introduce
@@ -54,7 +55,7 @@ def run(config: Config, path: Path) -> float:
         job = features.prepare(job, task)  # what optional rooms measure first
         bank = build_bank(job, task, train_transform(task.preprocessing, job.config.data.augment))  # features, once
         data = build_data(job, task, bank)
-        steps = total_steps(job, task, data)
+        steps = steps_of(job.config, len(task.images.splits["train"]))
         model = build_classifier(job.config, task, steps, hparams=job.folder.config)
         trainer = build_trainer(job, task)
         introduce(job, task, steps)
@@ -95,12 +96,6 @@ def build_data(job: Job, task: Task, bank: FeatureBank | None) -> ImageData:
     images = task.images if looks else task.images.without_pixels()
     config = job.config
     return ImageData(config.data, images, task.preprocessing, config.seed, config.trainer.limit_batches, bank)
-
-
-def total_steps(job: Job, task: Task, data: ImageData) -> int:
-    """Optimizer steps of the whole run, which the learning rate's schedule spans."""
-    steps, most = task.freezing.max_epochs * data.steps_per_epoch, job.config.trainer.max_steps
-    return min(steps, most) if most > 0 else steps
 
 
 def fit(job: Job, trainer: L.Trainer, model: L.LightningModule, data: ImageData) -> None:

@@ -13,7 +13,8 @@ from src.engine.images.image_loader import ImageLoader, LoaderSettings
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.loading import eval_loader, loader_settings, train_loader
 from src.engine.images.resizing import Transform, eval_transform
-from src.engine.images.sampler import EpochSampler, batches_per_epoch, share_of
+from src.engine.images.sampler import EpochSampler, share_of
+from src.engine.runs.epochs import batches_per_epoch
 from src.engine.weights.preprocessing import Preprocessing
 
 

@@ -20,6 +20,7 @@ from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
 from src.engine.doctor.findings import Findings
 from src.engine.processes.launching import processes_to_start, run_in_processes
+from src.engine.runs.epochs import steps_of
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.run_dir import LISTS_OF_MESSAGES, is_to_continue
 from src.engine.runs.text import plural
@@ -106,9 +107,7 @@ def _show_costs(findings: Findings, config: Config, result: dict[str, Any]) -> N
     if config.baseline == "only":
         findings.ok("length", "baseline=only trains nothing: about one pass over the images")
         return
-    steps = -(-result["train_images"] // size)
-    steps = min(steps, config.trainer.limit_batches or steps) * config.trainer.max_epochs
-    steps = min(steps, config.trainer.max_steps) if config.trainer.max_steps > 0 else steps
+    steps = steps_of(replace(config, data=replace(config.data, batch_size=size)), result["train_images"])
     findings.ok(
         "length",
         f"{plural(steps, 'step')}, at most about {_duration(steps * seconds)} at this pace, which is that of the phase "

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Sampler
 
 from src.engine.runs import seeding
+from src.engine.runs.epochs import batches_per_epoch
 
 if TYPE_CHECKING:
     import lightning as L  # takes seconds; predict does without it
@@ -113,12 +114,6 @@ class PartSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.parts)
-
-
-def batches_per_epoch(images: int, batch_size: int) -> int:
-    """How many global batches an epoch has."""
-    full, rest = divmod(images, batch_size)
-    return full + (1 if rest > 1 or full == 0 else 0)
 
 
 def share_of(trainer: L.Trainer | None) -> Share:

@@ -1,4 +1,4 @@
-"""trainer.max_epochs=auto: how many epochs a run trains for.
+"""How many epochs and steps a run trains for; trainer.max_epochs=auto.
 
 Twelve epochs of 40 images are 24 steps, in which a network learns next to nothing: docs/freezing.md has the figures. So a run
 has at least FEWEST_STEPS steps, whatever its number of images.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 from src.engine.commands.schema import Config
-from src.engine.images.sampler import batches_per_epoch
 
 FEWEST_EPOCHS = 12
 FEWEST_STEPS = 250
@@ -32,3 +31,17 @@ def epochs_of(config: Config, images: int) -> int:
 def typed_epochs(config: Config) -> int | None:
     """None: they follow from the images."""
     return None if config.trainer.max_epochs == "auto" else config.trainer.max_epochs
+
+
+def steps_of(config: Config, images: int) -> int:
+    """Optimizer steps of a run, which the learning rate's schedule spans. images: in train."""
+    trainer = config.trainer
+    batches = batches_per_epoch(images, config.data.batch_size)
+    steps = epochs_of(config, images) * min(batches, trainer.limit_batches or batches)
+    return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+
+def batches_per_epoch(images: int, batch_size: int) -> int:
+    """How many global batches an epoch has."""
+    full, rest = divmod(images, batch_size)
+    return full + (1 if rest > 1 or full == 0 else 0)

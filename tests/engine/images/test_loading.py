@@ -14,7 +14,8 @@ from src.data.transforms import train_transform
 from src.engine.images.image_loader import LoaderSettings
 from src.engine.images.loading import eval_loader, num_workers, train_loader
 from src.engine.images.resizing import eval_transform
-from src.engine.images.sampler import PADDING, EpochSampler, PartSampler, Share, batches_per_epoch
+from src.engine.images.sampler import PADDING, EpochSampler, PartSampler, Share
+from src.engine.runs.epochs import batches_per_epoch
 from src.engine.weights.preprocessing import Preprocessing
 from src.tasks.multiclass import Multiclass
 
