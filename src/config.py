@@ -69,6 +69,9 @@ class Data:
     bits: int | None = number(None, 1, 16, 12)  # bits used by 16-bit channels; null: the most that the check finds
     on_bad_image: str = choice("error", "skip", default="error")  # stop with a list of them, or train without them
     class_weights: str = choice("none", "balanced", "inverse", default="none")  # weights in the loss: docs/uneven.md
+    sampler: str = choice("shuffle", "balanced", default="shuffle")  # each image once, or each class equally often
+    mix: str = choice("none", "mixup", "cutmix", default="none")  # images that show two: docs/data.md
+    mix_alpha: float | None = number(None, 0.01, 100.0, 0.4)  # how evenly two share an image; null: 0.2, of cutmix 1
     batch_size: Any = value(32, 32)  # images per optimizer step, over all devices
     num_workers: int | None = number(None, 0, 256, 2)  # loader processes of all devices; null: one per core
     timeout_seconds: float = number(300.0, 0, 10**6)  # end the run if an image takes longer to load; 0: no limit
@@ -82,8 +85,10 @@ class Model:
     min_match: float = number(0.9, 0.0, 1.0)  # refuse a weights file that fits a smaller share of the backbone
     head: str = choice("linear", "mlp", "append", default="linear", own="src.my_heads.cosine")  # src/models/heads.py
     head_options: dict[str, Any] = arguments()  # arguments of your own head
-    loss: str = choice("cross_entropy", "mse", "huber", default="cross_entropy", own="src.my_losses.focal")
-    loss_options: dict[str, Any] = arguments()  # arguments of your own loss
+    loss: str = choice(
+        "cross_entropy", "focal", "logit_adjusted", "mse", "huber", default="cross_entropy", own="src.my_losses.focal"
+    )
+    loss_options: dict[str, Any] = arguments()  # of focal: gamma; of logit_adjusted: tau; or those of your own loss
     module: str = choice("classifier", default="classifier", own="src.my_module.Mixup")  # src/models/classifier.py
     module_options: dict[str, Any] = arguments()  # arguments of your own LightningModule
     hidden: int = number(512, 1, 10**5)  # width of the hidden layer (head=mlp)
@@ -130,7 +135,7 @@ class FeatureBank:
 @dataclass(kw_only=True)
 class Checkpoint:
     monitor: str = choice(*METRICS, default="val/acc")  # the metric that chooses the best epoch
-    select: str = choice("best", "last", "average_top_k", "ema", default="best")  # whose weights model/ gets
+    select: str = choice("best", "last", "average_top_k", "ema", "greedy_soup", default="best")  # the weights of model/
     top_k: int | None = number(None, 1, ANY, 3)  # keep this many best epochs' weights; null: 1, or 3 to average them
     ema_decay: float | None = number(None, 0.0, 0.99999, 0.99)  # share of the average a step keeps; null: 0.99
     every_n_steps: int | None = number(None, 1, ANY, 100)  # save the position every n steps too; null: per epoch
@@ -142,6 +147,7 @@ class Checkpoint:
 class Memory:
     log: bool = True  # memory.csv, a row per step, and each epoch's numbers in metrics.csv
     detect_growth: bool = True  # warn if every step keeps memory (room: memory_growth)
+    checkpoint_gradients: bool = False  # keep only what goes into a block, and compute it again for the backward pass
     history: bool = False  # on a GPU: record every allocation's origin, for the snapshot saved on out-of-memory
 
 
@@ -159,6 +165,8 @@ class Trainer:
     max_epochs: Any = value("auto", 20)  # passes over the training images; auto: 12, more where they are few
     max_steps: int = value(-1, 100)  # stop after this many optimizer steps; -1: no limit
     max_time: str | None = value(None, "00:01:30:00")  # stop after DD:HH:MM:SS
+    patience: int | None = number(None, 1, ANY, 5)  # stop after this many epochs without a better checkpoint.monitor
+    min_delta: float = number(0.0, 0.0, 1e6, 0.001)  # what a better one gains at least, for trainer.patience
     limit_batches: int | None = number(None, 1, ANY, 10)  # use only this many batches of each split; null: all
     gradient_clip: float | None = number(None, 1e-6, 1e6, 1.0)  # largest norm of the gradient; null: not clipped
     on_nan: str = choice("stop", "skip", "restore", default="stop")  # if a loss or gradient is nan: docs/errors.md

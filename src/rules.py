@@ -38,7 +38,8 @@ OF_STRATEGIES = {"strategy.timeout_seconds": PROCESSES, "strategy.sync_batchnorm
 SIZES = features.words("data.batch_size")  # that are no numbers
 THRESHOLDS = ("binary", "multilabel")  # tasks that compare a probability with one
 TABLE_TASKS = ("multilabel", "regression")  # whose labels no folder and no other data set has
-LOSSES_OF = {"regression": ("mse", "huber")}  # the other tasks have the cross-entropy
+LOSSES_OF = {"regression": ("mse", "huber"), "multilabel": ("cross_entropy", "focal")}
+WITH_OPTIONS = ("focal", "logit_adjusted")  # losses that take model.loss_options
 NEEDED = {"image_folder": "data.root", "table": "data.table", "torchvision": "data.name"}
 # fmt: on
 
@@ -78,7 +79,7 @@ def is_of_another_task(c: Config) -> bool:
 
 
 def losses(c: Config) -> tuple[str, ...]:
-    return LOSSES_OF.get(c.task.name, ("cross_entropy",))
+    return LOSSES_OF.get(c.task.name, ("cross_entropy", "focal", "logit_adjusted"))
 
 
 COMPUTED["first_loss"] = lambda c: losses(c)[0]
@@ -138,7 +139,9 @@ RULES.extend([
     unread("model.hidden", "<model.head>", lambda c: c.model.head == "mlp" or is_own(c.model.head),
            "it is the width of the mlp's hidden layer"),
     *(unread(f"model.{part}_options", f"<model.{part}>", lambda c, part=part: is_own(getattr(c.model, part)),
-             f"only a {part} of your own takes options", is_error=True) for part in ("backbone", "loss", "module")),
+             f"only a {part} of your own takes options", is_error=True) for part in ("backbone", "module")),
+    unread("model.loss_options", "<model.loss>", lambda c: is_own(c.model.loss) or c.model.loss in WITH_OPTIONS,
+           "only focal, logit_adjusted and a loss of your own take options", is_error=True),
     unread("optimizer.schedule_options", "<optimizer.schedule>", lambda c: is_own(c.optimizer.schedule),
            "only a schedule of your own takes options", is_error=True),
     unread("strategy.options", "<strategy>", lambda c: is_own(c.strategy.name),
@@ -147,8 +150,22 @@ RULES.extend([
            "it belongs to the cross-entropy"),
     unread("model.label_smoothing", "<task>", lambda c: c.task.name != "multilabel" or is_own(c.model.loss),
            "it spreads a target over classes"),
-    unread("data.class_weights", "<model.loss>", lambda c: c.task.name != "multilabel" or not is_own(c.model.loss),
-           "your own loss weighs the labels itself"),
+    unread("data.class_weights", "<model.loss>", lambda c: c.task.name != "multilabel" or c.model.loss == "cross_entropy",
+           "only the cross-entropy weighs labels"),
+    clash("data.sampler", "data.class_weights", lambda c: c.data.sampler == "balanced" and c.data.class_weights != "none",
+          "rare classes would count twice as much as they should", "~data.class_weights | ~data.sampler"),
+    *(clash("model.loss", key, lambda c, key=key, off=off: c.model.loss == "logit_adjusted" and value_of(c, key) != off,
+            "rare classes would count twice as much as they should", f"~{key} | ~model.loss ~model.loss_options")
+      for key, off in (("data.class_weights", "none"), ("data.sampler", "shuffle"))),
+    unread("data.sampler", "<task>", lambda c: c.task.name not in TABLE_TASKS or is_own(c.task.name),
+           "its images have no classes to draw equally often", is_error=True),
+    clash("data.mix", "task", lambda c: c.data.mix != "none" and c.task.name == "regression",
+          "an image that shows two has no number of its own", "data.mix=none"),
+    unread("data.mix_alpha", "<data.mix>", lambda c: c.data.mix != "none", "no images are mixed", "data.mix=mixup", True),
+    unread("feature_bank.views", "<data.mix>", lambda c: c.data.mix == "none" or c.feature_bank.views == 0,
+           "mixed images are computed anew in every epoch"),
+    unread("trainer.min_delta", "<trainer.patience>", lambda c: c.trainer.patience is not None,
+           "it says what patience waits for", "trainer.patience=5", is_error=True),
     unread("model.dropout", "<model.head>", lambda c: c.model.head != "append",
            "append is a layer behind the kept classifier, which has the dropout it was trained with", is_error=True),
     unread("model.min_match", "<model.weights>", lambda c: c.model.weights not in ("default", "none"),
@@ -179,7 +196,8 @@ RULES.extend([
     clash("optimizer.warmup_fraction", "optimizer.schedule",
           lambda c: c.optimizer.schedule == "onecycle" and c.optimizer.warmup_fraction == 0,
           "one cycle is a rise and a fall: the rise needs steps", "optimizer.warmup_fraction=0.3"),
-    clash("checkpoint.select", "checkpoint.top_k", lambda c: c.checkpoint.select == "average_top_k" and c.checkpoint.top_k == 1,
+    clash("checkpoint.select", "checkpoint.top_k", lambda c: c.checkpoint.top_k == 1
+          and c.checkpoint.select in ("average_top_k", "greedy_soup"),
           "an average needs the weights of two epochs at least", "checkpoint.top_k=3"),
     unread("checkpoint.ema_decay", "<checkpoint.select>", lambda c: c.checkpoint.select == "ema",
            "no moving average of the weights is taken", "checkpoint.select=ema", is_error=True),

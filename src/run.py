@@ -33,6 +33,7 @@ from src.engine.runs.machine import peak_memory_mib
 from src.engine.runs.measuring import measure, tune
 from src.engine.runs.model_folder import save_model
 from src.engine.runs.model_readme import Origin, model_readme
+from src.engine.runs.patience import ended_by
 from src.engine.runs.progress import Throughput
 from src.engine.runs.selection import Chosen, choose_weights, find_callback
 from src.engine.runs.tables import print_result
@@ -81,10 +82,11 @@ def rehearse(config: Config, path: Path) -> None:
         task = build_task(job)
         job = features.prepare(job, task)
         data = build_data(job, task, None)
-        model = build_classifier(job.config, task, total_steps(job, data), hparams=job.folder.config)
+        steps = steps_of(job.config, len(task.images.splits["train"]))
+        model = build_classifier(job.config, task, steps, hparams=job.folder.config)
         trainer, clock = build_trainer(job, task), StepClock()
         trainer.callbacks.append(clock)
-        introduce(job, task, total_steps(job, data))
+        introduce(job, task, steps)
         fit(job, trainer, model, data)
         if job.ranks.leave():
             note_rehearsal(job, task, clock.seconds, peak_memory(job, trainer))
@@ -129,6 +131,7 @@ def finish(
         weights=chosen.name,
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
+        ended_by=ended_by(trainer),
         images_per_second=throughput.images_per_second if throughput else None,
         peak_memory_mib=peak_memory(job, trainer),
         device=str(job.device),

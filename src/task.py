@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from src.config import Config
 from src.data.sources import load_images
 from src.engine.images.labelled_images import LabelledImages
+from src.engine.memory.gradient_checkpoints import checkpoint_gradients
 from src.engine.runs.epochs import epochs_of
 from src.engine.runs.files import write_csv
 from src.engine.runs.job import Job
@@ -19,6 +20,7 @@ from src.engine.steps.network import Network
 from src.engine.steps.task_kind import TaskKind
 from src.engine.weights.preprocessing import Preprocessing
 from src.engine.weights.weights import refuse_frozen_random
+from src.models.backbones import blocks
 from src.models.building import architecture_of, build_pretrained, choose_preprocessing
 from src.models.freezing import FreezePlan
 from src.models.network import TransferNetwork
@@ -51,6 +53,8 @@ def build_task(job: Job) -> Task:
     network, loaded = ranks.after_first(
         lambda: build_pretrained(config.model, kind, images.classes, preprocessing, config.seed)
     )
+    if config.memory.checkpoint_gradients:
+        checkpoint_gradients(network.backbone, blocks(network.backbone))
     freezing = FreezePlan.of(config.freeze, network.backbone, epochs_of(config, len(images.splits["train"])))
     freezing.apply(network, 0)  # the later epochs: callbacks/freezing.py
     if job.resume_point is None:  # a run that made steps goes on as it began

@@ -19,6 +19,7 @@ from src.engine.runs.loggers import build_loggers
 from src.engine.runs.metrics_csv import EpochRow, MetricsCsv
 from src.engine.runs.non_finite import NonFinite
 from src.engine.runs.own_callbacks import own_callback
+from src.engine.runs.patience import Patience
 from src.engine.runs.position import PositionCheckpoint, StopAtMaxSteps, StopOnSignal
 from src.engine.runs.progress import EpochBar, EpochLines, Throughput
 from src.engine.runs.writing import DurableCheckpointIO
@@ -75,6 +76,9 @@ def build_callbacks(job: Job, task: Task, metrics: MetricsCsv) -> list[L.Callbac
     callbacks += [own_callback(entry) for entry in config.callbacks.extra]
     if config.trainer.max_steps > 0:
         callbacks.append(StopAtMaxSteps(config.trainer.max_steps))
+    if config.trainer.patience is not None:
+        begin = max((epoch for epoch in task.freezing.phases if epoch < config.trainer.max_epochs), default=0)
+        callbacks.append(Patience(config.checkpoint.monitor, config.trainer.patience, config.trainer.min_delta, begin))
     if sys.stdout.isatty() and os.environ.get("RANK", "0") == "0":
         callbacks.append(EpochBar())
     return callbacks + [callback for feature in features.FEATURES for callback in feature.callbacks(job, task)]
@@ -82,7 +86,7 @@ def build_callbacks(job: Job, task: Task, metrics: MetricsCsv) -> list[L.Callbac
 
 def checkpoint_callbacks(config: Checkpoint, folder: Path) -> list[L.Callback]:
     """Those that keep weights and positions."""
-    top_k = config.top_k or (3 if config.select == "average_top_k" else 1)
+    top_k = config.top_k or (3 if config.select in ("average_top_k", "greedy_soup") else 1)
     position = PositionCheckpoint(folder, config.every_n_steps, config.every_n_minutes)
     callbacks: list[L.Callback] = [BestCheckpoint(folder, config.monitor, top_k), position, StopOnSignal(position)]
     if config.select == "ema":

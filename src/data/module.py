@@ -13,7 +13,7 @@ from src.engine.images.image_loader import ImageLoader, LoaderSettings
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.loading import eval_loader, loader_settings, train_loader
 from src.engine.images.resizing import Transform, eval_transform
-from src.engine.images.sampler import EpochSampler, share_of
+from src.engine.images.sampler import WHOLE, EpochSampler, Share, classes_to_balance, share_of
 from src.engine.runs.epochs import batches_per_epoch
 from src.engine.weights.preprocessing import Preprocessing
 
@@ -42,11 +42,10 @@ class ImageData(L.LightningDataModule):
         # Not trainer.current_epoch: after a save at the end of an epoch it is still that epoch, and loader processes
         # fetch the first batches before Lightning calls set_epoch.
         start = divmod(done, self.steps_per_epoch)
-        indices, share = self.images.splits["train"], share_of(self.trainer)
-        self._sampler = EpochSampler(indices, self.config.batch_size, self.seed, share, start)
+        self._sampler = self._build_sampler(share_of(self.trainer), start)
         sampler, bank = self._sampler, self.bank
         loader = self._train_loader(train_transform(self.preprocessing, self.config.augment), sampler)
-        if bank is None:
+        if bank is None or self.config.mix != "none":  # features of mixed images are in no bank
             return loader
         return BankedLoader(loader, lambda: bank.covers(sampler.epoch), lambda: train_features(bank, sampler))
 
@@ -64,9 +63,12 @@ class ImageData(L.LightningDataModule):
         return train_loader(self.images, transform, sampler, self._settings(), self.preprocessing.image_size)
 
     def statistics_loader(self) -> ImageLoader:
-        """The training images once, shuffled and not augmented, for BatchNorm statistics."""
-        sampler = EpochSampler(self.images.splits["train"], self.config.batch_size, self.seed)
-        return self._train_loader(eval_transform(self.preprocessing), sampler)
+        """An epoch of training images, not augmented, for BatchNorm statistics."""
+        return self._train_loader(eval_transform(self.preprocessing), self._build_sampler())
+
+    def _build_sampler(self, share: Share = WHOLE, start: tuple[int, int] = (0, 0)) -> EpochSampler:
+        labels = classes_to_balance(self.images) if self.config.sampler == "balanced" else None
+        return EpochSampler(self.images.splits["train"], self.config.batch_size, self.seed, share, start, labels)
 
     def val_dataloader(self) -> ImageLoader | BankedLoader:
         share, trainer, bank = share_of(self.trainer), self.trainer, self.bank

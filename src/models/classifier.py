@@ -16,6 +16,7 @@ from src.config import Optimizer as OptimizerConfig
 from src.engine.own import build_part
 from src.engine.steps.engine_module import EngineModule, Training
 from src.engine.steps.metrics import SplitMetrics
+from src.engine.steps.mixing import Mix
 from src.engine.steps.task_kind import Loss
 from src.models.network import TransferNetwork
 from src.models.optimizers import build_optimizer, build_plateau, build_schedule
@@ -67,6 +68,7 @@ def build_classifier(config: Config, task: Task, total_steps: int, hparams: dict
         monitor=config.checkpoint.monitor,
         gradient_clip=config.trainer.gradient_clip,
         lr_decay=config.freeze.lr_decay,
+        mix=Mix.of(config.data.mix, config.data.mix_alpha),
         hparams=hparams,
     )
     names = task.images.classes

@@ -13,7 +13,6 @@ from torchmetrics import Metric
 from src.config import Config
 from src.engine.images.labelled_images import Label, LabelledImages
 from src.engine.images.splits import check_splits
-from src.engine.own import is_own
 from src.engine.runs.introduction import class_counts, uneven_classes
 from src.engine.runs.tables import write_confusion
 from src.engine.steps.label_metrics import rates
@@ -43,9 +42,9 @@ class Multiclass(TaskKind):
         model = config.model
         counts = labels.bincount(minlength=len(names)).tolist()
         own = None
-        if is_own(model.loss):
+        if model.loss != "cross_entropy":
             example = torch.zeros(2, max(2, len(names))), torch.tensor([0, 1])
-            own = own_loss(model.loss, model.loss_options, *example)
+            own = own_loss(model.loss, model.loss_options, *example, counts)
         return ClassificationLoss(class_weights(counts, config.data.class_weights), model.label_smoothing, own)
 
     def metrics(self, names: Sequence[str], split: str) -> Metric:

@@ -13,7 +13,6 @@ from torchmetrics import Metric
 from src.config import Config
 from src.engine.images.label_split import iterative_split
 from src.engine.images.labelled_images import Label, LabelledImages
-from src.engine.own import is_own
 from src.engine.runs.errors import data_error
 from src.engine.runs.files import write_csv
 from src.engine.runs.introduction import FEW, class_counts
@@ -149,7 +148,7 @@ class Multilabel(TaskKind):
 
     def loss(self, config: Config, names: Sequence[str], labels: Tensor) -> MultilabelLoss:
         model, example = config.model, torch.zeros(2, len(names))
-        own = own_loss(model.loss, model.loss_options, example, example) if is_own(model.loss) else None
+        own = None if model.loss == "cross_entropy" else own_loss(model.loss, model.loss_options, example, example)
         return MultilabelLoss(positive_weights(labels, config.data.class_weights), own)
 
     def metrics(self, names: Sequence[str], split: str) -> Metric:

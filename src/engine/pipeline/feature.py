@@ -65,6 +65,10 @@ def rules() -> list[Rule]:
              "<data.batch_size> is smaller than the number of micro-batches, {strategy.micro_batches}",
              "each takes an equal part of every batch, at least one image",
              "data.batch_size={strategy.micro_batches} | strategy.micro_batches={data.batch_size}"),
+        clash("data.mix", "strategy", lambda c: c.strategy.name in STAGES and c.data.mix != "none",
+              "micro-batches have one label for each image", "data.mix=none"),
+        clash("memory.checkpoint_gradients", "strategy", lambda c: c.strategy.name in STAGES and c.memory.checkpoint_gradients,
+              "stages keep activations of micro-batches themselves", "memory.checkpoint_gradients=false"),
         clash("checkpoint.select", "strategy", lambda c: c.strategy.name == "pipeline" and c.checkpoint.select == "ema",
               "no process has all weights of a step to average", "checkpoint.select=average_top_k"),
     ]
@@ -125,7 +129,13 @@ features.add(
             "src/models/model_parallel_resnet50.py",
             "tests/gpu/test_pipeline_on_gpu.py",
         ),
-        reads=("model.split_at", "strategy.micro_batches", "strategy.schedule"),
+        reads=(
+            "data.mix",
+            "memory.checkpoint_gradients",
+            "model.split_at",
+            "strategy.micro_batches",
+            "strategy.schedule",
+        ),
         rules=rules,
         strategies={
             "model_parallel": features.RoomStrategy(

@@ -123,13 +123,16 @@ class BestCheckpoint(CheckpointCallback):
 class WeightAverage(L.Callback):
     """Keeps decay * average + (1 - decay) * weights, step by step (Polyak and Juditsky, 1992). Training does not see it.
 
+    decay grows to its value, (1 + t) / (10 + t) in step t, as in timm and TensorFlow: with 0.99 from the start, the random
+    head of the first steps would be a third of the average after 100.
+
     It is part of the position that is saved, so that a continued run has the same average. Lightning's
     EMAWeightAveraging would validate, and choose the best epoch, by the average instead of the weights.
     """
 
     def __init__(self, decay: float) -> None:
         self.average: torch.nn.Module  # a copy of the network, with the averaged weights
-        self._update = get_ema_multi_avg_fn(decay)
+        self.decay = decay
         self._num_averaged = 0  # torch's AveragedModel counts on the GPU, and waits for it twice in every step
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -145,7 +148,9 @@ class WeightAverage(L.Callback):
             self.average.load_state_dict(network.state_dict())
         else:
             weights = [weight.detach().to(pl_module.device) for weight in network.parameters()]
-            self._update([tensor.detach() for tensor in self.average.parameters()], weights, self._num_averaged)
+            decay = min(self.decay, (1 + self._num_averaged) / (10 + self._num_averaged))
+            average = [tensor.detach() for tensor in self.average.parameters()]
+            get_ema_multi_avg_fn(decay)(average, weights, self._num_averaged)
             for kept, buffer in zip(self.average.buffers(), network.buffers(), strict=True):
                 kept.copy_(buffer)
         self._num_averaged += 1

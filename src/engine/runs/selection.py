@@ -77,7 +77,8 @@ def choose_weights(job: Job, task: RunTask, trainer: L.Trainer) -> Chosen:
     if select == "ema":
         name, average = "the moving average", network.state_dict() | find_callback(trainer, WeightAverage).weights()
     else:
-        name, average = average_of_epochs(folder, ranking, best)
+        members = _greedy_soup(job, task, trainer, ranking, best) if select == "greedy_soup" else ranking
+        name, average = average_of_epochs(folder, members, best)
     average = _with_statistics(job, task, trainer, average)
     score, best_score = _score(job, task, trainer, average), _score(job, task, trainer, best)
     log.info(f"select    {name}: {_shown(job, score)}; {chosen.name}: {_shown(job, best_score)}")
@@ -85,6 +86,18 @@ def choose_weights(job: Job, task: RunTask, trainer: L.Trainer) -> Chosen:
         network.load_state_dict(average)
         return chosen._replace(name=name)
     return chosen
+
+
+def _greedy_soup(job: Job, task: RunTask, trainer: L.Trainer, ranking: Sequence[int], best: State) -> list[int]:
+    """The epochs to average, the best first: each further one only if with it the average is no worse on val (Wortsman et
+    al., 2022, https://arxiv.org/abs/2203.05482)."""
+    soup, score = list(ranking[:1]), _score(job, task, trainer, best)
+    for epoch in ranking[1:]:
+        _, average = average_of_epochs(job.folder.checkpoints, [*soup, epoch], best)
+        tried = _score(job, task, trainer, _with_statistics(job, task, trainer, average))
+        if tried.goodness[:2] >= score.goodness[:2]:
+            soup, score = [*soup, epoch], tried
+    return soup
 
 
 def _with_statistics(job: Job, task: RunTask, trainer: L.Trainer, average: State) -> State:

@@ -58,7 +58,10 @@ def print_result(path: Path, result: Mapping[str, Any]) -> None:
     best = f"epoch {result['best_epoch']}"
     weights = f", weights of {result['weights']}" if result["weights"] != best else ""
     if result["epochs"]:
-        log.info(f"best {best} of {result['epochs']}{weights}, {result['steps']} steps, {result['wall_seconds']:.1f} s")
+        setting = result.get("ended_by", "trainer.max_epochs")
+        early = f", ended by {setting}" if setting not in (None, "trainer.max_epochs") else ""
+        steps = f"{result['steps']} steps, {result['wall_seconds']:.1f} s"
+        log.info(f"best {best} of {result['epochs']}{weights}{early}, {steps}")
     else:
         log.info(f"weights of {result['weights']}, no training, {result['wall_seconds']:.1f} s")
     if result["epochs"] and (verdict := (result.get("baseline") or {}).get("verdict")):

@@ -23,12 +23,14 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from src.engine.images.sampler import is_padding, share_of
 from src.engine.memory.out_of_memory import InParts
 from src.engine.runs import seeding
+from src.engine.steps.mixing import Mix, MixedLabels
 
 if TYPE_CHECKING:
     from src.engine.steps.metrics import SplitMetrics
     from src.engine.steps.network import Network
 
-Batch = tuple[Tensor, Tensor]  # images uint8 (B, 3, S, S), labels int64 (B,) or float32 (B, names)
+Labels = Tensor | MixedLabels  # int64 (B,) or float32 (B, names)
+Batch = tuple[Tensor, Labels]  # images uint8 (B, 3, S, S), or their features (B, F)
 Outputs = dict[str, Tensor]  # loss: mean over the batch; logits: (B, outputs), without gradients
 
 
@@ -44,8 +46,8 @@ class Training:
 
     total_steps: of the whole run, for the schedule; given, not asked of the trainer, because asking makes the loaders too
     early to resume exactly (Lightning issue 20550). monitor: the metric that schedule=plateau waits for. gradient_clip:
-    largest norm of the gradient. lr_decay: see optimizers.parameter_groups. hparams: plain values that go into every
-    checkpoint (the run's config, its classes), so that checkpoints load with weights_only=True.
+    largest norm of the gradient. lr_decay: see optimizers.parameter_groups. mix: of a batch's images. hparams: plain values
+    that go into every checkpoint (the run's config, its classes), so that checkpoints load with weights_only=True.
     """
 
     total_steps: int
@@ -53,6 +55,7 @@ class Training:
     monitor: str = "val/acc"
     gradient_clip: float | None = None
     lr_decay: float | None = None
+    mix: Mix | None = None
     hparams: dict[str, Any] = field(default_factory=dict)
 
 
@@ -92,7 +95,7 @@ class EngineModule(L.LightningModule):
         for metrics in (self.train_metrics, self.val_metrics):
             metrics.sync(share_of(self.trainer).world > 1)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Outputs:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Outputs:
         self.step_counts = True
         share = share_of(self.trainer)
         rank, world = share.rank, share.world
@@ -101,11 +104,13 @@ class EngineModule(L.LightningModule):
             own, whole = self._labels_of_batch(batch_idx)
             self._num_own = len(own)
             self._loss_scale = world * self.loss_weight(own) / self.loss_weight(whole)
+        mix, step = self.training_settings.mix, self.trainer.global_step
+        trained = batch if mix is None else mix(*batch, self.training_settings.seed, step, rank)
         if self.repeater is None:
-            outputs = self.forward_backward([batch])
+            outputs = self.forward_backward([trained])
             self.update_weights(outputs)
         else:
-            outputs = self.repeater.run(self, batch)
+            outputs = self.repeater.run(self, trained)
         self.count(outputs, batch[1])
         return outputs
 
@@ -128,15 +133,21 @@ class EngineModule(L.LightningModule):
             logits = torch.cat([logits for _, logits in outcomes])
         return {"loss": loss, "logits": logits}
 
-    def shares_of_loss(self, parts: Sequence[Tensor]) -> list[Any]:
+    def shares_of_loss(self, parts: Sequence[Labels]) -> list[Any]:
         """What the mean loss of each part contributes to that of the batch. parts: their labels."""
-        weights = [self.loss_weight(labels) for labels in parts]
+        weights = [
+            labels.weight(self.loss_weight) if isinstance(labels, MixedLabels) else self.loss_weight(labels)
+            for labels in parts
+        ]
         return [1.0] if len(parts) == 1 else [weight / sum(weights) for weight in weights]
 
     def _forward_backward(self, part: Batch, share: float | Tensor) -> tuple[Tensor, Tensor]:
         images, labels = part
         logits = self.logits(images)
-        loss = self.mean_loss(logits, labels)
+        if isinstance(labels, MixedLabels):
+            loss = labels.mean_loss(logits, self.mean_loss, self.loss_weight)
+        else:
+            loss = self.mean_loss(logits, labels)
         self.manual_backward(loss * share)
         return loss.detach(), logits.detach()
 
@@ -185,7 +196,7 @@ class EngineModule(L.LightningModule):
 
     # Validation, and the end of an epoch
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         if is_padding(labels):
             return

@@ -18,7 +18,8 @@ from torchmetrics import Metric
 from src.engine.images.groups import whole
 from src.engine.images.labelled_images import Label, LabelledImages
 from src.engine.images.splits import stratified_split
-from src.engine.own import own_object, owner_errors, wrong_result
+from src.engine.own import build_part, own_object, owner_errors, wrong_result
+from src.engine.steps.losses import LOSSES
 
 if TYPE_CHECKING:
     from src.engine.commands.schema import Config
@@ -175,11 +176,14 @@ def number_of(names: Sequence[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(names)}
 
 
-def own_loss(name: str, options: Mapping[str, Any], logits: Tensor, labels: Tensor) -> Any:
-    """model.loss=src.my_losses.focal: a function of logits, labels and the options, or a class that is made with the options
-    and called with logits and labels. Raises UserError unless it gives one loss per image, which is what keeps a batch in
-    parts or over several devices equal to the whole. logits, labels: examples of two images."""
+def own_loss(name: str, options: Mapping[str, Any], logits: Tensor, labels: Tensor, counts: Sequence[int] = ()) -> Any:
+    """One of LOSSES, or model.loss=src.my_losses.mine: a function of logits, labels and the options, or a class that is made
+    with the options and called with logits and labels. Raises UserError unless it gives one loss per image, which is what
+    keeps a batch in parts or over several devices equal to the whole. logits, labels: examples of two images. counts:
+    training images of each class."""
     key = "model.loss"
+    if name in LOSSES:
+        return build_part(key, name, LOSSES, {"counts": counts}, options)
     part = own_object(key, name)
     with owner_errors(key, name):
         own = part(**options) if isinstance(part, type) else partial(part, **options)

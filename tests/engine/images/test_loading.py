@@ -75,6 +75,32 @@ def test_no_batch_of_a_single_image(images_, batch, sizes):
     assert len(sampler) == batches_per_epoch(images_, batch) == len(sizes)
 
 
+LABELS = torch.tensor([0] * 30 + [1] * 5 + [3] * 2)
+
+
+def test_a_balanced_epoch_has_as_many_images_of_each_class_and_can_be_interrupted():
+    indices = list(range(100, 137))
+    sampler = EpochSampler(indices, 8, 1, labels=LABELS)
+    epochs = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+        keys = [key for batch in epochs[-1] for key in batch]
+        assert len(keys) == 37
+        counts = LABELS[[index - 100 for _, index in keys]].bincount()
+        assert sorted(counts.tolist()) == [0, 12, 12, 13]
+        assert len(set(keys)) == len(keys), "an image that is drawn again is augmented in another way"
+        rare = [sum(index == 100 + place for _, index in keys) for place in (35, 36)]
+        assert max(rare) - min(rare) <= 1
+    assert epochs[0] != epochs[1]
+    rest = EpochSampler(indices, 8, 1, start=(1, 2), labels=LABELS)
+    assert list(rest) == epochs[1][2:]
+    ranks = [list(EpochSampler(indices, 8, 1, Share(rank, 2), (1, 0), LABELS)) for rank in range(2)]
+    for batch, parts in zip(epochs[1], zip(*ranks, strict=True), strict=True):
+        assert sorted(batch) == sorted(parts[0] + parts[1])
+    assert rest.whole_batch(1, 2) == [index for _, index in epochs[1][2]]
+
+
 def test_a_process_always_has_two_images_to_compute():
     """Of 7 images in batches of 5 the last has 2: four processes have one, one, none and none of their own in it."""
     samplers = [EpochSampler(range(7), 5, 0, Share(rank, 4)) for rank in range(4)]

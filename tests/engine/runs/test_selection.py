@@ -92,6 +92,30 @@ def test_the_moving_average(tmp_path, monkeypatch):
     assert not equal(state, file_weights(tmp_path / "best.ckpt"))
 
 
+def test_the_moving_average_follows_quickly_at_first():
+    """min(decay, (1 + t) / (10 + t)), as in timm: the first weights are nearly gone after a few steps."""
+    mean, module = WeightAverage(0.25), SimpleNamespace(network=torch.nn.Linear(1, 1), device=CPU)
+    mean.setup(None, module, "fit")
+    expected = None
+    for step, value in enumerate([1.0, 2.0, 4.0, 8.0]):
+        torch.nn.init.constant_(module.network.weight, value)
+        mean.on_train_batch_end(None, module)
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+    assert mean.weights()["weight"].item() == pytest.approx(expected)
+
+
+def test_a_greedy_soup_takes_an_epoch_only_where_it_does_no_harm(tmp_path, monkeypatch):
+    """val/loss of the best epoch, with the second, with the third instead; then of the soup, and of the best epoch."""
+    trainer, model, best, _ = trained(tmp_path)
+    first, _, third = (score.epoch + 1 for score in best.kept)
+    number, name = choose(trainer, tmp_path, "greedy_soup", monkeypatch, [0.5, 0.6, 0.4, 0.4, 0.5])
+    epochs = ", ".join(map(str, sorted((first, third))))
+    assert (number, name) == (first, f"the average of epochs {epochs}")
+    kept = [file_weights(tmp_path / f"epoch-{epoch:04d}.ckpt")["head.weight"] for epoch in (first, third)]
+    torch.testing.assert_close(model.network.state_dict()["head.weight"], sum(kept) / 2)
+
+
 @pytest.mark.parametrize("select", ["average_top_k", "ema"])
 def test_an_average_that_is_not_better_is_not_taken(tmp_path, monkeypatch, select):
     trainer, model, best, _ = trained(tmp_path)
