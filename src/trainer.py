@@ -77,7 +77,7 @@ def build_callbacks(job: Job, task: Task, metrics: MetricsCsv) -> list[L.Callbac
     if config.trainer.max_steps > 0:
         callbacks.append(StopAtMaxSteps(config.trainer.max_steps))
     if config.trainer.patience is not None:
-        begin = max((epoch for epoch in task.freezing.phases if epoch < config.trainer.max_epochs), default=0)
+        begin = max((epoch for epoch in task.freezing.phases if epoch < task.freezing.max_epochs), default=0)
         callbacks.append(Patience(config.checkpoint.monitor, config.trainer.patience, config.trainer.min_delta, begin))
     if sys.stdout.isatty() and os.environ.get("RANK", "0") == "0":
         callbacks.append(EpochBar())
