@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from src.engine import features
+from src.engine.baseline.doubts import write_doubts
 from src.engine.baseline.linear import LinearModel, fit_linear
 from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
@@ -94,24 +95,29 @@ def _fit(job: Job, task: RunTask, table: Table) -> tuple[Baseline, LinearModel]:
 
     def of(split: str) -> tuple[Tensor, Tensor]:
         members = [index for index in images.splits[split] if table.has[index]]
+        measured.extend(members)
         return table.rows[members].to(job.device), images.targets(members).to(job.device)
 
+    measured: list[int] = []  # images with features, and the logits of models that were not fitted to them
     rows, labels = of("train")
     order = seeding.generator(config.seed, "folds")
     model = fit_linear(
         rows, labels, loss, task.kind.outputs(images.classes), torch.randperm(len(rows), generator=order).tolist()
     )
+    unseen = [model.held_out]
     metrics: dict[str, float] = {}
     numbers: dict[str, int] = {}
     for split in [split for split in ("val", "test") if images.splits[split]]:
         rows, labels = of(split)
-        measured = SplitMetrics(task.kind, images.classes, split, config.metrics).to(job.device)
-        measured.sync(False)
+        split_metrics = SplitMetrics(task.kind, images.classes, split, config.metrics).to(job.device)
+        split_metrics.sync(False)
         logits = model.logits(rows)
-        measured.update(loss(logits, labels), logits, labels, loss.weight(labels))
-        values = measured.compute()
+        unseen.append(logits)
+        split_metrics.update(loss(logits, labels), logits, labels, loss.weight(labels))
+        values = split_metrics.compute()
         metrics |= {f"{split}/{name}": value for name, value in values.items() if math.isfinite(value)}
         numbers[split] = len(rows)
+    write_doubts(job.folder.path / "doubts.csv", task, measured, torch.cat(unseen).cpu())
     return Baseline(metrics, numbers, model.strength), model
 
 

@@ -31,6 +31,9 @@ class LinearModel:
     weight: Tensor  # (outputs, F)
     bias: Tensor  # (outputs,)
     strength: float
+    held_out: (
+        Tensor  # (N, outputs): logits of each training image by a fold's model that has not seen it; nan: there is none
+    )
 
     def logits(self, features: Tensor) -> Tensor:
         return features.float() @ self.weight.T + self.bias
@@ -44,10 +47,10 @@ def fit_linear(features: Tensor, labels: Tensor, loss: Loss, outputs: int, order
     features = features.float()
     mean, std = features.mean(0), scale_of(features)
     scaled = (features - mean) / std
-    strength = _best_strength(scaled, labels, loss, outputs, order)
+    strength, held_out = _best_strength(scaled, labels, loss, outputs, order)
     weight, bias = _fit(scaled, labels, partial(_objective, loss, strength), _zeros(scaled, outputs), STEPS)
     weight = weight / std
-    return LinearModel(weight, bias - weight @ mean, strength)
+    return LinearModel(weight, bias - weight @ mean, strength, held_out)
 
 
 def scale_of(features: Tensor) -> Tensor:
@@ -58,29 +61,34 @@ def scale_of(features: Tensor) -> Tensor:
     return variance.sqrt().clamp(min=max(0.5 * float(variance.mean().sqrt()), 1e-12))
 
 
-def _best_strength(features: Tensor, labels: Tensor, loss: Loss, outputs: int, order: Sequence[int]) -> float:
+def _best_strength(
+    features: Tensor, labels: Tensor, loss: Loss, outputs: int, order: Sequence[int]
+) -> tuple[float, Tensor]:
+    """The strength with the smallest loss on the held-out images, and their logits with it."""
+    best_logits = features.new_full((len(features), outputs), float("nan"))
     if len(features) < 2 * FOLDS:
-        return 1.0
+        return 1.0, best_logits
     folds = [*_folds(labels, order)]
     if len(features) * features.shape[1] * outputs > MOST_PRODUCTS:
         folds = folds[:1]
     started = [_zeros(features, outputs) for _ in folds]
     best, best_loss, worse = STRENGTHS[0], float("inf"), 0
     for strength in STRENGTHS:
-        total = 0.0
+        total, logits = 0.0, torch.full_like(best_logits, float("nan"))
         for number, (train, held_out) in enumerate(folds):
             objective = partial(_objective, loss, strength)
             started[number] = _fit(features[train], labels[train], objective, started[number], TRIAL_STEPS)
             weight, bias = started[number]
             with torch.no_grad():
-                total += float(loss(features[held_out] @ weight.T + bias, labels[held_out]))
+                logits[held_out] = features[held_out] @ weight.T + bias
+                total += float(loss(logits[held_out], labels[held_out]))
         if total < best_loss:
-            best, best_loss, worse = strength, total, 0
+            best, best_loss, best_logits, worse = strength, total, logits, 0
         else:
             worse += 1
         if worse == WORSE:
             break
-    return best
+    return best, best_logits
 
 
 def _folds(labels: Tensor, order: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -36,7 +36,8 @@ REFUSALS = (ExitCode.USAGE, ExitCode.CONFIG, ExitCode.DATA, ExitCode.NO_INPUT, E
 # Written before the first step, and again by every later start of the run.
 BEFORE_THE_FIRST_STEP = (
     "config.yaml", "environment.json", "result.json", "split.csv", "train.log", "rank*.log", "model_summary.txt",
-    "memory.csv", "batch_size.json", "near_duplicates.csv", "tensorboard/events*", "tensorboard/hparams.yaml",
+    "memory.csv", "batch_size.json", "near_duplicates.csv", "doubts.csv", "tensorboard/events*",
+    "tensorboard/hparams.yaml",
 )  # fmt: skip
 LISTS_OF_MESSAGES = ("error.log", "bad_images.txt", "copies.txt")  # files that an error message names
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow", "timm", "ray")  # of environment.json
