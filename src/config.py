@@ -151,6 +151,11 @@ class Memory:
     history: bool = False  # on a GPU: record every allocation's origin, for the snapshot saved on out-of-memory
 
 
+@dataclass(kw_only=True)  # room: reports
+class Report:  # room: reports
+    explain: bool = False  # Grad-CAM: show in report.html what the network looked at in its mistakes (room: reports)
+
+
 @dataclass(kw_only=True)
 class Oom:
     policy: str = choice("split", "stop", default="split")  # out of memory: repeat the batch in parts, or stop
@@ -228,6 +233,7 @@ class Config:
     feature_bank: FeatureBank = field(default_factory=FeatureBank)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     memory: Memory = field(default_factory=Memory)
+    report: Report = field(default_factory=Report)  # room: reports
     oom: Oom = field(default_factory=Oom)
     callbacks: Callbacks = field(default_factory=Callbacks)
     logger: Logger = field(default_factory=Logger)

@@ -36,6 +36,7 @@ from src.engine.runs.model_readme import Origin, model_readme
 from src.engine.runs.patience import ended_by
 from src.engine.runs.progress import Throughput
 from src.engine.runs.selection import Chosen, choose_weights, find_callback
+from src.engine.runs.shown import Shown, read_by_name
 from src.engine.runs.tables import print_result
 from src.models.classifier import build_classifier
 from src.task import Task, build_task
@@ -124,7 +125,7 @@ def finish(
     """Writes the report and, as the last file, result.json; prints both and the next command to try."""
     folder, throughput = job.folder, find_callback(trainer, Throughput)
     result = folder.finish(
-        lambda result: report(folder, result, task.freezing.phases, trainer.loggers),
+        lambda result: report(folder, result, task.freezing.phases, shown(job, task), trainer.loggers),
         metrics=metrics,
         best_checkpoint=None if damage(folder.checkpoints / BEST) else f"checkpoints/{BEST}",
         best_epoch=chosen.best_epoch,
@@ -138,6 +139,12 @@ def finish(
         baseline=baseline.to_dict(metrics, job.config.checkpoint.monitor) if baseline else None,
     )
     print_result(folder.path, result)
+
+
+def shown(job: Job, task: Task) -> Shown:
+    """For the images in the report."""
+    augmented = train_transform(task.preprocessing, job.config.data.augment)
+    return Shown(job.config, read_by_name(task.images), task.preprocessing, augmented, task.trained(job))
 
 
 def peak_memory(job: Job, trainer: L.Trainer) -> int | None:

@@ -27,6 +27,7 @@ NAMES = {
     "export": ("src.export",),
     "memory_growth": ("detect_growth",),
     "pipeline": ("pipeline", "model_parallel", "split_at", "micro_batches"),
+    "reports": ("src.report", "explain"),
     "sweeps": ("ray_tune", "tune_head"),
 }
 REFUSED = {
@@ -34,6 +35,7 @@ REFUSED = {
     "dp": "strategy=dp",
     "memory_growth": "memory.detect_growth=false",
     "pipeline": "strategy=pipeline",
+    "reports": "report.explain=true",
     "sweeps": "experiment=tune_head",
 }
 WITHOUT = ("sweeps", "pipeline")  # which go at once where tests/test_new_project.py makes a project

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from src.engine.commands.schema import Config, Data, Rule
     from src.engine.runs.job import Job
+    from src.engine.runs.shown import Shown
     from src.engine.runs.task import RunTask
 
 
@@ -82,8 +83,8 @@ class Feature:
     backbone: Callable[[Any], nn.Module | None] = lambda model: None  # from Config.model; None: the library's
     prepare: Callable[[Job, RunTask], Job] = lambda job, task: job  # measures, before the data are loaded
     callbacks: Callable[[Job, RunTask], list[L.Callback]] = lambda job, task: []  # called after all others
-    # of a folder, its phases and result; gives the page's plots to loggers
-    run_report: Callable[[Path, Any, dict[str, Any]], Mapping[str, Callable[[], bytes]]] | None = None
+    # of a folder, its phases, result and images; gives the page's plots to loggers
+    run_report: Callable[[Path, Any, dict[str, Any], Shown | None], Mapping[str, Callable[[], bytes]]] | None = None
     sweep_report: Callable[[Path, Any, str], object] | None = None  # of a folder, its goal and the best trial's command
     data_of_run: Callable[[Path, Data], Data] = lambda run, data: data  # with what a run that ended found for `auto`
 

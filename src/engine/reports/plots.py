@@ -159,6 +159,24 @@ def scatter_plot(true: np.ndarray, predicted: np.ndarray, name: str) -> Figure:
 
 
 @style()
+def reliability_plot(points: Sequence[tuple[float, float, float, float]]) -> Figure:
+    """points: probability, share of right answers, and the interval of this share. On the dotted line both are equal."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.axline((0, 0), slope=1, color=INK, linewidth=0.8, linestyle="dotted")
+    said, right, low, high = map(list, zip(*points, strict=True))
+    axes.vlines(said, low, high, color=COLOURS[0], linewidth=1)
+    axes.plot(said, right, "o-", color=COLOURS[0], linewidth=1, markersize=4)
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("probability of the answer")
+    axes.set_ylabel("share of right answers")
+    return figure
+
+
+@style()
 def dot_plot(values: Mapping[str, Sequence[float]], names: Sequence[str]) -> Figure:
     """A row of dots for each name, from 0 to 1; nan: none. values: title -> a value for each name."""
     from matplotlib.figure import Figure

@@ -43,5 +43,9 @@ def _templates(folder: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"printable": printable, "decimal": decimal}
+    templates.filters |= {
+        "printable": printable,
+        "decimal": decimal,
+        "pick": lambda row, *keys: [row[key] for key in keys],
+    }
     return templates

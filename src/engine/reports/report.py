@@ -1,64 +1,89 @@
-"""report.html: a run on one page, made from the files in the run's folder alone, so it can be made again at any time:
-
-python -c "from pathlib import Path; from src.engine.reports.report import write_report; write_report(Path('runs/NAME'))"
-"""
+"""report.html: a run on one page, made from the files in the run's folder, and its images where they are at hand. It can be
+made again at any time: python -m src.report run=runs/NAME"""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 from markupsafe import Markup
 
 from src.engine.reports import plots
+from src.engine.reports.answers import calibration, read_answers
+from src.engine.reports.classes import LONGEST_LIST, confusion, count
+from src.engine.reports.files import Row, number, read_columns, read_json, read_rows, read_table
+from src.engine.reports.images import Gallery
+from src.engine.reports.judgement import Evidence, judge
 from src.engine.reports.rendering import Cell, render
-from src.engine.runs.files import NAMES, original, write_text
-from src.engine.runs.tables import PAIRS, column_titles, main_metric
+from src.engine.runs.files import write_text
+from src.engine.runs.tables import column_titles, main_metric
 from src.engine.runs.text import printable, shell_word
+
+if TYPE_CHECKING:
+    from src.engine.runs.shown import Shown
 
 Phases = Mapping[int, Sequence[str]]  # epoch, counted from 0 -> modules trained from then on, besides the earlier ones
 
 CLASSES = ("multiclass", "binary")  # tasks whose label is one class
 MOST_PLOTS, MOST_POINTS = 6, 2000  # of predicted values
-LONGEST_LIST = 10  # confusions that are listed where the matrix is too large to be read
 PHASES_OF_A_STEP = ("forward", "backward", "optimizer")  # as the columns of memory.csv name them
 
 
-def write_report(folder: Path, phases: Phases | None = None, result: dict[str, Any] | None = None) -> Path:
+def write_report(
+    folder: Path, phases: Phases | None = None, result: dict[str, Any] | None = None, shown: Shown | None = None
+) -> Path:
     """Writes report.html into a run's folder and returns its path.
 
     folder: with config.yaml; the page leaves out what other files would show (an unfinished run, memory.log=false).
     phases: of the freezing schedule, marked in the learning curves. result: the content of result.json, if that is
-    written later.
+    written later. shown: the images; a page without them says so.
     """
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    result, environment = result or _read_json(folder / "result.json"), _read_json(folder / "environment.json")
-    metrics = _read_columns(folder / "metrics.csv")
+    result, environment = result or read_json(folder / "result.json"), read_json(folder / "environment.json")
+    metrics, rows = read_columns(folder / "metrics.csv"), read_rows(folder / "split.csv")
+    task = config.get("task", {}).get("name", "multiclass")  # older runs have model.task, of one class per image too
     epochs, steps = metrics.get("epoch", []), metrics.get("step", [])
     changes = {epoch: names for epoch, names in (phases or {}).items() if 0 < epoch < max(epochs, default=0)}
     steps_of_changes = [step for epoch, step in zip(epochs, steps, strict=True) if epoch in changes]
     best = result["best_epoch"] if result.get("best_epoch") in epochs else None
+    answers, counts = read_answers(folder / "predictions.csv"), count(rows, task)
+    doubts = read_rows(folder / "doubts.csv") if (folder / "doubts.csv").exists() else None
     page = render(
         Path(__file__).parent / "run.html.j2",
         title=folder.absolute().name,
-        facts=_facts(folder, config, result, environment),
+        facts=_facts(config, result, environment, _images(rows, task in CLASSES)),
+        judgement=judge(
+            Evidence(
+                config=config,
+                result=result,
+                epochs=metrics,
+                images=Counter(row["split"] for row in rows),
+                image_size=shown.preprocessing.image_size if shown else None,
+                counts=counts.training if counts else {},
+                doubts=None if doubts is None else len(doubts),
+                answers=answers,
+                command=environment.get("command") or "",
+            )
+        ),
         result=result,
         metrics=_metrics(result),
+        images=Gallery.of(shown, rows, doubts, answers),
+        counts=counts,
         curves=_learning_curves(metrics, best, changes),
         curves_caption=_caption(best, changes),
         rates=_learning_rates(metrics),
-        confusion=_confusion(folder / "confusion.csv", result),
+        confusion=confusion(folder / "confusion.csv", result),
+        calibration=calibration(answers) if answers else None,
         labels=_labels(folder / "labels.csv", result),
         values=_values(folder / "values.csv"),
         memory=_memory(folder / "memory.csv", steps_of_changes),
+        throughput=_throughput(metrics),
         command=environment.get("command"),
         settings=yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         next_commands=_next_commands(folder) if result.get("state") == "finished" else [],
@@ -68,12 +93,13 @@ def write_report(folder: Path, phases: Phases | None = None, result: dict[str, A
     return path
 
 
-def _facts(folder: Path, config: dict[str, Any], result: dict[str, Any], environment: dict[str, Any]) -> list[str]:
+def _facts(
+    config: dict[str, Any], result: dict[str, Any], environment: dict[str, Any], images: Sequence[str]
+) -> list[str]:
     data = config["data"]
     words = (data["source"], data["name"] or data["root"] or data["table"])
     source = " ".join(printable(word) for word in words if word)
-    task = config.get("task", {}).get("name", "multiclass")  # older runs have model.task, of one class per image too
-    facts = [f"{config['model']['backbone']} on {source}", *_images(folder / "split.csv", task in CLASSES)]
+    facts = [f"{config['model']['backbone']} on {source}", *images]
     if "device" in result:
         facts.append(f"{result['device']}, {config['precision']['name']}")
     if "epochs" in result:
@@ -84,13 +110,11 @@ def _facts(folder: Path, config: dict[str, Any], result: dict[str, Any], environ
     return facts
 
 
-def _images(file: Path, classes: bool) -> list[str]:
-    """['1,797 images in 10 classes (1,259 train, 269 val, 269 test)'], or nothing without the file. classes: whether a label
-    is one."""
-    if not file.exists():
+def _images(rows: Sequence[Row], classes: bool) -> list[str]:
+    """['1,797 images in 10 classes (1,259 train, 269 val, 269 test)'], or nothing without rows. classes: whether a label is
+    one."""
+    if not rows:
         return []
-    with file.open(newline="", **NAMES) as lines:
-        rows = list(csv.DictReader(lines))
     sizes = Counter(row["split"] for row in rows)
     counts = ", ".join(f"{sizes[split]:,} {split}" for split in ("train", "val", "test") if sizes[split])
     in_classes = f" in {len({row['label'] for row in rows})} classes" if classes else ""
@@ -148,40 +172,6 @@ def _learning_rates(metrics: dict[str, list[float]]) -> Markup | None:
 
 
 @dataclass(frozen=True)
-class _Confusion:
-    """svg: the matrix, unless confusion.csv holds only pairs. worst: true class, predicted class, images, of."""
-
-    summary: str
-    svg: Markup | None
-    worst: list[tuple[Cell, ...]]
-
-
-def _confusion(file: Path, result: dict[str, Any]) -> _Confusion | None:
-    if not file.exists():
-        return None
-    with file.open(newline="", **NAMES) as lines:
-        (first, *classes), *rows = ([original(cell) for cell in row] for row in csv.reader(lines))
-    svg = None
-    if first == PAIRS[0]:  # of many classes the file holds only the pairs that occurred
-        pairs = [(true, predicted, int(count)) for true, predicted, count in rows]
-    else:
-        matrix = np.array([row[1:] for row in rows], dtype=np.int64)
-        pairs = [(classes[true], classes[column], int(matrix[true, column])) for true, column in np.argwhere(matrix)]
-        svg = plots.to_svg(plots.heat_map(matrix, classes, "predicted class", "true class"), "confusion matrix")
-    of_class: Counter[str] = Counter()
-    for true, _, count in pairs:
-        of_class[true] += count
-    mistakes = sorted((pair for pair in pairs if pair[0] != pair[1]), key=lambda pair: -pair[2])
-    wrong, split = sum(pair[2] for pair in mistakes), "test" if "test/acc" in result.get("metrics", {}) else "val"
-    is_readable = svg is not None and len(classes) <= plots.NUMBERED_CLASSES
-    return _Confusion(
-        f"{wrong:,} of {of_class.total():,} {split} images were taken for another class.",
-        svg,
-        [] if is_readable else [(*pair, of_class[pair[0]]) for pair in mistakes[:LONGEST_LIST]],
-    )
-
-
-@dataclass(frozen=True)
 class _Labels:
     """rows: the numbers of each label; of many the LONGEST_LIST with the lowest F1. svg: of all, unless they are many."""
 
@@ -193,8 +183,7 @@ class _Labels:
 def _labels(file: Path, result: dict[str, Any]) -> _Labels | None:
     if not file.exists():
         return None
-    with file.open(newline="", **NAMES) as lines:
-        rows = [(original(name), [*map(_number, cells)]) for name, *cells in [*csv.reader(lines)][1:]]
+    rows = [(name, [*map(number, cells)]) for name, *cells in read_table(file)[1]]
     few = len(rows) <= plots.NUMBERED_CLASSES
     marks = {
         title: [numbers[column] for _, numbers in rows]
@@ -221,7 +210,7 @@ class _Values:
 
 
 def _values(file: Path) -> _Values | None:
-    if not (columns := _read_columns(file)):
+    if not (columns := read_columns(file)):
         return None
     rows: list[list[Cell]] = []
     svgs = []
@@ -235,15 +224,15 @@ def _values(file: Path) -> _Values | None:
             some = np.linspace(0, len(true) - 1, min(len(true), MOST_POINTS)).astype(int)
             plot = plots.scatter_plot(true[some], predicted[some], name)
             svgs.append(plots.to_svg(plot, f"predicted and true values {len(svgs) + 1}: {name}"))
-    number = len(next(iter(columns.values())))
-    shown = f"{MOST_POINTS:,} of {number:,}" if number > MOST_POINTS else f"{number:,}"
+    images = len(next(iter(columns.values())))
+    shown = f"{MOST_POINTS:,} of {images:,}" if images > MOST_POINTS else f"{images:,}"
     header = ["", "R2", "MAE", "RMSE", "RMSE of the mean"]
     return _Values(header, rows, svgs, f"{shown} images. On the dotted line a prediction is right.")
 
 
 def _memory(file: Path, changes: Sequence[float]) -> list[Markup]:
     """changes: the steps after which more learns, and so more memory is needed."""
-    columns = _read_columns(file)
+    columns = read_columns(file)
     lines = {
         name.removesuffix("_mib").replace("_", " "): plots.thinned(columns["step"], values)
         for name, values in columns.items()
@@ -258,6 +247,13 @@ def _memory(file: Path, changes: Sequence[float]) -> list[Markup]:
     ]
 
 
+def _throughput(metrics: dict[str, list[float]]) -> Markup | None:
+    if "images_per_second" not in metrics:
+        return None
+    line = metrics["epoch"], metrics["images_per_second"]
+    return plots.to_svg(plots.line_plot({"": line}, "epoch", "images per second"), "images per second over the epochs")
+
+
 def _next_commands(folder: Path) -> list[str]:
     run, model = shell_word(folder.as_posix()), shell_word((folder / "model").as_posix())
     return [
@@ -265,20 +261,3 @@ def _next_commands(folder: Path) -> list[str]:
         f"python -m src.predict model={model} images=FOLDER_OR_FILE",
         f"python -m src.evaluate run={run}",
     ]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _read_columns(path: Path) -> dict[str, list[float]]:
-    """The columns of a CSV file of numbers, an empty cell as nan; {} without the file."""
-    if not path.exists():
-        return {}
-    with path.open(newline="", **NAMES) as file:
-        header, *rows = csv.reader(file)
-    return {name: [_number(row[place]) for row in rows] for place, name in enumerate(header)}
-
-
-def _number(cell: str) -> float:
-    return float(cell or "nan")

@@ -58,7 +58,7 @@ def evaluate_run(asked: Evaluation, model: TrainedModel, sources: ImageSources) 
     loss = kind.loss(settings, classes, label_tensor(trained_on, images.labels[0]))
 
     def measure(images: LabelledImages) -> tuple[dict[str, float], Tensor]:
-        values, kept = measure_split(model, images, split, settings, loss)
+        values, kept, _ = measure_split(model, images, split, settings, loss)
         return {f"{split}/{name}": value for name, value in values.items()}, kept
 
     metrics, kept = measure(images)

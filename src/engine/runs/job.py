@@ -23,6 +23,7 @@ from src.engine.runs.loggers import Images, log_result
 from src.engine.runs.machine import begin_peak, choose_devices, set_threads
 from src.engine.runs.reading import newest_position
 from src.engine.runs.run_dir import RunFolder
+from src.engine.runs.shown import Shown
 from src.engine.runs.tables import print_result
 from src.engine.steps.precision import check_precision
 
@@ -125,6 +126,7 @@ def report(
     folder: RunFolder,
     result: dict[str, Any],
     phases: dict[int, list[str]] | None = None,
+    shown: Shown | None = None,
     loggers: Sequence[Logger] = (),
 ) -> None:
     """Writes report.html, and gives the loggers the result with the page's plots. A page that cannot be made must not turn a
@@ -133,7 +135,7 @@ def report(
     for feature in features.FEATURES:
         try:
             if feature.run_report is not None:
-                plots = feature.run_report(folder.path, phases, result)
+                plots = feature.run_report(folder.path, phases, result, shown)
         except Exception:
             log.warning(
                 "report.html could not be written; train.log says why. The run itself is complete.", exc_info=True

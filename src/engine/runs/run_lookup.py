@@ -19,14 +19,14 @@ RUNS = Path("runs")
 DOES = {"predict": "images", "evaluate": "data.root"}  # what a model/ folder is enough for
 
 
-def find_run(text: str) -> Path:
-    """The folder of a run with a model/. Raises UserError, which says what the folder is instead."""
+def find_run(text: str, needs_model: bool = True) -> Path:
+    """The folder of a run, which has a model/ if it needs one. Raises UserError, which says what the folder is instead."""
     path = path_in(text)
     found = f"run={printable(text)} is not the folder of a run"
     why = "it has no config.yaml" if path.exists() else "there is no such folder"
     outer = next((parent for parent in path.parents if (parent / "config.yaml").is_file()), None)
     if (path / "config.yaml").is_file():
-        if has_model(path):
+        if has_model(path) or not needs_model:
             return path
         raise _without_model(path)
     if outer is not None:  # path is its model/, a checkpoint, a file in it

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # Settings that may change when a run is continued: they say where and how, not what is computed.
 FREE_TO_CHANGE = (
-    "name", "runs_dir", "resume", "logger", "memory", "oom", "strategy", "model.split_at",
+    "name", "runs_dir", "resume", "logger", "memory", "report", "oom", "strategy", "model.split_at",
     "data.num_workers", "data.timeout_seconds", "trainer.threads", "trainer.accelerator", "trainer.devices",
     "trainer.num_nodes", "trainer.on_nan",  # which concerns steps that the run has not made yet
     "checkpoint.every_n_steps", "checkpoint.every_n_minutes", "checkpoint.background",

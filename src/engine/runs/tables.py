@@ -20,7 +20,7 @@ MATRIX_CLASSES = 1000  # up to here confusion.csv is a matrix
 PAIRS = ("true", "predicted", "count")  # its columns for more classes
 # The files of a run to look at, in this order; not every run has all of them.
 FILES = (
-    "result.json", "metrics.csv", "confusion.csv", "labels.csv", "values.csv", "predictions.csv", "memory.csv",
+    "result.json", "metrics.csv", "confusion.csv", "labels.csv", "values.csv", "predictions.csv", "doubts.csv", "memory.csv",
     "train.log", "checkpoints", "model",
 )  # fmt: skip
 

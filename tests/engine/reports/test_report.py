@@ -145,8 +145,19 @@ def test_it_has_everything_in_order_and_is_well_formed(folder):
     assert path == folder / "report.html"
     page = Page(path)
     assert page.headings == [
-        *("Result", "Learning curves", "Learning rates", "Confusion matrix", "Memory", "Settings", "Use the model")
+        *(
+            "Result",
+            "Data",
+            "Learning curves",
+            "Learning rates",
+            "Classes",
+            "Confusion matrix",
+            "Settings",
+            "Use the model",
+        )
     ]
+    assert "<details><summary>Memory and throughput</summary>" in page.source
+    assert "This page has no images" in page.text
     assert len([tag for tag, _ in page.tags if tag == "svg"]) == 6
     assert len(re.findall("<[?!]", page.source)) == 1  # the page's own DOCTYPE
 
@@ -178,6 +189,12 @@ def test_the_numbers_are_those_of_the_files(folder):
         ["", "accuracy", "balanced", "macro F1", "loss"],
         ["val", "0.9100", "0.8765", "0.8700", "0.3125"],
         ["test", "0.9000", "0.8000", "0.7900", "0.4000"],
+        ["", "val", "test", ""],
+        ["0", "493", "124", ""],
+        ["1", "494", "123", ""],
+        ["", "images", "recall", "95 % interval", "precision"],
+        ["cats", "423", "0.9716", "0.95 to 0.98", "0.9833"],
+        ["dogs", "395", "0.9823", "0.96 to 0.99", "0.9700"],
     ]
     for fact in (
         *("resnet18 on image_folder photos/<new>", "1,234 images in 2 classes (987 val, 247 test)", "cuda:0, bf16"),
@@ -224,9 +241,9 @@ def test_memory_has_a_plot_of_the_whole_and_one_of_the_phases_of_a_step(folder, 
 def test_memory_of_a_run_that_was_killed_at_once(folder):
     write_csv(folder / "memory.csv", ["step", "epoch", "live_mib"], [])
     (folder / "metrics.csv").unlink()
-    assert "Memory" not in Page(write_report(folder)).headings
+    assert "Memory and throughput" not in Page(write_report(folder)).source
     write_csv(folder / "memory.csv", ["step", "epoch", "live_mib"], [[1, 1, 50]])
-    assert "Memory" in Page(write_report(folder, {1: ["backbone.layer4"]})).headings
+    assert "Memory and throughput" in Page(write_report(folder, {1: ["backbone.layer4"]})).source
 
 
 def test_thinned_keeps_every_peak_in_order():
@@ -272,7 +289,7 @@ def test_names_are_text_whatever_they_hold(folder):
     write_confusion(folder / "confusion.csv", ODD_NAMES, pairs(np.eye(5, dtype=int)))
     folder = folder.rename(folder.with_name("a&b $x$ 'c'"))
     page = Page(write_report(folder))
-    assert all(page.texts.count(name) == 2 for name in ODD_NAMES), page.texts
+    assert all(page.texts.count(name) == 3 for name in ODD_NAMES), page.texts
     assert not {"b", "new"} & {tag for tag, _ in page.tags}
     assert page.texts.count(folder.name) == 2  # title and headline
     assert "images=FOLDER_OR_FILE" in page.text
@@ -337,11 +354,15 @@ def test_many_classes_are_a_map_without_numbers_and_a_list_of_the_worst(folder):
         matrix[mistakes, mistakes + 100] = mistakes
     write_confusion(folder / "confusion.csv", names, pairs(matrix))
     page = Page(write_report(folder))
-    assert page.rows[3:] == [
+    assert page.rows[-11:] == [
         ["true class", "predicted", "images", "of"],
         *([names[n], names[n + 100], str(n), str(53 + n)] for n in range(14, 4, -1)),
     ]
-    assert "53" not in page.texts
+    lowest = page.rows.index(["", "images", "recall", "95 % interval", "precision"]) + 1
+    assert [row[0] for row in page.rows[lowest : lowest + 10]] == [names[n] for n in range(14, 4, -1)]
+    assert page.rows[lowest][1:] == ["67", "0.7910", "0.68 to 0.87", "1.0000"]
+    assert "<details><summary>the other 190</summary>" in page.source
+    assert "53" not in re.findall("<text[^>]*>(.*?)</text>", page.source)
     assert len(page.source) < 300_000
 
 
@@ -355,7 +376,8 @@ def test_ten_thousand_classes_are_a_list_of_pairs(folder):
     assert len(text) < 200_000
     page = Page(write_report(folder))
     assert "6 of 15,006 test images were taken for another class." in page.texts
-    assert page.rows[4:] == [["class, 7", "class, 9999", "5", "6"], ["class, 7", "class, 8", "1", "6"]]
+    assert page.rows[-2:] == [["class, 7", "class, 9999", "5", "6"], ["class, 7", "class, 8", "1", "6"]]
+    assert "The 10 of 5001 with the lowest recall" in page.source
     assert len(page.source) < 200_000
 
 
@@ -363,10 +385,11 @@ def test_fewer_mistakes_than_the_list_is_long(folder):
     matrix = np.diag([50] * 40)
     names = [str(number) for number in range(40)]
     write_confusion(folder / "confusion.csv", names, pairs(matrix))
-    assert len(Page(write_report(folder)).rows) == 3
+    header = ["true class", "predicted", "images", "of"]
+    assert header not in Page(write_report(folder)).rows
     matrix[3, 4] = 2
     write_confusion(folder / "confusion.csv", names, pairs(matrix))
-    assert Page(write_report(folder)).rows[4:] == [["3", "4", "2", "52"]]
+    assert Page(write_report(folder)).rows[-2:] == [header, ["3", "4", "2", "52"]]
 
 
 def test_a_class_without_images_and_the_split_of_the_matrix(folder):

@@ -1,0 +1,91 @@
+"""report.html of a run again: the work of src/report.py."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from src.engine.commands import config_checks
+from src.engine.commands.schema import Config
+from src.engine.images.reading import ReadOptions, read_image
+from src.engine.images.resizing import Transform
+from src.engine.images.sources import ImageSources
+from src.engine.own import is_own
+from src.engine.reports.report import write_report
+from src.engine.runs.errors import UserError
+from src.engine.runs.run_dir import refuse_links
+from src.engine.runs.run_lookup import has_model
+from src.engine.runs.run_settings import merged, stored_settings
+from src.engine.runs.shown import Shown, read_by_name
+from src.engine.runs.text import printable
+from src.engine.runs.trained_model import Rebuild, TrainedModel
+from src.engine.steps.task_kind import TaskKind
+from src.engine.weights.preprocessing import Preprocessing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What src/ outside of the engine builds of a run's settings."""
+
+    sources: ImageSources
+    rebuild: Rebuild
+    task_kind: Callable[[Any], TaskKind]
+    preprocessing: Callable[[Any, Any], Preprocessing]
+    training: Callable[[Preprocessing, str], Transform]
+    plan: Callable[..., Any]
+
+
+def remake(run: Path, explain: bool | None, parts: Parts) -> None:
+    """explain: None: as the run's settings say. Raises UserError."""
+    refuse_links(run, "report.html")
+    changes = {} if explain is None else {"report.explain": explain}
+    stored, phases, shown = merged(stored_settings(run), changes), None, None
+    model = TrainedModel.load(run / "model", parts.rebuild) if has_model(run) else None
+    try:
+        settings = config_checks.read(stored)  # refuses a data.root that is gone
+        if model is not None:
+            phases = parts.plan(settings.freeze, model.network.backbone, settings.trainer.max_epochs).phases
+        shown = _shown(run, settings, model, parts)
+    except (UserError, OSError) as error:
+        log.warning(f"The page has no images: {error}")
+    if stored["report"]["explain"] and (shown is None or model is None):
+        why = "the images are not at hand" if model else "the run has no model/ yet"
+        log.warning(f"explain=true has no effect: {why}.")
+    page = write_report(run, phases, None, shown)
+    log.info(f"look at   {printable(page)}")
+
+
+def _shown(run: Path, settings: Config, model: TrainedModel | None, parts: Parts) -> Shown:
+    if model is None:
+        kind, preprocessing = parts.task_kind(settings.task), parts.preprocessing(settings.model, settings.data)
+        red, green, blue = settings.data.background
+        options = ReadOptions((red, green, blue), settings.data.max_megapixels)
+    else:
+        kind, preprocessing, options = model.kind, model.card.preprocessing, model.card.read_options
+    read = _reader(run, settings, kind, options, parts.sources)
+    return Shown(settings, read, preprocessing, parts.training(preprocessing, settings.data.augment), model)
+
+
+def _reader(
+    run: Path, settings: Config, kind: TaskKind, options: ReadOptions, sources: ImageSources
+) -> Callable[[str], Tensor]:
+    """A path of split.csv -> uint8 (3, H, W). Of files only those that are asked for are opened."""
+    data = settings.data
+    if not is_own(data.source) and sources.lists_files(data, kind):
+        root = sources.image_root(data, kind)
+        return lambda name: read_image(root / name, options)
+    images = sources.load_images(
+        replace(data, on_bad_image="skip"),
+        kind,
+        settings.seed,
+        cache_dir=Path(settings.runs_dir) / ".checked",
+        run_split=run / "split.csv",
+    )
+    return read_by_name(images)

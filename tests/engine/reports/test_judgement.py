@@ -1,0 +1,129 @@
+"""The first words of a report, and the intervals in them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, r2_score, recall_score
+
+from src.engine.reports.answers import Answers, calibration, read_answers
+from src.engine.reports.judgement import Evidence, judge
+from src.engine.reports.uncertainty import bootstrap
+from src.engine.runs.files import write_csv
+
+
+def evidence(own: float = 0.95, other: float | None = 0.8, metric: str = "acc", **changes) -> Evidence:
+    result = {"metrics": {f"test/{metric}": own}, "epochs": 5, "best_epoch": 3, "state": "finished"}
+    if other is not None:
+        result["baseline"] = {"metrics": {f"test/{metric}": other}}
+    config = {"optimizer": {"lr": 3e-3}, "checkpoint": {"monitor": f"val/{metric}"}, "data": {"class_weights": "none"}}
+    epochs = {"train/loss": [2.0, 1.0, 0.5, 0.4, 0.3], f"train/{metric}": [0.9] * 5, f"val/{metric}": [0.9] * 5}
+    known = Evidence(
+        config,
+        result,
+        epochs,
+        {"train": 800, "test": 200},
+        224,
+        {"cat": 400, "dog": 400},
+        3,
+        None,
+        "python -m src.train name=a",
+    )
+    return replace(known, **changes)
+
+
+def words(known: Evidence) -> str:
+    found = judge(known)
+    assert found is not None
+    return f"{found.reached} {found.advice} {found.command}"
+
+
+def test_it_says_what_is_reached_and_whether_that_is_more_than_noise():
+    assert "a test accuracy of 0.9500 (95 % interval 0.91 to 0.973) on 200 images" in words(evidence())
+    assert "reaches 0.8000 (95 % interval 0.739 to 0.85). Training gained 0.1500, which is more than noise." in words(
+        evidence()
+    )
+    lost = words(evidence(own=0.6))
+    assert "Training lost 0.2000, which is more than noise." in lost
+    assert "optimizer.lr=0.001" in lost
+    same = words(evidence(other=0.94))
+    assert "The difference of 0.0100 is no more than noise." in same
+    assert "python -m src.train model=features" in same
+    assert "There is no baseline" in words(evidence(other=None))
+    assert "the difference is 2.0000" in words(evidence(own=3.0, other=5.0, metric="mae")).lower()
+    assert judge(evidence(own=float("nan"), result={"state": "interrupted"}, config={})) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({"epochs": {"train/loss": [2.0, 4.0, 7.0]}}, "optimizer.lr=0.0003"),
+        ({"doubts": 25}, "25 labels in doubt"),
+        ({"doubts": None}, "most confident mistakes"),
+        ({"counts": {"cat": 5, "dog": 400}}, "data.class_weights=balanced"),
+        ({"epochs": {"train/loss": [2, 1, 0.1], "train/acc": [1.0] * 3, "val/acc": [0.8] * 3}}, "data.augment=strong"),
+        ({"epochs": {"train/loss": [2, 1, 0.1], "train/acc": [0.6] * 3, "val/acc": [0.6] * 3}}, "data.image_size=448"),
+    ],
+)
+def test_the_next_thing_to_try_follows_from_what_is_seen(change, advice):
+    assert advice in words(evidence(**change))
+
+
+def test_a_best_epoch_that_is_the_last_asks_for_more_and_the_baseline_alone_for_training():
+    known = evidence()
+    assert "trainer.max_epochs=10" in words(replace(known, result={**known.result, "best_epoch": 5}))
+    alone = words(replace(known, result={**known.result, "epochs": 0, "baseline": None}))
+    assert "It is the baseline alone" in alone
+    assert "python -m src.train model=transfer" in alone
+
+
+def test_intervals_of_other_metrics_hold_the_metric_and_get_narrower(tmp_path):
+    random = np.random.default_rng(0)
+    for kind, name, metric in (
+        ("classes", "balanced_acc", recall_score),
+        ("labels", "macro_f1", f1_score),
+        ("values", "r2", r2_score),
+    ):
+        widths = []
+        for number in (100, 400):
+            if kind == "values":
+                true = random.normal(size=(number, 1))
+                told = true + 0.5 * random.normal(size=(number, 1))
+                value = metric(true, told)
+            else:
+                true = np.eye(3, dtype=bool)[random.integers(0, 3, number)]
+                told = np.where(random.random((number, 1)) < 0.8, true, np.roll(true, 1, axis=1))
+                value = metric(true, told, average="macro")
+            low, high = bootstrap(name, Answers(kind, [], true, told))
+            assert low < value < high
+            widths.append(high - low)
+        assert widths[1] < 0.75 * widths[0]
+        assert bootstrap("map", Answers(kind, [], true, told)) is None
+    assert bootstrap("r2", Answers("values", [], np.ones((10**6, 30)), np.ones((10**6, 30)))) is None
+
+
+def test_probabilities_that_are_right_have_no_calibration_error_and_others_have(tmp_path):
+    random, rows = np.random.default_rng(0), []
+    for number in range(4000):
+        share = random.uniform(0.5, 1)
+        rows.append(
+            [f"{number}.png", "cat" if random.random() < share else "dog", "cat", share, "cat", share, "dog", 1 - share]
+        )
+    header = ["path", "label", "class", "probability", "class_1", "probability_1", "class_2", "probability_2"]
+    write_csv(tmp_path / "p.csv", header, rows)
+    answers = read_answers(tmp_path / "p.csv")
+    found = calibration(answers)
+    assert "no more than noise" in found.summary
+    assert float(found.summary.partition("bins): ")[2][:5]) < 0.03
+    confident = [[*row[:3], min(1, row[3] + 0.15), *row[4:]] for row in rows]
+    write_csv(tmp_path / "p.csv", header, confident)
+    assert "too high" in calibration(read_answers(tmp_path / "p.csv")).summary
+    wrong = answers.mistakes()
+    assert [answer.share for answer in wrong] == sorted((answer.share for answer in wrong), reverse=True)
+    assert all(answer.true == "dog" and answer.told == "cat" for answer in wrong)
+    assert max(answer.margin for answer in answers.unsure()) < 0.02
+    write_csv(tmp_path / "p.csv", ["path", "label", "mood"], [["a", "b", "c"]])
+    assert read_answers(tmp_path / "p.csv") is None
+    assert read_answers(tmp_path / "none.csv") is None
