@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from src.engine.commands import config_checks
+from src.engine.commands.knobs import ANY
 from src.engine.commands.schema import Config
 from src.engine.images.reading import ReadOptions, read_image
 from src.engine.images.resizing import Transform
@@ -51,7 +52,7 @@ def remake(run: Path, explain: bool | None, parts: Parts) -> None:
     try:
         settings = config_checks.read(stored)  # refuses a data.root that is gone
         if model is not None:
-            phases = parts.plan(settings.freeze, model.network.backbone, settings.trainer.max_epochs).phases
+            phases = parts.plan(settings.freeze, model.network.backbone, ANY).phases  # phases that were reached or not
         shown = _shown(run, settings, model, parts)
     except (UserError, OSError) as error:
         log.warning(f"The page has no images: {error}")

@@ -99,8 +99,9 @@ def _mean_and_std(metrics: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float
 def _join_predictions(out: Path, runs: Sequence[Path]) -> None:
     """One file of what each fold's run says about its test split."""
     header, rows = [], []
-    for run in runs:
+    for fold, run in enumerate(runs):
         with (run / "predictions.csv").open(encoding="utf-8", newline="") as file:
             header, *own = csv.reader(file)
-        rows += own
-    write_csv(out, header, rows)
+        rows += [[path, str(fold), *answers] for path, *answers in own]
+    path, *rest = header
+    write_csv(out, [path, "fold", *rest], rows)

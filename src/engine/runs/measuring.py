@@ -19,7 +19,6 @@ from src.engine.images.loading import eval_loader, loader_settings
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import write_csv
 from src.engine.runs.job import Job
-from src.engine.runs.out_of_fold import write_predictions
 from src.engine.runs.run_names import free_name
 from src.engine.runs.task import RunTask
 from src.engine.runs.trained_model import TrainedModel
@@ -86,8 +85,6 @@ def measure(job: Job, task: RunTask, bank: FeatureBank | None = None) -> dict[st
         log.warning(
             "There is no test split, so the numbers are those of val, which chose the best epoch: a little too good."
         )
-    if job.config.data.fold is not None:
-        write_predictions(job, task, bank if known else None)
     return metrics
 
 

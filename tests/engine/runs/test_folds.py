@@ -79,7 +79,7 @@ def folds(tmp_path, monkeypatch):
                 raise UserError("the disk is full", code=73)
             write_json(path / "config.yaml", {})
             write_json(path / "result.json", {"metrics": {"val/acc": fold / 10, "test/acc": None}, "wall_seconds": 1.0})
-            write_csv(path / "predictions.csv", ["path", "fold"], [[f"{fold}.png", str(fold)]])
+            write_csv(path / "predictions.csv", ["path", "label"], [[f"{fold}.png", "a"]])
             return 0.0
 
         (tmp_path / "runs/cv").mkdir(parents=True, exist_ok=True)
