@@ -95,6 +95,8 @@ class Model:
     dropout: float = number(0.0, 0.0, 0.95, 0.2)  # before the head's last layer
     num_classes: int | None = number(None, 1, 10**5, "null")  # null: the data's; another number than theirs is refused
     label_smoothing: float = number(0.1, 0.0, 0.9)  # share of the target spread evenly over the classes in training
+    # divide the logits by a number chosen on val, so that probabilities are as often right as they say
+    calibrate: str = choice("none", "temperature", default="none")
     channels_last: bool = True  # memory layout; faster on CPUs and on GPUs with tensor cores
     split_at: Any = value(None, "[layer2]")  # cut resnet50 after these; auto, auto_memory: measured (room: pipeline)
 

@@ -117,6 +117,8 @@ RULES.extend([
     clash("model.loss", "task", lambda c: not (is_own(c.task.name) or is_own(c.model.loss) or c.model.loss in losses(c)),
           "the task compares other labels", "model.loss={first_loss}"),
     unread("data.class_weights", "<task>", lambda c: c.task.name != "regression", "its images have no classes", is_error=True),
+    unread("model.calibrate", "<task>", lambda c: c.task.name != "regression", "its answers are no probabilities",
+           is_error=True),
     *(read_by(key, users) for key, users in OF_SOURCES.items()),
     *(read_by(key, users, is_error=False) for key, users in HARMLESS.items()),
     *(Rule(lambda c, key=key, source=source: c.data.source == source and value_of(c, key) is None, f"{key} is missing",

@@ -30,7 +30,7 @@ from src.engine.runs.fit_errors import explained
 from src.engine.runs.introduction import introduce
 from src.engine.runs.job import Job, open_job, report
 from src.engine.runs.machine import peak_memory_mib
-from src.engine.runs.measuring import measure, tune
+from src.engine.runs.measuring import Measured, measure, tune
 from src.engine.runs.model_folder import save_model
 from src.engine.runs.model_readme import Origin, model_readme
 from src.engine.runs.patience import ended_by
@@ -109,24 +109,27 @@ def fit(job: Job, trainer: L.Trainer, model: L.LightningModule, data: ImageData)
         trainer.fit(model, data, ckpt_path=start, weights_only=True)
 
 
-def package(job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: dict[str, float]) -> None:
+def package(job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: Measured) -> None:
     """Writes model/: all that is needed to use the network, and a README for whoever gets the folder."""
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     card = replace(task.card, metrics=finite, task_values=task.kind.values)
     save_model(job.folder.model, task.network.state_dict(), card)
     images = {split: len(members) for split, members in task.images.splits.items()}
-    origin = Origin(job.folder.path.name, images, task.origin, chosen.name, trainer.current_epoch, date.today())
+    name, epochs = job.folder.path.name, trainer.current_epoch
+    origin = Origin(name, images, task.origin, chosen.name, epochs, date.today(), metrics.intervals)
     write_text(job.folder.model / "README.md", model_readme(card, task.kind, job.config, origin))
 
 
 def finish(
-    job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: dict[str, float], baseline: Baseline | None
+    job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: Measured, baseline: Baseline | None
 ) -> None:
     """Writes the report and, as the last file, result.json; prints both and the next command to try."""
     folder, throughput = job.folder, find_callback(trainer, Throughput)
     result = folder.finish(
         lambda result: report(folder, result, task.freezing.phases, shown(job, task), trainer.loggers),
         metrics=metrics,
+        intervals=metrics.intervals,
+        calibration=metrics.calibration or None,
         best_checkpoint=None if damage(folder.checkpoints / BEST) else f"checkpoints/{BEST}",
         best_epoch=chosen.best_epoch,
         weights=chosen.name,

@@ -80,7 +80,8 @@ class TransferNetwork(Network):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8, or what `features` made of them, (B, F) -> logits (B, outputs)."""
-        return self.head(images if images.ndim == 2 else self.features(images))
+        logits = self.head(images if images.ndim == 2 else self.features(images))
+        return logits if self.temperature == 1 else logits.float() / self.temperature
 
 
 def pooled(features: Tensor) -> Tensor:

@@ -76,6 +76,12 @@ class Multiclass(TaskKind):
         """The likeliest classes, the one that is predicted first."""
         return nlargest(TOP, range(len(answers)), key=lambda number: answers[number])
 
+    def measured_header(self, names: Sequence[str]) -> list[str]:
+        return ["true", "predicted", *(f"probability_{name}" for name in names)]
+
+    def measured_row(self, names: Sequence[str], label: str, answers: Sequence[float]) -> list[str]:
+        return [label, names[self.ranked(answers)[0]], *(f"{probability:.6f}" for probability in answers)]
+
     def shown(self, names: Sequence[str], row: Sequence[str]) -> tuple[str, str, str]:
         others = list(zip(row[4:8:2], row[5:8:2], strict=True))
         if row[1] == "probability":  # the header

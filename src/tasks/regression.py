@@ -43,6 +43,7 @@ class Regression(TaskKind):
     table = "values"
     noun = "values"
     in_order = True
+    has_probabilities = False
 
     def label_text(self, cells: Mapping[str, str]) -> str:
         return ";".join(repr(_number(cell, column)).removesuffix(".0") for column, cell in cells.items())
@@ -176,10 +177,20 @@ class Regression(TaskKind):
         write_csv(path, header, [self.row(names, row) for row in kept.tolist()])
 
     def header(self, names: Sequence[str]) -> list[str]:
-        return [*names]
+        """Two columns of predictions.csv have names of their own."""
+        return [f"value_{name}" if name in ("path", "error") else name for name in names]
 
     def row(self, names: Sequence[str], answers: Sequence[float]) -> list[str]:
         return [str(np.float32(value)) for value in answers]  # the digits that float32 needs
+
+    def measured_header(self, names: Sequence[str]) -> list[str]:
+        return [f"{which}_{name}" for name in names for which in ("true", "predicted", "error")]
+
+    def measured_row(self, names: Sequence[str], label: str, answers: Sequence[float]) -> list[str]:
+        rows = [
+            (true, answer, answer - true) for true, answer in zip(_numbers(label, len(names)), answers, strict=True)
+        ]
+        return self.row(names, [value for row in rows for value in row])
 
     def shown(self, names: Sequence[str], row: Sequence[str]) -> tuple[str, str, str]:
         return row[0], row[1] if len(row) > 1 else "", ", ".join(row[2:])

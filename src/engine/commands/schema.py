@@ -41,7 +41,7 @@ READ_BY_ENGINE = {
     "task": "name",
     "data": "source root table label_columns split_file folds fold name bits augment class_weights on_bad_image "
     "batch_size num_workers timeout_seconds",
-    "model": "backbone weights head module",
+    "model": "backbone weights head module calibrate",
     "optimizer": "name lr",
     "strategy": "name timeout_seconds",
     "precision": "name",

@@ -54,7 +54,8 @@ STATE_DICT = Format(
     file="model_state_dict.pt",
     about="the weights; load with weights_only=True, which runs no code, into this project's network",
     load=_CARD.format(function="rebuild")
-    + 'network, _ = rebuild(card, torch.load("model_state_dict.pt", weights_only=True))\nnetwork.eval()\n',
+    + 'network, task = rebuild(card, torch.load("model_state_dict.pt", weights_only=True))\n'
+    + "network.eval().temperature = task.temperature\n",
     call=_CALL,
     needs_project=True,
 )

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from src.engine import features
 from src.engine.commands.schema import Config, Data
 from src.engine.commands.user_command import corrected
@@ -22,7 +20,9 @@ from src.engine.images.sources import ImageSources
 from src.engine.images.table import read_csv
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import make_folder, write_json
+from src.engine.runs.intervals import metric_intervals
 from src.engine.runs.measuring import measure_split
+from src.engine.runs.outputs import Outputs, write_predictions
 from src.engine.runs.plain_values import read_json
 from src.engine.runs.run_settings import merged, stored_settings
 from src.engine.runs.tables import metrics_table
@@ -57,32 +57,36 @@ def evaluate_run(asked: Evaluation, model: TrainedModel, sources: ImageSources) 
     trained_on = _training_labels(run, model) if run and settings.data.class_weights != "none" else []
     loss = kind.loss(settings, classes, label_tensor(trained_on, images.labels[0]))
 
-    def measure(images: LabelledImages) -> tuple[dict[str, float], Tensor]:
-        values, kept, _ = measure_split(model, images, split, settings, loss)
-        return {f"{split}/{name}": value for name, value in values.items()}, kept
+    def measure(images: LabelledImages) -> tuple[dict[str, dict[str, Any]], Outputs]:
+        values, outputs = measure_split(model, images, split, settings, loss)
+        sure = metric_intervals(model, outputs, values, settings.seed)
+        numbers = {"metrics": values, "intervals": sure}
+        return {key: {f"{split}/{name}": x for name, x in row.items()} for key, row in numbers.items()}, outputs
 
-    metrics, kept = measure(images)
+    numbers, outputs = measure(images)
     changed = [f"{key}={value}" for key, value in changes.items()]
-    number = len(kept)  # without those that broke since they were checked
-    result: dict[str, Any] = {"run": str(run or model.folder), "changed": changed, "images": number, "metrics": metrics}
+    number = len(outputs.members)  # without those that broke since they were checked
+    result: dict[str, Any] = {"run": str(run or model.folder), "changed": changed, "images": number, **numbers}
     seen = seen_in_training(run, merged(stored_settings(run), {}), images, split) if run else {}
     if any(seen.values()):
         unseen = sorted(set(images.splits[split]).difference(*seen.values()))
         rest = replace(images, splits=images.splits | {split: unseen})
         result["seen_in_training"] = {part: len(members) for part, members in seen.items()}
-        result["unseen"] = {"images": len(unseen), "metrics": measure(rest)[0] if unseen else {}}
+        result["unseen"] = {"images": len(unseen), **(measure(rest)[0] if unseen else {"metrics": {}})}
 
     name, replaces = _name_of(out, f"evaluation_{split}", changes, changed)
     for file in (name, "evaluation"):  # a file per split and images, and the newest under a name that is always there
         write_json(out / f"{file}.json", result)
-        kind.write(out / f"{file}_{kind.table}.csv", classes, kept)
+        kind.write(out / f"{file}_{kind.table}.csv", classes, outputs.kept(kind))
+        write_predictions(out / f"{file}_predictions.csv", kind, images, outputs)
     _print(result, split, f"{number} {split} images {kind.counted(classes)}")
-    log.info(f"files     {out / name}.json, {name}_{kind.table}.csv{', which replace older ones' if replaces else ''}")
+    tables = f"{name}_{kind.table}.csv, {name}_predictions.csv"
+    log.info(f"files     {out / name}.json, {tables}{', which replace older ones' if replaces else ''}")
 
 
 def _print(result: dict[str, Any], split: str, counts: str) -> None:
     log.info(f"{printable(result['run'])}: {counts}")
-    log.info(metrics_table(result["metrics"]))
+    log.info(metrics_table(result["metrics"], result["intervals"]))
     if "unseen" not in result:
         return
     train, val = (result["seen_in_training"][part] for part in ("train", "val"))
@@ -94,7 +98,7 @@ def _print(result: dict[str, Any], split: str, counts: str) -> None:
         log.warning("No other image is left to measure on.")
         return
     log.info(f"without them: {result['unseen']['images']} {split} images")
-    log.info(metrics_table(result["unseen"]["metrics"]))
+    log.info(metrics_table(result["unseen"]["metrics"], result["unseen"]["intervals"]))
 
 
 def _name_of(out: Path, name: str, changes: Changes, changed: list[str]) -> tuple[str, bool]:

@@ -75,6 +75,8 @@ class ModelCard:
             own["task_values"] = {key: tuple(row) if isinstance(row, list) else row for key, row in rows.items()}
         card = cls(**own)
         check(card)
+        if not all(0.001 <= number <= 1000 for number in card.task_values.get("temperature", ())):
+            raise ValueError("the temperature is not from 0.001 to 1000")
         if len({*card.classes}) != len(card.classes):
             raise ValueError("a class stands in it twice")
         return card

@@ -6,7 +6,7 @@ run.py writes it beside what save_model writes. The text is in model_readme.md.j
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from src.engine.commands.schema import Config
 from src.engine.runs.intervals import share_interval
 from src.engine.runs.model_folder import ModelCard
+from src.engine.runs.tables import interval_text
 from src.engine.runs.text import decimal, for_markdown
 from src.engine.steps.task_kind import TaskKind
 
@@ -29,6 +30,7 @@ class Origin:
     chosen: str  # whose weights these are, such as 'epoch 7'
     epochs: int  # how many were trained
     day: date  # when the training ended
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # test/acc: the 95 % interval
 
 
 def model_readme(card: ModelCard, kind: TaskKind, config: Config, origin: Origin) -> str:
@@ -36,7 +38,7 @@ def model_readme(card: ModelCard, kind: TaskKind, config: Config, origin: Origin
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
     )
-    environment.filters |= {"markdown": for_markdown, "decimal": decimal, "numbers": _numbers}
+    environment.filters |= {"markdown": for_markdown, "decimal": decimal, "numbers": _numbers, "between": _between}
     splits = list(dict.fromkeys(key.partition("/")[0] for key in card.metrics))
     metrics = list(dict.fromkeys(key.partition("/")[2] for key in card.metrics))
     measured = splits[-1]  # test, or val where there is none
@@ -57,6 +59,10 @@ def model_readme(card: ModelCard, kind: TaskKind, config: Config, origin: Origin
         accuracy=accuracy,
         interval=None if accuracy is None else share_interval(accuracy, origin.images[measured]),
     )
+
+
+def _between(interval: tuple[float, float] | None) -> str:
+    return f" ({interval_text(*interval)})" if interval else ""
 
 
 def _numbers(values: Iterable[float]) -> str:

@@ -112,7 +112,7 @@ def _with_statistics(job: Job, task: RunTask, trainer: L.Trainer, average: State
 
 def _score(job: Job, task: RunTask, trainer: L.Trainer, state: State) -> Score:
     task.network.load_state_dict(state)
-    values, _, _ = measure_split(task.trained(job), task.images, "val", job.config, task.loss(job.config))
+    values, _ = measure_split(task.trained(job), task.images, "val", job.config, task.loss(job.config))
     return Score.of({f"val/{name}": value for name, value in values.items()}, job.config.checkpoint.monitor)
 
 

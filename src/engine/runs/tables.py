@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,23 +39,34 @@ def main_metric(metrics: Iterable[str]) -> list[str]:
     return [name for name in column_titles(metrics) if name != "loss"][:1]
 
 
-def metrics_table(metrics: Mapping[str, float]) -> str:
-    """{"test/acc": 0.98, ...} as a table: one line per split, one column per metric; empty where an older run lacks one."""
+def metrics_table(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]] | None = None) -> str:
+    """{"test/acc": 0.98, ...} as a table: one column per metric, empty where an older run lacks one; for each split a line, and
+    below it the 95 % intervals, where there are any."""
     splits = list(dict.fromkeys(name.partition("/")[0] for name in metrics))
-    columns = column_titles(metrics)
+    columns, intervals = column_titles(metrics), intervals or {}
     rows = [("", *columns.values())]
     for split in splits:
         cells = [metrics.get(f"{split}/{name}") for name in columns]
         rows.append((split, *("" if cell is None else decimal(cell) for cell in cells)))
+        sure = [intervals.get(f"{split}/{name}") for name in columns]
+        if any(sure):
+            rows.append(("  95 %", *("" if between is None else interval_text(*between) for between in sure)))
     widths = [max(8, *(len(cell) for cell in cells)) + 2 for cells in zip(*rows, strict=True)]
     lines = [f"{split:8}" + "".join(map(str.rjust, cells, widths[1:])) for split, *cells in rows]
     return "\n".join(line.rstrip() for line in lines)
 
 
+def interval_text(low: float, high: float) -> str:
+    """'0.93 to 0.97': with as many digits as its width needs."""
+    width = high - low
+    digits = max(0, 1 - math.floor(math.log10(width))) if width > 0 else 4
+    return f"{low:.{min(digits, 6)}f} to {high:.{min(digits, 6)}f}"
+
+
 def print_result(path: Path, result: Mapping[str, Any]) -> None:
     """Prints a run's numbers, its files and the next commands."""
     log.info("")
-    log.info(metrics_table(result["metrics"]))
+    log.info(metrics_table(result["metrics"], result.get("intervals")))
     best = f"epoch {result['best_epoch']}"
     weights = f", weights of {result['weights']}" if result["weights"] != best else ""
     if result["epochs"]:

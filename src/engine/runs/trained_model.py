@@ -42,6 +42,7 @@ class TrainedModel:
     ) -> None:
         self.card, self.kind, self.device, self.precision, self.folder = card, kind, device, precision, folder
         self.network = network.to(device).eval()
+        self.network.temperature = kind.temperature
         self._forward, self._features = InParts(self.network), InParts(self.network.features)
 
     @classmethod

@@ -11,6 +11,7 @@ class Network(nn.Module):
     backbone: nn.Module
     head: nn.Module
     channels_last: bool
+    temperature = 1.0  # forward divides the logits by it: model.calibrate
 
     def normalise(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> what the backbone takes."""

@@ -23,11 +23,15 @@ class Asking(torch.nn.Module):
         self.metric, self.whose = metric, whose
         self.asks_for = tuple(inspect.signature(type(metric).update).parameters)[1:]
 
+    def given(self, logits: torch.Tensor, labels: torch.Tensor, kind: TaskKind) -> dict[str, torch.Tensor]:
+        """What its update takes, by name."""
+        known = {"logits": lambda: logits, "labels": lambda: labels}
+        known |= {"predicted": lambda: kind.predicted(logits), "probabilities": lambda: kind.probabilities(logits)}
+        return {name: known[name]() for name in self.asks_for}
+
     def update(self, logits: torch.Tensor, labels: torch.Tensor, kind: TaskKind) -> None:
-        given = {"logits": lambda: logits, "labels": lambda: labels}
-        given |= {"predicted": lambda: kind.predicted(logits), "probabilities": lambda: kind.probabilities(logits)}
         with owner_errors(*self.whose.split("=", 1)):
-            self.metric.update(**{name: given[name]() for name in self.asks_for})
+            self.metric.update(**self.given(logits, labels, kind))
 
     def refuse_what_lacks(self, kind: TaskKind, names: Sequence[str]) -> None:
         """Before the first image: a task without probabilities raises UserError."""

@@ -38,6 +38,7 @@ class TaskKind:
 
     name = ""  # as task=NAME has it
     table = "confusion"  # the file of results is confusion.csv
+    has_probabilities = True  # or its answers are quantities
     tunes = False  # whether `tune` chooses values on val
     noun = "classes"  # what the names are
     in_order = False  # whether a label's text has a value for each of the names, in their order
@@ -45,6 +46,11 @@ class TaskKind:
 
     def __init__(self, values: Mapping[str, Sequence[float]] | None = None) -> None:
         self.values = {name: tuple(numbers) for name, numbers in (values or {}).items()}
+
+    @property
+    def temperature(self) -> float:
+        """What the network divides its logits by; 1 where it is not calibrated."""
+        return self.values.get("temperature", (1.0,))[0]
 
     # Labels
 
@@ -158,6 +164,14 @@ class TaskKind:
     def row(self, names: Sequence[str], answers: Sequence[float]) -> list[str]:
         """The cells of these columns for one image."""
         raise NotImplementedError
+
+    def measured_header(self, names: Sequence[str]) -> list[str]:
+        """The columns that an evaluation's predictions.csv has behind path."""
+        return ["true", *self.header(names)]
+
+    def measured_row(self, names: Sequence[str], label: str, answers: Sequence[float]) -> list[str]:
+        """The cells of these columns. label: the text of the image's label."""
+        return [label, *self.row(names, answers)]
 
     def shown(self, names: Sequence[str], row: Sequence[str]) -> tuple[str, str, str]:
         """A row for the screen: what it is, how sure, and what else it may be. The header is given as one, too."""
