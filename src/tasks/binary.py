@@ -74,6 +74,9 @@ class Binary(Multiclass):
         positive = logits.float().sigmoid()
         return torch.cat([1 - positive, positive], 1)
 
+    def logits_of(self, answers: Tensor) -> Tensor:
+        return answers[:, 1:].logit(1e-7)
+
     def ranked(self, answers: Sequence[float]) -> list[int]:
         return [1, 0] if answers[1] >= self.threshold else [0, 1]
 

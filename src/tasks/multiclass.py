@@ -25,6 +25,8 @@ TOP = 5  # likeliest classes in a row of predictions.csv
 class Multiclass(TaskKind):
     """Labels are the names of classes; softmax makes probabilities of the logits."""
 
+    top = TOP
+
     def labels(self, texts: Sequence[str], names: Sequence[str]) -> list[Label]:
         number = number_of(names)
         return [number[text] for text in texts]
@@ -56,6 +58,9 @@ class Multiclass(TaskKind):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().softmax(1)
 
+    def logits_of(self, answers: Tensor) -> Tensor:
+        return answers.clamp(min=torch.finfo(answers.dtype).tiny).log()
+
     def kept(self, logits: Tensor, labels: Tensor) -> Tensor:
         """int64 (B, 2): the true and the predicted class."""
         return torch.stack([labels, self.predicted(logits)], 1)
@@ -65,16 +70,16 @@ class Multiclass(TaskKind):
         write_confusion(path, names, torch.cat([pairs, counts[:, None]], 1).tolist())
 
     def header(self, names: Sequence[str]) -> list[str]:
-        ranks = range(1, min(TOP, len(names)) + 1)
+        ranks = range(1, min(self.top, len(names)) + 1)
         return ["class", "probability", *(f"{word}_{rank}" for rank in ranks for word in ("class", "probability"))]
 
     def row(self, names: Sequence[str], answers: Sequence[float]) -> list[str]:
         pairs = [(names[number], f"{answers[number]:.6f}") for number in self.ranked(answers)]
-        return [*pairs[0], *(cell for pair in pairs for cell in pair)]
+        return [*pairs[0], *(cell for pair in pairs[: self.top] for cell in pair)]
 
     def ranked(self, answers: Sequence[float]) -> list[int]:
         """The likeliest classes, the one that is predicted first."""
-        return nlargest(TOP, range(len(answers)), key=lambda number: answers[number])
+        return nlargest(self.top, range(len(answers)), key=lambda number: answers[number])
 
     def measured_header(self, names: Sequence[str]) -> list[str]:
         return ["true", "predicted", *(f"probability_{name}" for name in names)]
@@ -82,10 +87,13 @@ class Multiclass(TaskKind):
     def measured_row(self, names: Sequence[str], label: str, answers: Sequence[float]) -> list[str]:
         return [label, names[self.ranked(answers)[0]], *(f"{probability:.6f}" for probability in answers)]
 
+    def confidence(self, answers: Sequence[float]) -> float:
+        return answers[self.ranked(answers)[0]]
+
     def shown(self, names: Sequence[str], row: Sequence[str]) -> tuple[str, str, str]:
         others = list(zip(row[4:8:2], row[5:8:2], strict=True))
         if row[1] == "probability":  # the header
-            return row[0], row[1], f"next {len(others)}"
+            return row[0], row[1], f"next {len(others)}" if others else ""
         return row[0], f"{float(row[1]):.3f}", ", ".join(f"{name} {float(share):.2f}" for name, share in others)
 
     def purpose(self, names: Sequence[str]) -> str:

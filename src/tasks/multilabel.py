@@ -162,6 +162,9 @@ class Multilabel(TaskKind):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.float().sigmoid()
 
+    def logits_of(self, answers: Tensor) -> Tensor:
+        return answers.logit(1e-7)
+
     def reach(self, probabilities: Tensor) -> Tensor:
         """bool (..., names): whether a label's probability reaches its threshold."""
         if chosen := self.values.get("thresholds"):

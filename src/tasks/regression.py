@@ -164,6 +164,9 @@ class Regression(TaskKind):
     def answers(self, logits: Tensor) -> Tensor:
         return self.predicted(logits)
 
+    def logits_of(self, answers: Tensor) -> Tensor:
+        return self.standardised(answers)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         why = "its answers are numbers; a metric can ask for predicted, labels and logits (in standard units)"
         raise UserError("task=regression has no probabilities", why=why, fix=corrected(remove=["metrics"]))

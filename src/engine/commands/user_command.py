@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from src.engine.runs.text import shell_word
 
-FRONT_DOORS = ("train", "evaluate", "predict", "embed", "export", "report")
+FRONT_DOORS = ("train", "evaluate", "predict", "embed", "export", "compare", "report")
 _COMMAND = "TRAIN_COMMAND"  # environment variable: what the user typed, where sys.argv is something else
 
 

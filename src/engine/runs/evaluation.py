@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from src.engine.images.copies import seen_in_training
 from src.engine.images.labelled_images import Label, LabelledImages, label_tensor
 from src.engine.images.sources import ImageSources
 from src.engine.images.table import read_csv
+from src.engine.runs.ensemble import Ensemble
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import make_folder, write_json
 from src.engine.runs.intervals import metric_intervals
@@ -43,6 +44,7 @@ class Evaluation:
     changes: Changes
     split: str | None  # None: test, or val where there is no test
     out: Path  # the folder for the numbers
+    others: tuple[Path, ...] = ()  # further runs, of whose models and the first's the mean is measured
 
 
 def evaluate_run(asked: Evaluation, model: TrainedModel, sources: ImageSources) -> None:
@@ -65,9 +67,11 @@ def evaluate_run(asked: Evaluation, model: TrainedModel, sources: ImageSources) 
 
     numbers, outputs = measure(images)
     changed = [f"{key}={value}" for key, value in changes.items()]
+    changed += model.words() if isinstance(model, Ensemble) else []
+    measured = [str(path) for path in (run or model.folder, *asked.others)]
     number = len(outputs.members)  # without those that broke since they were checked
-    result: dict[str, Any] = {"run": str(run or model.folder), "changed": changed, "images": number, **numbers}
-    seen = seen_in_training(run, merged(stored_settings(run), {}), images, split) if run else {}
+    result: dict[str, Any] = {"run": " + ".join(measured), "changed": changed, "images": number, **numbers}
+    seen = _seen([run, *asked.others] if run else [], images, split)
     if any(seen.values()):
         unseen = sorted(set(images.splits[split]).difference(*seen.values()))
         rest = replace(images, splits=images.splits | {split: unseen})
@@ -82,6 +86,13 @@ def evaluate_run(asked: Evaluation, model: TrainedModel, sources: ImageSources) 
     _print(result, split, f"{number} {split} images {kind.counted(classes)}")
     tables = f"{name}_{kind.table}.csv, {name}_predictions.csv"
     log.info(f"files     {out / name}.json, {tables}{', which replace older ones' if replaces else ''}")
+
+
+def _seen(runs: Sequence[Path], images: LabelledImages, split: str) -> dict[str, list[int]]:
+    """Images of the split that one of the runs trained on, or else chose its best epoch by."""
+    found = [seen_in_training(run, merged(stored_settings(run), {}), images, split) for run in runs]
+    train = {index for each in found for index in each["train"]}
+    return {"train": sorted(train), "val": sorted({index for each in found for index in each["val"]} - train)}
 
 
 def _print(result: dict[str, Any], split: str, counts: str) -> None:

@@ -25,7 +25,7 @@ from src.engine.runs.cores import cpu_cores
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import make_folder, write_csv
 from src.engine.runs.model_folder import ModelCard
-from src.engine.runs.text import printable
+from src.engine.runs.text import plural, printable
 from src.engine.runs.trained_model import TrainedModel
 from src.engine.steps.task_kind import TaskKind
 
@@ -33,7 +33,20 @@ log = logging.getLogger(__name__)
 
 SHOWN = 10  # rows on the screen
 MIN_PATH, MAX_ERROR = 24, 40  # columns of the screen; a longer error goes on in the next line
+UNSURE = "unsure"
 HEADER = b"path,"  # how a file of predictions begins; its first line ends with error
+
+
+def choose_rows(kind: TaskKind, min_confidence: float | None, top_k: int | None) -> None:
+    """How rows of predictions are written: answers of less confidence are marked, and only the top_k likeliest classes stand in
+    one. Raises UserError for a task that has no such thing."""
+    if min_confidence is not None and not kind.has_probabilities:
+        why = "its answers are numbers without a probability"
+        raise UserError("min_confidence= has no effect here", why=why, fix=corrected(remove=["min_confidence"]))
+    if top_k is not None and kind.top is None:
+        why = f"a row has all {kind.noun} of the model"
+        raise UserError("top_k= has no effect here", why=why, fix=corrected(remove=["top_k"]))
+    kind.min_confidence, kind.top = min_confidence, top_k or kind.top
 
 
 def predict(
@@ -50,16 +63,24 @@ def predict(
     replaced = check_out(out)
     loader = files_loader(paths, model.card, batch_size, num_workers, timeout_seconds)
     kind, names = model.kind, model.card.classes
-    header = kind.header(names)
+    least = kind.min_confidence
+    header = [*kind.header(names), *([] if least is None else [UNSURE])]
+
+    def marks(answers: list[float]) -> list[str]:
+        return [] if least is None else [UNSURE if kind.confidence(answers) < least else ""]
+
     rows: list[list[str]] = []
     for batch, places, errors in track(loader, "predicting", transient=True, disable=not sys.stderr.isatty()):
         if places:
             for place, answers in zip(places, model.predict(batch).tolist(), strict=True):
-                rows.append([str(paths[place]), *kind.row(names, answers), ""])
+                rows.append([str(paths[place]), *kind.row(names, answers), *marks(answers), ""])
         rows += [[str(paths[place]), *[""] * len(header), error] for place, error in errors.items()]
     rows.sort()
     write_csv(out, ["path", *header, "error"], rows)
     show(rows, ["path", *header, "error"], kind, names)
+    if least is not None:
+        unsure = sum(row[-2] == UNSURE for row in rows)
+        log.info(f"unsure    {unsure} of {plural(len(rows), 'image')}, with a confidence below {least:g}")
     unread = sum(bool(row[-1]) for row in rows)
     note = f"; {unread} of them are files that could not be read" if unread else ""
     note += "; it replaces the file that stood there" if replaced else ""
@@ -156,7 +177,8 @@ def _cells(row: list[str], kind: TaskKind, names: Sequence[str]) -> list[str]:
     """A row of the file, or its header, as the four cells of the table."""
     if row[-1] not in ("", "error"):
         return [row[0], "", "", row[-1].removeprefix(f"{printable(row[0])}: ")]
-    return [row[0], *kind.shown(names, row[1:-1])]
+    first, *rest = kind.shown(names, row[1 : 1 + len(kind.header(names))])
+    return [row[0], f"{first} ({UNSURE})" if row[-2] == UNSURE and row[-1] != "error" else first, *rest]
 
 
 def _shortened(text: str, width: int) -> str:

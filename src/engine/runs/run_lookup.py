@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from src.engine.commands.user_command import corrected, is_typed
+from src.engine.commands.user_command import corrected, is_typed, replaced, rewritten
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.run_dir import read_result
 from src.engine.runs.text import path_in, printable, shell_word
@@ -22,6 +24,9 @@ DOES = {"predict": "images", "evaluate": "data.root"}  # what a model/ folder is
 def find_run(text: str, needs_model: bool = True) -> Path:
     """The folder of a run, which has a model/ if it needs one. Raises UserError, which says what the folder is instead."""
     path = path_in(text)
+    if len(parts := several(text)) > 1:
+        why = "it takes one run; src.predict and src.evaluate take the mean of several"
+        raise _refusal(f"run={printable(text)} names {len(parts)} runs", path, why, [corrected(f"run={parts[0]}")])
     found = f"run={printable(text)} is not the folder of a run"
     why = "it has no config.yaml" if path.exists() else "there is no such folder"
     outer = next((parent for parent in path.parents if (parent / "config.yaml").is_file()), None)
@@ -74,6 +79,53 @@ def find_run_or_model(run: str | None, model: str | None, command: str) -> tuple
         return None, find_model(model or "")
     folder = find_run(run)
     return folder, folder / "model"
+
+
+def find_runs_or_models(run: str | None, model: str | None, command: str) -> tuple[list[Path], list[Path]]:
+    """The folders of run=, or of run=[one,another], and their model/ folders, or those of model=. Raises UserError."""
+    if run is None or model is not None:
+        pairs = [find_run_or_model(run, text, command) for text in (several(model) if model else [model])]
+    else:
+        pairs = [find_run_or_model(text, None, command) for text in several(run)]
+    return [run for run, _ in pairs if run], [folder for _, folder in pairs]
+
+
+def runs_to_compare(words: Sequence[str], usage: str) -> tuple[list[Path], str]:
+    """The folders of finished runs, and the value of out=, or nothing. usage: what --help prints. Raises UserError."""
+    if not words or {"-h", "--help"} & {*words}:
+        print(usage.strip())
+        sys.exit(ExitCode.OK if words else ExitCode.CONFIG)
+    outs = [word for word in words if word.startswith("out=") and word != "out="]
+    texts = [word.removeprefix("run=") for word in words if word not in outs]
+    if wrong := next((word for word in texts if word.startswith("-") or not path_in(word).is_dir()), None):
+        found = next((run for run in _usable(RUNS) if run.name == Path(wrong).name), None)
+        fix = replaced(wrong, str(found)) if found else "ls -d runs/*"
+        why = "src.compare takes the folders of runs, and out=FILE.png"
+        raise UserError(f"{printable(wrong)} is not a folder", why=why, fix=fix, code=ExitCode.NO_INPUT)
+    runs = list(dict.fromkeys(path_in(text) for text in texts))
+    for run in runs:
+        if not (run / "config.yaml").is_file() and (jobs := _usable(run)):
+            fix = replaced(str(run), *map(str, jobs))
+            raise _refusal(
+                f"{printable(run)} is the folder of {len(jobs)} runs", run, "each is a run of its own", [fix]
+            )
+        if not (run / "config.yaml").is_file() or not read_result(run).get("metrics"):
+            why = "it has no numbers; a run has them when it is finished"
+            raise _refusal(
+                f"{printable(run)} is no finished run", run, why, [rewritten([w for w in words if w != str(run)])]
+            )
+    if len(runs) < 2:
+        known = " ".join(shell_word(run) for run in _usable(RUNS)[:MOST_SUGGESTIONS])
+        why = "a comparison is of two runs or more"
+        raise UserError("one run is given", why=why, fix=f"python -m src.compare {known or 'runs/*'}")
+    return runs, outs[-1].removeprefix("out=") if outs else ""
+
+
+def several(text: str) -> list[str]:
+    """The parts of '[one,another]', unless a folder is called that."""
+    if text[:1] == "[" and text[-1:] == "]" and not path_in(text).exists():
+        return [part.strip() for part in text[1:-1].split(",") if part.strip()] or [text]
+    return [text]
 
 
 def _refusal(message: str, path: Path, why: str, fix: list[str]) -> UserError:

@@ -19,6 +19,7 @@ from src.engine.images.groups import whole
 from src.engine.images.labelled_images import Label, LabelledImages
 from src.engine.images.splits import stratified_split
 from src.engine.own import build_part, own_object, owner_errors, wrong_result
+from src.engine.runs.errors import UserError
 from src.engine.steps.losses import LOSSES
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class TaskKind:
     name = ""  # as task=NAME has it
     table = "confusion"  # the file of results is confusion.csv
     has_probabilities = True  # or its answers are quantities
+    min_confidence: float | None = None  # rows of predictions.csv with less are marked as unsure; None: no such column
+    top: int | None = None  # likeliest classes in a row of predictions.csv; None: all answers stand in it
     tunes = False  # whether `tune` chooses values on val
     noun = "classes"  # what the names are
     in_order = False  # whether a label's text has a value for each of the names, in their order
@@ -144,6 +147,10 @@ class TaskKind:
         """What predict gives, float32 (B, names): the probabilities, unless the names are quantities."""
         return self.probabilities(logits)
 
+    def logits_of(self, answers: Tensor) -> Tensor:
+        """The inverse of `answers`: logits with these, for the mean of several models."""
+        raise UserError(f"task={self.name} does not say how answers are averaged", why="its class has no logits_of")
+
     def tune(self, logits: Tensor, labels: Tensor) -> None:
         """Sets values that are chosen on val, once the weights are final."""
 
@@ -172,6 +179,10 @@ class TaskKind:
     def measured_row(self, names: Sequence[str], label: str, answers: Sequence[float]) -> list[str]:
         """The cells of these columns. label: the text of the image's label."""
         return [label, *self.row(names, answers)]
+
+    def confidence(self, answers: Sequence[float]) -> float:
+        """The probability that the answer is right; of several labels, that of the least sure one."""
+        return min(max(probability, 1 - probability) for probability in answers)
 
     def shown(self, names: Sequence[str], row: Sequence[str]) -> tuple[str, str, str]:
         """A row for the screen: what it is, how sure, and what else it may be. The header is given as one, too."""
