@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import nlargest, nsmallest
@@ -12,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from src.engine.reports import plots
-from src.engine.reports.files import number, read_table
+from src.engine.reports.files import read_table
 from src.engine.runs.intervals import share_interval
 
 SHOWN = 12  # mistakes, and images of which the network was unsure
@@ -56,21 +55,18 @@ class Answers:
 def read_answers(path: Path) -> Answers | None:
     """None without the file, and for a task of the owner's, whose columns may be any."""
     header, rows = read_table(path)
-    if header[2:4] == ["class", "probability"]:
-        second = header.index("probability_2") if "probability_2" in header else 3
-        answers = [
-            Answer(row[0], row[2], row[1], row[2], float(row[3]), float(row[3]) - float(row[second])) for row in rows
-        ]
-        return Answers("classes", answers, *_one_hot(rows))
-    if header[2:3] == ["labels"] and all(name.startswith("probability_") for name in header[3:]):
-        names = [name.removeprefix("probability_") for name in header[3:]]
+    names = [name.removeprefix("probability_") for name in header[3:]]
+    if header[1:3] == ["true", "predicted"]:
+        return Answers("classes", [_of_class(names, row) for row in rows], *_one_hot(rows))
+    if header[1:3] == ["true", "labels"]:
         answers = [answer for row in rows for answer in _of_labels(names, row)]
         flags = [np.array([[name in labels_in(row[at]) for name in names] for row in rows]) for at in (1, 2)]
         return Answers("labels", answers, *flags)
-    if rows and all(row[1].count(";") == len(header) - 3 for row in rows) and _are_numbers(rows[0][2:]):
-        true = np.array([[float(cell) for cell in row[1].split(";")] for row in rows])
-        told = np.array([[float(cell) for cell in row[2:]] for row in rows])
-        return Answers("values", _of_values(header[2:], rows, true, told), true, told)
+    if rows and header[1].startswith("true_"):
+        numbers = np.array([[float(cell) for cell in row[1:]] for row in rows])
+        true, told = numbers[:, 0::3], numbers[:, 1::3]  # and the error
+        names = [name.removeprefix("true_") for name in header[1::3]]
+        return Answers("values", _of_values(names, rows, true, told), true, told)
     return None
 
 
@@ -84,6 +80,13 @@ def _one_hot(rows: Sequence[Sequence[str]]) -> list[np.ndarray | None]:
     if len(names) * len(rows) > MOST_FLAGS:
         return [None, None]
     return [np.array([[row[at]] for row in rows]) == np.array(names) for at in (1, 2)]
+
+
+def _of_class(names: Sequence[str], row: Sequence[str]) -> Answer:
+    path, true, told, *cells = row
+    shares = dict(zip(names, map(float, cells), strict=True))
+    nearest = max((share for name, share in shares.items() if name != told), default=0.0)
+    return Answer(path, told, true, told, shares[told], shares[told] - nearest)
 
 
 def _of_labels(names: Sequence[str], row: Sequence[str]) -> list[Answer]:
@@ -109,13 +112,6 @@ def _of_values(names: Sequence[str], rows: Sequence[Sequence[str]], true: np.nda
         for at in range(len(rows))
         for place, name in enumerate(names)
     ]
-
-
-def _are_numbers(cells: Sequence[str]) -> bool:
-    try:
-        return all(math.isfinite(number(cell)) for cell in cells)
-    except ValueError:
-        return False
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.engine.commands.user_command import key_of
-from src.engine.reports.answers import Answers
-from src.engine.reports.uncertainty import bootstrap
 from src.engine.runs.intervals import PROPORTIONS, share_interval
 from src.engine.runs.tables import column_titles, main_metric
 from src.engine.runs.text import decimal, plural, shell_word
@@ -33,7 +31,6 @@ class Evidence:
     image_size: int | None  # None: not known
     counts: Mapping[str, int]
     doubts: int | None  # None: labels were not checked
-    answers: Answers | None
     command: str
 
     @property
@@ -70,7 +67,8 @@ def judge(known: Evidence) -> Judgement | None:
         return None
     title = column_titles([f"val/{known.metric}"])[known.metric]
     number = known.images.get(known.split, 0)
-    interval = interval_of(known.metric, own, number, known.answers)
+    interval = (known.result.get("intervals") or {}).get(f"{known.split}/{known.metric}")
+    interval = interval or interval_of(known.metric, own, number)  # of an older run
     words = [f"The run reaches a {known.split} {title} of {_with(own, interval)} on {plural(number, 'image')}."]
     baseline = known.result.get("baseline") or {}
     other = known.value(baseline)
@@ -80,7 +78,7 @@ def judge(known: Evidence) -> Judgement | None:
     elif other is None:
         words.append("There is no baseline to compare it with, so it is open what training gained.")
     else:
-        there = interval_of(known.metric, other, number, None) if known.metric in PROPORTIONS else None
+        there = interval_of(known.metric, other, number)
         words.append(
             f"The baseline, a linear model on the features of the untouched backbone, reaches {_with(other, there)}."
         )
@@ -90,14 +88,14 @@ def judge(known: Evidence) -> Judgement | None:
     return Judgement(" ".join(words), advice, changed_command(known.command, change) if change else None)
 
 
-def _with(value: float, interval: tuple[float, float] | None) -> str:
+def _with(value: float, interval: Sequence[float] | None) -> str:
     if interval is None:
         return decimal(value)
     low, high = interval
     return f"{decimal(value)} (95 % interval {low:.3g} to {high:.3g})"
 
 
-def compare(metric: str, own: float, other: float, interval: tuple[float, float] | None) -> tuple[bool | None, str]:
+def compare(metric: str, own: float, other: float, interval: Sequence[float] | None) -> tuple[bool | None, str]:
     """Whether the run is better than the baseline (None: the difference may be chance), and that as a sentence. A cautious
     answer: it takes both for measured on different images."""
     gain = other - own if metric in LESS_IS_BETTER else own - other
@@ -108,11 +106,9 @@ def compare(metric: str, own: float, other: float, interval: tuple[float, float]
     return gain > 0, f"Training {'gained' if gain > 0 else 'lost'} {decimal(abs(gain))}, which is more than noise."
 
 
-def interval_of(metric: str, value: float, images: int, answers: Answers | None) -> tuple[float, float] | None:
-    """The 95 % interval: Wilson's of a share of the images; of other metrics by a bootstrap over them, if it is known how."""
-    if metric in PROPORTIONS:
-        return share_interval(value, images) if images else None
-    return bootstrap(metric, answers) if answers else None
+def interval_of(metric: str, value: float, images: int) -> tuple[float, float] | None:
+    """The 95 % interval of a share of the images; None for other metrics."""
+    return share_interval(value, images) if metric in PROPORTIONS and images else None
 
 
 def _next(known: Evidence, is_better: bool | None) -> tuple[str, list[str]]:

@@ -67,7 +67,6 @@ def write_report(
                 image_size=shown.preprocessing.image_size if shown else None,
                 counts=counts.training if counts else {},
                 doubts=None if doubts is None else len(doubts),
-                answers=answers,
                 command=environment.get("command") or "",
             )
         ),

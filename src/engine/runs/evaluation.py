@@ -18,10 +18,10 @@ from src.engine.images.copies import seen_in_training
 from src.engine.images.labelled_images import Label, LabelledImages, label_tensor
 from src.engine.images.sources import ImageSources
 from src.engine.images.table import read_csv
+from src.engine.runs.bootstrap import metric_intervals
 from src.engine.runs.ensemble import Ensemble
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import make_folder, write_json
-from src.engine.runs.intervals import metric_intervals
 from src.engine.runs.measuring import measure_split
 from src.engine.runs.outputs import Outputs, write_predictions
 from src.engine.runs.plain_values import read_json

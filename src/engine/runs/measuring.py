@@ -17,9 +17,9 @@ from src.engine.feature_bank.bank import FeatureBank
 from src.engine.feature_bank.loader import split_features
 from src.engine.images.labelled_images import LabelledImages
 from src.engine.images.loading import eval_loader, loader_settings
+from src.engine.runs.bootstrap import metric_intervals
 from src.engine.runs.calibration import calibration_errors, fit_temperature
 from src.engine.runs.errors import ExitCode, UserError
-from src.engine.runs.intervals import metric_intervals
 from src.engine.runs.job import Job
 from src.engine.runs.outputs import Outputs, write_predictions
 from src.engine.runs.run_names import free_name

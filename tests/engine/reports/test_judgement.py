@@ -6,11 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, r2_score, recall_score
 
-from src.engine.reports.answers import Answers, calibration, read_answers
+from src.engine.reports.answers import calibration, read_answers
 from src.engine.reports.judgement import Evidence, judge
-from src.engine.reports.uncertainty import bootstrap
 from src.engine.runs.files import write_csv
 
 
@@ -28,7 +26,6 @@ def evidence(own: float = 0.95, other: float | None = 0.8, metric: str = "acc", 
         224,
         {"cat": 400, "dog": 400},
         3,
-        None,
         "python -m src.train name=a",
     )
     return replace(known, **changes)
@@ -53,6 +50,10 @@ def test_it_says_what_is_reached_and_whether_that_is_more_than_noise():
     assert "python -m src.train model=features" in same
     assert "There is no baseline" in words(evidence(other=None))
     assert "the difference is 2.0000" in words(evidence(own=3.0, other=5.0, metric="mae")).lower()
+    known = evidence(own=3.0, other=5.0, metric="mae")
+    known.result["intervals"] = {"test/mae": [2.5, 3.5]}
+    assert "3.0000 (95 % interval 2.5 to 3.5)" in words(known)
+    assert "Training gained 2.0000, which is more than noise." in words(known)
     assert judge(evidence(own=float("nan"), result={"state": "interrupted"}, config={})) is None
 
 
@@ -79,51 +80,24 @@ def test_a_best_epoch_that_is_the_last_asks_for_more_and_the_baseline_alone_for_
     assert "python -m src.train model=transfer" in alone
 
 
-def test_intervals_of_other_metrics_hold_the_metric_and_get_narrower(tmp_path):
-    random = np.random.default_rng(0)
-    for kind, name, metric in (
-        ("classes", "balanced_acc", recall_score),
-        ("labels", "macro_f1", f1_score),
-        ("values", "r2", r2_score),
-    ):
-        widths = []
-        for number in (100, 400):
-            if kind == "values":
-                true = random.normal(size=(number, 1))
-                told = true + 0.5 * random.normal(size=(number, 1))
-                value = metric(true, told)
-            else:
-                true = np.eye(3, dtype=bool)[random.integers(0, 3, number)]
-                told = np.where(random.random((number, 1)) < 0.8, true, np.roll(true, 1, axis=1))
-                value = metric(true, told, average="macro")
-            low, high = bootstrap(name, Answers(kind, [], true, told))
-            assert low < value < high
-            widths.append(high - low)
-        assert widths[1] < 0.75 * widths[0]
-        assert bootstrap("map", Answers(kind, [], true, told)) is None
-    assert bootstrap("r2", Answers("values", [], np.ones((10**6, 30)), np.ones((10**6, 30)))) is None
-
-
 def test_probabilities_that_are_right_have_no_calibration_error_and_others_have(tmp_path):
     random, rows = np.random.default_rng(0), []
     for number in range(4000):
         share = random.uniform(0.5, 1)
-        rows.append(
-            [f"{number}.png", "cat" if random.random() < share else "dog", "cat", share, "cat", share, "dog", 1 - share]
-        )
-    header = ["path", "label", "class", "probability", "class_1", "probability_1", "class_2", "probability_2"]
+        rows.append([f"{number}.png", "cat" if random.random() < share else "dog", "cat", share, 1 - share])
+    header = ["path", "true", "predicted", "probability_cat", "probability_dog"]
     write_csv(tmp_path / "p.csv", header, rows)
     answers = read_answers(tmp_path / "p.csv")
     found = calibration(answers)
     assert "no more than noise" in found.summary
     assert float(found.summary.partition("bins): ")[2][:5]) < 0.03
-    confident = [[*row[:3], min(1, row[3] + 0.15), *row[4:]] for row in rows]
+    confident = [[*row[:3], min(1, row[3] + 0.15), max(0, row[4] - 0.15)] for row in rows]
     write_csv(tmp_path / "p.csv", header, confident)
     assert "too high" in calibration(read_answers(tmp_path / "p.csv")).summary
     wrong = answers.mistakes()
     assert [answer.share for answer in wrong] == sorted((answer.share for answer in wrong), reverse=True)
     assert all(answer.true == "dog" and answer.told == "cat" for answer in wrong)
     assert max(answer.margin for answer in answers.unsure()) < 0.02
-    write_csv(tmp_path / "p.csv", ["path", "label", "mood"], [["a", "b", "c"]])
+    write_csv(tmp_path / "p.csv", ["path", "true", "mood"], [["a", "b", "c"]])
     assert read_answers(tmp_path / "p.csv") is None
     assert read_answers(tmp_path / "none.csv") is None

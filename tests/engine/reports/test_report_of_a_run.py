@@ -64,7 +64,7 @@ def test_the_page_begins_with_a_judgement_and_has_images(folder):
     assert "Grad-CAM, a map of 2 x 2 places" in page.text
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
     header, *rows = csv.reader((folder / "runs/one/predictions.csv").open())
-    assert header[:4] == ["path", "label", "class", "probability"]
+    assert header[:3] == ["path", "true", "predicted"]
     metrics = json.loads((folder / "runs/one/result.json").read_text())["metrics"]
     assert sum(row[1] == row[2] for row in rows) / len(rows) == pytest.approx(metrics["test/acc"])
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from src.engine.runs.bootstrap import metric_intervals, share_interval
 from src.engine.runs.calibration import calibration_errors, fit_temperature
 from src.engine.runs.ensemble import Ensemble, combined
 from src.engine.runs.errors import UserError
-from src.engine.runs.intervals import metric_intervals, share_interval
 from src.engine.runs.outputs import Outputs
 from src.engine.steps.task_kind import TaskKind
 from src.tasks.binary import Binary

@@ -50,13 +50,15 @@ def test_one_command_trains_all_folds_of_a_table_with_groups_and_does_not_repeat
     assert all((splits[0][name] == "test") != (splits[1][name] == "test") for name, _ in rows)
     assert all(split[f"photos/a/{i:03d}.png"] == split[f"photos/b/{i:03d}.png"] for split in splits for i in range(12))
     predictions = rows_of(tmp_path / "runs/cv/predictions.csv")
-    assert sorted((row["path"], row["label"]) for row in predictions) == sorted(map(tuple, rows))
+    assert sorted((row["path"], float(row["true_age"])) for row in predictions) == sorted(
+        (path, float(age)) for path, age in rows
+    )
     assert all(splits[int(row["fold"])][row["path"]] == "test" for row in predictions)
     result, *each = (json.loads((run / "result.json").read_text()) for run in (tmp_path / "runs/cv", *runs))
     values = [one["metrics"]["test/mae"] for one in each]
     assert result["metrics"]["test/mae"] == pytest.approx(statistics.mean(values))
     assert result["std"]["test/mae"] == pytest.approx(statistics.stdev(values))
-    errors = [abs(float(row["label"]) - float(row["age"])) for row in predictions]
+    errors = [abs(float(row["true_age"]) - float(row["predicted_age"])) for row in predictions]
     assert statistics.mean(errors) == pytest.approx(result["metrics"]["test/mae"], rel=1e-4)  # the folds are of a size
 
     check_error(command("train", *words, "name=cv", "data.folds=3"), 64, "data.folds: 2 there, 3 now", "name=cv-2")
