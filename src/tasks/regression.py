@@ -6,8 +6,6 @@ batches, metrics and answers have the units of the table.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -25,12 +23,10 @@ from src.engine.own import is_own
 from src.engine.runs.errors import ExitCode, UserError, data_error
 from src.engine.runs.files import write_csv
 from src.engine.runs.text import few, plural, printable
-from src.engine.steps.metrics import PreciseSums
 from src.engine.steps.task_kind import Loss, TaskKind, own_loss
+from src.engine.steps.value_metrics import LARGEST, RegressionErrors, columns_of, number_in, numbers_in, ranks
 from src.models.losses import LossOfEachImage
 
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)  # float() also takes nan and 1_000
-LARGEST = 1e37  # float32, which labels are in a batch, ends at 3e38
 BINS, BIN_SIZE = 10, 20  # the split deals out up to 10 quantiles; of fewer than 20 images the shares would be far off
 FEW_VALUES, MANY_IMAGES = 5, 50  # so few different values on so many images may be classes
 FAR = 8  # standard deviations from the mean: of a million normal values none is
@@ -46,7 +42,7 @@ class Regression(TaskKind):
     has_probabilities = False
 
     def label_text(self, cells: Mapping[str, str]) -> str:
-        return ";".join(repr(_number(cell, column)).removesuffix(".0") for column, cell in cells.items())
+        return ";".join(repr(number_in(cell, column)).removesuffix(".0") for column, cell in cells.items())
 
     def text_of(self, label: float | str, classes: Sequence[str]) -> str:
         return str(label)
@@ -68,7 +64,7 @@ class Regression(TaskKind):
         return names
 
     def labels(self, texts: Sequence[str], names: Sequence[str]) -> list[Label]:
-        return [_numbers(text, len(names)) for text in texts]
+        return [numbers_in(text, len(names)) for text in texts]
 
     def split(
         self, texts: Sequence[str], seed: int, val_fraction: float, test_fraction: float, copies: Sequence[str] | None
@@ -78,14 +74,14 @@ class Regression(TaskKind):
 
     def strata(self, texts: Sequence[str]) -> list[tuple[str]]:
         """The quantile of the value; of several, that of the sum of their ranks."""
-        columns = zip(*(_numbers(text, texts[0].count(";") + 1) for text in texts), strict=True)
-        rank = _ranks(np.sum([_ranks(np.array(column)) for column in columns], axis=0))
+        columns = zip(*(numbers_in(text, texts[0].count(";") + 1) for text in texts), strict=True)
+        rank = ranks(np.sum([ranks(np.array(column)) for column in columns], axis=0))
         bins = max(1, min(BINS, len(texts) // BIN_SIZE))
         return [(f"quantile {place * bins // len(texts)} of {bins}",) for place in rank.tolist()]
 
     def check(self, images: LabelledImages, where: str) -> None:
         for split in ("train", "val"):
-            constant = [name for name, column in _columns(images, split) if len(set(column)) < 2]
+            constant = [name for name, column in columns_of(images, split) if len(set(column)) < 2]
             # A column that is the same in the whole of val counts in no R2.
             if constant if split == "train" else len(constant) == len(images.classes):
                 raise data_error(
@@ -94,7 +90,7 @@ class Regression(TaskKind):
                     why=f"it has {plural(len(images.splits[split]), 'image')}; by equal values nothing is learned or chosen",
                     fix="add images with other values, or leave the column out of data.label_columns",
                 )
-        for name, column in _columns(images, "train"):
+        for name, column in columns_of(images, "train"):
             highest, std = abs(column).max(), column.std()
             # Below `tiny` float32 is less exact, and GPUs take it for 0.
             if max(np.spacing(np.float32(highest)), np.finfo(np.float32).tiny) > 1e-3 * std:
@@ -111,13 +107,13 @@ class Regression(TaskKind):
     def described(self, images: LabelledImages) -> list[str]:
         lines = [
             f"values    {printable(name)}: {min(column):g} to {max(column):g}, mean {column.mean():g}, std {column.std():g}"
-            for name, column in _columns(images, "train")
+            for name, column in columns_of(images, "train")
         ]
         return lines[:6] + ([f"          and {len(lines) - 6} more"] if len(lines) > 6 else [])
 
     def warning(self, images: LabelledImages) -> str:
         said = []
-        for name, column in _columns(images, "train"):
+        for name, column in columns_of(images, "train"):
             number, far = len(set(column)), int((abs(column - column.mean()) > FAR * column.std()).sum())
             if number <= FEW_VALUES and len(column) >= MANY_IMAGES:
                 said.append(
@@ -128,7 +124,7 @@ class Regression(TaskKind):
         return " ".join(said[:4])
 
     def fit(self, images: LabelledImages) -> None:
-        columns = [column for _, column in _columns(images, "train")]
+        columns = [column for _, column in columns_of(images, "train")]
         self.values = {
             "mean": tuple(float(np.float32(column.mean())) for column in columns),
             "std": tuple(float(np.float32(column.std())) for column in columns),
@@ -191,7 +187,7 @@ class Regression(TaskKind):
 
     def measured_row(self, names: Sequence[str], label: str, answers: Sequence[float]) -> list[str]:
         rows = [
-            (true, answer, answer - true) for true, answer in zip(_numbers(label, len(names)), answers, strict=True)
+            (true, answer, answer - true) for true, answer in zip(numbers_in(label, len(names)), answers, strict=True)
         ]
         return self.row(names, [value for row in rows for value in row])
 
@@ -233,63 +229,3 @@ class RegressionLoss(Loss):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self.each(logits.float(), self.kind.standardised(labels)).mean()
-
-
-class RegressionErrors(PreciseSums):
-    """r2, mae and rmse, each the mean over the names. R2 is that of the names whose values differ, nan where none does."""
-
-    def __init__(self, kind: Regression, num_names: int) -> None:
-        super().__init__(5, num_names)
-        self.kind = kind
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        true = self.kind.standardised(labels)
-        error = logits.float() - true
-        self.add(torch.stack([torch.ones_like(true), error.abs(), error**2, true, true**2]).sum(1))
-
-    def compute(self) -> dict[str, float]:
-        number, absolute, square, total, total_square = self.totals()
-        std = torch.tensor(self.kind.values["std"], dtype=torch.float64)
-        spread = total_square - total**2 / number
-        # Batches are summed in float32: a difference below a share of 1e-5 is rounding.
-        r2 = torch.where(spread > 1e-5 * total_square, 1 - square / spread, math.nan)
-        return {
-            "r2": float(r2.nanmean()),
-            "mae": float((absolute / number * std).mean()),
-            "rmse": float(((square / number).sqrt() * std).mean()),
-        }
-
-
-def _number(text: str, column: str) -> float:
-    """Raises ValueError, which names the column."""
-    text = text.strip()
-    if NUMBER.fullmatch(text) and abs(number := float(text)) <= LARGEST:
-        return number
-    wrong = (
-        "has a decimal comma" if re.fullmatch(r"[+-]?\d+,\d+", text) else "is no finite number" if text else "is empty"
-    )
-    raise ValueError(f"{column} {wrong}; a number is written as 3.5 or 1e6")
-
-
-def _numbers(text: str, count: int) -> tuple[float, ...]:
-    """The label of an image. Raises UserError: an own source may have any text."""
-    parts = text.split(";")
-    try:
-        if len(parts) != count:
-            raise ValueError(f"it needs {plural(count, 'number')}, joined by ;")
-        return tuple(_number(part, "it") for part in parts)
-    except ValueError as error:
-        found = f"the source of the images has a label that cannot be used: {printable(text)[:60]!r}"
-        raise UserError(found, where="data.source", why=str(error), code=ExitCode.DATA) from error
-
-
-def _columns(images: LabelledImages, split: str) -> list[tuple[str, np.ndarray]]:
-    """Each name with the values of a split, float64 (N,): label tensors are float32."""
-    labels = [images.labels[index] for index in images.splits[split]]
-    values = np.array(labels, dtype=np.float64).reshape(len(labels), len(images.classes))
-    return list(zip(images.classes, values.T, strict=True))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """How many values are smaller; equal values, such as those of copies of an image, have the same rank."""
-    return np.searchsorted(np.sort(values), values)
