@@ -101,9 +101,8 @@ def load_images(
     """
     found = find_images(data, kind, seed, run_split)
     split_file = Path(data.split_file) if data.split_file else None
-    seed = seed if data.split_seed is None else data.split_seed
     settings = SplitSettings(seed, data.val_fraction, data.test_fraction, split_file)
-    settings = replace(settings, group=data.group, folds=data.folds, fold=data.fold)
+    settings = replace(settings, split_seed=data.split_seed, group=data.group, folds=data.folds, fold=data.fold)
     if isinstance(found, ImageSet):
         return split_image_set(found, kind, settings)
     settings = replace(settings, file=run_split or split_file, root=found.root)

@@ -90,7 +90,8 @@ def say_groups(groups: Sequence[str] | None, by: str) -> None:
 
 
 def groups_of_paths(names: Sequence[str], pattern: str, where: str) -> list[str]:
-    """The group of each image: what the first group of the regular expression finds in its path, or all that it finds."""
+    """The group of each image: what the first group of the regular expression that finds something finds in its path, or all
+    that it finds where it has no groups."""
     try:
         found = [re.search(pattern, name) for name in names]
     except re.error as error:
@@ -100,7 +101,7 @@ def groups_of_paths(names: Sequence[str], pattern: str, where: str) -> list[str]
             why="it is no column of a table, so it finds in each image's path the person, machine or video that is in it",
             fix=_example(),
         ) from error
-    groups = [match[1 if match.re.groups else 0] if match else None for match in found]
+    groups = [next(filter(None, match.groups() or [match[0]]), None) if match else None for match in found]
     if unknown := [name for name, group in zip(names, groups, strict=True) if not group]:
         raise data_error(
             f"{len(unknown)} of {len(names)} images have no group by data.group={printable(pattern)}: {few(unknown, 3)}",

@@ -39,6 +39,7 @@ class SplitSettings:
     test_fraction: float
     file: Path | None = None  # a split.csv to follow
     root: Path = Path()  # where its paths start
+    split_seed: int | None = None  # in place of seed
     group: str | None = None  # data.group
     folds: int | None = None  # as many parts, of which the part `fold` is the test split
     fold: int | None = None
@@ -57,7 +58,8 @@ def choose_split(
     together: which images are in one split at any rate. kind: None: of classes.
     """
     deal = kind.split if kind else stratified_split
-    seed, val_fraction = settings.seed, settings.val_fraction
+    val_fraction = settings.val_fraction
+    seed = settings.seed if settings.split_seed is None else settings.split_seed
     if settings.file is not None:
         return _by_file(names, labels, settings, kind)
     if settings.folds is not None and settings.fold is not None:
@@ -72,6 +74,8 @@ def choose_split(
         members["train"], members["val"] = ([train[i] for i in dealt[part]] for part in ("train", "val"))
         if settings.folds is None:
             log.info(f"There is no val split: {len(members['val'])} training images are held out for it.")
+    elif settings.split_seed is not None:
+        log.warning(f"data.split_seed={settings.split_seed} has no effect: the data states its splits.")
     return members
 
 

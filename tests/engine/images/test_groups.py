@@ -13,7 +13,7 @@ from PIL import Image
 
 from src.config import Data
 from src.data import sources
-from src.engine.images.groups import Together
+from src.engine.images.groups import Together, groups_of_paths
 from src.engine.images.labelled_images import ImageSet, Listing
 from src.engine.images.splits import stratified_split
 from src.engine.runs.errors import UserError
@@ -160,6 +160,7 @@ def test_a_table_with_groups(tmp_path, caplog):
     assert by_column.splits == loaded.splits
     by_path = sources.load_images(replace(data, group=r"^\d"), Multiclass(), 0, cache_dir=tmp_path / "memory")
     assert len({split_of(by_path.splits)[index] for index in (1, *range(10, 20))}) == 1
+    assert groups_of_paths(["a/tom_1.jpg", "a/7.jpg"], r"(\w+)_|(\d)", "a") == ["tom", "7"]
     with pytest.raises(UserError, match="40 of 40 images have no group by"):
         sources.load_images(replace(data, group="patient"), Multiclass(), 0, cache_dir=tmp_path / "memory")
     with pytest.raises(UserError, match="is no regular expression"):

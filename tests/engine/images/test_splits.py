@@ -15,6 +15,17 @@ def members(labels, splits, split):
     return Counter(labels[index] for index in splits[split])
 
 
+def test_the_split_has_a_seed_of_its_own(caplog):
+    names, labels = [str(index) for index in range(60)], ["cat", "dog"] * 30
+
+    def split(seed: int, own: int | None, stated: list[str] | None = None) -> dict[str, list[int]]:
+        return choose_split(names, labels, stated, SplitSettings(seed, 0.2, 0.2, split_seed=own))
+
+    assert split(0, 1) == split(1, None) == split(2, 1) != split(0, None)
+    split(0, 1, ["train", "val"] * 30)
+    assert "data.split_seed=1 has no effect: the data states its splits" in caplog.text
+
+
 def test_every_class_gets_its_share():
     labels = ["a"] * 100 + ["b"] * 20 + ["c"] * 3
     splits = stratified_split(labels, 0, 0.15, 0.15)
