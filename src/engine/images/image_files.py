@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from src.engine.commands.user_command import corrected
 from src.engine.images import copies, near_duplicates, oddities, splits
 from src.engine.images.checking import CheckResult, cache_file, check_images, refuse_bad_images
 from src.engine.images.groups import NEAR_DUPLICATES, Together, groups_of_paths, say_groups
@@ -113,6 +114,11 @@ def split_image_set(images: ImageSet, kind: TaskKind, settings: SplitSettings) -
     names = images.names or [f"{images.name}/{index:05d}" for index in range(len(texts))]
     where, groups = images.where or f"data={images.name}", images.groups
     splits.check_folds(images.splits, settings, where)
+    if settings.group == NEAR_DUPLICATES:
+        why = "they are found while files are checked, and this source gives images that are none"
+        raise data_error(
+            "near-duplicates are looked for in files only", where=where, why=why, fix=corrected(remove=["data.group"])
+        )
     if settings.group is not None:
         groups = groups_of_paths(names, settings.group, where)
     say_groups(groups, settings.group or "")

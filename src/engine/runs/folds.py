@@ -89,11 +89,10 @@ def _finish(path: Path, runs: Sequence[Path]) -> dict[str, float]:
 
 def _mean_and_std(metrics: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
     """Of the metrics that all runs have."""
-    values = {name: [each.get(name) for each in metrics] for name in metrics[0]}
-    values = {name: each for name, each in values.items() if None not in each}
-    return {name: statistics.mean(each) for name, each in values.items()}, {
-        name: statistics.stdev(each) for name, each in values.items()
-    }
+    values = {name: [each[name] for each in metrics if each.get(name) is not None] for name in metrics[0]}
+    values = {name: numbers for name, numbers in values.items() if len(numbers) == len(metrics)}
+    mean = {name: statistics.mean(numbers) for name, numbers in values.items()}
+    return mean, {name: statistics.stdev(numbers) for name, numbers in values.items()}
 
 
 def _join_predictions(out: Path, runs: Sequence[Path]) -> None:

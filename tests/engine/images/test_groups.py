@@ -140,6 +140,10 @@ def test_the_groups_of_an_image_set_and_of_a_table(load, tmp_path):
     assert all(len({where[index] for index in range(first, first + 5)}) == 1 for first in range(0, 120, 5))
     with pytest.raises(UserError, match="groups are in more than one split"):
         load(replace(given, splits=["train", "val"] * 60))
+    with pytest.raises(UserError, match="near-duplicates are looked for in files only"):
+        load(given, group="near_duplicates")
+    by_name = split_of(load(replace(given, groups=None), group=r"drawn/\d{4}").splits)
+    assert all(len({by_name[index] for index in range(first, first + 10)}) == 1 for first in range(0, 120, 10))
 
 
 def test_a_table_with_groups(tmp_path, caplog):
