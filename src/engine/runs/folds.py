@@ -24,6 +24,7 @@ from src.engine.processes.launching import launched_from_outside
 from src.engine.runs.errors import UserError
 from src.engine.runs.files import write_csv, write_json
 from src.engine.runs.run_dir import read_result
+from src.engine.runs.run_lookup import fold_runs
 from src.engine.runs.run_names import claim, new_name
 from src.engine.runs.tables import metrics_table
 from src.engine.runs.text import printable
@@ -33,12 +34,6 @@ log = logging.getLogger(__name__)
 
 def trains_all_folds(config: Config) -> bool:
     return config.data.folds is not None and config.data.fold is None
-
-
-def fold_runs(path: Path) -> list[Path]:
-    """The folders of the runs below that of data.folds, in their order; none where it is another folder."""
-    runs = [run for run in path.glob("fold_*") if run.name[5:].isdecimal() and (run / "config.yaml").exists()]
-    return sorted(runs, key=lambda run: int(run.name[5:]))
 
 
 def train_folds(config: Config, train: Callable[[Config, Path], float]) -> float:

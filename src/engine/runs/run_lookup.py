@@ -82,12 +82,20 @@ def find_run_or_model(run: str | None, model: str | None, command: str) -> tuple
 
 
 def find_runs_or_models(run: str | None, model: str | None, command: str) -> tuple[list[Path], list[Path]]:
-    """The folders of run=, or of run=[one,another], and their model/ folders, or those of model=. Raises UserError."""
+    """The folders of run=, or of run=[one,another], and their model/ folders, or those of model=. The folder of
+    data.folds stands for its runs. Raises UserError."""
     if run is None or model is not None:
         pairs = [find_run_or_model(run, text, command) for text in (several(model) if model else [model])]
     else:
-        pairs = [find_run_or_model(text, None, command) for text in several(run)]
+        runs = [str(one) for text in several(run) for one in fold_runs(path_in(text)) or [text]]
+        pairs = [find_run_or_model(text, None, command) for text in runs]
     return [run for run, _ in pairs if run], [folder for _, folder in pairs]
+
+
+def fold_runs(path: Path) -> list[Path]:
+    """The folders of the runs below that of data.folds, in their order; none where it is another folder."""
+    runs = [run for run in path.glob("fold_*") if run.name[5:].isdecimal() and (run / "config.yaml").exists()]
+    return sorted(runs, key=lambda run: int(run.name[5:]))
 
 
 def runs_to_compare(words: Sequence[str], usage: str) -> tuple[list[Path], str]:

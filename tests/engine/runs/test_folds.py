@@ -13,7 +13,8 @@ from src.config import Config, Data
 from src.engine.images.groups import Together
 from src.engine.runs.errors import UserError
 from src.engine.runs.files import write_csv, write_json
-from src.engine.runs.folds import fold_runs, train_folds
+from src.engine.runs.folds import train_folds
+from src.engine.runs.run_lookup import fold_runs
 from src.tasks.multiclass import Multiclass
 from src.tasks.multilabel import Multilabel
 from src.tasks.regression import Regression
@@ -60,6 +61,15 @@ def test_one_command_trains_all_folds_of_a_table_with_groups_and_does_not_repeat
     assert result["std"]["test/mae"] == pytest.approx(statistics.stdev(values))
     errors = [abs(float(row["true_age"]) - float(row["predicted_age"])) for row in predictions]
     assert statistics.mean(errors) == pytest.approx(result["metrics"]["test/mae"], rel=1e-4)  # the folds are of a size
+
+    done = command("predict", "run=runs/cv", "images=photos/a", "out=all.csv")
+    assert done.code == 0, done.text
+    both = [command("predict", f"run=runs/cv/{run.name}", "images=photos/a", f"out={run.name}.csv") for run in runs]
+    assert [one.code for one in both] == [0, 0]
+    mean, *own = (
+        [float(row["age"]) for row in rows_of(tmp_path / f"{name}.csv")] for name in ("all", "fold_0", "fold_1")
+    )
+    assert mean == pytest.approx([statistics.mean(pair) for pair in zip(*own, strict=True)], rel=1e-4)
 
     check_error(command("train", *words, "name=cv", "data.folds=3"), 64, "data.folds: 2 there, 3 now", "name=cv-2")
     check_error(command("train", *QUICK, "name=cv"), 64, "name=cv is the name of a run of folds", "name=cv-2")
