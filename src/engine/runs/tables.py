@@ -59,8 +59,9 @@ def metrics_table(metrics: Mapping[str, float], intervals: Mapping[str, Sequence
 def interval_text(low: float, high: float) -> str:
     """'0.93 to 0.97': with as many digits as its width needs."""
     width = high - low
-    digits = max(0, 1 - math.floor(math.log10(width))) if width > 0 else 4
-    return f"{low:.{min(digits, 6)}f} to {high:.{min(digits, 6)}f}"
+    digits = max(2 if width < 2 else 0, 1 - math.floor(math.log10(width))) if width > 0 else 4
+    low, high = (round(end, digits) + 0.0 for end in (low, high))  # + 0.0: no -0.00
+    return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def print_result(path: Path, result: Mapping[str, Any]) -> None:

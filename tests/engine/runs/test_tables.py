@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from src.engine.runs.tables import metrics_table, print_result
+from src.engine.runs.tables import interval_text, metrics_table, print_result
 
 RESULT = {
     "metrics": {"val/acc": 0.5, "val/balanced_acc": 0.4, "val/macro_f1": 0.3, "val/loss": 1.0},
@@ -51,3 +51,12 @@ def test_large_values_do_not_run_into_the_next_column():
     assert {line.index(word) + len(word) for line, word in zip(lines, ("R2", "0.5000", "-12.5000"), strict=True)} == {
         18
     }
+
+
+def test_an_interval_has_the_digits_that_its_width_needs_and_stands_below_its_number():
+    ends = [(0.9312, 0.9714), (0.1, 0.7), (-1.31, -0.001), (11.26, 13.4), (950.3, 1210.8), (0.5, 0.5)]
+    texts = ["0.931 to 0.971", "0.10 to 0.70", "-1.31 to 0.00", "11.3 to 13.4", "950 to 1211", "0.5000 to 0.5000"]
+    assert [interval_text(*each) for each in ends] == texts
+    _, row, below = metrics_table({"test/acc": 0.5, "test/loss": 1.0}, {"test/acc": (0.4, 0.6)}).splitlines()
+    assert below.split() == ["95", "%", "0.40", "to", "0.60"]
+    assert len(below) == row.index("0.5000") + len("0.5000")
