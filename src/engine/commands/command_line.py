@@ -54,6 +54,9 @@ def run_hydra(task: Callable[[DictConfig], Any]) -> None:
     OmegaConf.register_new_resolver("of_rooms", features.help_lines, replace=True)
     words = sys.argv[1:]
     word_checks.check_words(words)
+    if {"--help", "-h"} & {*words}:  # Hydra composes a config and lists every group of every package first: a second
+        print(OmegaConf.load(CONF / "hydra/help/train.yaml").template)
+        return
     failures: list[Exception] = []
     sweeps: list[Path] = []
 

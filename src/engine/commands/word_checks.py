@@ -7,6 +7,7 @@ are not key=value. Every answer is the user's own command, corrected. Nothing he
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def check_words(words: Sequence[str]) -> None:
     for word in settings:
         _check_hydra(word, sweep)
         _check_values(word, sweep)
+    for word in settings:
+        _check_key(word)
 
 
 def is_sweep(words: Sequence[str]) -> bool:
@@ -112,6 +115,17 @@ def _unreadable(word: str, key: str, value: str) -> UserError:
         else "the value has characters that no number, list or mapping has",
         fix=fix,
     )
+
+
+def _check_key(word: str) -> None:
+    """Hydra would say it too, after composing the config twice, which takes longer than all the rest."""
+    name = key_of(word)
+    if word.startswith("+") or not re.fullmatch(r"[\w.]+", name) or name.partition(".")[0] == "hydra":
+        return
+    parents = [name[:end] for end in (*(dot.start() for dot in re.finditer(r"\.", name)), len(name))]
+    is_known = any(parent in KNOBS and not suggestions.section_of(parent) for parent in parents)
+    if not is_known and name not in suggestions.groups() and not suggestions.section_of(name):
+        raise suggestions.unknown_key(name)
 
 
 def _check_hydra(word: str, sweep: bool) -> None:

@@ -17,7 +17,7 @@ from src.engine.commands import command_line, config_checks
 from src.engine.commands.command_line import CONF
 from src.engine.commands.schema import KNOBS
 from src.engine.runs.errors import ExitCode, UserError
-from tests.conftest import ROOT, check_error, command_environment, of_room
+from tests.conftest import ROOT, SMALL, check_error, command_environment, of_room
 
 MISTAKES = [  # the words, and what the answer must name
     (["data.batchsize=4"], "did you mean data.batch_size?"),
@@ -141,6 +141,23 @@ def test_mistakes_and_help_do_not_import_torch(command):
         }
         assert "hydra" in imported
         assert not imported & {"torch", "lightning", "torchvision", "numpy"}
+
+
+@pytest.mark.slow
+def test_a_run_imports_no_library_that_it_does_not_use(tmp_path):
+    """torchmetrics brings matplotlib and scipy, torchvision brings torch's compiler, whatever this project does."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "src.train", *SMALL, "trainer.max_epochs=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=command_environment(),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert "lightning" in imported
+    unused = {"ray", "sklearn", "tensorboard", "torch.utils.tensorboard", "onnx", "pandas", "optuna", "timm"}
+    assert not imported & unused
 
 
 def test_help_says_what_there_is(command):
