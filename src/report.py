@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 
 from src import rules  # noqa: F401 (registers the settings)
+from src.engine.commands.knobs import choice
 from src.engine.commands.words import read_words
 from src.engine.runs.errors import run_and_report
 from src.engine.runs.imports import importing
@@ -24,7 +25,7 @@ from src.engine.runs.run_lookup import find_run
 @dataclass
 class Words:
     run: str  # its folder
-    explain: bool | None = None  # default: the run's report.explain
+    explain: str | None = choice("true", "false", default=None)  # default: the run's report.explain
 
 
 def work() -> None:
@@ -37,8 +38,7 @@ def work() -> None:
         from src.models.freezing import FreezePlan
         from src.tasks.building import build_task_kind
 
-    models = building.rebuild, build_task_kind, building.choose_preprocessing
-    remake(run, words.explain, Parts(sources, *models, transforms.train_transform, FreezePlan.of))
+    remake(run, words.explain, Parts(sources, building, build_task_kind, transforms.train_transform, FreezePlan.of))
 
 
 if __name__ == "__main__":

@@ -94,24 +94,19 @@ def _of_labels(names: Sequence[str], row: Sequence[str]) -> list[Answer]:
     has, says = labels_in(true), labels_in(told)
     answers = []
     for name, share in zip(names, map(float, shares), strict=True):
-        words = [name if name in own else f"not {name}" for own in (has, says)]
-        answers.append(Answer(path, name, *words, share if name in says else 1 - share, abs(2 * share - 1)))
+        label, answer = (name if name in own else f"not {name}" for own in (has, says))
+        answers.append(Answer(path, name, label, answer, share if name in says else 1 - share, abs(2 * share - 1)))
     return answers
 
 
 def _of_values(names: Sequence[str], rows: Sequence[Sequence[str]], true: np.ndarray, told: np.ndarray) -> list[Answer]:
     errors = abs(told - true) / np.maximum(true.std(axis=0), 1e-12)
-    return [
-        Answer(
-            rows[at][0],
-            name,
-            *(f"{name} {value[at, place]:.5g}" for value in (true, told)),
-            float(errors[at, place]),
-            0.0,
-        )
-        for at in range(len(rows))
-        for place, name in enumerate(names)
-    ]
+    answers = []
+    for at, row in enumerate(rows):
+        for place, name in enumerate(names):
+            label, answer = (f"{name} {values[at, place]:.5g}" for values in (true, told))
+            answers.append(Answer(row[0], name, label, answer, float(errors[at, place]), 0.0))
+    return answers
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from src.engine.runs.text import decimal, plural, shell_word
 
 LESS_IS_BETTER = ("loss", "mae", "rmse")
 MANY_DOUBTS = 0.02  # share of all images; confident learning doubts one in a hundred labels of a clean set
+GOOD = 0.9  # accuracy of the baseline, below which its doubts are mostly its own mistakes
 OVERFITTED, WEAK = 0.1, 0.9  # train is so much better than val, though augmented; or no better than this itself
 UNEVEN = 10  # times as many images in the largest class as in the smallest
 LONG, LARGE = 100, 384  # epochs, and pixels, beyond which more of them are not the first thing to try
@@ -122,7 +123,8 @@ def _next(known: Evidence, is_better: bool | None) -> tuple[str, list[str]]:
         return why, [f"optimizer.lr={lr / 10:.3g}"]
     if is_better is False:
         return "Training spoils the pretrained features: learn more slowly.", [f"optimizer.lr={lr / 3:.3g}"]
-    if known.doubts is not None and known.doubts >= MANY_DOUBTS * sum(known.images.values()):
+    other = known.value(result.get("baseline") or {}) if known.metric == "acc" else None
+    if known.doubts and known.doubts >= MANY_DOUBTS * sum(known.images.values()) and (other or 0) >= GOOD:
         return f"Look at the {plural(known.doubts, 'label')} in doubt below first, and correct the wrong ones.", []
     rarest, largest = min(known.counts.values(), default=0), max(known.counts.values(), default=0)
     if largest >= UNEVEN * max(1, rarest) and known.setting("data", "class_weights", "none") == "none":

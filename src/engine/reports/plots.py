@@ -30,6 +30,7 @@ WIDTH = 4.6  # inches; two plots stand side by side on a screen, one fills a pho
 LEGEND_LETTERS = 62  # of a legend's line, within that width
 LONGEST_NAME = 24  # letters of a class name in a plot
 FEW_POINTS = 30  # up to here each is a dot too: a run of one epoch would show nothing
+WIDE = 30  # after a loss that is so much higher than the others, these would be a flat line
 NUMBERED_CLASSES = 30  # a larger matrix has no names and numbers, which would be too small
 
 DRAWN: dict[str, Figure] = {}  # label -> figure, of all since somebody cleared it
@@ -76,10 +77,11 @@ def line_plot(
     *,
     changes: Sequence[float] = (),
     best: tuple[float, float] | None = None,
+    logarithmic: bool = False,
 ) -> Figure:
     """Named lines over a common x axis of whole numbers.
 
-    changes: x of thin vertical lines. best: x and y of a circle.
+    changes: x of thin vertical lines. best: x and y of a circle. logarithmic: where the values differ WIDE-fold.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -102,6 +104,12 @@ def line_plot(
         axes.plot(*best, "o", markersize=9, markerfacecolor="none", markeredgecolor=INK)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
+    heights = np.concatenate([np.asarray(y, dtype=float) for _, y in lines.values()])
+    heights = heights[np.isfinite(heights)]
+    if logarithmic and len(heights) and heights.max() > WIDE * heights.min() > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(lines) > 1:
         columns = LEGEND_LETTERS // (max(map(len, lines)) + 8)  # 8: a line's sample and the gaps

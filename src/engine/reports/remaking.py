@@ -24,7 +24,7 @@ from src.engine.runs.run_lookup import has_model
 from src.engine.runs.run_settings import merged, stored_settings
 from src.engine.runs.shown import Shown, read_by_name
 from src.engine.runs.text import printable
-from src.engine.runs.trained_model import Rebuild, TrainedModel
+from src.engine.runs.trained_model import TrainedModel
 from src.engine.steps.task_kind import TaskKind
 from src.engine.weights.preprocessing import Preprocessing
 
@@ -36,19 +36,18 @@ class Parts:
     """What src/ outside of the engine builds of a run's settings."""
 
     sources: ImageSources
-    rebuild: Rebuild
+    building: Any  # the module src/models/building.py
     task_kind: Callable[[Any], TaskKind]
-    preprocessing: Callable[[Any, Any], Preprocessing]
     training: Callable[[Preprocessing, str], Transform]
     plan: Callable[..., Any]
 
 
-def remake(run: Path, explain: bool | None, parts: Parts) -> None:
-    """explain: None: as the run's settings say. Raises UserError."""
+def remake(run: Path, explain: str | None, parts: Parts) -> None:
+    """explain: true or false; None: as the run's settings say. Raises UserError."""
     refuse_links(run, "report.html")
-    changes = {} if explain is None else {"report.explain": explain}
+    changes = {} if explain is None else {"report.explain": explain == "true"}
     stored, phases, shown = merged(stored_settings(run), changes), None, None
-    model = TrainedModel.load(run / "model", parts.rebuild) if has_model(run) else None
+    model = TrainedModel.load(run / "model", parts.building.rebuild) if has_model(run) else None
     try:
         settings = config_checks.read(stored)  # refuses a data.root that is gone
         if model is not None:
@@ -56,16 +55,23 @@ def remake(run: Path, explain: bool | None, parts: Parts) -> None:
         shown = _shown(run, settings, model, parts)
     except (UserError, OSError) as error:
         log.warning(f"The page has no images: {error}")
-    if stored["report"]["explain"] and (shown is None or model is None):
-        why = "the images are not at hand" if model else "the run has no model/ yet"
-        log.warning(f"explain=true has no effect: {why}.")
+    missing = {
+        "the images are not at hand": shown is None,
+        "the run has no model/ yet": model is None,
+        "the run is older than predictions.csv": not (run / "predictions.csv").exists(),
+    }
+    if stored["report"]["explain"] and any(missing.values()):
+        log.warning(f"explain=true has no effect: {'; '.join(why for why, is_so in missing.items() if is_so)}.")
     page = write_report(run, phases, None, shown)
     log.info(f"look at   {printable(page)}")
 
 
 def _shown(run: Path, settings: Config, model: TrainedModel | None, parts: Parts) -> Shown:
     if model is None:
-        kind, preprocessing = parts.task_kind(settings.task), parts.preprocessing(settings.model, settings.data)
+        kind, preprocessing = (
+            parts.task_kind(settings.task),
+            parts.building.choose_preprocessing(settings.model, settings.data),
+        )
         red, green, blue = settings.data.background
         options = ReadOptions((red, green, blue), settings.data.max_megapixels)
     else:

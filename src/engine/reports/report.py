@@ -74,7 +74,7 @@ def write_report(
         metrics=_metrics(result),
         images=Gallery.of(shown, rows, doubts, answers),
         counts=counts,
-        curves=_learning_curves(metrics, best, changes),
+        curves=_learning_curves(metrics, best, changes, (result.get("baseline") or {}).get("metrics", {})),
         curves_caption=_caption(best, changes),
         rates=_learning_rates(metrics),
         confusion=confusion(folder / "confusion.csv", result),
@@ -133,8 +133,11 @@ def _metrics(result: dict[str, Any]) -> tuple[list[str], list[list[Cell]]] | Non
     return ["", *(titles[name] for name in names)], rows
 
 
-def _learning_curves(metrics: dict[str, list[float]], best: int | None, changes: Phases) -> list[Markup]:
-    """Loss and main metric of train and val, with a circle at the best epoch and a dotted line at each change."""
+def _learning_curves(
+    metrics: dict[str, list[float]], best: int | None, changes: Phases, baseline: Mapping[str, float]
+) -> list[Markup]:
+    """Loss and main metric of train and val, with a circle at the best epoch and a dotted line at each change. baseline: its
+    metrics, a line to be above or below."""
     if not metrics:
         return []
     epochs, svgs = metrics["epoch"], []
@@ -142,8 +145,11 @@ def _learning_curves(metrics: dict[str, list[float]], best: int | None, changes:
     for name in ("loss", *main_metric(name for name in metrics if name.startswith("val/"))):
         columns = {split: metrics[f"{split}/{name}"] for split in ("train", "val") if f"{split}/{name}" in metrics}
         lines = {split: (epochs, values) for split, values in columns.items()}
+        if f"val/{name}" in baseline:
+            lines["baseline on val"] = (epochs, [baseline[f"val/{name}"]] * len(epochs))
         circle = None if best is None else (best, columns["val"][epochs.index(best)])
-        plot = plots.line_plot(lines, "epoch", titles[name], changes=[epoch + 0.5 for epoch in changes], best=circle)
+        starts = [epoch + 0.5 for epoch in changes]
+        plot = plots.line_plot(lines, "epoch", titles[name], changes=starts, best=circle, logarithmic=name == "loss")
         svgs.append(plots.to_svg(plot, f"{titles[name]} of train and val over the epochs"))
     return svgs
 

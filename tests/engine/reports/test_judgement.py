@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from src.engine.reports.answers import calibration, read_answers
 from src.engine.reports.judgement import Evidence, judge
 from src.engine.runs.files import write_csv
 
+RESULT = {"metrics": {"test/acc": 0.95}, "epochs": 5, "best_epoch": 3, "state": "finished"}
+
 
 def evidence(own: float = 0.95, other: float | None = 0.8, metric: str = "acc", **changes) -> Evidence:
-    result = {"metrics": {f"test/{metric}": own}, "epochs": 5, "best_epoch": 3, "state": "finished"}
+    result: dict[str, Any] = {**RESULT, "metrics": {f"test/{metric}": own}}
     if other is not None:
         result["baseline"] = {"metrics": {f"test/{metric}": other}}
     config = {"optimizer": {"lr": 3e-3}, "checkpoint": {"monitor": f"val/{metric}"}, "data": {"class_weights": "none"}}
@@ -62,6 +65,7 @@ def test_it_says_what_is_reached_and_whether_that_is_more_than_noise():
     [
         ({"epochs": {"train/loss": [2.0, 4.0, 7.0]}}, "optimizer.lr=0.0003"),
         ({"doubts": 25}, "25 labels in doubt"),
+        ({"doubts": 25, "result": RESULT | {"baseline": {"metrics": {"test/acc": 0.8}}}}, "most confident mistakes"),
         ({"doubts": None}, "most confident mistakes"),
         ({"counts": {"cat": 5, "dog": 400}}, "data.class_weights=balanced"),
         ({"epochs": {"train/loss": [2, 1, 0.1], "train/acc": [1.0] * 3, "val/acc": [0.8] * 3}}, "data.augment=strong"),
@@ -69,7 +73,7 @@ def test_it_says_what_is_reached_and_whether_that_is_more_than_noise():
     ],
 )
 def test_the_next_thing_to_try_follows_from_what_is_seen(change, advice):
-    assert advice in words(evidence(**change))
+    assert advice in words(replace(evidence(own=0.98, other=0.92), **change))
 
 
 def test_a_best_epoch_that_is_the_last_asks_for_more_and_the_baseline_alone_for_training():

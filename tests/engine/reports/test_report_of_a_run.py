@@ -105,7 +105,7 @@ def test_images_that_have_moved_are_no_error_and_other_mistakes_are(run):
     assert "This page has no images" in page.text
     assert "Labels in doubt" in page.headings
     check_error(go(run.parents[1], "report", "run=runs/two"), 66, "runs/two", "run=runs/one")
-    check_error(go(run.parents[1], "report", "run=runs/one", "explain=maybe"), 64, "explain")
+    check_error(go(run.parents[1], "report", "run=runs/one", "explain=maybe"), 64, "explain=maybe", "explain=true")
     check_error(go(run.parents[1], "report", "explain=true"), 64, "run=")
 
 
