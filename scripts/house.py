@@ -30,7 +30,7 @@ LIMIT = {
     "file_lines": 300,
     "function_lines": 60,
     "parameters": 6,
-    "own_lines": 3300,
+    "own_lines": 3550,
 }  # own: of src/ outside src/engine/
 # Underscored names that the standard library documents: namedtuple's methods, and os._exit.
 DOCUMENTED = {"_asdict", "_fields", "_make", "_replace", "_exit"}
