@@ -86,7 +86,7 @@ def rehearse(config: Config, path: Path) -> None:
         steps = steps_of(job.config, len(task.images.splits["train"]))
         model = build_classifier(job.config, task, steps, hparams=job.folder.config)
         trainer, clock = build_trainer(job, task), StepClock()
-        trainer.callbacks.append(clock)
+        trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         introduce(job, task, steps)
         fit(job, trainer, model, data)
         if job.ranks.leave():

@@ -43,14 +43,16 @@ READ_BY_ENGINE = {
     "batch_size num_workers timeout_seconds",
     "model": "backbone weights head module calibrate",
     "optimizer": "name lr",
-    "strategy": "name timeout_seconds",
+    "strategy": "name timeout_seconds sync_batchnorm",
     "precision": "name",
-    "trainer": "accelerator devices num_nodes max_epochs limit_batches threads",
+    "trainer": "accelerator devices num_nodes max_epochs max_steps limit_batches threads",
     "freeze": "preset lr_decay unfreeze_epoch phases",
     "feature_bank": "views limit_gib",
     "checkpoint": "monitor select",
     "callbacks": "extra",
-    "memory": "history",
+    "memory": "log history",
+    "oom": "policy",
+    "logger": "tensorboard wandb mlflow project tracking_uri offline extra",
 }
 
 KNOBS: dict[str, Field[Any]] = {}  # the field of every setting, such as data.batch_size, and of every section

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,8 +50,8 @@ def round_trip(backend: str, rank: int, world: int, seconds: float) -> float:
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
     if backend == "nccl":
         torch.cuda.set_device(device)
-    store = dist.FileStore(os.environ[STORE], world)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=seconds))
+    meeting, limit = Path(os.environ[STORE]).as_uri(), timedelta(seconds=seconds)
+    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=world, timeout=limit)
     ones = torch.ones(1, device=device)
     dist.all_reduce(ones)  # makes the connections
     start = time.perf_counter()

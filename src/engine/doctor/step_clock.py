@@ -20,10 +20,13 @@ class StepClock(L.Callback):
         self._all: list[float] = []
         self._last = 0.0
 
-    def on_train_epoch_start(self, *args: Any) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._all, self._last = [], time.perf_counter()
 
-    def on_train_batch_end(self, *args: Any) -> None:  # NonFinite has waited for the GPU
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """NonFinite has waited for the GPU."""
         now = time.perf_counter()
         self._all.append(now - self._last)
         self._last = now
