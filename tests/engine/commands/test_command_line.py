@@ -143,6 +143,17 @@ def test_mistakes_and_help_do_not_import_torch(command):
         assert not imported & {"torch", "lightning", "torchvision", "numpy"}
 
 
+def test_mistyped_keys_and_help_do_not_wait_for_hydra(monkeypatch, capsys):
+    monkeypatch.setattr(command_line.hydra, "main", None)
+    monkeypatch.setattr(sys, "argv", ["train", "--help"])
+    command_line.run_hydra(lambda config: None)
+    assert "python -m src.train --cfg job" in capsys.readouterr().out
+    for word in ("data.batchsize=4", "lr=1", "trainer.foo=1", "optimizer.sgd=1"):
+        monkeypatch.setattr(sys, "argv", ["train", word])
+        with pytest.raises(UserError, match="is not a setting"):
+            command_line.run_hydra(lambda config: None)
+
+
 @pytest.mark.slow
 def test_a_run_imports_no_library_that_it_does_not_use(tmp_path):
     """torchmetrics brings matplotlib and scipy, torchvision brings torch's compiler, whatever this project does."""
