@@ -32,7 +32,7 @@ class Findings:
         text, fix = _of_process(error) if isinstance(error, ErrorOfProcess) else (_sentence(error), error.fix)
         _print("problem", title, text, fix)
         if self.problem is None:
-            commands = [command for command in fix if "python -m" in command]
+            commands = [command for command in fix if command.startswith(("python -m", "pip install"))]
             self.problem, self.fix = error, next(iter([*commands, *fix]), "")
 
     def conclude(self, command: str) -> None:

@@ -63,9 +63,10 @@ def _probe(count: int, accelerator: str) -> tuple[list[dict[str, Any]], str]:
             for process in processes:
                 output, said = _end(process, deadline)
                 printed = printed or output
-                if process.returncode and not errors:
+                if process.returncode:
                     hangs = process.returncode < 0 and time.monotonic() > deadline
                     errors = f"no answer within {seconds:g} seconds" if hangs else said
+                    break  # the others would wait for it
         finally:
             for process in processes:
                 process.kill()
