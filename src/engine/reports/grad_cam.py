@@ -48,7 +48,8 @@ def overlaid(
     heat = (gradients.float().mean((2, 3), keepdim=True) * maps[0].detach().float()).sum(1, keepdim=True).relu()
     heat = F.interpolate(heat, images.shape[-2:], mode="bilinear")
     heat = 0.7 * heat / heat.amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
-    colour = torch.tensor(COLOUR, device=heat.device).view(1, 3, 1, 1)
+    heat, images = heat.cpu(), images.cpu()  # the stages of a network may be on several devices
+    colour = torch.tensor(COLOUR).view(1, 3, 1, 1)
     return (images * (1 - heat) + colour * heat).round().to(torch.uint8), maps[0].shape[-1]
 
 

@@ -136,13 +136,19 @@ def _explained(shown: Shown, answers: Sequence[Answer], kind: str) -> tuple[list
             read.append((answer, transform(shown.read(answer.path))))
     if not read:
         return [], ""
-    one_output = model.kind.outputs(model.card.classes) == 1 and kind == "classes"
+    number = model.kind.outputs(model.card.classes)
+    if number not in (1, len(model.card.classes)):
+        return [], "Grad-CAM is left out: this task does not have an output for each class."
+    one_output = number == 1 and kind == "classes"
     outputs, signs = [], []
     for answer, _ in read:
         place = model.card.classes.index(answer.name)
         outputs.append(0 if one_output else place)
         signs.append(-1.0 if (one_output and place == 0) or (kind == "labels" and answer.told != answer.name) else 1.0)
-    found = overlaid(model, torch.stack([image for _, image in read]), outputs, signs)
+    try:
+        found = overlaid(model, torch.stack([image for _, image in read]), outputs, signs)
+    except RuntimeError as error:  # such as out of memory, or hooks that an own backbone does not allow
+        return [], f"Grad-CAM is left out: {error}"
     if found is None:
         return [], "Grad-CAM is left out: this network has no feature map with places, which it is made of."
     tiles = [
