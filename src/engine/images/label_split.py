@@ -83,8 +83,10 @@ def _dealt(
     what they leave; among those of about a size the seed decides."""
     order = sorted(seeding.split_order(seed, ";", len(groups)), key=lambda place: -weights[place].bit_length())
     counts, weights = [counts[place] for place in order], [weights[place] for place in order]
-    names = sorted(set().union(*counts))
-    members = {name: [place for place, own in enumerate(counts) if name in own] for name in names}
+    members: dict[str, list[int]] = {name: [] for name in sorted(set().union(*counts))}
+    for place, own in enumerate(counts):
+        for name in own:
+            members[name].append(place)
     wanted = {name: sizes(sum(counts[place][name] for place in having)) for name, having in members.items()}
     part_of = _deal(counts, weights, members, wanted, sizes(sum(weights)))
     _put_right(part_of, counts, weights, members, wanted)
