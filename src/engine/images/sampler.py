@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch.utils.data import Sampler
@@ -19,6 +19,8 @@ from src.engine.runs.errors import UserError
 if TYPE_CHECKING:
     import lightning as L  # takes seconds; predict does without it
 
+Item = TypeVar("Item")
+
 REPETITION = 10**9  # an image that is drawn again in an epoch is augmented as in one that no run reaches
 
 
@@ -29,7 +31,7 @@ class Share:
     rank: int = 0
     world: int = 1
 
-    def of(self, batch: Sequence[int]) -> list[int]:
+    def of(self, batch: Sequence[Item]) -> list[Item]:
         return list(batch[self.rank :: self.world])
 
 

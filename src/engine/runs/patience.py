@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from src.engine.commands.schema import METRICS
 from src.engine.runs.position import StopAtMaxSteps
+from src.engine.runs.selection import find_callback
 from src.engine.runs.text import plural
 
 log = logging.getLogger(__name__)
@@ -56,11 +57,10 @@ def ended_by(trainer: L.Trainer) -> str | None:
     """The setting that ended training, such as trainer.patience; None for a callback of the owner's, and without training."""
     if trainer.current_epoch == trainer.max_epochs:
         return "trainer.max_epochs"
-    for callback in trainer.callbacks:
-        if isinstance(callback, Patience) and callback.is_exhausted:
-            return "trainer.patience"
-        if isinstance(callback, StopAtMaxSteps) and trainer.global_step >= callback.max_steps:
-            return "trainer.max_steps"
-        if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
-            return "trainer.max_time"
-    return None
+    if (patience := find_callback(trainer, Patience)) is not None and patience.is_exhausted:
+        return "trainer.patience"
+    if (limit := find_callback(trainer, StopAtMaxSteps)) is not None and trainer.global_step >= limit.max_steps:
+        return "trainer.max_steps"
+    timer = find_callback(trainer, Timer)
+    left = None if timer is None else timer.time_remaining()
+    return "trainer.max_time" if left is not None and left <= 0 else None

@@ -78,6 +78,10 @@ def choose_weights(job: Job, task: RunTask, trainer: L.Trainer) -> Chosen:
         name, average = "the moving average", network.state_dict() | find_callback(trainer, WeightAverage).weights()
     else:
         members = _greedy_soup(job, task, trainer, ranking, best) if select == "greedy_soup" else ranking
+        if select == "greedy_soup" and len(members) < 2:
+            log.info(f"select    {chosen.name}: with none of the other epochs is an average as good on val")
+            network.load_state_dict(best)
+            return chosen
         name, average = average_of_epochs(folder, members, best)
     average = _with_statistics(job, task, trainer, average)
     score, best_score = _score(job, task, trainer, average), _score(job, task, trainer, best)

@@ -116,6 +116,13 @@ def test_a_greedy_soup_takes_an_epoch_only_where_it_does_no_harm(tmp_path, monke
     torch.testing.assert_close(model.network.state_dict()["head.weight"], sum(kept) / 2)
 
 
+def test_a_soup_of_the_best_epoch_alone_is_that_epoch(tmp_path, monkeypatch):
+    trainer, model, best, _ = trained(tmp_path)
+    number = best.kept[0].epoch + 1
+    assert choose(trainer, tmp_path, "greedy_soup", monkeypatch, [0.5, 0.6, 0.6]) == (number, f"epoch {number}")
+    assert equal(model.network.state_dict(), file_weights(tmp_path / "best.ckpt"))
+
+
 @pytest.mark.parametrize("select", ["average_top_k", "ema"])
 def test_an_average_that_is_not_better_is_not_taken(tmp_path, monkeypatch, select):
     trainer, model, best, _ = trained(tmp_path)
