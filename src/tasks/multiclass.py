@@ -70,7 +70,7 @@ class Multiclass(TaskKind):
         write_confusion(path, names, torch.cat([pairs, counts[:, None]], 1).tolist())
 
     def header(self, names: Sequence[str]) -> list[str]:
-        ranks = range(1, min(self.top, len(names)) + 1)
+        ranks = range(1, min(self.top or TOP, len(names)) + 1)
         return ["class", "probability", *(f"{word}_{rank}" for rank in ranks for word in ("class", "probability"))]
 
     def row(self, names: Sequence[str], answers: Sequence[float]) -> list[str]:
@@ -79,7 +79,7 @@ class Multiclass(TaskKind):
 
     def ranked(self, answers: Sequence[float]) -> list[int]:
         """The likeliest classes, the one that is predicted first."""
-        return nlargest(self.top, range(len(answers)), key=lambda number: answers[number])
+        return nlargest(self.top or TOP, range(len(answers)), key=lambda number: answers[number])
 
     def measured_header(self, names: Sequence[str]) -> list[str]:
         return ["true", "predicted", *(f"probability_{name}" for name in names)]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import binomtest
 
 from src.engine.commands.schema import METRICS
@@ -188,7 +189,7 @@ def _draw(runs: Sequence[Run], out: Path) -> None:
     if not axes.lines:
         return
     axes.set(xlabel="epoch", ylabel=monitor)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color="#DDDDDD")
     axes.legend()
     make_folder(out.absolute().parent, "out", out.name)

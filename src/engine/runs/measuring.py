@@ -75,7 +75,8 @@ def measure_split(
     else:
         has = bank.table(members).has
         members = [index for index in members if has[index]]
-    return metrics.compute(), Outputs(*map(torch.cat, zip(*parts, strict=True)), members)
+    logits, labels = (torch.cat(each) for each in zip(*parts, strict=True))
+    return metrics.compute(), Outputs(logits, labels, members)
 
 
 def calibrated(job: Job, task: RunTask) -> bool:
