@@ -42,7 +42,7 @@ READ_BY_ENGINE = {
     "data": "source root table label_columns split_file folds fold name bits augment class_weights on_bad_image "
     "batch_size num_workers timeout_seconds",
     "model": "backbone weights head module calibrate",
-    "optimizer": "name lr",
+    "optimizer": "name lr schedule",
     "strategy": "name timeout_seconds sync_batchnorm",
     "precision": "name",
     "trainer": "accelerator devices num_nodes max_epochs max_steps limit_batches threads",

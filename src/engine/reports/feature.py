@@ -28,7 +28,7 @@ features.add(
         name="reports",
         about="report.html: what a run reaches, its mistakes, labels in doubt and curves on one page; python -m src.report",
         files=("src/report.py", "docs/report.md", "scripts/benchmarks/pipeline.py", "scripts/figures/"),
-        help={"programs": "python -m src.report run=runs/NAME                 report.html again, of any run"},
+        help={"programs": "python -m src.report run=runs/NAME"},
         reads=("report", "report.explain", "data.background", "data.max_megapixels"),
         run_report=write,
     )

@@ -37,11 +37,12 @@ class EpochLines(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics, now, number = trainer.callback_metrics, time.monotonic(), trainer.current_epoch + 1
-        left = (now - self._last) * (trainer.max_epochs - number)
+        epochs = trainer.max_epochs or number
+        left = (now - self._last) * (epochs - number)
         self._last = now
-        if number % math.ceil(trainer.max_epochs / MOST_LINES) and number not in (1, trainer.max_epochs):
+        if number % math.ceil(epochs / MOST_LINES) and number not in (1, epochs):
             return
-        epoch = f"epoch {number:>{len(str(trainer.max_epochs))}}/{trainer.max_epochs}"
+        epoch = f"epoch {number:>{len(str(epochs))}}/{epochs}"
         speed = f"{metrics['images_per_second']:6.0f} img/s" if "images_per_second" in metrics else ""
         if trainer.is_global_zero:
             log.info(f"{epoch}  {_numbers('train', metrics)}  {_numbers('val', metrics)}  {speed}{_left(left)}")

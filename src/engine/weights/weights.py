@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -243,7 +244,7 @@ def _through_timm(name: str, path: Path, image_size: int | None) -> dict[str, Te
     import timm
 
     overlay = {"file": str(path), "custom_load": False}
-    size = size_arguments(name, image_size) if image_size else {}
+    size: dict[str, Any] = size_arguments(name, image_size) if image_size else {}
     try:
         return timm.create_model(
             name.removeprefix(TIMM_PREFIX),
