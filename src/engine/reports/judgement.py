@@ -14,6 +14,7 @@ from src.engine.runs.tables import column_titles, main_metric
 from src.engine.runs.text import decimal, plural, shell_word
 
 LESS_IS_BETTER = ("loss", "mae", "rmse")
+MORE_IS_BETTER = ("acc", "balanced_acc", "macro_f1", "map", "subset_acc", "r2")  # of an owner's metric it is not known
 MANY_DOUBTS = 0.02  # share of all images; confident learning doubts one in a hundred labels of a clean set
 GOOD = 0.9  # accuracy of the baseline, below which its doubts are mostly its own mistakes
 OVERFITTED, WEAK = 0.1, 0.9  # train is so much better than val, though augmented; or no better than this itself
@@ -40,9 +41,11 @@ class Evidence:
 
     @property
     def metric(self) -> str:
-        """The monitored metric, such as acc."""
+        """The monitored metric, such as acc; in the place of the loss, which says little, the task's first."""
         monitor = self.setting("checkpoint", "monitor", "val/").partition("/")[2]
-        return monitor or next(iter(main_metric(self.result.get("metrics", {}))), "loss")
+        if monitor not in ("", "loss"):
+            return monitor
+        return next(iter(main_metric(self.result.get("metrics", {}))), "loss")
 
     def setting(self, section: str, key: str, default: Any) -> Any:
         """default: of an older run, which does not have it."""
@@ -140,13 +143,13 @@ def _by_the_gap(known: Evidence, is_better: bool | None) -> tuple[str, list[str]
     best = known.result.get("best_epoch") or 0
     train, val = (known.epochs.get(f"{split}/{known.metric}", []) for split in ("train", "val"))
     at_best = (train[best - 1], val[best - 1]) if 0 < best <= min(len(train), len(val)) else (math.nan, math.nan)
-    if known.metric not in LESS_IS_BETTER and at_best[0] - at_best[1] > OVERFITTED:
+    if known.metric in MORE_IS_BETTER and at_best[0] - at_best[1] > OVERFITTED:
         why = f"Train ({at_best[0]:.3f}) is far better than val ({at_best[1]:.3f}): more images, or more augmentation."
         return why, ["data.augment=strong"]
     if is_better is None and known.value(known.result.get("baseline") or {}) is not None:
         why = "Training gains nothing that these images can show: the baseline takes seconds, or measure on more test images."
         return why, ["model=features"]
-    if known.metric not in LESS_IS_BETTER and max(at_best) < WEAK:
+    if known.metric in MORE_IS_BETTER and max(at_best) < WEAK:
         return "Train and val are both low: give the network more pixels, or take a larger one.", [
             f"data.image_size={2 * size}" if (size := known.image_size) and size < LARGE else "model.backbone=resnet50"
         ]

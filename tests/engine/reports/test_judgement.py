@@ -57,6 +57,10 @@ def test_it_says_what_is_reached_and_whether_that_is_more_than_noise():
     known.result["intervals"] = {"test/mae": [2.5, 3.5]}
     assert "3.0000 (95 % interval 2.5 to 3.5)" in words(known)
     assert "Training gained 2.0000, which is more than noise." in words(known)
+    by_loss = evidence(config={"checkpoint": {"monitor": "val/loss"}})
+    assert "a test accuracy of 0.9500" in words(by_loss)
+    off_by = {"train/loss": [2, 1, 0.1], "train/off_by": [1.5] * 3, "val/off_by": [0.5] * 3}
+    assert "most confident mistakes" in words(evidence(other=None, metric="off_by", epochs=off_by))
     assert judge(evidence(own=float("nan"), result={"state": "interrupted"}, config={})) is None
 
 
