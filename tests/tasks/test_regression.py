@@ -270,7 +270,7 @@ def test_the_code_of_the_page_on_exports_gives_the_tables_units(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     scope: dict = {}
     exec((ROOT / "docs/export.md").read_text().split("```python\n")[1].split("```")[0], scope)
-    np.testing.assert_allclose(scope["answers"](outputs.numpy()), kind.answers(outputs).numpy(), rtol=1e-6)
+    np.testing.assert_allclose(scope["answers"](outputs.numpy()), kind.answers(outputs).numpy(), rtol=1e-6, atol=1e-6)
 
 
 TABLE = ("task=regression", "data=table", "data.table=ages.csv")

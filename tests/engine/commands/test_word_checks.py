@@ -64,7 +64,7 @@ WRONG = [  # the words, what the answer names, and the words of its first fix be
     ("trainer.num_nodes=two", "trainer.num_nodes is a whole number", "trainer.num_nodes=1"),  # and not =true
     ("seed=1.5", "seed is a whole number, and '1.5' is not", "seed=0"),
     ("optimizer.lr=high", "optimizer.lr is a number, and 'high' is not", "optimizer.lr=0.003"),
-    ("trainer.max_epochs=true", "trainer.max_epochs is a whole number", "trainer.max_epochs=12"),
+    ("freeze.last_n=true", "freeze.last_n is a whole number", "freeze.last_n=12"),
     ("debug=maybe", "debug is true or false", "debug=false"),
     ("data.image_size=[1", "cannot be read", "data.image_size=64"),
     ("resume=false", "resume=false is not a choice", "resume=never"),

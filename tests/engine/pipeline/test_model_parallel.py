@@ -254,8 +254,8 @@ def test_the_optimizers_state_is_beside_its_parameter():
 
 def test_what_is_in_no_stage_is_not_forgotten():
     model = classifier()
-    model.network.temperature = nn.Parameter(torch.ones(()))
-    with pytest.raises(AssertionError, match=r"network\.temperature"):
+    model.network.scale = nn.Parameter(torch.ones(()))
+    with pytest.raises(AssertionError, match=r"network\.scale"):
         placed(build_model_parallel(1, "1f1b"), model, ["cpu", "cpu"])
 
 

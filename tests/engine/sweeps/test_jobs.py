@@ -57,8 +57,10 @@ def test_a_mode_that_is_none():
 
 
 def test_how_long_a_job_is():
-    assert jobs.max_epochs_of(OmegaConf.create({"trainer": {"max_epochs": 7}})) == 7
-    assert jobs.max_epochs_of(OmegaConf.create({})) == 100
+    short, long, auto = (OmegaConf.create({"trainer": {"max_epochs": epochs}}) for epochs in (3, 7, "auto"))
+    assert jobs.most_epochs([short, long]) == 7
+    assert jobs.most_epochs([short, auto]) is None
+    assert jobs.most_epochs([OmegaConf.create({})]) == 100
 
 
 def test_a_job_is_checked_before_it_is_sent_if_it_knows_how():
