@@ -12,6 +12,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import yaml
@@ -21,12 +22,16 @@ from src.engine.commands.hydra_words import without_quotes
 from src.engine.commands.user_command import named
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import write_csv, write_text
+from src.engine.runs.intervals import Z
+from src.engine.runs.run_dir import read_result
+from src.engine.runs.text import decimal
 from src.engine.sweeps.progress import best_text, duration, short_names, values_of
 from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, PRUNED, Goal, Journal, TrialRecord, counted, ranking
 
 log = logging.getLogger(__name__)
 
 RANKED = 10  # trials of the ranking on the screen; sweep.csv has all
+FEWEST = 3  # trials, from which on the best of them is said to be lucky
 LISTED = 8  # failed trials in an error, which has 15 lines
 LINE = 110  # characters of a line of an error
 IMPORT_SECONDS = 5.0  # of torch and Lightning, which Hydra's basic launcher does once
@@ -118,6 +123,12 @@ def print_ranking(journal: Journal, goal: Goal, results: dict[str, Any]) -> None
     lines += [counted(trials) if trials else "no trial has begun", ""]
     if ranked:
         lines.append(f"best      {results['best_folder']}: {goal.metric} {best_text(ranked[0], goal)}")
+        number = len(ranking(trials, goal))
+        if (luck := winners_luck(ranked[0], goal, number)) is not None:
+            lines.append(
+                f"luck      of {number} equally good trials the best would look about {decimal(luck)} better than it is; "
+                f"its test numbers are in {results['best_folder']}/result.json"
+            )
         if results["best_checkpoint"]:
             lines.append(f"weights   {results['best_checkpoint']}")
     else:
@@ -131,6 +142,17 @@ def print_ranking(journal: Journal, goal: Goal, results: dict[str, Any]) -> None
     lines += [f"diverged  #{trial.number} {trial.error} ({trial.folder})" for trial in diverged]
     for line in lines:
         log.info(line)
+
+
+def winners_luck(best: TrialRecord, goal: Goal, trials: int) -> float | None:
+    """By how much the largest of so many equal numbers with the interval of the winner's exceeds their mean: the expected
+    maximum of a normal sample (Blom, 1958, Statistical estimates and transformed beta-variables). None where it is not known.
+    Trials are measured on the same val images, so that they differ by less, and this is the most that chance explains."""
+    interval = (read_result(Path(best.folder)).get("intervals") or {}).get(goal.metric)
+    if interval is None or trials < FEWEST:
+        return None
+    low, high = interval
+    return (high - low) / (2 * Z) * NormalDist().inv_cdf((trials - 0.375) / (trials + 0.25))
 
 
 def _table(ranked: Sequence[TrialRecord], goal: Goal) -> list[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
+import re
 import shlex
 
+import numpy as np
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
@@ -159,6 +162,21 @@ def test_the_ranking_on_the_screen(tmp_path, journal, caplog):
         "files     runs/heads/: optimization_results.yaml, sweep.csv, trials.jsonl",
         f"repeat    {COMMAND}",
     ], "and of #1, which failed, nothing: the error that ends the sweep says it"
+
+
+def test_the_best_of_many_trials_is_said_to_be_lucky(tmp_path, journal, caplog):
+    caplog.set_level("INFO")
+    for number in range(4, 22):
+        journal.started(number, f"runs/heads/{number}", {}, [])
+        journal.row(number, {"epoch": 1, "val/acc": 0.5})
+    (tmp_path / "runs/heads/2").mkdir()
+    result = {"intervals": {"val/acc": [0.90, 0.9784]}}  # a standard deviation of 0.02
+    (tmp_path / "runs/heads/2/result.json").write_text(json.dumps(result))
+    printed_ranking(journal, Goal("val/acc", "max"))
+    draws = np.random.default_rng(0).normal(0, 0.02, (20000, 20)).max(1).mean()
+    line = next(line for line in caplog.messages if line.startswith("luck"))
+    assert "of 20 equally good trials" in line
+    assert float(re.search(r"about ([\d.]+)", line)[1]) == pytest.approx(draws, rel=0.03)
 
 
 def test_the_ranking_shows_ten_and_counts_all(tmp_path, caplog):
