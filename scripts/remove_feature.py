@@ -96,7 +96,7 @@ def without(text: str, names: Sequence[str], is_markdown: bool) -> str:
         elif indent is None or not line.strip() or margin <= indent:
             kept.append(line)
             indent = None
-    return "".join(kept)
+    return re.sub(r"\n{4,}", "\n\n\n", "".join(kept))  # around a class that is gone
 
 
 def texts() -> list[Path]:

@@ -191,7 +191,7 @@ def _takes(key: str, value: str) -> bool:
 
 
 def unknown_key(key: str) -> UserError:
-    close = setting_like(key)[:2]
+    close = [] if key.startswith("hydra.") else setting_like(key)[:2]  # those have no names like ours
     word = next((word for word in typed_words() if key_of(word) == key), None)
     fixes = [HELP]
     if word is not None:
