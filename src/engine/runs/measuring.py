@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from src.engine.steps.metrics import SplitMetrics
 from src.engine.steps.task_kind import Loss
 
 log = logging.getLogger(__name__)
+
+DEBUG_BATCHES = 3  # of each split that debug=true measures
 
 
 class Measured(dict[str, float]):
@@ -100,8 +103,9 @@ def measure(job: Job, task: RunTask, bank: FeatureBank | None = None) -> Measure
     task's table of results of test, or of val where there is no test split."""
     model, loss, found = task.trained(job), task.loss(job.config), Measured()
     known = bank if bank is not None and bank.is_valid() else None
-    for split in [split for split in ("val", "test") if task.images.splits[split]]:
-        values, outputs = measure_split(model, task.images, split, job.config, loss, known)
+    images = task.images if not job.config.debug else _few_of(task.images, DEBUG_BATCHES * job.config.data.batch_size)
+    for split in [split for split in ("val", "test") if images.splits[split]]:
+        values, outputs = measure_split(model, images, split, job.config, loss, known)
         if split == "val" and not math.isfinite(values["loss"]):
             raise _diverged(job, values["loss"])
         sure = metric_intervals(model, outputs, values, job.config.seed)
@@ -119,6 +123,12 @@ def measure(job: Job, task: RunTask, bank: FeatureBank | None = None) -> Measure
             "There is no test split, so the numbers are those of val, which chose the best epoch: a little too good."
         )
     return found
+
+
+def _few_of(images: LabelledImages, number: int) -> LabelledImages:
+    """About so many images of each split, from its whole length."""
+    splits = {split: members[:: max(1, len(members) // number)] for split, members in images.splits.items()}
+    return replace(images, splits=splits)
 
 
 def _diverged(job: Job, loss: float) -> UserError:
