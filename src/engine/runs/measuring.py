@@ -102,8 +102,9 @@ def measure(job: Job, task: RunTask, bank: FeatureBank | None = None) -> Measure
     """The metrics of the trained network, from the bank where only the head was trained. Writes predictions.csv and the
     task's table of results of test, or of val where there is no test split."""
     model, loss, found = task.trained(job), task.loss(job.config), Measured()
-    known = bank if bank is not None and bank.is_valid() else None
-    images = task.images if not job.config.debug else _few_of(task.images, DEBUG_BATCHES * job.config.data.batch_size)
+    known, images = bank if bank is not None and bank.is_valid() else None, task.images
+    if job.config.debug:
+        known, images = None, _few_of(images, DEBUG_BATCHES * job.config.data.batch_size)
     for split in [split for split in ("val", "test") if images.splits[split]]:
         values, outputs = measure_split(model, images, split, job.config, loss, known)
         if split == "val" and not math.isfinite(values["loss"]):
