@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import logging
@@ -122,6 +123,7 @@ def serve(handle: int) -> None:
     with socket.socket(fileno=handle) as connection:
         connection.setblocking(True)  # a default timeout of the tests' process would make it non-blocking
         set_by_libraries = _import_libraries()
+        gc.freeze()  # else every fork looks for garbage among the libraries' objects, and copies their memory
         connection.send(b"ready")
         while True:
             request, files, _, _ = socket.recv_fds(connection, LONGEST, 2)
