@@ -23,7 +23,7 @@ from src.engine.processes.launching import processes_to_start, run_in_processes
 from src.engine.runs.epochs import steps_of
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.run_dir import LISTS_OF_MESSAGES, is_to_continue
-from src.engine.runs.text import plural
+from src.engine.runs.text import duration, plural
 
 PARTS = re.compile(r"out of memory in .* with parts of (\d+) images: repeated in parts of (\d+)")
 # What src/engine/runs/introduction.py prints: a label, and what it says.
@@ -110,16 +110,9 @@ def _show_costs(findings: Findings, config: Config, result: dict[str, Any]) -> N
     steps = steps_of(replace(config, data=replace(config.data, batch_size=size)), result["train_images"])
     findings.ok(
         "length",
-        f"{plural(steps, 'step')}, at most about {_duration(steps * seconds)} at this pace, which is that of the phase "
+        f"{plural(steps, 'step')}, at most about {duration(steps * seconds)} at this pace, which is that of the phase "
         f"that trains most; validation comes on top; checkpoints of {result['bytes'] / 1e6:,.0f} MB",
     )
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= 2 * size:
-            return plural(round(seconds / size), unit)
-    return plural(max(1, round(seconds)), "second")
 
 
 def _remove(folder: Path) -> None:

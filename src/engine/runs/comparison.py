@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import binomtest
 
 from src.engine.commands.schema import METRICS
+from src.engine.runs import seeding
 from src.engine.runs.files import NAMES, cannot_write, make_folder, original, read_metrics, write_atomically
 from src.engine.runs.run_dir import read_result
+from src.engine.runs.run_settings import flat
 from src.engine.runs.tables import column_titles, interval_text, main_metric
 from src.engine.runs.text import as_typed, decimal, plural, printable, shell_word
 
@@ -38,7 +40,7 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> Run:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return cls(folder, _flat(config), read_result(folder))
+        return cls(folder, flat(config), read_result(folder))
 
     @property
     def name(self) -> str:
@@ -63,14 +65,6 @@ def compare(folders: Sequence[Path], out: Path) -> None:
     for line in _differences(runs, split):
         log.info(line)
     _draw(runs, out)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        is_section = isinstance(value, dict) and not prefix
-        found |= _flat(value, f"{key}.") if is_section else {prefix + key: value}
-    return found
 
 
 def _metrics(runs: Sequence[Run], split: str) -> list[list[str]]:
@@ -144,7 +138,7 @@ def _compared(ours: list[Any], theirs: list[Any], name: str, other: str, level: 
         counts = f"{plural(wins, 'image')} right by {name} alone, {losses} by {other} alone"
         return f"{counts}, p = {p:.2g} (McNemar's exact test)", p < level
     gain = np.array(theirs) - np.array(ours)
-    chosen = np.random.default_rng(0).integers(len(gain), size=(RESAMPLES, len(gain)))
+    chosen = np.random.default_rng(seeding.key(0, "compare")).integers(len(gain), size=(RESAMPLES, len(gain)))
     low, high = np.quantile(gain[chosen].mean(1), [level / 2, 1 - level / 2]).tolist()
     share = f"{100 * (1 - level):.3g} %"
     return f"mean error smaller by {decimal(gain.mean())} ({interval_text(low, high)}, {share} interval)", low > 0
