@@ -15,7 +15,6 @@ from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.trained_model import TrainedModel
 
-VIEWS = ("none", "flip", "five_crop")  # tta=
 CROP = 7 / 8  # side of the five crops: 224 of 256 pixels, as is usual
 
 
