@@ -155,6 +155,7 @@ class Memory:
 
 @dataclass(kw_only=True)  # room: reports
 class Report:  # room: reports
+    page: bool = True  # write report.html; python -m src.report makes it later, too (room: reports)
     explain: bool = False  # Grad-CAM: show in report.html what the network looked at in its mistakes (room: reports)
 
 

@@ -17,7 +17,7 @@ from scripts.remove_feature import chosen, files_of, without
 from src.engine import features
 from src.engine.runs.errors import UserError
 from tests import warm
-from tests.conftest import SMALL
+from tests.conftest import WITH_PAGE
 from tests.warm import ROOT, command_environment
 
 # What a room brings to the command line: words that --help and --cfg job name with it, and words that are refused without it.
@@ -105,7 +105,7 @@ def check_without(copy: Path, rooms: Sequence[str], package: str = "src") -> Non
             refused = run(copy, "-m", train, REFUSED[name])
             assert refused.returncode == 64, refused.stderr
             assert "is not a" in refused.stderr or "is out of range" in refused.stderr
-    trained = run(copy, "-m", train, *SMALL, "name=one", "trainer.max_epochs=1")
+    trained = run(copy, "-m", train, *WITH_PAGE, "name=one", "trainer.max_epochs=1")
     assert trained.returncode == 0, trained.stderr
     assert (copy / "runs/one/model/model.safetensors").exists()
     assert (copy / "runs/one/report.html").exists() is ("reports" not in going)
@@ -130,7 +130,7 @@ def test_without_its_folder_and_its_line_alone_the_rest_works(copy):
             (copy / path.relative_to(ROOT)).unlink(missing_ok=True)
         shutil.rmtree(copy / "src/engine" / feature.name)
     (copy / "src/features.py").write_text("")
-    trained = run(copy, "-m", "src.train", *SMALL, "name=one", "trainer.max_epochs=1")
+    trained = run(copy, "-m", "src.train", *WITH_PAGE, "name=one", "trainer.max_epochs=1")
     assert trained.returncode == 0, trained.stderr
     measured = run(copy, "-m", "src.evaluate", "run=runs/one")
     assert measured.returncode == 0, measured.stderr

@@ -148,7 +148,7 @@ class Ranks:
         if how != "None":
             raise dist.DistStoreError(f"process 0 ended with {how}")
 
-    def say_farewell(self, how: str) -> None:
+    def say_farewell(self, how: str, waits: bool = True) -> None:
         """Tells the other ranks how this one ends: the name of its error, or None. Rank 0, which may hold the store, waits
         on several machines until the others have read it."""
         self._over.set()
@@ -158,7 +158,7 @@ class Ranks:
             self.store.set("ended" if self.is_first else f"farewell/{self.rank}", how)
             deadline = time.monotonic() + FAREWELL_SECONDS
             others = [f"farewell/{other}" for other in range(1, self.world)]
-            while self.is_first and not self.store.check(others) and time.monotonic() < deadline:
+            while waits and self.is_first and not self.store.check(others) and time.monotonic() < deadline:
                 time.sleep(0.1)
 
 
@@ -183,15 +183,17 @@ def joined(config: Config) -> Iterator[Ranks]:
             dist.init_process_group(backend, store=group, rank=rank, world_size=world, timeout=timeout)
         except (dist.DistNetworkError, dist.DistStoreError) as error:
             raise _not_met(error, seconds) from error
-        how = "None"
+        how, is_lost = "None", False
         try:
             yield ranks
         except BaseException as error:
             how = type(error).__name__
+            is_lost = isinstance(error, RuntimeError) and is_loss_of_a_process(error)
             raise
         finally:
             disconnect()
-            ranks.say_farewell(how)
+            # Nobody answers for a lost rank, and torchrun may end this process while it waits, before it has said why.
+            ranks.say_farewell(how, waits=not is_lost)
 
 
 def _store(rank: int, world: int, timeout: timedelta) -> dist.Store:

@@ -134,7 +134,7 @@ def report(
     plots: Images = {}
     for feature in features.FEATURES:
         try:
-            if feature.run_report is not None:
+            if feature.run_report is not None and folder.config["report"]["page"]:
                 plots = feature.run_report(folder.path, phases, result, shown)
         except Exception:
             log.warning(

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from src.engine import features
-from tests.conftest import SMALL, check_error, write_images
+from tests.conftest import WITH_PAGE, check_error, write_images
 from tests.running import result
 from tests.tasks.shapes import write_shapes
 from tests.tasks.test_regression_runs import BARS, write_bars
 
-WORDS = ("data=image_folder", "data.root=photos", "data.image_size=32", *SMALL[2:-1])
+WORDS = ("data=image_folder", "data.root=photos", "data.image_size=32", *WITH_PAGE[2:-1])
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from src.engine.reports.report import write_report
 from src.engine.runs import tables
 from src.engine.runs.files import write_csv, write_json, write_text
 from src.engine.runs.tables import write_confusion
-from tests.conftest import ROOT, SMALL, command_environment
+from tests.conftest import ROOT, WITH_PAGE, command_environment
 
 METRICS = {
     "val/loss": 0.31254,
@@ -431,11 +431,23 @@ def test_matplotlib_waits_for_the_first_report():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_a_run_without_a_page_gets_it_by_a_command(command, tmp_path):
+    page = tmp_path / "runs/one/report.html"
+    words = (*WITH_PAGE, "report.page=false", "name=one", "trainer.max_epochs=1")
+    done = command("train", *words)
+    assert done.code == 0, done.text
+    assert "report.html" not in done.text
+    assert "finished already" in command("train", *words).out
+    assert not page.exists()
+    assert command("report", "run=runs/one").code == 0
+    assert page.exists()
+
+
 def test_a_page_is_there_before_the_result_and_is_made_again_where_it_is_missing(command, tmp_path):
     run = tmp_path / "runs" / "one"
-    assert command("train", *SMALL, "name=one", "trainer.max_epochs=1").code == 0
+    assert command("train", *WITH_PAGE, "name=one", "trainer.max_epochs=1").code == 0
     assert (run / "result.json").stat().st_mtime_ns >= (run / "report.html").stat().st_mtime_ns
     (run / "report.html").unlink()  # as where the disk was full just then
-    again = command("train", *SMALL, "name=one", "trainer.max_epochs=1")
+    again = command("train", *WITH_PAGE, "name=one", "trainer.max_epochs=1")
     assert "finished already" in again.out
     assert (run / "report.html").exists()

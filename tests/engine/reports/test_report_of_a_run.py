@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from tests import warm
-from tests.conftest import SMALL, Done, check_error
+from tests.conftest import WITH_PAGE, Done, check_error
 from tests.engine.reports.test_report import Page
 from tests.warm import command_environment
 
 RUN = (
-    *(word for word in SMALL if word != "baseline=none"),
+    *(word for word in WITH_PAGE if word != "baseline=none"),
     "report.explain=true",
     "data.image_size=64",
     "name=one",
