@@ -57,6 +57,7 @@ class SweepPlan:
     configs: list[DictConfig]  # of its jobs; of a search, those that were composed to check the space
     total: int | None  # trials; None: until the time is over
     first: int = 0  # the number of the first trial; a launcher may have had other batches before
+    is_whole: bool = True  # no other batch follows, so that the best trial is the sweep's winner
 
 
 def run_sweep(plan: SweepPlan, settings: SweepSettings, hydra: HydraSweep) -> Journal:
@@ -78,7 +79,7 @@ def run_sweep(plan: SweepPlan, settings: SweepSettings, hydra: HydraSweep) -> Jo
             with scratch_folder(folder) as scratch:
                 check_shared(folder)
                 _run(plan, settings, hydra, source, scratch)
-        conclude(journal, goal)
+        conclude(journal, goal, settings.retrain if plan.is_whole else None)
         return journal
 
 

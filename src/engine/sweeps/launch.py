@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from ray.tune.search import Searcher
 
 from src.engine.commands.hydra_words import unquoted
-from src.engine.commands.user_command import named
+from src.engine.commands.user_command import corrected, named
 from src.engine.runs.errors import UserError
 from src.engine.sweeps.controller import SweepPlan, run_sweep
 from src.engine.sweeps.folder import returned
@@ -82,6 +82,14 @@ def launch(
     """
     began = time.time()
     setup_globals()
+    is_whole = _is_whole(hydra)
+    if settings.retrain and not is_whole:
+        raise UserError(
+            "hydra.launcher.retrain=true has no effect with a sweeper that hands over its jobs in batches",
+            where=f"hydra/sweeper={hydra.config.hydra.runtime.choices['hydra/sweeper']}",
+            why="nothing tells which batch is the last, and so which trial wins",
+            fix=corrected(remove=["hydra.launcher.retrain"]),
+        )
     jobs = dict(enumerate(map(list, job_overrides), start=initial_job_idx))
     configs = {number: hydra.compose(words, number) for number, words in jobs.items()}
     for config in configs.values():
@@ -97,12 +105,20 @@ def launch(
         configs=list(configs.values()),
         total=initial_job_idx + len(jobs),
         first=initial_job_idx,
+        is_whole=is_whole,
     )
     journal = run_sweep(plan, settings, hydra)
     worked = [number for number in jobs if number in journal.trials and journal.trials[number].heard > began]
     if worked and settings.ray.init.address is None and settings.scheduler == "none":
         say_if_basic_is_faster(journal, worked, time.time() - began)
     return [_job_return(hydra.folder, journal, number, configs[number]) for number in jobs]
+
+
+def _is_whole(hydra: HydraSweep) -> bool:
+    """Whether all jobs come in one batch."""
+    sweeper = hydra.config.hydra.sweeper
+    is_basic = hydra.config.hydra.runtime.choices["hydra/sweeper"] == "basic"
+    return is_basic and sweeper.get("max_batch_size") is None
 
 
 def _typed(value: str) -> Any:

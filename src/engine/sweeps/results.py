@@ -18,14 +18,16 @@ from typing import Any
 import yaml
 
 from src.engine import features
-from src.engine.commands.hydra_words import without_quotes
-from src.engine.commands.user_command import named
+from src.engine.commands.user_command import named, typed_name, typed_words
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import write_csv, write_text
 from src.engine.runs.intervals import Z
 from src.engine.runs.run_dir import read_result
+from src.engine.runs.tables import interval_text
 from src.engine.runs.text import decimal
 from src.engine.sweeps.progress import best_text, duration, short_names, values_of
+from src.engine.sweeps.retraining import Retraining, single_run_words
+from src.engine.sweeps.settings import sweep_command
 from src.engine.sweeps.sweep_journal import DIVERGED, FAILED, PRUNED, Goal, Journal, TrialRecord, counted, ranking
 
 log = logging.getLogger(__name__)
@@ -37,8 +39,9 @@ LINE = 110  # characters of a line of an error
 IMPORT_SECONDS = 5.0  # of torch and Lightning, which Hydra's basic launcher does once
 
 
-def conclude(journal: Journal, goal: Goal) -> None:
-    """Writes the files and the report of a sweep, and prints its ranking."""
+def conclude(journal: Journal, goal: Goal, retrain: bool | None = None) -> None:
+    """Writes the files and the report of a sweep, and prints its ranking. retrain: whether its winner is trained once more;
+    None: other batches of trials may follow."""
     results = write_results(journal, goal)
     for feature in features.FEATURES:
         try:
@@ -47,6 +50,39 @@ def conclude(journal: Journal, goal: Goal) -> None:
         except Exception:  # the sweep is done by now: a page that cannot be made must not turn it into a failed one
             log.warning("the sweep's report.html could not be written; sweep.log says why", exc_info=True)
     print_ranking(journal, goal, results)
+    if retrain is not None and results["num_trials"]:
+        _retrain(journal, goal, results, retrain)
+
+
+def _retrain(journal: Journal, goal: Goal, results: dict[str, Any], is_asked: bool) -> None:
+    """Trains the winner's settings once more, unless that was done, and prints the numbers; else prints the command."""
+    retraining, folder = Retraining.of(journal, goal), journal.path.parent
+    if retraining is None:
+        if is_asked:
+            log.warning("retrain=true has no effect: no trial has a value, or they are no runs of src.train")
+        return
+    if is_asked and "retrained" not in results:
+        log.info(
+            f"\nretrain   the settings of #{results['best_trial']} with seed {retraining.seed}, in {retraining.folder}"
+        )
+        retraining.run(folder.name)
+        results = write_results(journal, goal)
+        log.info("")
+    if "retrained" in results:
+        log.info(f"winner    {results['best_folder']}: {_numbers(read_result(Path(results['best_folder'])), goal)}")
+        log.info(f"retrained {results['retrained']['folder']}: {_numbers(results['retrained'], goal)}")
+    elif typed_words():
+        log.info(f"retrain   {sweep_command(f'name={typed_name() or folder.name}', 'retrain=true')}")
+
+
+def _numbers(result: dict[str, Any], goal: Goal) -> str:
+    """'val/acc 0.9777, test/acc 0.9740 (0.95 to 0.99)': the sweep's metric, and what test has of it."""
+    name, parts = goal.metric.removeprefix("val/"), []
+    for key in dict.fromkeys((goal.metric, f"test/{name}")):
+        if (value := (result.get("metrics") or {}).get(key)) is not None:
+            between = (result.get("intervals") or {}).get(key)
+            parts.append(f"{key} {decimal(value)}" + (f" ({interval_text(*between)})" if between else ""))
+    return ", ".join(parts) or f"no {name} was measured"
 
 
 def say_if_basic_is_faster(journal: Journal, numbers: Sequence[int], seconds: float) -> None:
@@ -89,6 +125,9 @@ def write_results(journal: Journal, goal: Goal) -> dict[str, Any]:
             "best_checkpoint": checkpoint.as_posix() if checkpoint.exists() else None,
             "command": single_run_command(best, folder.name),
         }
+        retraining = Retraining.of(journal, goal)
+        if retraining and (measured := retraining.measured()):
+            results["retrained"] = measured
     write_text(folder / "optimization_results.yaml", yaml.safe_dump(results, sort_keys=False))
     keys = list(short_names(trials.values()))
     rows = []
@@ -103,13 +142,7 @@ def write_results(journal: Journal, goal: Goal) -> dict[str, Any]:
 
 def single_run_command(trial: TrialRecord, sweep: str) -> str:
     """The command that does what the trial did as a run of its own: runs/SWEEP-best."""
-    keys = {word: word.partition("=")[0].lstrip("+~") for word in trial.overrides}
-    words = [
-        without_quotes(word) for word, key in keys.items() if key != "name" and not key.startswith(("hydra.", "hydra/"))
-    ]
-    if "experiment" in keys.values():
-        words.append("hydra.mode=RUN")  # a recipe of a sweep would begin the sweep again
-    return shlex.join(["python", "-m", "src.train", *words, f"name={sweep}-best"])
+    return shlex.join(["python", "-m", "src.train", *single_run_words(trial), f"name={sweep}-best"])
 
 
 def print_ranking(journal: Journal, goal: Goal, results: dict[str, Any]) -> None:

@@ -63,6 +63,7 @@ class SweepSettings:
     max_failures: int = 2  # how often a trial whose process died goes on from its checkpoint in a new one
     grace_s: float = 60.0  # seconds that a trial which was told to end has for saving, measuring and its report
     reuse_actors: bool = True  # one process runs many trials, one after another: no imports for each
+    retrain: bool = False  # true: at the end the best trial's settings are trained once more, with another seed
     resume: str = "auto"  # auto: a sweep of this folder continues; true: it has to be there; false: it must not
     ray: Ray = field(default_factory=Ray)
 

@@ -81,8 +81,16 @@ def test_a_search_that_prunes_and_gets_more_trials(command, tmp_path):
     assert all((run / name).exists() for name in ("checkpoints/best.ckpt", "model/model.json"))
     assert (folder / ".tune/returned" / f"{pruned.number}.json").exists()
 
+    words += ("hydra.sweeper.retrain=true",)
     more = command("train", *words, "hydra.sweeper.num_samples=7")
     assert more.code == 0, more.text
+    retrained = yaml.safe_load((folder / "optimization_results.yaml").read_text())["retrained"]
+    again, winner = Path(retrained["folder"]), Path("runs/search", more.out.rpartition("winner    runs/search/")[2][0])
+    assert result(again)["metrics"] == retrained["metrics"]
+    assert retrained["metrics"]["test/acc"] is not None
+    assert f"retrained {again}: val/loss" in more.out
+    members = [[row.split(",")[::2] for row in (run / "split.csv").read_text().splitlines()] for run in (again, winner)]
+    assert members[0] == members[1], "the same images in the same splits"
     after = Journal(folder).trials
     assert sorted(after) == list(range(7))
     assert all(after[number].params == trials[number].params for number in trials)
