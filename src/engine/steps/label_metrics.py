@@ -3,6 +3,8 @@ the best F1, and accuracy, recall and F1 from counts."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -45,6 +47,33 @@ class LabelMetrics(Metric):
             known = [value for value in average_precisions(logits, labels) if value is not None]
             values["map"] = sum(known) / max(1, len(known))
         return values | {"subset_acc": right / max(1, total)}
+
+    def resampled(self, predicted: Tensor, labels: Tensor, logits: Tensor, drawn: Tensor) -> dict[str, Tensor]:
+        """What `compute` would give of each of many resamples: name -> float64 (R,). drawn: float64 (R, N), how often each
+        resample has each image. The others: as `update` takes them, of all N images."""
+        counts = torch.stack([drawn @ of.double() for of in (predicted * labels, predicted, labels)])
+        correct, marked, true = counts  # each (R, names)
+        f1 = torch.where(true > 0, 2 * correct / (true + marked), math.nan)
+        values = {"macro_f1": f1.nanmean(1).nan_to_num()}
+        if self.ranked:
+            values["map"] = resampled_precisions(logits, labels, drawn).nanmean(1).nan_to_num()
+        right = (predicted == labels).all(1).double()
+        return values | {"subset_acc": drawn @ right / drawn.sum(1)}
+
+
+def resampled_precisions(logits: Tensor, labels: Tensor, drawn: Tensor) -> Tensor:
+    """The average precision of each label in each resample, float64 (R, names); nan where no drawn image has the label. The
+    images are ranked once for all resamples. drawn: float64 (R, N), how often each resample has each image."""
+    scores = logits.double().sigmoid()  # as in average_precisions, so that the same images are equally likely
+    columns = []
+    for score, has in zip(scores.T, labels.double().T, strict=True):
+        score, order = score.sort(descending=True)
+        last = torch.cat([score[1:] < score[:-1], torch.ones(1, dtype=torch.bool)])  # of equally likely ones
+        weight = drawn[:, order]
+        hits, taken = (sums.cumsum(1)[:, last] for sums in (weight * has[order], weight))
+        gained = hits.diff(dim=1, prepend=torch.zeros(len(hits), 1, dtype=hits.dtype))
+        columns.append((gained * hits / taken.clamp(min=1)).sum(1) / hits[:, -1])
+    return torch.stack(columns, 1)
 
 
 def average_precisions(logits: Tensor, labels: Tensor) -> list[float | None]:
