@@ -46,19 +46,19 @@ def check_loggers(config: Any) -> None:
 
 def build_loggers(config: Any, folder: Path) -> list[Logger]:
     """config: the section logger. folder: the run's. Raises UserError."""
-    from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+    from lightning.pytorch.loggers import TensorBoardLogger
 
     from src.engine.runs.own_callbacks import own_logger
+    from src.engine.runs.tracked_runs import mlflow_logger, wandb_logger
 
     check_loggers(config)
     loggers: list[Logger] = []
     if config.tensorboard:
         loggers.append(TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False))
     if config.wandb:
-        loggers.append(WandbLogger(folder.name, folder, project=config.project, offline=config.offline))
+        loggers.append(wandb_logger(config, folder))
     if config.mlflow:
-        uri = config.tracking_uri or f"sqlite:///{folder.parent.absolute()}/mlflow.db"
-        loggers.append(MLFlowLogger(config.project, run_name=folder.name, tracking_uri=uri))
+        loggers.append(mlflow_logger(config, folder))
     return loggers + [own_logger(entry, folder) for entry in config.extra]
 
 

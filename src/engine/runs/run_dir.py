@@ -37,7 +37,7 @@ REFUSALS = (ExitCode.USAGE, ExitCode.CONFIG, ExitCode.DATA, ExitCode.NO_INPUT, E
 BEFORE_THE_FIRST_STEP = (
     "config.yaml", "environment.json", "result.json", "split.csv", "train.log", "rank*.log", "model_summary.txt",
     "memory.csv", "batch_size.json", "near_duplicates.csv", "doubts.csv", "tensorboard/events*",
-    "tensorboard/hparams.yaml",
+    "tensorboard/hparams.yaml", "tracking.json",
 )  # fmt: skip
 LISTS_OF_MESSAGES = ("error.log", "bad_images.txt", "copies.txt")  # files that an error message names
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "numpy", "pillow", "timm", "ray")  # of environment.json

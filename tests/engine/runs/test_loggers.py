@@ -13,7 +13,8 @@ import yaml
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from PIL import Image
 
-from src.engine.runs.loggers import log_result
+from src.engine.runs import loggers
+from src.engine.runs.loggers import build_loggers, log_result
 from tests.conftest import SMALL
 from tests.running import result
 
@@ -83,6 +84,74 @@ def test_mlflow_gets_them_and_one_that_fails_is_a_warning(folder, caplog):
     sent = [Path(call.args[1]).name for call in logger.experiment.log_artifact.call_args_list]
     assert sent == ["confusion.csv", "report.html"]
     assert logger.experiment.log_image.call_args.args[2] == "report/curve.png"
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The arguments of each logger that is made, of doubles in the place of both libraries; MLflow's next run is new-1."""
+    arguments: list[dict] = []
+    runs: dict[str, SimpleNamespace] = {}
+
+    def init(self, experiment_name, run_name=None, tracking_uri=None, run_id=None):
+        arguments.append({"uri": tracking_uri, "run_id": run_id})
+        self.given = run_id
+
+    def run_id(self):
+        self.given = self.given or f"new-{len(runs) + 1}"
+        runs.setdefault(self.given, SimpleNamespace(data=SimpleNamespace(params={})))
+        return self.given
+
+    class Client:
+        @staticmethod
+        def get_run(run):
+            return runs[run]
+
+        @staticmethod
+        def update_run(run, status):
+            runs[run].status = status
+
+    monkeypatch.setattr(loggers, "check_loggers", lambda config: None)
+    monkeypatch.setattr(MLFlowLogger, "__init__", init)
+    monkeypatch.setattr(MLFlowLogger, "run_id", property(run_id))
+    monkeypatch.setattr(MLFlowLogger, "experiment", Client)
+    monkeypatch.setattr(
+        MLFlowLogger, "log_hyperparams", lambda self, params: runs[self.run_id].data.params.update(params)
+    )
+    monkeypatch.setattr(WandbLogger, "__init__", lambda self, *args, **words: arguments.append(words))
+    return SimpleNamespace(arguments=arguments, runs=runs)
+
+
+def built(folder: Path, **config):
+    chosen = {"tensorboard": False, "wandb": False, "mlflow": False, "extra": [], "offline": False, "project": "fruit"}
+    return build_loggers(SimpleNamespace(**chosen | {"tracking_uri": None} | config), folder)
+
+
+def test_a_continued_run_goes_on_in_the_same_run_of_wandb(tmp_path, made):
+    for project in ("fruit", "fruit", "other", "other"):
+        built(tmp_path, wandb=True, project=project)
+    assert all(words["resume"] == "allow" for words in made.arguments)
+    one, again, other, last = (words["id"] for words in made.arguments)
+    assert one == again != other == last, "a run of another project is another one"
+    (tmp_path / "tracking.json").write_text('{"wandb": {"id": "../x", "where": "fruit"}}')
+    built(tmp_path, wandb=True)
+    assert made.arguments[-1]["id"] not in (one, other, "../x")
+
+
+def test_a_continued_run_goes_on_in_the_same_run_of_mlflow_with_its_first_settings(tmp_path, made, caplog):
+    (first,) = built(tmp_path, mlflow=True)
+    first.log_hyperparams({"seed": 1, "devices": 1})
+    (again,) = built(tmp_path, mlflow=True)
+    again.log_hyperparams({"seed": 1, "devices": 2})
+    assert [words["run_id"] for words in made.arguments] == [None, "new-1"]
+    assert vars(made.runs["new-1"])["status"] == "RUNNING"
+    assert made.runs["new-1"].data.params == {"seed": 1, "devices": 1}, "which MLflow refuses to change"
+    (elsewhere,) = built(tmp_path, mlflow=True, tracking_uri="http://other")
+    assert elsewhere.run_id == "new-2"
+    made.runs.pop("new-2")
+    with caplog.at_level(logging.WARNING):
+        built(tmp_path, mlflow=True, tracking_uri="http://other")
+    assert "new-2 of MLflow cannot be continued" in caplog.text
+    assert made.arguments[-1]["run_id"] is None
 
 
 @pytest.mark.slow
