@@ -65,14 +65,15 @@ def resampled_precisions(logits: Tensor, labels: Tensor, drawn: Tensor) -> Tenso
     """The average precision of each label in each resample, float64 (R, names); nan where no drawn image has the label. The
     images are ranked once for all resamples. drawn: float64 (R, N), how often each resample has each image."""
     scores = logits.double().sigmoid()  # as in average_precisions, so that the same images are equally likely
+    times = drawn.T.contiguous()  # (N, R): images are taken row by row
     columns = []
     for score, has in zip(scores.T, labels.double().T, strict=True):
         score, order = score.sort(descending=True)
         last = torch.cat([score[1:] < score[:-1], torch.ones(1, dtype=torch.bool)])  # of equally likely ones
-        weight = drawn[:, order]
-        hits, taken = (sums.cumsum(1)[:, last] for sums in (weight * has[order], weight))
-        gained = hits.diff(dim=1, prepend=torch.zeros(len(hits), 1, dtype=hits.dtype))
-        columns.append((gained * hits / taken.clamp(min=1)).sum(1) / hits[:, -1])
+        weight = times[order]
+        hits, taken = (sums.cumsum(0)[last] for sums in (weight * has[order, None], weight))
+        gained = hits.diff(dim=0, prepend=hits.new_zeros(1, hits.shape[1]))
+        columns.append((gained * hits / taken.clamp(min=1)).sum(0) / hits[-1])
     return torch.stack(columns, 1)
 
 
