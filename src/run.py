@@ -117,6 +117,7 @@ def package(job: Job, task: Task, trainer: L.Trainer, chosen: Chosen, metrics: M
     images = {split: len(members) for split, members in task.images.splits.items()}
     name, epochs = job.folder.path.name, trainer.current_epoch
     origin = Origin(name, images, task.origin, chosen.name, epochs, date.today(), metrics.intervals)
+    origin = replace(origin, intervals_by=metrics.intervals_by)
     write_text(job.folder.model / "README.md", model_readme(card, task.kind, job.config, origin))
 
 
@@ -129,6 +130,7 @@ def finish(
         lambda result: report(folder, result, task.freezing.phases, shown(job, task), trainer.loggers),
         metrics=metrics,
         intervals=metrics.intervals,
+        intervals_by=metrics.intervals_by,
         calibration=metrics.calibration or None,
         best_checkpoint=None if damage(folder.checkpoints / BEST) else f"checkpoints/{BEST}",
         best_epoch=chosen.best_epoch,

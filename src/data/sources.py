@@ -113,7 +113,7 @@ def load_unsplit(data: Data, kind: TaskKind, *, cache_dir: Path) -> LabelledImag
     """Files to evaluate on, as the test split: the files of test/ where the data states a split, otherwise all files."""
     listing = find_images(data, kind)
     assert isinstance(listing, Listing), "the caller asks lists_files"
-    return image_files.load_unsplit(listing, kind, _file_settings(data, cache_dir, None))
+    return image_files.load_unsplit(listing, kind, _file_settings(data, cache_dir, None), data.group)
 
 
 def lists_files(data: Data, kind: TaskKind) -> bool:

@@ -83,6 +83,38 @@ def test_a_calibration_changes_probabilities_and_nothing_else(command, ours):
     assert "0 images right by plain alone, 0 by calibrated alone, p = 1 " in done.out
 
 
+def test_images_of_groups_have_intervals_by_group(command):
+    """Two runs: each knows its groups when it measures, when it is measured again, and when the two are compared."""
+    write_images(Path("photos"), {"a": 30, "b": 30})
+    pattern = r"data.group=/(\d\d)"  # of a/012.png: 01
+    words = [word for word in SMALL if not word.startswith("data=") and "num_images" not in word]
+    words += ["data=image_folder", "data.root=photos", "data.image_size=32", "data.val_fraction=0.3", pattern]
+    for name, lr in (("one", "0.001"), ("other", "0.1")):
+        done = command("train", *words, "data.test_fraction=0.3", f"optimizer.lr={lr}", f"name={name}")
+        assert done.code == 0, done.text
+        assert "  95 % by group  " in done.out
+    result = read_json(Path("runs/one/result.json"))
+    assert result["intervals_by"] == "group"
+    assert "bootstrap over the groups of images" in Path("runs/one/model/README.md").read_text()
+    rows = rows_of(Path("runs/one/predictions.csv"))
+    assert all(row["group"] == row["path"][2:4] for row in rows)
+    assert all(row["group"] == row["path"][2:4] for row in rows_of(Path("runs/one/split.csv")))
+    done = command("evaluate", "run=runs/one")
+    assert "  95 % by group  " in done.out
+    again = read_json(Path("runs/one/evaluation.json"))
+    assert again["intervals"] == {key: value for key, value in result["intervals"].items() if key.startswith("test/")}
+    done = command("compare", "runs/one", "runs/other")
+    assert "share of right images larger by " in done.out
+    assert " interval by 1 group)" in done.out or " interval by 2 groups)" in done.out
+    assert "may be chance" in done.out
+    write_images(Path("other"), {"a": 3, "b": 3}, seed=1)
+    (Path("other/a/000.png")).rename("other/a/first.png")
+    done = command("evaluate", "run=runs/one", "data.root=other")
+    assert done.code == 0, done.text
+    assert "These images have no groups" in done.out
+    assert "by group" not in done.out
+
+
 @pytest.mark.needs("export")
 def test_exports_have_the_temperature(ours, monkeypatch):
     """In the graph, and in the lines that load a state_dict."""

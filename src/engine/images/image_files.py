@@ -69,6 +69,8 @@ def load(
         place = {index: new for new, index in enumerate(kept)}
         listing = listing.only(kept)
         members = {name: [place[index] for index in indices] for name, indices in members.items()}
+    if run_split is not None:
+        listing.groups = splits.groups_of_run(run_split, listing.names) or listing.groups
     images = _labelled(listing, kind, members, settings, checked)
     copy_list = settings.bad_list and settings.bad_list.with_name("copies.txt")
     copies.refuse_copies(images, copy_list, labels_too=run_split is None)
@@ -100,8 +102,13 @@ def _near_pairs(
     return near_duplicates.near_pairs([checked[name].look for name in listing.names])
 
 
-def load_unsplit(listing: Listing, kind: TaskKind, settings: FileSettings) -> LabelledImages:
-    """The images of test/ where the listing states a split, otherwise all of them, as test."""
+def load_unsplit(listing: Listing, kind: TaskKind, settings: FileSettings, group: str | None = None) -> LabelledImages:
+    """The images of test/ where the listing states a split, otherwise all of them, as test. group: data.group of the run,
+    which need not find a group in these images."""
+    try:
+        listing = _grouped_by_path(listing, group, listing.source or str(listing.root))
+    except UserError as error:
+        log.info(f"These images have no groups, so intervals take each for itself: {error.found}")
     listing, checked = _checked(listing, kind, settings)
     stated = listing.splits or ["test"] * len(listing.names)
     return _labelled(listing, kind, by_split(stated), settings, checked)
@@ -126,7 +133,7 @@ def split_image_set(images: ImageSet, kind: TaskKind, settings: SplitSettings) -
     members = splits.choose_split(names, texts, images.splits, settings, together, kind)
     together.check(members, where)
     classes, labels, kept = _numbered(texts, kind, known=images.classes)
-    found = LabelledImages(classes, names, labels, members, images.read, in_memory=images.in_memory, texts=kept)
+    found = LabelledImages(classes, names, labels, members, images.read, images.in_memory, texts=kept, groups=groups)
     kind.check(found, where)
     return found
 
@@ -200,6 +207,7 @@ def _labelled(
         root=None if listing.content else listing.root,
         digests=["" if checked[name].error else checked[name].digest for name in listing.names],
         texts=texts,
+        groups=listing.groups,
     )
 
 

@@ -91,6 +91,7 @@ class LabelledImages:
     root: Path | None = None  # the folder that names start from; None for images in memory
     digests: list[str] | None = field(default=None, repr=False)  # of each file's bytes; None for images in memory
     texts: list[str] | None = field(default=None, repr=False)  # labels as split.csv has them; None: class names
+    groups: list[str] | None = field(default=None, repr=False)  # of each image, where the data has some: data.group
 
     def location(self, index: int) -> str:
         """The file of an image, or its name."""
@@ -120,12 +121,17 @@ class LabelledImages:
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Header and rows of split.csv. By the digests evaluate recognises an image whose file was moved; by the
-        bits a continued run reads as before although the folder may have changed."""
-        if self.digests is None:
-            return ("path", "label", "split"), list(self.rows())
-        digest_of = dict(zip(self.names, self.digests, strict=True))
-        rows = [(*row, digest_of[row[0]], str(self.bits)) for row in self.rows()]
-        return ("path", "label", "split", "digest", "bits"), rows
+        bits a continued run reads as before although the folder may have changed, and it draws the same groups."""
+        header: tuple[str, ...] = ("path", "label", "split")
+        rows: list[tuple[str, ...]] = [*self.rows()]
+        if self.digests is not None:
+            digest_of = dict(zip(self.names, self.digests, strict=True))
+            header = (*header, "digest", "bits")
+            rows = [(*row, digest_of[row[0]], str(self.bits)) for row in rows]
+        if self.groups is not None:
+            group_of = dict(zip(self.names, self.groups, strict=True))
+            header, rows = (*header, "group"), [(*row, group_of[row[0]]) for row in rows]
+        return header, rows
 
     def digest(self) -> str:
         """The same in two processes exactly if both have the same images, labels and splits."""

@@ -217,6 +217,14 @@ def bits_of_run(path: Path) -> int:
     return int(stated) if stated.isdigit() else 16
 
 
+def groups_of_run(path: Path, names: Sequence[str]) -> list[str] | None:
+    """The groups of a run's images as its split.csv has them; None of a run without groups, or one older than the column."""
+    group_of = {
+        row["path"]: row["group"] for _, row in read_csv(path, ("path", "split"), ours=True) if row.get("group")
+    }
+    return [group_of[name] for name in names] if group_of.keys() >= {*names} else None
+
+
 def check_splits(images: LabelledImages, where: str) -> None:
     """Refuses data that cannot be trained on, naming the classes: too few classes, or one missing from a split."""
     classes, splits = images.classes, images.splits

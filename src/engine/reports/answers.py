@@ -55,6 +55,8 @@ class Answers:
 def read_answers(path: Path) -> Answers | None:
     """None without the file, and for a task of the owner's, whose columns may be any."""
     header, rows = read_table(path)
+    if header[-1:] == ["group"]:  # of each image; nothing here asks for it
+        header, rows = header[:-1], [row[:-1] for row in rows]
     names = [name.removeprefix("probability_") for name in header[3:]]
     if header[1:3] == ["true", "predicted"]:
         return Answers("classes", [_of_class(names, row) for row in rows], *_one_hot(rows))

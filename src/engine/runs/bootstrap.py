@@ -1,8 +1,8 @@
-"""How sure the metrics of a split are: the 95 % interval of each, by drawing images again."""
+"""How sure the metrics of a split are: the 95 % interval of each, by drawing images again, or groups of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,55 +23,75 @@ MEANS = ("balanced_acc", "macro_f1")  # over the classes
 
 
 def metric_intervals(
-    model: TrainedModel, outputs: Outputs, values: Mapping[str, float], seed: int
+    model: TrainedModel, outputs: Outputs, values: Mapping[str, float], seed: int, groups: Sequence[str] | None = None
 ) -> dict[str, tuple[float, float]]:
     """Name -> 95 % interval, of a built-in task's metrics but the loss: of shares Wilson's, of the others the percentiles of a
     bootstrap over the images (B. Efron, 1979, Annals of Statistics 7, p. 1). Of very many images the others have none: it would
     take minutes to say that they are sure.
 
     Where all images are right, a bootstrap finds no doubt; so means over classes are at least as unsure as an accuracy.
+
+    groups: of each image, such as its patient. Images of one group are right and wrong together, so whole groups are drawn
+    (A. C. Davison and D. V. Hinkley, 1997, Bootstrap Methods and their Application, 3.8), for shares too; they are at least as
+    unsure as if the images were independent, and where no resample differs, as if a group were one image.
     """
     kind, number = model.kind, len(outputs.labels)
-    sure = {name: share_interval(values[name], number) for name in PROPORTIONS if name in values}
+    draw = Draw(number, seed, groups)
+    least = {name: share_interval(values[name], number) for name in (*PROPORTIONS, *MEANS) if name in values}
+    sure = {} if groups is not None else {name: least[name] for name in PROPORTIONS if name in values}
     if is_own(kind.name):
         return sure
     asking = Asking(kind.metrics(model.card.classes, "test"), f"task={kind.name}")
     given = asking.given(outputs.logits, outputs.labels, kind)
     if RESAMPLES * sum(value.numel() for value in given.values()) > MOST_VALUES:
         return sure
-    resampled = _resampled(asking, given, number, seed)
+    resampled = _resampled(asking, given, draw)
     for name, numbers in resampled.items():
         if name in sure:
             continue
         if not np.isfinite(numbers).any():  # val has too few images for it
             continue
         low, high = np.nanpercentile(numbers, [2.5, 97.5]).tolist()
-        if name in MEANS:
-            least = share_interval(values[name], number)
-            low, high = min(low, least[0]), max(high, least[1])
+        if name in least:
+            wide = [least[name]]
+            if groups is not None and low == high:
+                wide.append(share_interval(values[name], draw.units))
+            low, high = min(low, *(ends[0] for ends in wide)), max(high, *(ends[1] for ends in wide))
         if low < high:
             sure[name] = low, high
     return sure
 
 
-def _resampled(asking: Asking, given: Mapping[str, Tensor], number: int, seed: int) -> dict[str, np.ndarray]:
+class Draw:
+    """Resamples of a split's images. groups: of each image; None: each is drawn for itself."""
+
+    def __init__(self, number: int, seed: int, groups: Sequence[str] | None) -> None:
+        self.number, self.seed = number, seed
+        place = {group: index for index, group in enumerate(dict.fromkeys(groups or []))}
+        self.group_of = None if groups is None else torch.tensor([place[group] for group in groups])
+        self.units = number if groups is None else len(place)
+
+    def images(self, resample: int) -> Tensor:
+        """The indices of the images that it has."""
+        chosen = torch.randint(self.units, (self.units,), generator=seeding.generator(self.seed, "bootstrap", resample))
+        if self.group_of is None:
+            return chosen
+        return torch.arange(self.number).repeat_interleave(chosen.bincount(minlength=self.units)[self.group_of])
+
+
+def _resampled(asking: Asking, given: Mapping[str, Tensor], draw: Draw) -> dict[str, np.ndarray]:
     """Name -> the metric in each resample. given: what the metric's update takes of all images."""
     rows: list[dict[str, Any]] = []
     if isinstance(asking.metric, LabelMetrics):  # to rank all images again for each resample takes seconds
-        at_once = max(1, AT_ONCE // number)
+        at_once = max(1, AT_ONCE // draw.number)
         for start in range(0, RESAMPLES, at_once):
-            part = [_draw(number, seed, resample) for resample in range(start, min(start + at_once, RESAMPLES))]
-            drawn = torch.stack([chosen.bincount(minlength=number) for chosen in part]).double()
+            part = [draw.images(resample) for resample in range(start, min(start + at_once, RESAMPLES))]
+            drawn = torch.stack([chosen.bincount(minlength=draw.number) for chosen in part]).double()
             rows.append({name: each.numpy() for name, each in asking.metric.resampled(**given, drawn=drawn).items()})
     else:
         for resample in range(RESAMPLES):
-            chosen = _draw(number, seed, resample)
+            chosen = draw.images(resample)
             asking.metric.reset()
             asking.metric.update(**{name: value[chosen] for name, value in given.items()})
             rows.append({name: np.array([value]) for name, value in asking.compute("").items()})
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-
-
-def _draw(number: int, seed: int, resample: int) -> Tensor:
-    """The indices of the images that a resample has."""
-    return torch.randint(number, (number,), generator=seeding.generator(seed, "bootstrap", resample))

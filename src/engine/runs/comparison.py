@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 
 RESAMPLES = 2000  # of the paired bootstrap
 LEVEL = 0.05  # a difference that chance makes less often is larger than chance
-Answers = dict[tuple[str, str], Any]  # (path, label) of an image -> whether it was right, or the size of its error
+FEWEST_GROUPS = 6  # if all of 5 are for one run, that is chance in 6 of 100 times
+Image = tuple[str, str]  # path, label
+Answers = dict[Image, Any]  # whether an image was right, or the size of its error
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,9 @@ def _differences(runs: Sequence[Run], split: str) -> list[str]:
                 "common. data.split_file= trains on the split of another run."
             )
             continue
+        groups = _groups(best, split, ours)
         text, is_sure = _compared(
-            [ours[key] for key in ours], [theirs[key] for key in ours], best.name, run.name, level
+            [ours[key] for key in ours], [theirs[key] for key in ours], (best.name, run.name), level, groups
         )
         lines.append(f"{best.name} against {run.name}: {text}: {'larger than chance' if is_sure else 'may be chance'}")
     if len(others) > 1:
@@ -130,38 +133,62 @@ def _differences(runs: Sequence[Run], split: str) -> list[str]:
     return lines
 
 
-def _compared(ours: list[Any], theirs: list[Any], name: str, other: str, level: float) -> tuple[str, bool]:
-    if isinstance(ours[0], bool):
+def _compared(
+    ours: list[Any], theirs: list[Any], names: tuple[str, str], level: float, groups: list[str] | None
+) -> tuple[str, bool]:
+    """What is known of the difference, and whether it is larger than chance. groups: of the images; None: each for itself."""
+    (name, other), is_share = names, isinstance(ours[0], bool)
+    if is_share and groups is None:
         wins = sum(a and not b for a, b in zip(ours, theirs, strict=True))
         losses = sum(b and not a for a, b in zip(ours, theirs, strict=True))
         p = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
         counts = f"{plural(wins, 'image')} right by {name} alone, {losses} by {other} alone"
         return f"{counts}, p = {p:.2g} (McNemar's exact test)", p < level
-    gain = np.array(theirs) - np.array(ours)
-    chosen = np.random.default_rng(seeding.key(0, "compare")).integers(len(gain), size=(RESAMPLES, len(gain)))
-    low, high = np.quantile(gain[chosen].mean(1), [level / 2, 1 - level / 2]).tolist()
-    share = f"{100 * (1 - level):.3g} %"
-    return f"mean error smaller by {decimal(gain.mean())} ({interval_text(low, high)}, {share} interval)", low > 0
+    gain = np.array(ours, float) - np.array(theirs, float) if is_share else np.array(theirs) - np.array(ours)
+    sums, sizes = gain, np.ones(len(gain))
+    if groups is not None:
+        _, place = np.unique(groups, return_inverse=True)
+        sums, sizes = np.bincount(place, gain), np.bincount(place)
+    chosen = np.random.default_rng(seeding.key(0, "compare")).integers(len(sums), size=(RESAMPLES, len(sums)))
+    means = sums[chosen].sum(1) / sizes[chosen].sum(1)
+    low, high = np.quantile(means, [level / 2, 1 - level / 2]).tolist()
+    by = "" if groups is None else f" by {plural(len(sums), 'group')}"
+    what = "share of right images larger" if is_share else "mean error smaller"
+    text = f"{what} by {decimal(gain.mean())} ({interval_text(low, high)}, {100 * (1 - level):.3g} % interval{by})"
+    return text, low > 0 and (groups is None or len(sums) >= FEWEST_GROUPS)
+
+
+def _groups(run: Run, split: str, images: Answers) -> list[str] | None:
+    """The group of each image; None where the file does not know it."""
+    group_of = {(row["path"], _label(row)): row.get("group") for row in _rows(run, split)}
+    groups = [group_of.get(image) for image in images]
+    return [str(group) for group in groups] if all(groups) else None
 
 
 def _answers(run: Run, split: str) -> Answers | None:
     """None without the file, or with one of another task."""
-    if (file := run.predictions(split)) is None:
+    if not (rows := _rows(run, split)):
         return None
-    with file.open(newline="", **NAMES) as lines:
-        rows = [{key: original(cell) for key, cell in row.items()} for row in csv.DictReader(lines)]
     errors = [key for key in rows[0] if key.startswith("error_")]
     if "predicted" in rows[0]:
-        return {(row["path"], row["true"]): row["true"] == row["predicted"] for row in rows}
+        return {(row["path"], _label(row)): row["true"] == row["predicted"] for row in rows}
     if "labels" in rows[0]:
-        return {(row["path"], row["true"]): _labels(row["true"]) == _labels(row["labels"]) for row in rows}
+        return {(row["path"], _label(row)): _labels(row["true"]) == _labels(row["labels"]) for row in rows}
     if errors:
-        true = [key.replace("error_", "true_", 1) for key in errors]
-        return {
-            (row["path"], ";".join(row[key] for key in true)): float(np.mean([abs(float(row[key])) for key in errors]))
-            for row in rows
-        }
+        return {(row["path"], _label(row)): float(np.mean([abs(float(row[key])) for key in errors])) for row in rows}
     return None
+
+
+def _rows(run: Run, split: str) -> list[dict[str, str]]:
+    if (file := run.predictions(split)) is None:
+        return []
+    with file.open(newline="", **NAMES) as lines:
+        return [{key: original(cell) for key, cell in row.items()} for row in csv.DictReader(lines)]
+
+
+def _label(row: dict[str, str]) -> str:
+    """The label of an image; of task=regression its values."""
+    return row["true"] if "true" in row else ";".join(row[key] for key in row if key.startswith("true_"))
 
 
 def _labels(text: str) -> set[str]:

@@ -61,7 +61,7 @@ def evaluate_run(asked: Evaluation, model: TrainedModel, sources: ImageSources) 
 
     def measure(images: LabelledImages) -> tuple[dict[str, dict[str, Any]], Outputs]:
         values, outputs = measure_split(model, images, split, settings, loss)
-        sure = metric_intervals(model, outputs, values, settings.seed)
+        sure = metric_intervals(model, outputs, values, settings.seed, outputs.groups(images))
         numbers = {"metrics": values, "intervals": sure}
         return {key: {f"{split}/{name}": x for name, x in row.items()} for key, row in numbers.items()}, outputs
 
@@ -71,6 +71,7 @@ def evaluate_run(asked: Evaluation, model: TrainedModel, sources: ImageSources) 
     measured = [str(path) for path in (run or model.folder, *asked.others)]
     number = len(outputs.members)  # without those that broke since they were checked
     result: dict[str, Any] = {"run": " + ".join(measured), "changed": changed, "images": number, **numbers}
+    result["intervals_by"] = None if images.groups is None else "group"
     seen = _seen([run, *asked.others] if run else [], images, split)
     if any(seen.values()):
         unseen = sorted(set(images.splits[split]).difference(*seen.values()))
@@ -97,7 +98,7 @@ def _seen(runs: Sequence[Path], images: LabelledImages, split: str) -> dict[str,
 
 def _print(result: dict[str, Any], split: str, counts: str) -> None:
     log.info(f"{printable(result['run'])}: {counts}")
-    log.info(metrics_table(result["metrics"], result["intervals"]))
+    log.info(metrics_table(result["metrics"], result["intervals"], result["intervals_by"]))
     if "unseen" not in result:
         return
     train, val = (result["seen_in_training"][part] for part in ("train", "val"))
@@ -109,7 +110,7 @@ def _print(result: dict[str, Any], split: str, counts: str) -> None:
         log.warning("No other image is left to measure on.")
         return
     log.info(f"without them: {result['unseen']['images']} {split} images")
-    log.info(metrics_table(result["unseen"]["metrics"], result["unseen"]["intervals"]))
+    log.info(metrics_table(result["unseen"]["metrics"], result["unseen"]["intervals"], result["intervals_by"]))
 
 
 def _name_of(out: Path, name: str, changes: Changes, changed: list[str]) -> tuple[str, bool]:

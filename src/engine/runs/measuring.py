@@ -41,6 +41,7 @@ class Measured(dict[str, float]):
     def __init__(self) -> None:
         super().__init__()
         self.intervals: dict[str, tuple[float, float]] = {}  # of the same names: 95 %
+        self.intervals_by: str | None = None  # "group" where whole groups were drawn for them
         self.calibration: dict[str, Any] = {}  # the temperature, and the errors of val and test before and after it
 
 
@@ -109,7 +110,9 @@ def measure(job: Job, task: RunTask, bank: FeatureBank | None = None) -> Measure
         values, outputs = measure_split(model, images, split, job.config, loss, known)
         if split == "val" and not math.isfinite(values["loss"]):
             raise _diverged(job, values["loss"])
-        sure = metric_intervals(model, outputs, values, job.config.seed)
+        groups = outputs.groups(images)
+        sure = metric_intervals(model, outputs, values, job.config.seed, groups)
+        found.intervals_by = None if groups is None else "group"
         found |= {f"{split}/{name}": value for name, value in values.items()}
         found.intervals |= {f"{split}/{name}": interval for name, interval in sure.items()}
         task.kind.write(job.folder.path / f"{task.kind.table}.csv", task.images.classes, outputs.kept(task.kind))

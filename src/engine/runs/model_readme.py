@@ -31,6 +31,7 @@ class Origin:
     epochs: int  # how many were trained
     day: date  # when the training ended
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # test/acc: the 95 % interval
+    intervals_by: str | None = None  # group, where these are of resampled groups
 
 
 def model_readme(card: ModelCard, kind: TaskKind, config: Config, origin: Origin) -> str:
@@ -43,6 +44,7 @@ def model_readme(card: ModelCard, kind: TaskKind, config: Config, origin: Origin
     metrics = list(dict.fromkeys(key.partition("/")[2] for key in card.metrics))
     measured = splits[-1]  # test, or val where there is none
     accuracy = card.metrics.get(f"{measured}/acc")
+    interval = None if accuracy is None else share_interval(accuracy, origin.images[measured])
     return environment.get_template("model_readme.md.j2").render(
         card=card,
         noun=kind.noun,
@@ -57,7 +59,7 @@ def model_readme(card: ModelCard, kind: TaskKind, config: Config, origin: Origin
         splits=splits,
         measured=measured,
         accuracy=accuracy,
-        interval=None if accuracy is None else share_interval(accuracy, origin.images[measured]),
+        interval=interval and origin.intervals.get(f"{measured}/acc", interval),
     )
 
 

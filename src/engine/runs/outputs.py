@@ -20,14 +20,20 @@ class Outputs:
     labels: Tensor  # int64 (N,) or float32 (N, names)
     members: list[int]  # which images they are
 
+    def groups(self, images: LabelledImages) -> list[str] | None:
+        """The group of each, where the data has some."""
+        return None if images.groups is None else [images.groups[index] for index in self.members]
+
     def kept(self, kind: TaskKind) -> Tensor:
         """What the task's table of results is written from."""
         return kind.kept(self.logits, self.labels)
 
 
 def write_predictions(path: Path, kind: TaskKind, images: LabelledImages, outputs: Outputs) -> None:
-    """A CSV with a row per image: its name as in split.csv, its label, and what the model says of it."""
-    names, rows = images.classes, []
+    """A CSV with a row per image: its name as in split.csv, its label, what the model says of it, and its group, if any."""
+    names, groups, rows = images.classes, outputs.groups(images), []
     for index, answers in zip(outputs.members, kind.answers(outputs.logits).tolist(), strict=True):
         rows.append([images.names[index], *kind.measured_row(names, images.label_text(index), answers)])
-    write_csv(path, ["path", *kind.measured_header(names)], rows)
+    if groups is not None:
+        rows = [[*row, group] for row, group in zip(rows, groups, strict=True)]
+    write_csv(path, ["path", *kind.measured_header(names), *([] if groups is None else ["group"])], rows)

@@ -39,9 +39,11 @@ def main_metric(metrics: Iterable[str]) -> list[str]:
     return [name for name in column_titles(metrics) if name != "loss"][:1]
 
 
-def metrics_table(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]] | None = None) -> str:
+def metrics_table(
+    metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]] | None = None, by: str | None = None
+) -> str:
     """{"test/acc": 0.98, ...} as a table: one column per metric, empty where an older run lacks one; for each split a line, and
-    below it the 95 % intervals, where there are any."""
+    below it the 95 % intervals, where there are any. by: group, where these are of resampled groups."""
     splits = list(dict.fromkeys(name.partition("/")[0] for name in metrics))
     columns, intervals = column_titles(metrics), intervals or {}
     rows = [("", *columns.values())]
@@ -50,9 +52,10 @@ def metrics_table(metrics: Mapping[str, float], intervals: Mapping[str, Sequence
         rows.append((split, *("" if cell is None else decimal(cell) for cell in cells)))
         sure = [intervals.get(f"{split}/{name}") for name in columns]
         if any(sure):
-            rows.append(("  95 %", *("" if between is None else interval_text(*between) for between in sure)))
+            cells = ["" if between is None else interval_text(*between) for between in sure]
+            rows.append((f"  95 % by {by}" if by else "  95 %", *cells))
     widths = [max(8, *(len(cell) for cell in cells)) + 2 for cells in zip(*rows, strict=True)]
-    lines = [f"{split:8}" + "".join(map(str.rjust, cells, widths[1:])) for split, *cells in rows]
+    lines = [split.ljust(max(8, widths[0] - 2)) + "".join(map(str.rjust, cells, widths[1:])) for split, *cells in rows]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -67,7 +70,7 @@ def interval_text(low: float, high: float) -> str:
 def print_result(path: Path, result: Mapping[str, Any]) -> None:
     """Prints a run's numbers, its files and the next commands."""
     log.info("")
-    log.info(metrics_table(result["metrics"], result.get("intervals")))
+    log.info(metrics_table(result["metrics"], result.get("intervals"), result.get("intervals_by")))
     best = f"epoch {result['best_epoch']}"
     weights = f", weights of {result['weights']}" if result["weights"] != best else ""
     if result["epochs"]:

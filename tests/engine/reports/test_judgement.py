@@ -106,6 +106,8 @@ def test_probabilities_that_are_right_have_no_calibration_error_and_others_have(
     assert [answer.share for answer in wrong] == sorted((answer.share for answer in wrong), reverse=True)
     assert all(answer.true == "dog" and answer.told == "cat" for answer in wrong)
     assert max(answer.margin for answer in answers.unsure()) < 0.02
+    write_csv(tmp_path / "p.csv", [*header, "group"], [[*row, "tom"] for row in rows])
+    assert read_answers(tmp_path / "p.csv").answers == answers.answers
     write_csv(tmp_path / "p.csv", ["path", "true", "mood"], [["a", "b", "c"]])
     assert read_answers(tmp_path / "p.csv") is None
     assert read_answers(tmp_path / "none.csv") is None

@@ -9,10 +9,14 @@ import pytest
 import torch
 
 from src.engine.runs import bootstrap
-from src.engine.runs.bootstrap import metric_intervals
+from src.engine.runs.bootstrap import Draw, metric_intervals
+from src.engine.runs.intervals import share_interval
 from src.engine.runs.outputs import Outputs
 from src.engine.steps.label_metrics import LabelMetrics
+from src.engine.steps.own_metrics import Asking
+from src.tasks.multiclass import Multiclass
 from src.tasks.multilabel import Multilabel
+from src.tasks.regression import Regression
 
 NAMES = ("cat", "dog", "owl", "rare")
 
@@ -29,9 +33,9 @@ def of_labels(images: int, names: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 def measured(kind, names, logits, labels):
     """The model, its outputs and the metrics of them, as metric_intervals takes them."""
     model = SimpleNamespace(kind=kind, card=SimpleNamespace(classes=names))
-    metric = kind.metrics(names, "test")
-    metric.update(predicted=kind.predicted(logits), labels=labels, logits=logits)
-    return model, Outputs(logits, labels, [*range(len(labels))]), metric.compute()
+    asking = Asking(kind.metrics(names, "test"), f"task={kind.name}")
+    asking.update(logits, labels, kind)
+    return model, Outputs(logits, labels, [*range(len(labels))]), asking.compute("")
 
 
 @pytest.mark.parametrize("at_once", [1000, 10**6])
@@ -60,3 +64,61 @@ def test_each_resample_has_the_metrics_of_its_images():
         expected = metric.compute()
         assert {name: float(each[place]) for name, each in found.items()} == pytest.approx(expected, rel=1e-6)
         assert np.isfinite([*expected.values()]).all()
+
+
+def of_classes(right: list[bool]):
+    """Images of two classes; whether each is right."""
+    labels = torch.arange(len(right)) % 2
+    predicted = torch.tensor([label if ok else 1 - label for label, ok in zip(labels.tolist(), right, strict=True)])
+    return torch.nn.functional.one_hot(predicted, 2).float(), labels
+
+
+def width(interval: tuple[float, float]) -> float:
+    return interval[1] - interval[0]
+
+
+def test_images_that_are_right_and_wrong_together_are_as_few_as_their_groups():
+    """20 groups of 10 images, 14 of them right as a whole: as unsure as 14 of 20 images, and not as 140 of 200."""
+    groups = [str(index // 10) for index in range(200)]
+    args = measured(Multiclass(), ("a", "b"), *of_classes([index < 140 for index in range(200)]))
+    alone, together = metric_intervals(*args, seed=0), metric_intervals(*args, seed=0, groups=groups)
+    assert alone["acc"] == share_interval(0.7, 200)
+    assert {*together} == {*alone} == {"acc", "balanced_acc", "macro_f1"}
+    assert width(together["acc"]) == pytest.approx(width(share_interval(0.7, 20)), rel=0.15)
+    assert all(width(together[name]) > 2 * width(alone[name]) for name in alone)
+
+
+def test_groups_without_anything_in_common_change_little_and_never_narrow():
+    right = [bool(value) for value in np.random.default_rng(0).random(300) < 0.8]
+    args = measured(Multiclass(), ("a", "b"), *of_classes(right))
+    alone = metric_intervals(*args, seed=0)["acc"]
+    together = metric_intervals(*args, seed=0, groups=[str(index // 3) for index in range(300)])["acc"]
+    assert width(alone) <= width(together) < 1.3 * width(alone)
+
+
+def test_where_all_are_right_a_group_counts_as_one_image():
+    args = measured(Multiclass(), ("a", "b"), *of_classes([True] * 50))
+    found = metric_intervals(*args, seed=0, groups=[str(index // 10) for index in range(50)])
+    assert found["acc"] == pytest.approx(share_interval(1.0, 5))
+
+
+def test_values_and_labels_are_drawn_by_group_too():
+    groups = [str(index // 10) for index in range(200)]
+    logits = torch.tensor([2.0 * (index // 10 % 2) for index in range(200)])[:, None]
+    kind = Regression(values={"mean": (0.0,), "std": (1.0,)})
+    labels = torch.randn(200, 1, generator=torch.Generator().manual_seed(0))
+    args = measured(kind, ("age",), logits, labels)
+    assert width(metric_intervals(*args, seed=0, groups=groups)["mae"]) > 2 * width(
+        metric_intervals(*args, seed=0)["mae"]
+    )
+    args = measured(Multilabel(), NAMES, *of_labels(200))
+    assert {*metric_intervals(*args, seed=0, groups=groups)} == {"map", "macro_f1", "subset_acc"}
+
+
+def test_a_resample_has_whole_groups():
+    groups = list("aabbbc")
+    for resample in range(20):
+        times = Draw(6, 0, groups).images(resample).bincount(minlength=6).tolist()
+        assert times[0] == times[1]
+        assert times[2] == times[3] == times[4]
+        assert times[0] + times[2] + times[5] == 3
