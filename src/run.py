@@ -38,6 +38,7 @@ from src.engine.runs.progress import Throughput
 from src.engine.runs.selection import Chosen, choose_weights, find_callback
 from src.engine.runs.shown import Shown, read_by_name
 from src.engine.runs.tables import print_result
+from src.engine.runs.ties import tied_epochs
 from src.models.classifier import build_classifier
 from src.task import Task, build_task
 from src.trainer import build_trainer
@@ -131,6 +132,7 @@ def finish(
         metrics=metrics,
         intervals=metrics.intervals,
         intervals_by=metrics.intervals_by,
+        val_ties=tied_epochs(folder.path, job.config.checkpoint.monitor, metrics.intervals, task.images.splits),
         calibration=metrics.calibration or None,
         best_checkpoint=None if damage(folder.checkpoints / BEST) else f"checkpoints/{BEST}",
         best_epoch=chosen.best_epoch,

@@ -49,6 +49,10 @@ def test_numbers_have_intervals_and_images_have_rows(command, ours):
     assert result["intervals"]["test/acc"] == pytest.approx(share_interval(result["metrics"]["test/acc"], 9))
     assert result["calibration"] is None
     assert "  95 %  " in Path("plain.txt").read_text()
+    assert "val       cannot tell epochs 1 to 2 apart (9 images: ±0." in Path("plain.txt").read_text()
+    assert result["val_ties"]["epochs"] == [1, 2]
+    if (page := run / "report.html").exists():
+        assert "Val cannot tell epochs 1 to 2 apart" in page.read_text()
     low, high = result["intervals"]["test/acc"]
     assert f"({low:.2f} to {high:.2f})" in (run / "model/README.md").read_text()
     rows = rows_of(run / "predictions.csv")

@@ -24,6 +24,7 @@ from src.engine.reports.rendering import Cell, render
 from src.engine.runs.files import write_text
 from src.engine.runs.tables import column_titles, main_metric
 from src.engine.runs.text import printable, shell_word
+from src.engine.runs.ties import ties_text
 
 if TYPE_CHECKING:
     from src.engine.runs.shown import Shown
@@ -75,7 +76,7 @@ def write_report(
         images=Gallery.of(shown, rows, doubts, answers),
         counts=counts,
         curves=_learning_curves(metrics, best, changes, (result.get("baseline") or {}).get("metrics", {})),
-        curves_caption=_caption(best, changes),
+        curves_caption=_caption(best, changes, ties_text(result.get("val_ties"))),
         rates=_learning_rates(metrics),
         confusion=confusion(folder / "confusion.csv", result),
         calibration=calibration(answers) if answers else None,
@@ -154,13 +155,16 @@ def _learning_curves(
     return svgs
 
 
-def _caption(best: int | None, changes: Phases) -> str:
+def _caption(best: int | None, changes: Phases, ties: str | None = None) -> str:
+    """ties: what val cannot tell."""
     caption = (
         "Train is measured while an epoch goes on, with augmentation, dropout and label smoothing where they are set; "
         "val at its end, without."
     )
     if best is not None:
         caption += f" Circle: the best epoch, {best}."
+    if ties:
+        caption += f" Val {ties}."
     texts = []
     for epoch, names in changes.items():
         short = [name.removeprefix("backbone.") for name in names]

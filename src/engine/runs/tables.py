@@ -10,6 +10,7 @@ from typing import Any
 
 from src.engine.runs.files import write_csv
 from src.engine.runs.text import decimal, printable, shell_word
+from src.engine.runs.ties import ties_text
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def print_result(path: Path, result: Mapping[str, Any]) -> None:
         early = f", ended by {setting}" if setting not in (None, "trainer.max_epochs") else ""
         steps = f"{result['steps']} steps, {result['wall_seconds']:.1f} s"
         log.info(f"best {best} of {result['epochs']}{weights}{early}, {steps}")
+        if text := ties_text(result.get("val_ties")):
+            log.info(f"val       {text}")
     else:
         log.info(f"weights of {result['weights']}, no training, {result['wall_seconds']:.1f} s")
     if result["epochs"] and (verdict := (result.get("baseline") or {}).get("verdict")):

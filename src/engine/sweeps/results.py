@@ -21,10 +21,10 @@ from src.engine import features
 from src.engine.commands.user_command import named, typed_name, typed_words
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.files import write_csv, write_text
-from src.engine.runs.intervals import Z
 from src.engine.runs.run_dir import read_result
 from src.engine.runs.tables import interval_text
 from src.engine.runs.text import decimal
+from src.engine.runs.ties import error_text, standard_error, tied
 from src.engine.sweeps.progress import best_text, duration, short_names, values_of
 from src.engine.sweeps.retraining import Retraining, single_run_words
 from src.engine.sweeps.settings import sweep_command
@@ -125,6 +125,8 @@ def write_results(journal: Journal, goal: Goal) -> dict[str, Any]:
             "best_checkpoint": checkpoint.as_posix() if checkpoint.exists() else None,
             "command": single_run_command(best, folder.name),
         }
+        if (ties := tied_trials(ranked, goal)) is not None:
+            results["val_ties"] = ties
         retraining = Retraining.of(journal, goal)
         if retraining and (measured := retraining.measured()):
             results["retrained"] = measured
@@ -162,6 +164,11 @@ def print_ranking(journal: Journal, goal: Goal, results: dict[str, Any]) -> None
                 f"luck      of {number} equally good trials the best would look about {decimal(luck)} better than it is; "
                 f"its test numbers are in {results['best_folder']}/result.json"
             )
+        if ties := results.get("val_ties"):
+            lines.append(
+                f"val       cannot tell the best {len(ties['trials'])} of {number} trials apart "
+                f"(±{error_text(ties['standard_error'])})"
+            )
         if results["best_checkpoint"]:
             lines.append(f"weights   {results['best_checkpoint']}")
     else:
@@ -181,11 +188,23 @@ def winners_luck(best: TrialRecord, goal: Goal, trials: int) -> float | None:
     """By how much the largest of so many equal numbers with the interval of the winner's exceeds their mean: the expected
     maximum of a normal sample (Blom, 1958, Statistical estimates and transformed beta-variables). None where it is not known.
     Trials are measured on the same val images, so that they differ by less, and this is the most that chance explains."""
-    interval = (read_result(Path(best.folder)).get("intervals") or {}).get(goal.metric)
-    if interval is None or trials < FEWEST:
+    if (error := _standard_error(best, goal)) is None or trials < FEWEST:
         return None
-    low, high = interval
-    return (high - low) / (2 * Z) * NormalDist().inv_cdf((trials - 0.375) / (trials + 0.25))
+    return error * NormalDist().inv_cdf((trials - 0.375) / (trials + 0.25))
+
+
+def tied_trials(ranked: Sequence[TrialRecord], goal: Goal) -> dict[str, Any] | None:
+    """The numbers of the trials that val cannot tell from the winner, the best first, with the standard error of the metric;
+    None where there is no other, or where it is not known how sure the metric is."""
+    if (error := _standard_error(ranked[0], goal)) is None:
+        return None
+    bests = {trial.number: best[0] for trial in ranked if (best := trial.best(goal)) is not None}
+    numbers = tied(bests, error, goal.mode == "max")
+    return {"trials": numbers, "standard_error": error} if len(numbers) > 1 else None
+
+
+def _standard_error(trial: TrialRecord, goal: Goal) -> float | None:
+    return standard_error((read_result(Path(trial.folder)).get("intervals") or {}).get(goal.metric))
 
 
 def _table(ranked: Sequence[TrialRecord], goal: Goal) -> list[str]:

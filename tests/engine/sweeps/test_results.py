@@ -177,6 +177,14 @@ def test_the_best_of_many_trials_is_said_to_be_lucky(tmp_path, journal, caplog):
     line = next(line for line in caplog.messages if line.startswith("luck"))
     assert "of 20 equally good trials" in line
     assert float(re.search(r"about ([\d.]+)", line)[1]) == pytest.approx(draws, rel=0.03)
+    assert not any(line.startswith("val ") for line in caplog.messages), "the others are far worse"
+    for number in (4, 9):
+        journal.row(number, {"epoch": 2, "val/acc": 0.97})
+    journal.row(5, {"epoch": 2, "val/acc": 0.96})
+    printed_ranking(journal, Goal("val/acc", "max"))
+    assert "val       cannot tell the best 3 of 20 trials apart (±0.020)" in caplog.messages
+    noted = yaml.safe_load((tmp_path / "runs/heads/optimization_results.yaml").read_text())["val_ties"]
+    assert noted == {"trials": [2, 4, 9], "standard_error": pytest.approx(0.02)}
 
 
 def test_the_ranking_shows_ten_and_counts_all(tmp_path, caplog):
