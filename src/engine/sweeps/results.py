@@ -59,7 +59,7 @@ def _retrain(journal: Journal, goal: Goal, results: dict[str, Any], is_asked: bo
     retraining, folder = Retraining.of(journal, goal), journal.path.parent
     if retraining is None:
         if is_asked:
-            log.warning("retrain=true has no effect: no trial has a value, or they are no runs of src.train")
+            log.warning("retrain=true has no effect: no trial has a value, or the winner's folder is not that of a run")
         return
     if is_asked and "retrained" not in results:
         log.info(

@@ -45,12 +45,17 @@ class Retraining:
 
     @classmethod
     def of(cls, journal: Journal, goal: Goal) -> Retraining | None:
-        """That of the sweep's winner; None where no trial has a value, or where trials are no runs of src.train."""
+        """That of the sweep's winner; None where no trial has a value, or the winner's folder is not that of a run."""
         ranked, sweep = ranking(journal.trials, goal), journal.path.parent
         if not ranked or not (sweep / str(ranked[0].number) / "config.yaml").is_file():
             return None
         best = ranked[0]
-        settings = flat(stored_settings(sweep / str(best.number)))
+        try:
+            settings = flat(stored_settings(sweep / str(best.number)))
+        except (UserError, OSError):  # of a damaged file; the sweep's own numbers are there all the same
+            return None
+        if not {"seed", "runs_dir"} <= settings.keys():
+            return None
         own, split_seed = settings["seed"], settings.get("data.split_seed")
         swept = [trial.params.get("seed") for trial in journal.trials.values()]
         highest = max(own, *(seed for seed in swept if isinstance(seed, int)), 0)

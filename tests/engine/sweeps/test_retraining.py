@@ -103,8 +103,10 @@ def test_where_it_is_off_its_command_is_shown(journal, caplog, monkeypatch):
     assert not caplog.messages[-1].startswith("retrain"), "other batches may follow"
 
 
-def test_trials_that_are_no_runs_are_not_trained_again(journal, caplog):
-    Path("runs/heads/1/config.yaml").unlink()
+@pytest.mark.parametrize("content", [None, "data: [", "data: {}"])
+def test_trials_that_are_no_runs_are_not_trained_again(content, journal, caplog):
+    file = Path("runs/heads/1/config.yaml")
+    file.unlink() if content is None else file.write_text(content)
     assert Retraining.of(journal, GOAL) is None
     conclude(journal, GOAL, retrain=True)
     assert "retrain=true has no effect" in caplog.text
