@@ -1,6 +1,7 @@
 """Makes report.html of a run again, also of an old or interrupted one: what it does not have is left out.
 
-python -m src.report run=runs/NAME                  the page again, from the files in the run's folder and its images
+python -m src.report run=runs/NAME                  the page again, from the files in the run's folder and its images; of all
+                                                    folds too, where NAME is that of data.folds
 python -m src.report run=runs/NAME explain=true     with what the network looked at in its mistakes (Grad-CAM)
 """
 

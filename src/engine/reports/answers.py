@@ -37,9 +37,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """kind: classes, labels or values. Of the test images, or of val in a run without test."""
+    """kind: classes, labels or values. Of the test images, or of val in a run without test; of folds, of all images."""
 
     kind: str
+    names: list[str]  # of the classes, labels or values
     answers: list[Answer]
     true: np.ndarray | None  # (images, names): 0 and 1, or values; None: they would be too many
     told: np.ndarray | None
@@ -57,18 +58,20 @@ def read_answers(path: Path) -> Answers | None:
     header, rows = read_table(path)
     if header[-1:] == ["group"]:  # of each image; nothing here asks for it
         header, rows = header[:-1], [row[:-1] for row in rows]
+    if header[1:2] == ["fold"]:
+        header, rows = [header[0], *header[2:]], [[row[0], *row[2:]] for row in rows]
     names = [name.removeprefix("probability_") for name in header[3:]]
     if header[1:3] == ["true", "predicted"]:
-        return Answers("classes", [_of_class(names, row) for row in rows], *_one_hot(rows))
+        return Answers("classes", names, [_of_class(names, row) for row in rows], *_one_hot(rows))
     if header[1:3] == ["true", "labels"]:
         answers = [answer for row in rows for answer in _of_labels(names, row)]
         flags = [np.array([[name in labels_in(row[at]) for name in names] for row in rows]) for at in (1, 2)]
-        return Answers("labels", answers, *flags)
+        return Answers("labels", names, answers, *flags)
     if rows and header[1].startswith("true_"):
         numbers = np.array([[float(cell) for cell in row[1:]] for row in rows])
         true, told = numbers[:, 0::3], numbers[:, 1::3]  # and the error
         names = [name.removeprefix("true_") for name in header[1::3]]
-        return Answers("values", _of_values(names, rows, true, told), true, told)
+        return Answers("values", names, _of_values(names, rows, true, told), true, told)
     return None
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from src.engine.reports import plots
-from src.engine.reports.answers import labels_in
+from src.engine.reports.answers import Answers, labels_in
 from src.engine.reports.files import Row, read_table
 from src.engine.reports.rendering import Cell
 from src.engine.runs.intervals import share_interval
@@ -89,27 +89,47 @@ class Confusion:
 
 
 def confusion(file: Path, result: dict[str, Any]) -> Confusion | None:
+    """Of a run's confusion.csv."""
     if not file.exists():
         return None
     (first, *classes), rows = read_table(file)
-    svg = None
+    split = "test" if "test/acc" in result.get("metrics", {}) else "val"
     if first == PAIRS[0]:  # of many classes the file holds only the pairs that occurred
-        pairs = [(true, predicted, int(number)) for true, predicted, number in rows]
-    else:
-        matrix = np.array([row[1:] for row in rows], dtype=np.int64)
-        pairs = [(classes[true], classes[column], int(matrix[true, column])) for true, column in np.argwhere(matrix)]
+        return _confusion([(true, predicted, int(number)) for true, predicted, number in rows], None, f"{split} images")
+    matrix = np.array([row[1:] for row in rows], dtype=np.int64)
+    pairs = [(classes[true], classes[column], int(matrix[true, column])) for true, column in np.argwhere(matrix)]
+    return _confusion(pairs, classes, f"{split} images")
+
+
+def confusion_of(answers: Answers, images: str) -> Confusion | None:
+    """Counted from the answers; None for another task. images: what they are called, with a noun."""
+    if answers.kind != "classes":
+        return None
+    counts = Counter((answer.true, answer.told) for answer in answers.answers)
+    classes = answers.names if len(answers.names) <= MATRIX_CLASSES else None
+    return _confusion([(*pair, counts[pair]) for pair in sorted(counts)], classes, images)
+
+
+def _confusion(pairs: Sequence[tuple[str, str, int]], classes: Sequence[str] | None, images: str) -> Confusion:
+    """classes: of the matrix, which is left out without them. images: 'test images'."""
+    svg = None
+    if classes is not None:
+        place = {name: number for number, name in enumerate(classes)}
+        matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
+        for true, predicted, number in pairs:
+            matrix[place[true], place[predicted]] = number
         svg = plots.to_svg(plots.heat_map(matrix, classes, "predicted class", "true class"), "confusion matrix")
     of_class: Counter[str] = Counter()
     for true, _, number in pairs:
         of_class[true] += number
     mistakes = sorted((pair for pair in pairs if pair[0] != pair[1]), key=lambda pair: -pair[2])
-    wrong, split = sum(pair[2] for pair in mistakes), "test" if "test/acc" in result.get("metrics", {}) else "val"
-    is_readable = svg is not None and len(classes) <= plots.NUMBERED_CLASSES
+    wrong = sum(pair[2] for pair in mistakes)
+    is_readable = classes is not None and len(classes) <= plots.NUMBERED_CLASSES
     recall = _recall(pairs, of_class)
     if len(recall) > plots.NUMBERED_CLASSES:
         recall.sort(key=lambda row: row[2])
     return Confusion(
-        f"{wrong:,} of {of_class.total():,} {split} images were taken for another class.",
+        f"{wrong:,} of {of_class.total():,} {images} were taken for another class.",
         svg,
         [] if is_readable else [(*pair, of_class[pair[0]]) for pair in mistakes[:LONGEST_LIST]],
         Folded.of(recall),

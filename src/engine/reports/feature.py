@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +17,8 @@ from src.engine.commands.rule_kinds import unread
 if TYPE_CHECKING:
     from src.engine.commands.schema import Rule
     from src.engine.runs.shown import Shown
+
+log = logging.getLogger(__name__)
 
 
 def rules() -> list[Rule]:
@@ -29,6 +35,19 @@ def write(folder: Path, phases: Any, result: dict[str, Any], shown: Shown | None
     return {label: partial(plots.to_png, figure) for label, figure in plots.DRAWN.items()}
 
 
+def write_folds(folder: Path) -> None:
+    """By src/report.py, which knows how a run's images are read; in a process of its own, since a run may have had its own too
+    and this one no torch. A page that cannot be made is no error of the folds."""
+    words = ["-m", "src.report", f"run={folder}"]
+    done = subprocess.run([sys.executable, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode == 0:
+        log.info(f"\n{(done.stderr + done.stdout).strip()}")
+    else:
+        log.warning(
+            f"report.html could not be written; {shlex.join(['python', *words])} says why. The folds are complete."
+        )
+
+
 features.add(
     features.Feature(
         name="reports",
@@ -38,5 +57,6 @@ features.add(
         reads=("report", "report.page", "report.explain", "data.background", "data.max_megapixels"),
         rules=rules,
         run_report=write,
+        folds_report=write_folds,
     )
 )

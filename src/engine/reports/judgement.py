@@ -88,7 +88,7 @@ def judge(known: Evidence) -> Judgement | None:
         )
         is_better, sentence = compare(known.metric, own, other, interval)
         words.append(sentence)
-    advice, change = _next(known, is_better)
+    advice, change = next_step(known, is_better)
     return Judgement(" ".join(words), advice, changed_command(known.command, change) if change else None)
 
 
@@ -115,7 +115,7 @@ def interval_of(metric: str, value: float, images: int) -> tuple[float, float] |
     return share_interval(value, images) if metric in PROPORTIONS and images else None
 
 
-def _next(known: Evidence, is_better: bool | None) -> tuple[str, list[str]]:
+def next_step(known: Evidence, is_better: bool | None) -> tuple[str, list[str]]:
     """What to try next, by the first sign that is there, and the settings of it."""
     result, lr = known.result, known.setting("optimizer", "lr", 3e-3)
     train = [loss for loss in known.epochs.get("train/loss", []) if not math.isnan(loss)]

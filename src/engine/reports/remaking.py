@@ -17,10 +17,12 @@ from src.engine.images.reading import ReadOptions, read_image
 from src.engine.images.resizing import Transform
 from src.engine.images.sources import ImageSources
 from src.engine.own import is_own
+from src.engine.reports.folds_report import write_folds_report
+from src.engine.reports.judgement import changed_command
 from src.engine.reports.report import write_report
-from src.engine.runs.errors import UserError
-from src.engine.runs.run_dir import refuse_links
-from src.engine.runs.run_lookup import has_model
+from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.run_dir import read_result, refuse_links
+from src.engine.runs.run_lookup import fold_runs, has_model
 from src.engine.runs.run_settings import merged, stored_settings
 from src.engine.runs.shown import Shown, read_by_name
 from src.engine.runs.text import printable
@@ -45,6 +47,10 @@ class Parts:
 def remake(run: Path, explain: str | None, parts: Parts) -> None:
     """explain: true or false; None: as the run's settings say. Raises UserError."""
     refuse_links(run, "report.html")
+    if fold_runs(run):
+        page = _remake_folds(run, explain, parts)
+        log.info(f"look at   {printable(page)}")
+        return
     changes = {} if explain is None else {"report.explain": explain == "true"}
     stored, phases, shown = merged(stored_settings(run), changes), None, None
     model = TrainedModel.load(run / "model", parts.building.rebuild) if has_model(run) else None
@@ -64,6 +70,39 @@ def remake(run: Path, explain: str | None, parts: Parts) -> None:
         log.warning(f"explain=true has no effect: {'; '.join(why for why, is_so in missing.items() if is_so)}.")
     page = write_report(run, phases, None, shown)
     log.info(f"look at   {printable(page)}")
+
+
+def _remake_folds(run: Path, explain: str | None, parts: Parts) -> Path:
+    first, shown = _finished_folds(run)[0], None
+    if explain == "true":
+        log.warning(
+            "explain=true has no effect: each fold has a network of its own, and a report that shows what it looked at."
+        )
+    try:
+        settings = config_checks.read(merged(stored_settings(first), {"report.explain": False}))
+        model = TrainedModel.load(first / "model", parts.building.rebuild) if has_model(first) else None
+        shown = _shown(first, settings, model, parts)
+    except (UserError, OSError) as error:
+        log.warning(f"The page has no images: {error}")
+    return write_folds_report(run, shown)
+
+
+def _finished_folds(run: Path) -> list[Path]:
+    """Raises UserError where a fold is not finished, or no command has summed them up."""
+    folds, result = fold_runs(run), read_result(run)
+    if result.get("state") == "finished" and result.get("runs") == [fold.name for fold in folds]:
+        return folds
+    settings, command = stored_settings(folds[0]), str(read_result(folds[0]).get("command", ""))
+    ended = sum(read_result(fold).get("state") == "finished" for fold in folds)
+    name = str(settings["name"]).rpartition("/")[0] or run.name  # of cv/fold_0
+    words = [f"name={name}", *(["data.fold=null"] if "data.fold=" in command else [])]
+    raise UserError(
+        f"{ended} of the {settings['data']['folds']} folds of {printable(run.name)} are finished",
+        where=str(run.absolute()),
+        why="their report is of all folds, and is made by the command that trains them, or sums up those that are trained",
+        fix=changed_command(command, words),
+        code=ExitCode.NO_INPUT,
+    )
 
 
 def _shown(run: Path, settings: Config, model: TrainedModel | None, parts: Parts) -> Shown:

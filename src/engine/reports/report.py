@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,11 @@ from markupsafe import Markup
 
 from src.engine.reports import plots
 from src.engine.reports.answers import calibration, read_answers
-from src.engine.reports.classes import LONGEST_LIST, confusion, count
-from src.engine.reports.files import Row, number, read_columns, read_json, read_rows, read_table
+from src.engine.reports.classes import confusion, count
+from src.engine.reports.files import Row, read_columns, read_json, read_rows
 from src.engine.reports.images import Gallery
 from src.engine.reports.judgement import Evidence, judge
+from src.engine.reports.labels_and_values import labels_of_file, values
 from src.engine.reports.rendering import Cell, render
 from src.engine.runs.files import write_text
 from src.engine.runs.tables import column_titles, main_metric
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 Phases = Mapping[int, Sequence[str]]  # epoch, counted from 0 -> modules trained from then on, besides the earlier ones
 
 CLASSES = ("multiclass", "binary")  # tasks whose label is one class
-MOST_PLOTS, MOST_POINTS = 6, 2000  # of predicted values
 PHASES_OF_A_STEP = ("forward", "backward", "optimizer")  # as the columns of memory.csv name them
 
 
@@ -80,8 +79,8 @@ def write_report(
         rates=_learning_rates(metrics),
         confusion=confusion(folder / "confusion.csv", result),
         calibration=calibration(answers) if answers else None,
-        labels=_labels(folder / "labels.csv", result),
-        values=_values(folder / "values.csv"),
+        labels=labels_of_file(folder / "labels.csv", result),
+        values=values(read_columns(folder / "values.csv")),
         memory=_memory(folder / "memory.csv", steps_of_changes),
         throughput=_throughput(metrics),
         command=environment.get("command"),
@@ -178,65 +177,6 @@ def _learning_rates(metrics: dict[str, list[float]]) -> Markup | None:
     lines = {name: (metrics["epoch"], values) for name, values in rates.items()}
     plot = plots.line_plot(lines, "epoch", "learning rate") if lines else None
     return plots.to_svg(plot, "learning rates over the epochs") if plot else None
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """rows: the numbers of each label; of many the LONGEST_LIST with the lowest F1. svg: of all, unless they are many."""
-
-    rows: list[list[Cell]]
-    svg: Markup | None
-    caption: str
-
-
-def _labels(file: Path, result: dict[str, Any]) -> _Labels | None:
-    if not file.exists():
-        return None
-    rows = [(name, [*map(number, cells)]) for name, *cells in read_table(file)[1]]
-    few = len(rows) <= plots.NUMBERED_CLASSES
-    marks = {
-        title: [numbers[column] for _, numbers in rows]
-        for title, column in (("F1", 4), ("precision", 2), ("recall", 3))
-    }
-    svg = plots.to_svg(plots.dot_plot(marks, [name for name, _ in rows]), "F1 of the labels") if few else None
-    worst = sorted(rows, key=lambda row: 2 if math.isnan(row[1][4]) else row[1][4])[:LONGEST_LIST]
-    split = "test" if any(name.startswith("test/") for name in result.get("metrics", {})) else "val"
-    which = "" if few else f" The {LONGEST_LIST} of {len(rows):,} with the lowest F1; labels.csv has all."
-    shown: list[list[Cell]] = [
-        [name, int(images), int(predicted), *rest] for name, (images, predicted, *rest) in (rows if few else worst)
-    ]
-    return _Labels(shown, svg, f"Of the {split} images.{which}")
-
-
-@dataclass(frozen=True)
-class _Values:
-    """header, rows: a table with a row per name. svgs: predicted over true values, of the first names."""
-
-    header: list[str]
-    rows: list[list[Cell]]
-    svgs: list[Markup]
-    caption: str
-
-
-def _values(file: Path) -> _Values | None:
-    if not (columns := read_columns(file)):
-        return None
-    rows: list[list[Cell]] = []
-    svgs = []
-    for name in [column.removeprefix("true_") for column in columns if column.startswith("true_")]:
-        true, predicted = np.array(columns[f"true_{name}"]), np.array(columns[f"predicted_{name}"])
-        error = predicted - true
-        rmse, spread = float(np.sqrt((error**2).mean())), float(true.std())
-        r2 = 1 - (rmse / spread) ** 2 if spread > 0 else math.nan
-        rows.append([name, r2, float(abs(error).mean()), rmse, spread])
-        if len(svgs) < MOST_PLOTS:
-            some = np.linspace(0, len(true) - 1, min(len(true), MOST_POINTS)).astype(int)
-            plot = plots.scatter_plot(true[some], predicted[some], name)
-            svgs.append(plots.to_svg(plot, f"predicted and true values {len(svgs) + 1}: {name}"))
-    images = len(next(iter(columns.values())))
-    shown = f"{MOST_POINTS:,} of {images:,}" if images > MOST_POINTS else f"{images:,}"
-    header = ["", "R2", "MAE", "RMSE", "RMSE of the mean"]
-    return _Values(header, rows, svgs, f"{shown} images. On the dotted line a prediction is right.")
 
 
 def _memory(file: Path, changes: Sequence[float]) -> list[Markup]:

@@ -3,6 +3,7 @@
     runs/cv/fold_0/ ... fold_4/   ordinary runs, which a repeated command continues; data.fold=2 name=cv/fold_2 trains one alone
     runs/cv/predictions.csv       of every image, by the run that has not learned from it
     runs/cv/result.json           the mean of each metric over the folds, and its standard deviation
+    runs/cv/report.html           what all of them reach, by the room reports
 
 Called by src/train.py. Nothing here imports torch, since a run may have processes of its own.
 """
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from src.engine import features
 from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected, shell_command
 from src.engine.processes.launching import launched_from_outside
@@ -60,7 +62,7 @@ def train_folds(config: Config, train: Callable[[Config, Path], float]) -> float
 
 
 def _finish(path: Path, runs: Sequence[Path]) -> dict[str, float]:
-    """Writes the two files of all folds, and shows them. Returns the means."""
+    """Writes the files of all folds, and shows them. Returns the means."""
     results = {run.name: read_result(run) for run in runs}
     mean, std = _mean_and_std([result["metrics"] for result in results.values()])
     _join_predictions(path / "predictions.csv", runs)
@@ -78,7 +80,9 @@ def _finish(path: Path, runs: Sequence[Path]) -> dict[str, float]:
     }
     log.info(f"\nthe test splits of the {len(runs)} folds, with their mean and standard deviation\n")
     log.info(metrics_table(table))
-    log.info(f"\nfiles     {printable(path)}/: result.json, predictions.csv, {runs[0].name}/ to {runs[-1].name}/")
+    for feature in features.FEATURES:
+        feature.folds_report(path)
+    log.info(f"files     {printable(path)}/: result.json, predictions.csv, {runs[0].name}/ to {runs[-1].name}/")
     return mean
 
 

@@ -22,8 +22,11 @@ DOES = {"predict": "images", "evaluate": "data.root"}  # what a model/ folder is
 
 
 def find_run(text: str, needs_model: bool = True) -> Path:
-    """The folder of a run, which has a model/ if it needs one. Raises UserError, which says what the folder is instead."""
+    """The folder of a run, which has a model/ if it needs one; if not, that of data.folds will do too. Raises UserError, which
+    says what the folder is instead."""
     path = path_in(text)
+    if not needs_model and fold_runs(path):
+        return path
     if len(parts := several(text)) > 1:
         why = "it takes one run; src.predict and src.evaluate take the mean of several"
         raise _refusal(f"run={printable(text)} names {len(parts)} runs", path, why, [corrected(f"run={parts[0]}")])

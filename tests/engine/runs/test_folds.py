@@ -10,6 +10,7 @@ import statistics
 import pytest
 
 from src.config import Config, Data
+from src.engine import features
 from src.engine.images.groups import Together
 from src.engine.runs.errors import UserError
 from src.engine.runs.files import write_csv, write_json
@@ -59,6 +60,13 @@ def test_one_command_trains_all_folds_of_a_table_with_groups_and_does_not_repeat
     values = [one["metrics"]["test/mae"] for one in each]
     assert result["metrics"]["test/mae"] == pytest.approx(statistics.mean(values))
     assert result["std"]["test/mae"] == pytest.approx(statistics.stdev(values))
+    assert "look at   runs/cv/report.html" in done.text
+    page = (tmp_path / "runs/cv/report.html").read_bytes()
+    assert b"The 2 folds reach a mean test R2 of" in page
+    assert b"Largest errors" in page
+    assert page.count(b"<img") == 12
+    assert command("report", "run=runs/cv").code == 0
+    assert (tmp_path / "runs/cv/report.html").read_bytes() == page
     errors = [abs(float(row["true_age"]) - float(row["predicted_age"])) for row in predictions]
     assert statistics.mean(errors) == pytest.approx(result["metrics"]["test/mae"], rel=1e-4)  # the folds are of a size
 
@@ -79,6 +87,7 @@ def test_one_command_trains_all_folds_of_a_table_with_groups_and_does_not_repeat
 def folds(tmp_path, monkeypatch):
     """folds(fails=1): trains three folds, of which one fails; returns the folds that were trained."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(features, "FEATURES", [])  # no report
     config = Config(name="cv", data=Data(source="digits", folds=3))
 
     def run(fails=None):
