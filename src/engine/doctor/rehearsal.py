@@ -104,6 +104,12 @@ def _show_costs(findings: Findings, config: Config, result: dict[str, Any]) -> N
     memory = f"; at most {result['peak_mib']:,} MiB of memory" if result["peak_mib"] else ""
     speed = f"{plural(size, 'image')} in {seconds:.2g} s with loading, {size / seconds:,.0f} images/s"
     findings.ok("step", f"{speed}{memory}")
+    if config.data.source in ("image_folder", "table") and config.baseline in ("show", "keep"):
+        findings.ok(
+            "labels",
+            "not compared with what the images show: the training lists those in doubt in doubts.csv, as model=features does "
+            f"alone, in at most about {duration(result['images'] * seconds / size)}",
+        )
     if config.baseline == "only":
         findings.ok("length", "baseline=only trains nothing: about one pass over the images")
         return

@@ -37,9 +37,15 @@ class StepClock(L.Callback):
 
 
 def note_rehearsal(job: Job, task: RunTask, seconds: float, peak_mib: int | None) -> None:
-    """Notes the time of a step, the peak of the memory, the batch size, and the number of training images."""
-    size, images = job.config.data.batch_size, len(task.images.splits["train"])
+    """Notes the time of a step, the peak of the memory, the batch size, and the numbers of images."""
+    size, images = job.config.data.batch_size, task.images
     size_of_files = sum(file.stat().st_size for file in job.folder.checkpoints.iterdir())
     job.folder.finish(
-        metrics={}, step_seconds=seconds, peak_mib=peak_mib, batch_size=size, train_images=images, bytes=size_of_files
+        metrics={},
+        step_seconds=seconds,
+        peak_mib=peak_mib,
+        batch_size=size,
+        images=len(images.names),
+        train_images=len(images.splits["train"]),
+        bytes=size_of_files,
     )

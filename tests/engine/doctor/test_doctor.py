@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from scripts.faults.injecting import CHILDREN, armed, little_memory
-from src.config import Config
+from src.config import Config, Data
 from src.engine.doctor import machine, processes
 from src.engine.doctor.findings import Findings
 from src.engine.doctor.machine import answered, cpu_quota
+from src.engine.doctor.rehearsal import _show_costs
 from src.engine.doctor.versions import check_versions, refuse_missing
 from src.engine.runs.errors import ErrorOfProcess, ExitCode, UserError
 from tests.conftest import ROOT, SMALL, check_error, write_images
@@ -48,6 +49,19 @@ def test_it_says_what_a_run_would_need_and_find(command, tmp_path):
     assert max(map(len, prose)) <= 80
     assert "\x1b" not in done.out
     assert [path.name for path in Path("runs").iterdir()] == [".checked"], "no run's folder is left"
+
+
+@pytest.mark.parametrize(
+    ("source", "baseline", "is_said"), [("table", "show", True), ("table", "none", False), ("digits", "show", False)]
+)
+def test_it_says_which_command_finds_labels_in_doubt(source, baseline, is_said, capsys):
+    config = Config(baseline=baseline, data=Data(source=source))
+    config.trainer.max_steps = 1
+    facts = {"batch_size": 10, "step_seconds": 2.0, "images": 100, "train_images": 70, "peak_mib": None, "bytes": 0}
+    _show_costs(Findings(), config, facts)
+    text = " ".join(capsys.readouterr().out.split())
+    said = "lists those in doubt in doubts.csv, as model=features does alone, in at most about 20 s"
+    assert (said in text) == is_said
 
 
 def test_what_is_typed_wrongly_is_answered_as_in_a_training(command):
