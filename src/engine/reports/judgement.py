@@ -18,6 +18,9 @@ MORE_IS_BETTER = ("acc", "balanced_acc", "macro_f1", "map", "subset_acc", "r2") 
 MANY_DOUBTS = 0.02  # share of all images; confident learning doubts one in a hundred labels of a clean set
 GOOD = 0.9  # accuracy of the baseline, below which its doubts are mostly its own mistakes
 OVERFITTED, WEAK = 0.1, 0.9  # train is so much better than val, though augmented; or no better than this itself
+FAR_ABOVE = (
+    1.25  # times the loss of equal probabilities; digits reach 1.5 with 10 times the default lr, 3.1 with 30 times
+)
 UNEVEN = 10  # times as many images in the largest class as in the smallest
 LONG, LARGE = 100, 384  # epochs, and pixels, beyond which more of them are not the first thing to try
 
@@ -124,6 +127,10 @@ def next_step(known: Evidence, is_better: bool | None) -> tuple[str, list[str]]:
     if len(train) > 1 and train[-1] >= 0.98 * train[0]:
         why = f"The training loss went from {train[0]:.3g} to {train[-1]:.3g}: the learning rate is probably too high."
         return why, [f"optimizer.lr={lr / 10:.3g}"]
+    if (worst := _worse_than_constant(known)) is not None:
+        chance = math.log(len(known.counts))
+        why = f"The loss on val was up to {worst:.3g}, and equal probabilities have {chance:.3g}"
+        return f"{why}: the learning rate is probably too high.", [f"optimizer.lr={lr / 10:.3g}"]
     if is_better is False:
         return "Training spoils the pretrained features: learn more slowly.", [f"optimizer.lr={lr / 3:.3g}"]
     other = known.value(result.get("baseline") or {}) if known.metric == "acc" else None
@@ -136,6 +143,17 @@ def next_step(known: Evidence, is_better: bool | None) -> tuple[str, list[str]]:
     if result.get("best_epoch") == result["epochs"] < LONG:
         return "The best epoch is the last: train longer.", [f"trainer.max_epochs={2 * result['epochs']}"]
     return _by_the_gap(known, is_better)
+
+
+def _worse_than_constant(known: Evidence) -> float | None:
+    """The largest loss on val, if it is far above that of equal probabilities, where no training that goes well ever is;
+    only of classes with cross-entropy is it known what these have."""
+    is_known = known.setting("task", "name", "multiclass") in ("multiclass", "binary")
+    losses = [loss for loss in known.epochs.get("val/loss", []) if math.isfinite(loss)]
+    if not is_known or known.setting("model", "loss", "cross_entropy") != "cross_entropy" or len(known.counts) < 2:
+        return None
+    worst = max(losses, default=0.0)
+    return worst if worst > FAR_ABOVE * math.log(len(known.counts)) else None
 
 
 def _by_the_gap(known: Evidence, is_better: bool | None) -> tuple[str, list[str]]:

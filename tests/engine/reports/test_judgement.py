@@ -68,6 +68,8 @@ def test_it_says_what_is_reached_and_whether_that_is_more_than_noise():
     ("change", "advice"),
     [
         ({"epochs": {"train/loss": [2.0, 4.0, 7.0]}}, "optimizer.lr=0.0003"),
+        ({"epochs": {"train/loss": [2.5, 1.4, 0.7], "val/loss": [3.5, 0.8, 0.2]}}, "optimizer.lr=0.0003"),
+        ({"epochs": {"train/loss": [2.5, 1.4, 0.7], "val/loss": [0.8, 0.7, 0.2]}}, "most confident mistakes"),
         ({"doubts": 25}, "25 labels in doubt"),
         ({"doubts": 25, "result": RESULT | {"baseline": {"metrics": {"test/acc": 0.8}}}}, "most confident mistakes"),
         ({"doubts": None}, "most confident mistakes"),
