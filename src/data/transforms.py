@@ -24,6 +24,7 @@ def train_transform(preprocessing: Preprocessing, augment: str) -> Transform:
     transform = build_part("data.augment", augment, TRANSFORMS, {"preprocessing": preprocessing}, {}, Callable)
     if is_own(augment):
         check_transform(augment, transform, preprocessing.image_size)
+        return v2.Compose([torch.Tensor.contiguous, transform])  # a file's pixels lie in another order
     return transform
 
 
@@ -48,7 +49,7 @@ def strong(preprocessing: Preprocessing) -> Transform:
 def _crop(preprocessing: Preprocessing) -> list[Transform]:
     size, interpolation = preprocessing.image_size, interpolation_of(preprocessing)
     crop = v2.RandomResizedCrop(size, scale=(0.25, 1.0), interpolation=interpolation, antialias=True)
-    return [crop, v2.RandomHorizontalFlip()]
+    return [crop, torch.Tensor.contiguous, v2.RandomHorizontalFlip()]
 
 
 TRANSFORMS = {"none": eval_transform, "light": light, "standard": standard, "strong": strong}

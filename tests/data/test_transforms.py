@@ -167,3 +167,17 @@ def test_strong_erases_to_the_mean_and_interpolates_bilinearly(monkeypatch):
     transform(image(40, 40))
     assert made == [{"interpolation": v2.InterpolationMode.BILINEAR, "fill": made[0]["fill"]}]
     assert len(made[0]["fill"]) == 3
+
+
+@pytest.mark.parametrize("augment", ["none", "light", "standard", "strong"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_the_order_of_the_bytes_in_memory_changes_nothing(augment, interpolation):
+    """Files come as rows of RGB pixels, which are resized more quickly than three planes."""
+    transform = train_transform(replace(SQUARE, interpolation=interpolation), augment)
+    for number, shape in enumerate([(40, 60), (90, 33), (7, 300), (20, 20), (250, 333)] * 3):
+        planes = image(*shape)
+        rows = planes.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        with seeding.image_randomness(0, 0, number):
+            expected = transform(planes)
+        with seeding.image_randomness(0, 0, number):
+            assert torch.equal(transform(rows), expected)

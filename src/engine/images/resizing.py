@@ -39,7 +39,7 @@ def _fit(preprocessing: Preprocessing, image: torch.Tensor) -> torch.Tensor:
         spare = [max(0, size - width), max(0, size - height)]
         padding = [spare[0] // 2, spare[1] // 2, (spare[0] + 1) // 2, (spare[1] + 1) // 2]
         image = F.pad(image, padding, fill=list(preprocessing.border))
-    return F.center_crop(image, [size, size])
+    return F.center_crop(image, [size, size]).contiguous()
 
 
 def _without_ends(image: torch.Tensor, target: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
