@@ -72,6 +72,8 @@ class Data:
     sampler: str = choice("shuffle", "balanced", default="shuffle")  # each image once, or each class equally often
     mix: str = choice("none", "mixup", "cutmix", default="none")  # images that show two: docs/data.md
     mix_alpha: float | None = number(None, 0.01, 100.0, 0.4)  # how evenly two share an image; null: 0.2, of cutmix 1
+    image_bank: str = choice("auto", "off", default="auto")  # keep decoded images in runs_dir/.images: docs/data.md
+    cache_mib: float = number(4096.0, 1, 10**9)  # how much runs_dir/.images may take; what is too much is decoded anew
     batch_size: Any = value(32, 32)  # images per optimizer step, over all devices
     num_workers: int | None = number(None, 0, 256, 2)  # loader processes of all devices; null: one per core
     timeout_seconds: float = number(300.0, 0, 10**6)  # end the run if an image takes longer to load; 0: no limit

@@ -32,6 +32,7 @@ OF_SOURCES = {
 HARMLESS = {  # of sources, too, but no sign of a mistake
     "data.split_file": ("image_folder", "table"), "data.max_megapixels": ("image_folder", "table"),
     "data.on_bad_image": ("image_folder", "table"), "data.background": FILES,
+    "data.image_bank": ("image_folder", "table"), "data.cache_mib": ("image_folder", "table"),
 }
 PROCESSES = ("ddp", *filter(features.process_per_device, features.strategies()))  # strategies with several processes
 OF_STRATEGIES = {"strategy.timeout_seconds": PROCESSES, "strategy.sync_batchnorm": ("ddp",)}
@@ -163,6 +164,7 @@ RULES.extend([
            "its images have no classes to draw equally often", is_error=True),
     clash("data.mix", "task", lambda c: c.data.mix != "none" and c.task.name == "regression",
           "an image that shows two has no number of its own", "data.mix=none"),
+    unread("data.cache_mib", "<data.image_bank>", lambda c: c.data.image_bank == "auto", "nothing is kept"),
     unread("data.mix_alpha", "<data.mix>", lambda c: c.data.mix != "none", "no images are mixed", "data.mix=mixup", True),
     unread("feature_bank.views", "<data.mix>", lambda c: c.data.mix == "none" or c.feature_bank.views == 0,
            "mixed images are computed anew in every epoch"),

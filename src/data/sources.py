@@ -138,6 +138,7 @@ def _file_settings(data: Data, cache_dir: Path, bad_list: Path | None) -> FileSe
         bad_list=bad_list,
         workers=cpu_cores(),
         columns=data.label_columns,
+        bank_mib=data.cache_mib if data.image_bank == "auto" else 0,
     )
 
 

@@ -1,4 +1,5 @@
-"""Features on the disk: a folder for all that were computed in the same way, where an image is known by its content.
+"""Features on the disk: a folder for all that were computed in the same way, where an image is known by its content. The image
+bank (src/engine/images/image_bank.py) keeps its pixels in such files too.
 
 A file is written once, as a whole, and never changed, and every row has a checksum. So a kill, a full disk or a second writer
 loses nothing but time: what cannot be read is computed again.
@@ -30,10 +31,13 @@ GIB = 2**30
 
 
 class Records:
-    """Rows of one kind. folder: theirs; None: nothing is kept on the disk."""
+    """Rows of one kind. folder: theirs; None: nothing is kept on the disk. what: they are; files begin with it."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, what: str = "features") -> None:
+        self.folder, self.what = folder, what
+
+    def files(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{self.what}-*.safetensors")) if self.folder else []
 
     def load(self, names: Sequence[str]) -> tuple[list[int], Tensor | None]:
         """The places in `names` of the images whose rows are on the disk, and these rows (places, F)."""
@@ -46,10 +50,10 @@ class Records:
             places_of[name].append(place)
         places: list[int] = []
         rows: list[Tensor] = []
-        for path in sorted(self.folder.glob("features-*.safetensors")):
+        for path in self.files():
             own_names, own_rows, sums = _read(path)
             found = [(place, number) for number, name in enumerate(own_names) for place in places_of.pop(name, ())]
-            damaged = {number for place, number in found if _checksum(names[place], own_rows[number]) != sums[number]}
+            damaged = {number for place, number in found if checksum(names[place], own_rows[number]) != sums[number]}
             if damaged:
                 log.warning(f"{path}: {len(damaged)} features are damaged; they are computed again.")
                 path.unlink(missing_ok=True)
@@ -60,18 +64,24 @@ class Records:
 
     def add(self, names: Sequence[str], rows: Tensor) -> None:
         """Keeps the rows (names, F). A disk that does not take them is no reason to stop, and said once."""
-        if self.folder is None or not names:
-            return
         rows = rows.cpu().contiguous()
-        sums = torch.tensor([_checksum(name, row) for name, row in zip(names, rows, strict=True)])
-        content = save({"rows": rows, "checksums": sums}, {"names": "\n".join(names)})
+        sums = torch.tensor([checksum(name, row) for name, row in zip(names, rows, strict=True)])
+        self.write(names, {"rows": rows, "checksums": sums})
+
+    def write(self, names: Sequence[str], tensors: dict[str, Tensor]) -> Path | None:
+        """The new file, or None."""
+        if self.folder is None or not names:
+            return None
+        content = save(tensors, {"names": "\n".join(names)})
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"features-{uuid.uuid4().hex[:12]}.safetensors"
+            path = self.folder / f"{self.what}-{uuid.uuid4().hex[:12]}.safetensors"
             write_atomically(path, lambda file: file.write(content))
         except OSError as error:
-            log.warning(f"Features cannot be kept for later runs: {error}")
+            log.warning(f"{self.what.capitalize()} cannot be kept for later runs: {error}")
             self.folder = None
+            return None
+        return path
 
 
 def _read(path: Path) -> tuple[list[str], Tensor, list[int]]:
@@ -91,7 +101,7 @@ def _read(path: Path) -> tuple[list[str], Tensor, list[int]]:
     return [], torch.empty(0, 0), []
 
 
-def _checksum(name: str, row: Tensor) -> int:
+def checksum(name: str, row: Tensor) -> int:
     return zlib.crc32(row.view(torch.uint8).numpy().data, zlib.crc32(f"{name} {row.dtype} {len(row)}".encode()))
 
 

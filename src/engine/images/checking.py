@@ -18,10 +18,12 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 import PIL
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.engine.commands.user_command import corrected
+from src.engine.images.image_bank import Filling
 from src.engine.images.labelled_images import Listing
 from src.engine.images.near_duplicates import look_of
 from src.engine.images.oddities import ONE_COLOUR
@@ -61,12 +63,13 @@ def check_images(
     cache: Path | None,
     workers: int,
     timeout_seconds: float = SECONDS,
+    filling: Filling | None = None,
 ) -> dict[str, CheckResult]:
     """Decodes the images that have changed since they were last checked. Never raises for a bad or missing image;
     raises LoaderFault for an image that takes longer than timeout_seconds (0: no limit).
 
     cache: a JSON file that keeps the results of files by name, size and modification time; one file for one root.
-    workers: threads (Pillow decodes outside of Python's lock).
+    workers: threads (Pillow decodes outside of Python's lock). filling: of the image bank, which gets what is decoded.
     Returns the results in the order of the names.
     """
     names, root = listing.names, listing.root
@@ -80,9 +83,14 @@ def check_images(
     }
 
     def check(name: str) -> tuple[CheckResult, bool]:
-        return in_time(lambda _: _check(listing, name, options), [listing.location(name)], timeout_seconds)[0]
+        found = in_time(lambda _: _check(listing, name, options), [listing.location(name)], timeout_seconds)
+        [(result, lasting, image)] = found
+        if filling is not None:
+            filling.add(result, image)
+        return result, lasting
 
-    missing = [name for name in stamps if name not in checked]
+    lacking = filling.wanted(checked) if filling else ()
+    missing = [name for name in stamps if name not in checked or name in lacking]
     if missing:
         columns = TextColumn("checking images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
@@ -153,26 +161,27 @@ def cached_digests(cache: Path) -> dict[str, str]:
         return {}
 
 
-def _check(listing: Listing, name: str, options: ReadOptions) -> tuple[CheckResult, bool]:
+def _check(listing: Listing, name: str, options: ReadOptions) -> tuple[CheckResult, bool, Image.Image | None]:
     """Reads the image once, for digest and decode. The second value: whether the result lasts until the file changes.
+    The third: the image, upright.
 
     A file that may not be read, or a lack of memory, may be mended without a change of the file.
     """
     try:
         data = listing.bytes_of(name)
     except ImageError as error:
-        return CheckResult("", 0, 0, _cause(error, name)), False
+        return CheckResult("", 0, 0, _cause(error, name)), False, None
     digest = digest_of(data)
     try:
         decoded = decode_image(data, name, replace(options, bits=0))
     except ImageError as error:
-        return CheckResult(digest, 0, 0, _cause(error, name)), not isinstance(error.__cause__, MemoryError)
+        return CheckResult(digest, 0, 0, _cause(error, name)), not isinstance(error.__cause__, MemoryError), None
     image, findings = decoded.image, decoded.findings
     extrema = (image.getchannel(channel).getextrema() for channel in range(3))  # usually the first one is enough
     if all(high - low <= FLAT for low, high in extrema):
         findings.notes.add(ONE_COLOUR)
     notes = tuple(sorted(findings.notes))
-    return CheckResult(digest, image.width, image.height, None, findings.bits, notes, look_of(image)), True
+    return CheckResult(digest, image.width, image.height, None, findings.bits, notes, look_of(image)), True, image
 
 
 def _cause(error: ImageError, name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from src.engine.commands.user_command import corrected
 from src.engine.images import copies, near_duplicates, oddities, splits
 from src.engine.images.checking import CheckResult, cache_file, check_images, refuse_bad_images
 from src.engine.images.groups import NEAR_DUPLICATES, Together, groups_of_paths, say_groups
+from src.engine.images.image_bank import FOLDER, ImageBank
 from src.engine.images.labelled_images import ImageSet, Label, LabelledImages, Listing, by_split
 from src.engine.images.reading import pixels_of
 from src.engine.images.splits import SplitSettings
@@ -40,6 +42,8 @@ class FileSettings:
     bad_list: Path | None  # where to list the bad ones; copies are listed beside it
     workers: int  # threads of the check
     columns: Sequence[str] = ()  # data.label_columns
+    bank_mib: float = 0  # how much the image bank may take; 0: none
+    bank: ImageBank | None = None  # of the listing
 
 
 def load(
@@ -48,6 +52,7 @@ def load(
     """run_split: the split.csv of a run that is continued or evaluated. Raises UserError."""
     if run_split and settings.bits is None:
         settings = replace(settings, bits=splits.bits_of_run(run_split))
+    settings = _with_bank(settings, listing)
     where, pairs = listing.source or str(listing.root), []
     if run_split is None:  # else the groups were used up when the run's split was made
         splits.check_folds(listing.splits, split, where)
@@ -100,6 +105,13 @@ def _near_pairs(
             )
             return []
     return near_duplicates.near_pairs([checked[name].look for name in listing.names])
+
+
+def _with_bank(settings: FileSettings, listing: Listing) -> FileSettings:
+    if not settings.bank_mib:
+        return settings
+    root = settings.cache_dir.with_name(FOLDER)
+    return replace(settings, bank=ImageBank(root, listing.root, settings.options, settings.bank_mib))
 
 
 def load_unsplit(listing: Listing, kind: TaskKind, settings: FileSettings, group: str | None = None) -> LabelledImages:
@@ -167,7 +179,11 @@ def _checked(
     """
     root, total = listing.root, len(listing.names)
     cache = cache_file(settings.cache_dir, root)
-    checked = check_images(listing, settings.options, cache, settings.workers, settings.timeout_seconds)
+    # Training fills the bank, which the list of bad images is a sign of; evaluate and the reports only read it.
+    fills = settings.bank is not None and settings.bad_list is not None
+    with settings.bank.filling() if settings.bank and fills else nullcontext() as filling:
+        limit = settings.timeout_seconds
+        checked = check_images(listing, settings.options, cache, settings.workers, limit, filling)
     bad = {name: entry.error for name, entry in checked.items() if entry.error}
     if not bad:
         return listing, checked
@@ -197,18 +213,25 @@ def _labelled(
     bits = settings.bits or oddities.bits_used(checked)
     oddities.report(checked, bits)
     classes, labels, texts = _numbered(listing.labels, kind, settings.columns)
+    digests = ["" if checked[name].error else checked[name].digest for name in listing.names]
+    read = partial(_read, listing, replace(settings.options, bits=bits))
     return LabelledImages(
         classes,
         listing.names,
         labels,
         members,
-        partial(_read, listing, replace(settings.options, bits=bits)),
+        partial(_banked, settings.bank, digests, read) if settings.bank else read,
         bits=bits,
         root=None if listing.content else listing.root,
-        digests=["" if checked[name].error else checked[name].digest for name in listing.names],
+        digests=digests,
         texts=texts,
         groups=listing.groups,
     )
+
+
+def _banked(bank: ImageBank, digests: Sequence[str], read: Callable[[int], torch.Tensor], index: int) -> torch.Tensor:
+    pixels = bank.read(digests[index])
+    return read(index) if pixels is None else pixels
 
 
 def _read(listing: Listing, options: ReadOptions, index: int) -> torch.Tensor:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 OWN_FILES = (
     r"(?:(?:environment|result|batch_size|model|evaluation\S*|sweep|trial|\d+)\.json|(?:config|optimization_results)\.yaml"
     r"|(?:split|metrics|memory|confusion|evaluation\S*|sweep)\.csv|model_summary\.txt|report\.html|trials\.jsonl"
-    r"|(?:last|best|epoch-\d+)\.ckpt|model\.safetensors|features-[0-9a-f]+\.safetensors|README\.md)"
+    r"|(?:last|best|epoch-\d+)\.ckpt|model\.safetensors|(?:features|images)-[0-9a-f]+\.safetensors|README\.md)"
 )
 # How some network and FUSE file systems answer calls that they do not support.
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
