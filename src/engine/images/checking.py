@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
-import PIL
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,7 +26,7 @@ from src.engine.images.image_bank import Filling
 from src.engine.images.labelled_images import Listing
 from src.engine.images.near_duplicates import look_of
 from src.engine.images.oddities import ONE_COLOUR
-from src.engine.images.reading import ImageError, decode_image
+from src.engine.images.reading import DECODER, ImageError, decode_image
 from src.engine.images.time_limit import SECONDS, in_time
 from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.files import write_text
@@ -200,7 +199,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 def _head(options: ReadOptions) -> dict[str, object]:
     """What a cache must have been made with to count; another Pillow may read more or fewer files."""
     made_with = {"max_megapixels": options.max_megapixels, "background": list(options.background)}
-    made_with["pillow"] = PIL.__version__
+    made_with["pillow"] = DECODER
     return {"version": CACHE_VERSION, "options": made_with}
 
 

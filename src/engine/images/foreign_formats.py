@@ -5,6 +5,7 @@ from __future__ import annotations
 from src.engine.images import headers
 
 _CONVERT = "convert it to JPEG or PNG"
+_HEIC = f'pip install -e ".[heic]" reads it (docs/data.md), or {_CONVERT}'
 _RAW = "export it as JPEG or TIFF with the camera's program"
 _VIDEO = "take its frames out as images, or delete it"
 _DELETE = "delete it"
@@ -13,7 +14,7 @@ _AGAIN = "copy or download it again"
 # (offset, bytes, what it is, what to do): what people have beside their photos. The first that fits counts, so longer
 # signatures stand before shorter ones.
 _SIGNATURES = (
-    *((4, b"ftyp" + brand, "HEIC, a phone's format", _CONVERT) for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    *((4, b"ftyp" + brand, "HEIC, a phone's format", _HEIC) for brand in (b"hei", b"hev", b"mif1", b"msf1")),
     (4, b"ftypcrx", "a camera's RAW (CR3)", _RAW),
     (4, b"ftypavi", "AVIF, but damaged or of a kind that is not read", _AGAIN),
     (4, b"ftypjp2", "JPEG 2000", _CONVERT),
@@ -43,12 +44,14 @@ _SIGNATURES = (
 _WEB_PAGE = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<!--")
 
 
-def describe(data: bytes) -> tuple[str, str] | None:
+def describe(data: bytes, reads_heic: bool = False) -> tuple[str, str] | None:
     """(what the file is, what to do with it), or None for bytes that say nothing."""
     if headers.is_camera_raw(data):
         return "a camera's RAW (DNG, NEF, ARW)", _RAW
     for offset, signature, kind, advice in _SIGNATURES:
         if data.startswith(signature, offset):
+            if advice == _HEIC and reads_heic:
+                return "HEIC, but damaged or of a kind that is not read", _AGAIN
             return kind, advice
     if headers.is_tiff(data):
         return "a TIFF of a kind that is not read, or damaged", _CONVERT

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import PIL
 import safetensors
 import torch
 from PIL import Image
 from torch import Tensor
 
 from src.engine.feature_bank.records import GIB, Records, checksum, trim
-from src.engine.images.reading import pixel_rows
+from src.engine.images.reading import DECODER, pixel_rows
 from src.engine.memory.memory import MIB, available_bytes
 from src.engine.runs.errors import UserError
 from src.engine.runs.files import locked
@@ -63,7 +62,7 @@ class ImageBank:
 
     def __init__(self, root: Path, listed: Path, options: ReadOptions, limit_mib: float) -> None:
         """root: the folder of all banks. listed: the folder that images are listed from."""
-        made_with = [VERSION, PIL.__version__, str(listed.resolve()), options.background, options.max_megapixels]
+        made_with = [VERSION, DECODER, str(listed.resolve()), options.background, options.max_megapixels]
         digest = hashlib.blake2b(json.dumps(made_with).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         self.folder, self.limit_mib = root / digest, limit_mib
         self.places: dict[str, Place] = {}  # digest of an image's file -> where its pixels are

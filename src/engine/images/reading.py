@@ -14,9 +14,11 @@ import logging
 import stat
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
@@ -30,9 +32,18 @@ from src.engine.weights.preprocessing import ReadOptions
 EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
 )
+HEIC_EXTENSIONS = frozenset({".heic", ".heif", ".hif"})
 # Nothing else is opened: an EPS named .jpg must not reach Ghostscript. MPO is read by the JPEG plugin; it is not
 # registered under its own name, and naming it here makes Image.open raise KeyError.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM")
+DECODER = PIL.__version__  # what a result of decoding depends on
+if find_spec("pillow_heif"):  # the extra heic
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    EXTENSIONS |= HEIC_EXTENSIONS
+    FORMATS += ("HEIF",)
+    DECODER += f" pillow-heif {pillow_heif.__version__}"
 MAX_FILE_BYTES = 512 * 2**20
 MOST_BYTES = 2**30  # that decoding and conversion of one image take
 _LARGE = 25_000_000  # pixels
@@ -289,5 +300,8 @@ def _reason(error: Exception, data: bytes) -> str:
 
 
 def _not_an_image(data: bytes) -> str:
-    kind, advice = foreign_formats.describe(data) or ("bytes of an unknown kind", f"{', '.join(FORMATS)} are read")
+    kind, advice = foreign_formats.describe(data, "HEIF" in FORMATS) or (
+        "bytes of an unknown kind",
+        f"{', '.join(FORMATS)} are read",
+    )
     return f"not an image of a format that is read, but {kind}: {advice}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 
-from src.engine.images.reading import EXTENSIONS
+from src.engine.images.reading import EXTENSIONS, HEIC_EXTENSIONS
 from src.engine.images.time_limit import in_time
 from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.text import few, printable, shell_word
@@ -144,6 +144,8 @@ def how_to_convert(endings: Counter[str]) -> str:
     advice = []
     if phone or raw:
         advice.append(f"convert {', '.join(sorted(phone | raw))} to JPEG, for instance with magick mogrify -format jpg")
+    if HEIC_EXTENSIONS & phone:  # not read here
+        advice.append('pip install -e ".[heic]" reads HEIC')
     if video:
         advice.append(f"take frames out of {', '.join(sorted(video))}, for instance with ffmpeg -vf fps=1")
     return f" ({'; '.join(advice)})" if advice else ""

@@ -11,7 +11,10 @@ import pytest
 from src.engine.images import scanning
 from src.engine.images.folders import list_image_folder, list_images
 from src.engine.images.layout import split_of
+from src.engine.images.reading import EXTENSIONS
 from src.engine.runs.errors import ExitCode, UserError
+
+without_heic = pytest.mark.skipif(".heic" in EXTENSIONS, reason="with the extra heic they are images")
 
 
 def tree(root: Path, *paths: str) -> Path:
@@ -204,15 +207,18 @@ def test_images_beside_the_class_folders_are_counted(tmp_path, caplog):
     assert f"Images directly in {tmp_path}, in no class folder, left out: 2" in caplog.text
 
 
+@without_heic
 def test_a_class_full_of_phone_photos_is_never_to_be_removed(tmp_path):
     tree(tmp_path, "cat/3", "my dog/a.HEIC", "my dog/b.heic", "my dog/c.MOV")
     text = refusal(tmp_path)
     assert "my dog holds 2 .heic, 1 .mov (convert .heic to JPEG" in text
+    assert 'pip install -e ".[heic]"' in text
     assert "ffmpeg" in text
     assert "rm" not in text.replace("format", "").split("trace")[0].split("fix")[1].split()
     assert f"mv '{tmp_path}/my dog'" in text
 
 
+@without_heic
 def test_only_phone_photos(tmp_path):
     assert "2 .heic (convert" in refusal(tree(tmp_path, "cat/a.heic", "dog/b.heic"))
 
