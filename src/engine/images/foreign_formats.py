@@ -5,7 +5,7 @@ from __future__ import annotations
 from src.engine.images import headers
 
 _CONVERT = "convert it to JPEG or PNG"
-_HEIC = f'pip install -e ".[heic]" reads it (docs/data.md), or {_CONVERT}'
+_HEIC = 'pip install -e ".[heic]", or convert it'
 _RAW = "export it as JPEG or TIFF with the camera's program"
 _VIDEO = "take its frames out as images, or delete it"
 _DELETE = "delete it"
@@ -14,7 +14,7 @@ _AGAIN = "copy or download it again"
 # (offset, bytes, what it is, what to do): what people have beside their photos. The first that fits counts, so longer
 # signatures stand before shorter ones.
 _SIGNATURES = (
-    *((4, b"ftyp" + brand, "HEIC, a phone's format", _HEIC) for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    *((4, b"ftyp" + brand, "HEIC, of a phone", _HEIC) for brand in (b"hei", b"hev", b"mif1", b"msf1")),
     (4, b"ftypcrx", "a camera's RAW (CR3)", _RAW),
     (4, b"ftypavi", "AVIF, but damaged or of a kind that is not read", _AGAIN),
     (4, b"ftypjp2", "JPEG 2000", _CONVERT),
