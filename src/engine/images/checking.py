@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.engine.commands.user_command import corrected
+from src.engine.images.formats import DECODER
 from src.engine.images.image_bank import Filling
 from src.engine.images.labelled_images import Listing
 from src.engine.images.near_duplicates import look_of
 from src.engine.images.oddities import ONE_COLOUR
-from src.engine.images.reading import DECODER, ImageError, decode_image
+from src.engine.images.reading import ImageError, decode_image
 from src.engine.images.time_limit import SECONDS, in_time
 from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.files import write_text

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from src.engine.commands.user_command import corrected
 from src.engine.images import scanning
+from src.engine.images.formats import EXTENSIONS
 from src.engine.images.labelled_images import Listing
 from src.engine.images.layout import choose_layout
-from src.engine.images.reading import EXTENSIONS
 from src.engine.images.scanning import Omissions, how_to_convert, images_below, images_in, sub_folders
 from src.engine.images.spelling import refuse_alike
 from src.engine.runs.errors import ExitCode, UserError, data_error

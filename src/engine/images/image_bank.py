@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from src.engine.feature_bank.records import GIB, Records, checksum, trim
-from src.engine.images.reading import DECODER, pixel_rows
+from src.engine.images.formats import DECODER
+from src.engine.images.reading import pixel_rows
 from src.engine.memory.memory import MIB, available_bytes
 from src.engine.runs.errors import UserError
 from src.engine.runs.files import locked

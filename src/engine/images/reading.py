@@ -14,36 +14,19 @@ import logging
 import stat
 import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from src.engine.images import foreign_formats, headers, wide_pixels
+from src.engine.images import foreign_formats, headers, quick_jpeg, wide_pixels
+from src.engine.images.formats import FORMATS
 from src.engine.images.strips import budget, strips
 from src.engine.images.wide_pixels import Findings
 from src.engine.runs.text import printable
 from src.engine.weights.preprocessing import ReadOptions
 
-# The file endings that are taken for images; what a file really is follows from its content.
-EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
-)
-HEIC_EXTENSIONS = frozenset({".heic", ".heif", ".hif"})
-# Nothing else is opened: an EPS named .jpg must not reach Ghostscript. MPO is read by the JPEG plugin; it is not
-# registered under its own name, and naming it here makes Image.open raise KeyError.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM")
-DECODER = PIL.__version__  # what a result of decoding depends on
-if find_spec("pillow_heif"):  # the extra heic
-    import pillow_heif
-
-    pillow_heif.register_heif_opener(thumbnails=False)
-    EXTENSIONS |= HEIC_EXTENSIONS
-    FORMATS += ("HEIF",)
-    DECODER += f" pillow-heif {pillow_heif.__version__}"
 MAX_FILE_BYTES = 512 * 2**20
 MOST_BYTES = 2**30  # that decoding and conversion of one image take
 _LARGE = 25_000_000  # pixels
@@ -85,9 +68,8 @@ class ImageError(Exception):
 
 
 def read_image(path: str | Path, options: ReadOptions) -> torch.Tensor:
-    """Reads the file into a tensor (3, H, W) uint8, whose memory is (H, W, 3), as Pillow has it: it is made smaller from that
-    two to three times as quickly as from three planes, to the same bit. Raises ImageError."""
-    return read_with_findings(path, options)[0]
+    """Reads the file into a tensor (3, H, W) uint8. Raises ImageError."""
+    return read_with_findings(path, options)[0].contiguous()
 
 
 def read_with_findings(path: str | Path, options: ReadOptions) -> tuple[torch.Tensor, Findings]:
@@ -96,7 +78,13 @@ def read_with_findings(path: str | Path, options: ReadOptions) -> tuple[torch.Te
 
 
 def pixels_of(data: bytes, name: str, options: ReadOptions) -> tuple[torch.Tensor, Findings]:
-    """As read_with_findings, of the bytes of a file that messages call `name`."""
+    """As read_with_findings, of the bytes of a file that messages call `name`.
+
+    The tensor's memory is (H, W, 3), as Pillow has it: torch makes it smaller from that two to three times as quickly as from
+    three planes, to the same bit.
+    """
+    if (pixels := quick_jpeg.decode(data, options, _open)) is not None:
+        return pixels, Findings()
     decoded = decode_image(data, name, options)
     return pixel_rows(decoded.image).permute(2, 0, 1), decoded.findings
 

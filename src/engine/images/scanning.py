@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 
-from src.engine.images.reading import EXTENSIONS, HEIC_EXTENSIONS
+from src.engine.images.formats import EXTENSIONS, HEIC_EXTENSIONS
 from src.engine.images.time_limit import in_time
 from src.engine.runs.errors import UserError, data_error
 from src.engine.runs.text import few, printable, shell_word

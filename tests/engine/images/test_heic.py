@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.engine.images.reading import HEIC_EXTENSIONS, ImageError, ReadOptions, decode_image
+from src.engine.images.formats import HEIC_EXTENSIONS
+from src.engine.images.reading import ImageError, ReadOptions, decode_image
 from src.engine.images.scanning import is_image
 from tests.conftest import command_environment
 from tests.engine.images.odd_images import ORIENTATIONS, colour_ramp, orientation_exif

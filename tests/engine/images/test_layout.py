@@ -10,8 +10,8 @@ import pytest
 
 from src.engine.images import scanning
 from src.engine.images.folders import list_image_folder, list_images
+from src.engine.images.formats import EXTENSIONS
 from src.engine.images.layout import split_of
-from src.engine.images.reading import EXTENSIONS
 from src.engine.runs.errors import ExitCode, UserError
 
 without_heic = pytest.mark.skipif(".heic" in EXTENSIONS, reason="with the extra heic they are images")

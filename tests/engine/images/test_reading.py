@@ -15,7 +15,8 @@ from PIL import Image, ImageFile, features
 from torch.utils.data import DataLoader, Dataset
 
 from src.engine.images import reading
-from src.engine.images.reading import EXTENSIONS, ImageError, ReadOptions, decode_image, read_image, to_rgb
+from src.engine.images.formats import EXTENSIONS
+from src.engine.images.reading import ImageError, ReadOptions, decode_image, read_image, to_rgb
 from tests.engine.images.odd_images import (
     ORIENTATIONS,
     colour_ramp,
