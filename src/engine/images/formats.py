@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 
 import PIL
@@ -16,8 +17,7 @@ HEIC_EXTENSIONS = frozenset({".heic", ".heif", ".hif"})
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM")
 DECODER = PIL.__version__  # what a result of decoding depends on
 if find_spec("pillow_heif"):  # the extra heic
-    import pillow_heif
-
+    pillow_heif = import_module("pillow_heif")
     pillow_heif.register_heif_opener(thumbnails=False)
     EXTENSIONS |= HEIC_EXTENSIONS
     FORMATS += ("HEIF",)

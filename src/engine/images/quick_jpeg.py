@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -47,8 +48,7 @@ def is_installed() -> bool:
 @cache
 def _decoder() -> Callable[[bytes], torch.Tensor] | None:
     try:
-        from torchcodec.decoders import decode_jpeg
-    except (ImportError, OSError, RuntimeError) as error:  # made for another torch
+        return import_module("torchcodec.decoders").decode_jpeg
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # made for another torch
         log.warning(f"torchcodec cannot be used, Pillow decodes instead: {str(error).splitlines()[0]}")
         return None
-    return decode_jpeg
