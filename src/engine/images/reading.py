@@ -22,7 +22,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from src.engine.images import foreign_formats, headers, quick_jpeg, wide_pixels
 from src.engine.images.formats import FORMATS
-from src.engine.images.strips import STRIP, budget, strips
+from src.engine.images.strips import budget, strips
 from src.engine.images.wide_pixels import Findings
 from src.engine.runs.text import printable
 from src.engine.weights.preprocessing import ReadOptions
@@ -91,10 +91,10 @@ def pixels_of(data: bytes, name: str, options: ReadOptions) -> tuple[torch.Tenso
 
 def pixel_rows(image: Image.Image) -> torch.Tensor:
     """uint8 (H, W, 3) of an image of mode RGB."""
-    if image.width * image.height <= STRIP:
-        return torch.from_numpy(np.array(image))
     rows = torch.empty(image.height, image.width, 3, dtype=torch.uint8)
     for (_, top, _, bottom), strip in strips(image):
+        if strip is image:  # not large
+            return torch.from_numpy(np.array(image))
         rows[top:bottom] = torch.from_numpy(np.array(strip))
     return rows
 

@@ -11,14 +11,14 @@ from PIL import Image
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
-STRIP = 2**22  # of a strip
+_PIXELS = 2**22  # of a strip
 _AT_ONCE = 100.0  # megapixels that the threads of a process decode at the same time, at 8 bytes each
 
 
 def strips(image: Image.Image) -> Iterator[tuple[Box, Image.Image]]:
     """(box, part) of an image, from top to bottom. An image that is not large is a single part: the image itself."""
     width, height = image.size
-    rows = max(1, STRIP // max(1, width))
+    rows = max(1, _PIXELS // max(1, width))
     if rows >= height:
         yield (0, 0, width, height), image
         return
