@@ -34,7 +34,7 @@ def by_pillow(data: bytes, monkeypatch, options: ReadOptions) -> torch.Tensor:
         return pixels_of(data, "a.jpg", options)[0]
 
 
-@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize("options", KINDS)
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_pixels_are_those_of_pillow(options, mode, monkeypatch):
     data = jpeg(PHOTO.convert(mode), **options)
