@@ -124,6 +124,7 @@ class Freeze:
     lr_decay: float | None = number(None, 0.01, 1.0, 0.8)  # factor on lr per block below the head; null: 1
     unfreeze_epoch: int = number(1, 0, 10**6, 2)  # epoch in which last_n and gradual begin to unfreeze the backbone
     last_n: int = number(12, 1, ANY)  # how many blocks, counted from the head, last_n and gradual unfreeze
+    lora_rank: int = number(0, 0, 1024, 8)  # of adapters that learn beside a frozen attention; 0: none (docs/memory.md)
     phases: Any = value(None, "{0:[head],2:[all]}")  # {first epoch: [trained blocks]}; replaces preset
     batchnorm: str = choice("keep", "update", default="update")  # keep pretrained statistics, or adapt trained blocks'
     batchnorm_momentum: float = number(0.1, 0.0001, 1.0)  # share of a new batch in the updated statistics

@@ -58,7 +58,7 @@ def is_devices(value: Any) -> bool:
 
 
 def backbone_learns(c: Config) -> bool:
-    return c.freeze.phases is not None or c.freeze.preset != "head_only"
+    return c.freeze.phases is not None or c.freeze.preset != "head_only" or c.freeze.lora_rank > 0
 
 
 def completed(use: list[str], remove: list[str]) -> tuple[list[str], list[str]]:
@@ -190,6 +190,12 @@ RULES.extend([
     unread("freeze.preset", "<freeze.phases>", lambda c: c.freeze.phases is None, "phases replace the preset"),
     *(unread(key, "<freeze.preset>", lambda c: c.freeze.phases is None and c.freeze.preset in ("last_n", "gradual"),
              "it is for the presets last_n and gradual") for key in ("freeze.unfreeze_epoch", "freeze.last_n")),
+    *(unread(f"freeze.{key}", "<freeze.lora_rank>", lambda c: not c.freeze.lora_rank or c.freeze.phases is not None,
+             "head and adapters learn from epoch 0 on") for key in ("preset", "unfreeze_epoch", "last_n")),
+    clash("freeze.phases", "freeze.lora_rank", lambda c: any("lora" in blocks for blocks in (c.freeze.phases or {}).values())
+          != bool(c.freeze.phases and c.freeze.lora_rank), "adapters learn from the phase on that names lora",
+          "~freeze.phases | freeze.lora_rank=8 ~freeze.phases"),
+    unread("freeze.lora_rank", "<baseline>", lambda c: c.baseline != "only", "nothing is trained", is_error=True),
     unread("freeze.batchnorm_momentum", "<freeze.batchnorm>", lambda c: c.freeze.batchnorm == "update",
            "pretrained statistics are not updated"),
 

@@ -18,6 +18,7 @@ from src.engine.runs.model_folder import ModelCard
 from src.engine.runs.task import RunTask
 from src.engine.steps.network import Network
 from src.engine.steps.task_kind import TaskKind
+from src.engine.weights.low_rank import add_adapters
 from src.engine.weights.preprocessing import Preprocessing
 from src.engine.weights.weights import refuse_frozen_random
 from src.models.backbones import blocks
@@ -55,6 +56,7 @@ def build_task(job: Job) -> Task:
     )
     if config.memory.checkpoint_gradients:
         checkpoint_gradients(network.backbone, blocks(network.backbone))
+    add_adapters(network.backbone, config.freeze.lora_rank, config.seed)
     freezing = FreezePlan.of(config.freeze, network.backbone, epochs_of(config, len(images.splits["train"])))
     freezing.apply(network, 0)  # the later epochs: callbacks/freezing.py
     if job.resume_point is None:  # a run that made steps goes on as it began

@@ -19,6 +19,7 @@ from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import UserError
 from src.engine.steps.network import Network
 from src.engine.steps.step_snapshot import BATCHNORM
+from src.engine.weights.low_rank import LowRank, is_adapter
 from src.models.backbones import blocks
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class FreezePlan:
         for name, layer in network.named_modules():
             if own := _own_parameters(layer):
                 previous_learns = own[0].requires_grad and layer is not last
-            nested = [parameter.requires_grad for parameter in layer.parameters()]
+            nested = [parameter.requires_grad for inner in layer.modules() for parameter in _own_parameters(inner)]
             learns = _inside(name, names) or (any(nested) if nested else previous_learns)
             kept = self.batchnorm == "keep" and name.startswith("backbone.") and isinstance(layer, BATCHNORM)
             layer.training = learns and not kept
@@ -120,8 +121,8 @@ class FreezePlan:
 
 def _preset(config: Freeze, names: Sequence[str]) -> dict[int, list[str]]:
     """head_only; full; last_n: the head, then the last n blocks with it; gradual: those blocks one epoch after another."""
-    if config.preset == "full":
-        return {0: ["all"]}
+    if config.preset == "full" or config.lora_rank:
+        return {0: ["head", "lora"] if config.lora_rank else ["all"]}
     phases, start = {0: ["head"]}, config.unfreeze_epoch
     if config.preset == "last_n":
         phases.setdefault(start, []).append(f"last_{config.last_n}")
@@ -134,8 +135,8 @@ def _preset(config: Freeze, names: Sequence[str]) -> dict[int, list[str]]:
 def _resolve(word: object, backbone: nn.Module) -> list[str]:
     """The modules that a word of a phase names."""
     word, names = str(word).removeprefix("backbone."), blocks(backbone)
-    if word == "head":
-        return ["head"]
+    if word in ("head", "lora"):
+        return [word]
     if word == "all":
         return ["head", *(f"backbone.{block}" for block in names)]
     if last := re.fullmatch(r"last_([1-9]\d*)", word):
@@ -153,12 +154,13 @@ def _resolve(word: object, backbone: nn.Module) -> list[str]:
 
 
 def _inside(name: str, modules: Sequence[str]) -> bool:
-    """Whether a module or parameter is one of the modules, or lies in one of them."""
-    return any(name == module or name.startswith(module + ".") for module in modules)
+    """Whether a module or parameter is one of the modules, or lies in one of them. lora: all adapters."""
+    learns = is_adapter(name) and "lora" in modules
+    return learns or any(name == module or name.startswith(module + ".") for module in modules)
 
 
 def _own_parameters(layer: nn.Module) -> list[nn.Parameter]:
-    return list(layer.parameters(recurse=False))
+    return [] if isinstance(layer, LowRank) else list(layer.parameters(recurse=False))
 
 
 def _share(network: Network, modules: Sequence[str]) -> str:
@@ -175,4 +177,5 @@ def _share(network: Network, modules: Sequence[str]) -> str:
         percent = 100 * trained / sum(sizes.values())
         share = f"{min(percent, 99):.0f}" if percent >= 1 else f"{percent:.1g}"
         text = f"{share} % of the backbone ({whole} of {len(names)} blocks)"
+    text = f"adapters, {text}" if "lora" in modules else text
     return f"head and {text}" if "head" in modules else text

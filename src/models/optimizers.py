@@ -17,6 +17,7 @@ from src.engine.commands.schema import METRICS
 from src.engine.own import build_part, is_own
 from src.engine.steps.network import Network
 from src.engine.steps.step_snapshot import BATCHNORM
+from src.engine.weights.low_rank import LowRank
 from src.models.backbones import blocks
 
 # lr * 0.3 after 3 epochs without improvement: two or three reductions fit into 10 to 30 epochs.
@@ -54,10 +55,10 @@ def parameter_groups(
 
 def backbone_lr_scale(backbone: nn.Module, config: OptimizerConfig) -> float:
     """Transformers, ConvNeXts and VGGs, which have no BatchNorm, are usually fine-tuned with 1e-5 to 1e-4 (He et al., 2021,
-    https://arxiv.org/abs/2111.06377, table 9); larger steps destroy what they know."""
+    https://arxiv.org/abs/2111.06377, table 9); larger steps destroy what they know. Adapters need ten times as much."""
     if config.backbone_lr_scale is not None:
         return config.backbone_lr_scale
-    return 0.3 if any(isinstance(layer, BATCHNORM) for layer in backbone.modules()) else 0.03
+    return 0.3 if any(isinstance(layer, (*BATCHNORM, LowRank)) for layer in backbone.modules()) else 0.03
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:

@@ -33,6 +33,7 @@ from src.engine.runs.task import RunTask
 from src.engine.runs.text import decimal
 from src.engine.steps.metrics import SplitMetrics
 from src.engine.steps.network import Network
+from src.engine.weights.low_rank import merge, merged
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def measure_baseline(job: Job, task: RunTask, bank: FeatureBank | None) -> Basel
         state = with_head(task.network, model)
         baseline = replace(baseline, state=state)
         if job.config.baseline == "only":
+            merge(task.network)
             task.network.load_state_dict(state)
     job.ranks.told_by_first(dict)
     log.info(f"baseline  {described(baseline, 'val', job.config.checkpoint.monitor)}")
@@ -123,7 +125,7 @@ def _fit(job: Job, task: RunTask, table: Table) -> tuple[Baseline, LinearModel]:
 
 def with_head(network: Network, model: LinearModel) -> State:
     """The network's weights with the linear model in the place of its head, which is one layer."""
-    state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    state = {name: tensor.detach().cpu().clone() for name, tensor in merged(network.state_dict()).items()}
     layer = [
         name for name, layer in network.named_modules() if isinstance(layer, nn.Linear) and name.startswith("head")
     ][-1]

@@ -43,6 +43,7 @@ from src.engine.processes.ranks import Ranks
 from src.engine.runs.job import Job
 from src.engine.runs.task import RunTask
 from src.engine.steps.precision import autocast
+from src.engine.weights.low_rank import merged
 
 log = logging.getLogger(__name__)
 
@@ -255,9 +256,9 @@ def needs_images(config: Config) -> bool:
 
 
 def digest_of_weights(backbone: nn.Module) -> str:
-    """Of all tensors of a backbone."""
+    """Of all tensors of a backbone, with adapters merged: those that have not learned make the same features."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in backbone.state_dict().items():
+    for name, tensor in merged(backbone.state_dict()).items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

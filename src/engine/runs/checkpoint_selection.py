@@ -22,6 +22,7 @@ from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import UserError
 from src.engine.runs.reading import FOREIGN, flaw, read_checkpoint
 from src.engine.runs.text import few
+from src.engine.weights.low_rank import merge, merged
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +138,7 @@ class WeightAverage(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.average = copy.deepcopy(pl_module.network)
+        merge(self.average)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.average.to(pl_module.device)
@@ -145,9 +147,10 @@ class WeightAverage(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
         network: Any = pl_module.network
         if self._num_averaged == 0:
-            self.average.load_state_dict(network.state_dict())
+            self.average.load_state_dict(merged(network.state_dict()))
         else:
-            weights = [weight.detach().to(pl_module.device) for weight in network.parameters()]
+            own = merged(dict(network.named_parameters()))
+            weights = [own[name].detach().to(pl_module.device) for name, _ in self.average.named_parameters()]
             decay = min(self.decay, (1 + self._num_averaged) / (10 + self._num_averaged))
             average = [tensor.detach() for tensor in self.average.parameters()]
             get_ema_multi_avg_fn(decay)(average, weights, self._num_averaged)
@@ -193,9 +196,10 @@ def weight_files(
 
 
 def network_weights(path: Path) -> State:
-    """The network's part of a LightningModule's state_dict."""
+    """The network's part of a LightningModule's state_dict, with merged adapters."""
     state = read_checkpoint(path)["state_dict"]
-    return {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
+    own = {key.removeprefix("network."): value for key, value in state.items() if key.startswith("network.")}
+    return merged(own)
 
 
 def _shapes(state: State) -> dict[str, torch.Size]:

@@ -32,6 +32,7 @@ from src.engine.runs.writing import LAST
 from src.engine.steps.network import Network
 from src.engine.steps.precision import autocast
 from src.engine.steps.step_snapshot import BATCHNORM
+from src.engine.weights.low_rank import merge
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def choose_weights(job: Job, task: RunTask, trainer: L.Trainer) -> Chosen:
     """
     folder, network, select = job.folder.checkpoints, task.network, job.config.checkpoint.select
     _refuse_unwritten(folder, trainer)
+    merge(network)  # adapters: from here on the network is a plain one
     ranking = [score.epoch for score in find_callback(trainer, BestCheckpoint).kept]
     read = best_weights(folder, ranking, network.state_dict())
     if read is None:

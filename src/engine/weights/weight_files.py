@@ -22,6 +22,7 @@ from src.engine.runs.checksum import damage
 from src.engine.runs.errors import ExitCode, UserError, data_error
 from src.engine.runs.reading import read_safetensors
 from src.engine.runs.text import printable, shell_word
+from src.engine.weights.low_rank import merged
 from src.engine.weights.stand_ins import Inert, stand_ins
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".tar")
@@ -109,12 +110,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             start = file.read(1024)
         _check_kind(path, start)
         content = _content(path, start)
+        tensors = merged(dict(_named(content, "", _MAX_DEPTH, set())))
     except (MemoryError, UserError):
         raise
     except Exception as error:  # torch raises OSError, EOFError, RuntimeError, UnpicklingError, ... for cut files
         # Without its cause where torch advises to load code, too: error.log would pass that on.
         raise unreadable(path, error) from (None if "weights_only" in str(error) else error)
-    tensors = dict(_named(content, "", _MAX_DEPTH, set()))
     if not tensors:
         why = "weights are found by their names, such as conv1.weight"
         raise content_error(path, f"holds no tensors by name but {_described(content)}", why)
