@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import PIL
 import torch
@@ -258,7 +259,8 @@ def needs_images(config: Config) -> bool:
 def digest_of_weights(backbone: nn.Module) -> str:
     """Of all tensors of a backbone, with adapters merged: those that have not learned make the same features."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in merged(backbone.state_dict()).items():
+    state: dict[str, Any] = merged(backbone.state_dict())
+    for name, tensor in state.items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

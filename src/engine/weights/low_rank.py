@@ -97,11 +97,11 @@ def is_adapter(name: str) -> bool:
 @torch.no_grad()
 def merge(network: nn.Module) -> None:
     """Makes it a plain network, with the same outputs."""
-    for layer in [layer for layer in network.modules() if isinstance(getattr(layer, "lora", None), LowRank)]:
-        key, weight = layer.lora.key, layer.lora()
-        del layer.lora
-        layer.__class__ = type(layer).__bases__[0]
-        layer.register_parameter(key, nn.Parameter(weight, requires_grad=False))
+    for layer in [*network.modules()]:
+        if isinstance(adapter := getattr(layer, "lora", None), LowRank):
+            layer.__class__ = type(layer).__bases__[0]
+            del layer.lora
+            layer.register_parameter(adapter.key, nn.Parameter(adapter(), requires_grad=False))
 
 
 @torch.no_grad()
