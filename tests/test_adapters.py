@@ -13,7 +13,7 @@ from tests.conftest import SMALL, check_error
 from tests.running import result
 from tests.warm import ROOT
 
-# The smallest transformer by name; a test that takes no images of 32 pixels would take minutes.
+# A small transformer that takes small images.
 WORDS = [
     *(word for word in SMALL if not word.startswith("model.backbone")),
     *("model.backbone=timm/vit_tiny_patch16_224", "data.image_size=32", "freeze.lora_rank=4"),

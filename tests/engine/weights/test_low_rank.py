@@ -159,21 +159,19 @@ def test_in_bf16_the_merged_network_gives_the_same():
 
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_gradients_of_replicas_and_of_activations_that_are_computed_twice(chunks):
-    made, other = adapted(), adapted()
+    made, other = adapted(), network()
     train(made)
-    other.load_state_dict(made.state_dict())
-    merge(other)
+    made.zero_grad()
     checkpoint_gradients(other.backbone, blocks(other.backbone))
-    add_adapters(other.backbone, RANK, 0)  # after the blocks have another class, as src/task.py does
+    add_adapters(other.backbone, RANK, 0)
     FreezePlan.of(Freeze(lora_rank=RANK), other.backbone, 1).apply(other, 0)
     other.load_state_dict(made.state_dict())
     made(IMAGES).square().sum().backward()
     on_cpu(other, IMAGES, [4 // chunks] * chunks, torch.enable_grad).square().sum().backward()
     for (name, parameter), twin in zip(made.named_parameters(), other.parameters(), strict=True):
         assert (parameter.grad is None) == (twin.grad is None), name
-        assert parameter.grad is None or parameter.grad.allclose(twin.grad, rtol=1e-4, atol=1e-6), name
-    merge(other)
-    assert all(hasattr(layer, "lora") is False for layer in other.modules())
+        if parameter.grad is not None:
+            assert (parameter.grad - twin.grad).abs().max() < 1e-4 * parameter.grad.abs().max(), name
 
 
 def test_copies_are_independent():
