@@ -21,7 +21,9 @@ WORDS = [
 RESNET = (*SMALL, "model.backbone=resnet18", "freeze.lora_rank=4")
 
 
-@pytest.mark.parametrize("select", ["best", "average_top_k", "ema"])
+@pytest.mark.parametrize(
+    "select", ["average_top_k", *(pytest.param(name, marks=pytest.mark.slow) for name in ("best", "ema"))]
+)
 def test_a_run_leaves_a_plain_network(command, tmp_path, select):
     done = command("train", *WORDS, f"checkpoint.select={select}", "name=one")
     assert done.code == 0, done.text
