@@ -53,9 +53,9 @@ def test_a_run_leaves_a_plain_network(command, tmp_path, select):
         ([*SMALL, "freeze.phases={0:[head],1:[lora]}"], 64, ["does not go with freeze.lora_rank=0"]),
         ([*WORDS[:-1], "baseline=only", "freeze.lora_rank=4"], 64, ["has no effect with baseline=only"]),
         (
-            [*WORDS, "freeze.preset=full", "debug=true", "data.batch_size=4"],
+            [*WORDS, "freeze.preset=gradual", "debug=true", "data.batch_size=4"],
             0,
-            ["freeze.preset=full has no effect with"],
+            ["freeze.preset=gradual has no effect with", "training  1 epoch"],
         ),
     ],
 )

@@ -100,7 +100,7 @@ def test_a_host_that_is_lost_ends_the_run_with_an_error(folder, hosts):
     hosts[1].lose_power()
     assert processes[0].wait(timeout=60) != 0
     printed = hosts[0].log(folder).read_text()
-    assert "the connection to another process of this run is lost  (exit code 76)" in printed
+    assert "the connection to another process of this run is lost  (exit code 76)" in printed, printed[-8000:]
     assert result(folder / "runs" / "lost")["state"] == "failed"
 
 

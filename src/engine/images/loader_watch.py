@@ -12,6 +12,7 @@ import atexit
 import multiprocessing
 import signal
 import threading
+import time
 import weakref
 from contextlib import suppress
 from multiprocessing import connection
@@ -150,6 +151,8 @@ def explained(error: Exception, dataset: GuardedDataset, processes: set[BaseProc
         for process in processes:
             if process.sentinel in gone:
                 process.join()  # a process closes its pipes before it has an exit code
+                if process.exitcode is None:
+                    time.sleep(0.1)  # another thread that waited for it notes the code a moment later
     ended = {process.pid: process.exitcode for process in processes if process.exitcode and process.pid}
     if not ended and "DataLoader worker" not in str(error):
         return error

@@ -89,7 +89,8 @@ def open_job(config: Config, path: Path) -> Iterator[Job]:
 def quick(config: Config) -> Config:
     """debug=true: three steps of every phase, one epoch each, so that a mistake anywhere shows in seconds."""
     phases = config.freeze.phases
-    starts = sorted(phases) if phases else ([0] if config.freeze.preset in ("head_only", "full") else [0, 1])
+    in_one_phase = config.freeze.preset in ("head_only", "full") or config.freeze.lora_rank
+    starts = sorted(phases) if phases else ([0] if in_one_phase else [0, 1])
     return replace(
         config,
         trainer=replace(config.trainer, max_epochs=len(starts), limit_batches=3),

@@ -15,10 +15,10 @@ from PIL import Image
 
 from src.engine.runs import loggers
 from src.engine.runs.loggers import build_loggers, log_result
-from tests.conftest import SMALL
+from tests.conftest import WITH_PAGE
 from tests.running import result
 
-WORDS = [word for word in SMALL if not word.startswith(("logger=", "baseline="))]
+WORDS = [word for word in WITH_PAGE if not word.startswith(("logger=", "baseline="))]
 RESULT = {
     "metrics": {"test/acc": 0.5, "test/loss": float("nan")},
     "baseline": {"metrics": {"test/acc": 0.25}},
