@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 
 from scripts.reference_runs import REFERENCES, run
+from src.engine import features
 from src.engine.steps.precision import cpu_has_bf16
 from tests import warm
 from tests.conftest import of_room
 from tests.warm import ROOT
 
 ROOMS = {"dp": "dp", "model_parallel": "pipeline", "pipeline": "pipeline", "sweep": "sweeps"}
+QUICK = [
+    "baseline=none",
+    *(["report.page=false"] if "reports" in features.names() else []),
+]  # both have their own tests
 
 
 @cache
 def done(name: str) -> dict:
-    return run(REFERENCES[name], ROOT, lambda words, *where: warm.run("src.train", words, *where, timeout=300))
+    reference = replace(REFERENCES[name], commands=[[*words, *QUICK] for words in REFERENCES[name].commands])
+    return run(reference, ROOT, lambda words, *where: warm.run("src.train", words, *where, timeout=300))
 
 
 CASES = [
