@@ -196,7 +196,7 @@ class Strategy:
 
 @dataclass(kw_only=True)
 class Precision:
-    name: str = choice("fp32", "fp16", "bf16")  # set by precision=NAME
+    name: str = choice("fp32", "fp16", "bf16", "auto")  # set by precision=NAME
 
 
 @dataclass(kw_only=True)

@@ -66,7 +66,8 @@ def work() -> None:
         from src.models.building import rebuild
 
     out = path_in(words.out) if words.out else run or Path()
-    precision, threads = settings.precision.name if run else None, settings.trainer.threads
+    precision, threads = settings.precision.name if run else "auto", settings.trainer.threads
+    precision = None if precision == "auto" else precision  # that of the training
     members = [TrainedModel.load(folder, rebuild, words.accelerator, precision, threads) for folder in folders]
     asked = Evaluation(run, settings, changes, words.split, out, tuple(runs[1:]))
     evaluate_run(asked, combined(members, words.tta), sources)

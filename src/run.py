@@ -143,6 +143,7 @@ def finish(
         images_per_second=throughput.images_per_second if throughput else None,
         peak_memory_mib=peak_memory(job, trainer),
         device=str(job.device),
+        precision=job.config.precision.name,
         baseline=baseline.to_dict(metrics, job.config.checkpoint.monitor) if baseline else None,
     )
     print_result(folder.path, result)

@@ -30,7 +30,7 @@ SMALL = (
     "trainer.max_epochs=2",
     "trainer.threads=1",
     "logger=csv",
-    *(["report.page=false"] if "reports" in features.names() else []),  # which takes half of so short a run's time
+    *(["report.page=false"] if "reports" in features.names() else []),  # which takes a third of so short a run's time
     "baseline=none",
 )
 WITH_PAGE = tuple(word for word in SMALL if word != "report.page=false")

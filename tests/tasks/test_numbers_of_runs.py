@@ -141,6 +141,21 @@ def test_exports_have_the_temperature(ours, monkeypatch):
     assert not network(images).equal(expected)
 
 
+@pytest.mark.needs("export")
+def test_the_mean_of_several_is_exported_as_a_graph(command, ours):
+    both = "run=[runs/plain,runs/calibrated]"
+    check_error(command("export", both, "format=torch_export"), 64, "out= is missing", "out=mean")
+    check_error(command("export", both, "format=safetensors", "out=mean"), 64, "cannot hold 2 models", "format=onnx")
+    done = command("export", both, "format=torch_export", "out=mean")
+    assert done.code == 0, done.text
+    images = torch.arange(6 * 32 * 32).to(torch.uint8).reshape(2, 3, 32, 32)
+    answers = [api.load(f"runs/{name}/model", "cpu").predict(images) for name in ("plain", "calibrated")]
+    logits = torch.export.load("mean/model.pt2").module()(images)
+    torch.testing.assert_close(logits.softmax(-1), torch.stack(answers).mean(0), rtol=1e-3, atol=1e-4)
+    card = read_json(Path("mean/model.json"))
+    assert (card["metrics"], card.get("task_values", {})) == ({}, {})
+
+
 def test_answers_are_marked_and_several_models_have_a_mean(command, ours):
     write_images(Path("photos"), {"a": 3}, size=40)
     done = command("predict", "run=runs/plain", "images=photos", "min_confidence=0.99", "top_k=1")
@@ -156,7 +171,6 @@ def test_answers_are_marked_and_several_models_have_a_mean(command, ours):
     done = command("evaluate", "run=[runs/plain,runs/calibrated]")
     assert done.code == 0, done.text
     assert Path("runs/plain/evaluation_test_run_plain_calibrated.json").exists()
-    check_error(command("export", "run=[runs/plain,runs/calibrated]", "format=onnx"), 66, "names 2 runs")
     words = ("run=runs/plain", "images=photos", "tta=flop")
     check_error(command("predict", *words), 64, "tta=flop", "tta=flip")
     check_error(

@@ -12,7 +12,8 @@ from torch import Tensor
 from src.engine.export.formats import Format
 from src.engine.export.verification import TOLERANCE, verify
 from src.engine.export.writers import WRITERS
-from src.engine.runs.files import make_folder, write_atomically
+from src.engine.runs.ensemble import Ensemble
+from src.engine.runs.files import make_folder, write_atomically, write_json
 from src.engine.runs.trained_model import TrainedModel
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,10 @@ def export_model(model: TrainedModel, examples: Tensor, form: Format, out: Path)
 
     with tempfile.TemporaryDirectory(prefix=".unverified-", dir=out) as name:
         draft = Path(name)
-        shutil.copyfile(model.folder / "model.json", draft / "model.json")
+        if isinstance(model, Ensemble):
+            write_json(draft / "model.json", model.card.to_dict())
+        else:
+            shutil.copyfile(model.folder / "model.json", draft / "model.json")
         WRITERS[form.name](model, draft / form.file)
         difference = verify(form, draft, examples.numpy(), expected)
         names = sorted(file.name for file in draft.iterdir())

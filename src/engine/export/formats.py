@@ -117,8 +117,8 @@ session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionPro
 FORMATS = {form.name: form for form in (STATE_DICT, WHOLE, SAFETENSORS, TORCH_EXPORT, ONNX)}
 
 
-def choose_format(name: str | None) -> Format:
-    """The format of that name, whose packages are installed. Raises UserError."""
+def choose_format(name: str | None, num_models: int = 1) -> Format:
+    """The format of that name, whose packages are installed, and which can hold that many models. Raises UserError."""
     if name not in FORMATS:
         close = difflib.get_close_matches((name or "").lower(), FORMATS, n=1) or [SAFETENSORS.name]
         raise UserError(
@@ -127,6 +127,13 @@ def choose_format(name: str | None) -> Format:
             fix=corrected(f"format={close[0]}"),
         )
     form = FORMATS[name]
+    if num_models > 1 and form.needs_project:
+        raise UserError(
+            f"format={name} cannot hold {num_models} models",
+            where="run=",
+            why="it has the weights of one network; a graph computes the mean of them all",
+            fix=[corrected(f"format={graph.name}") for graph in (TORCH_EXPORT, ONNX)],
+        )
     missing = [package for package in form.packages if importlib.util.find_spec(package) is None]
     if missing:
         raise UserError(

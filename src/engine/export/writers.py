@@ -31,7 +31,7 @@ def _write_safetensors(model: TrainedModel, path: Path) -> None:
 
 
 def _write_torch_export(model: TrainedModel, path: Path) -> None:
-    program = torch.export.export(model.network, _example(model), dynamic_shapes=_ANY_BATCH)
+    program = torch.export.export(model.as_network(), _example(model), dynamic_shapes=_ANY_BATCH)
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # names the files of this machine
@@ -44,7 +44,7 @@ def _write_torch_export(model: TrainedModel, path: Path) -> None:
 def _write_onnx(model: TrainedModel, path: Path) -> None:
     """One file; above 1.5 GiB of weights the exporter puts them beside it, since protobuf ends at 2 GiB."""
     program = torch.onnx.export(
-        model.network,
+        model.as_network(),
         _example(model),
         dynamo=True,
         dynamic_shapes=_ANY_BATCH,

@@ -100,7 +100,7 @@ def _facts(
     source = " ".join(printable(word) for word in words if word)
     facts = [f"{config['model']['backbone']} on {source}", *images]
     if "device" in result:
-        facts.append(f"{result['device']}, {config['precision']['name']}")
+        facts.append(f"{result['device']}, {result.get('precision', config['precision']['name'])}")
     if "epochs" in result:
         facts.append(f"best epoch {result['best_epoch']} of {result['epochs']}, {result['steps']} steps")
         facts.append(f"{result['wall_seconds']:.1f} s")

@@ -6,14 +6,16 @@ The probabilities are averaged, of task=regression the values (Lakshminarayanan 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from src.engine.commands.user_command import corrected
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.runs.trained_model import TrainedModel
+from src.engine.steps.task_kind import TaskKind
 
 CROP = 7 / 8  # side of the five crops: 224 of 256 pixels, as is usual
 
@@ -26,11 +28,14 @@ class Ensemble(TrainedModel):
         for member in members[1:]:
             _check_alike(first, member)
         self.members, self.tta = members, tta
-        self.card, self.kind, self.device, self.folder = first.card, first.kind, first.device, first.folder
+        self.kind, self.device, self.folder = first.kind, first.device, first.folder
         for key in ("threshold", "thresholds"):
             if key in self.kind.values:
                 rows = [member.kind.values[key] for member in members]
                 self.kind.values[key] = tuple(sum(row) / len(row) for row in zip(*rows, strict=True))
+        # Metrics and temperature are of the first alone, and its network divides by the temperature already.
+        values = {key: row for key, row in self.kind.values.items() if key != "temperature"}
+        self.card = replace(first.card, metrics={}, task_values=values)
 
     def words(self) -> list[str]:
         """What makes it another model than its first, as words of a command."""
@@ -45,6 +50,21 @@ class Ensemble(TrainedModel):
         views = _views(images, self.tta)
         answers = [member.kind.answers(member.logits(view)) for member in self.members for view in views]
         return self.kind.logits_of(torch.stack(answers).mean(0))
+
+    def as_network(self) -> nn.Module:
+        """The whole ensemble, for an export: uint8 (B, 3, S, S) -> logits float32 (B, outputs), as `logits` gives them."""
+        assert self.tta == "none", "the mean of views is not exported"
+        return _Mean([member.network for member in self.members], [member.kind for member in self.members])
+
+
+class _Mean(nn.Module):
+    def __init__(self, networks: Sequence[nn.Module], kinds: Sequence[TaskKind]) -> None:
+        super().__init__()
+        self.networks, self.kinds = nn.ModuleList(networks), kinds
+
+    def forward(self, images: Tensor) -> Tensor:
+        answers = [kind.answers(network(images)) for network, kind in zip(self.networks, self.kinds, strict=True)]
+        return self.kinds[0].logits_of(torch.stack(answers).mean(0))
 
 
 def combined(members: Sequence[TrainedModel], tta: str) -> TrainedModel:

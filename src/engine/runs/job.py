@@ -26,6 +26,7 @@ from src.engine.runs.run_dir import RunFolder
 from src.engine.runs.shown import Shown
 from src.engine.runs.tables import print_result
 from src.engine.steps.precision import check_precision
+from src.engine.steps.precision_choice import choose_precision
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -81,6 +82,10 @@ def open_job(config: Config, path: Path) -> Iterator[Job]:
         for warning in warnings:
             log.warning(warning)
         devices = set_up_machine(config, ranks)
+        if config.precision.name == "auto":
+            name = ranks.told_by_first(lambda: choose_precision(folder.path, devices[ranks.local_rank]))
+            config = replace(config, precision=replace(config.precision, name=name))
+        check_precision(config.precision.name, devices[ranks.local_rank])
         peak_is_known = begin_peak(devices[ranks.local_rank])
         resume_point = ranks.after_first(lambda: newest_position(folder.checkpoints, typed_epochs(config)))
         yield Job(config, folder, ranks, tuple(devices), resume_point, peak_is_known)
@@ -103,10 +108,9 @@ def quick(config: Config) -> Config:
 
 
 def set_up_machine(config: Config, ranks: Ranks) -> list[torch.device]:
-    """Chooses this machine's devices, checks that they can compute in the precision, sets CPU threads and seeds."""
+    """Chooses this machine's devices, sets CPU threads and seeds."""
     devices = choose_devices(config.trainer.accelerator, config.trainer.devices)
     device = devices[ranks.local_rank]
-    check_precision(config.precision.name, device)
     set_threads(config.trainer.threads, sharers=computing_at_once(config, devices))
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -28,7 +28,7 @@ def find_run(text: str, needs_model: bool = True) -> Path:
     if not needs_model and fold_runs(path):
         return path
     if len(parts := several(text)) > 1:
-        why = "it takes one run; src.predict and src.evaluate take the mean of several"
+        why = "it takes one run; src.predict, src.evaluate and src.export take the mean of several"
         raise _refusal(f"run={printable(text)} names {len(parts)} runs", path, why, [corrected(f"run={parts[0]}")])
     found = f"run={printable(text)} is not the folder of a run"
     why = "it has no config.yaml" if path.exists() else "there is no such folder"

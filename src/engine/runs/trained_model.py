@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.engine.images.reading import encoded, pixels_of, read_image
 from src.engine.images.resizing import eval_transform
@@ -89,6 +89,10 @@ class TrainedModel:
         """uint8 (B, 3, S, S) -> what the backbone makes of them, float32 (B, F), on the device."""
         with autocast(self.precision, self.device):
             return self._features(images.to(self.device, non_blocking=True)).float()
+
+    def as_network(self) -> nn.Module:
+        """uint8 (B, 3, S, S) -> logits float32 (B, outputs): what an export writes."""
+        return self.network
 
     def predict(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) -> the probability of each class, or the values of task=regression: float32 (B, number of
