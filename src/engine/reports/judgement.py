@@ -129,7 +129,7 @@ def next_step(known: Evidence, is_better: bool | None) -> tuple[str, list[str]]:
         return why, [f"optimizer.lr={lr / 10:.3g}"]
     if (worst := _worse_than_constant(known)) is not None:
         chance = math.log(len(known.counts))
-        why = f"The loss on val was up to {worst:.3g}, and equal probabilities have {chance:.3g}"
+        why = f"The loss was up to {worst:.3g}, and equal probabilities have {chance:.3g}"
         return f"{why}: the learning rate is probably too high.", [f"optimizer.lr={lr / 10:.3g}"]
     if is_better is False:
         return "Training spoils the pretrained features: learn more slowly.", [f"optimizer.lr={lr / 3:.3g}"]
@@ -146,13 +146,13 @@ def next_step(known: Evidence, is_better: bool | None) -> tuple[str, list[str]]:
 
 
 def _worse_than_constant(known: Evidence) -> float | None:
-    """The largest loss on val, if it is far above that of equal probabilities, where no training that goes well ever is;
+    """The largest loss of an epoch, on train or val, if it is far above that of equal probabilities, where no training that goes well ever is;
     only of classes with cross-entropy is it known what these have."""
     is_known = known.setting("task", "name", "multiclass") in ("multiclass", "binary")
-    losses = [loss for loss in known.epochs.get("val/loss", []) if math.isfinite(loss)]
+    losses = [loss for split in ("train", "val") for loss in known.epochs.get(f"{split}/loss", [])]
     if not is_known or known.setting("model", "loss", "cross_entropy") != "cross_entropy" or len(known.counts) < 2:
         return None
-    worst = max(losses, default=0.0)
+    worst = max(filter(math.isfinite, losses), default=0.0)
     return worst if worst > FAR_ABOVE * math.log(len(known.counts)) else None
 
 

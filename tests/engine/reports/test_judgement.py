@@ -20,7 +20,7 @@ def evidence(own: float = 0.95, other: float | None = 0.8, metric: str = "acc", 
     if other is not None:
         result["baseline"] = {"metrics": {f"test/{metric}": other}}
     config = {"optimizer": {"lr": 3e-3}, "checkpoint": {"monitor": f"val/{metric}"}, "data": {"class_weights": "none"}}
-    epochs = {"train/loss": [2.0, 1.0, 0.5, 0.4, 0.3], f"train/{metric}": [0.9] * 5, f"val/{metric}": [0.9] * 5}
+    epochs = {"train/loss": [0.8, 0.6, 0.5, 0.4, 0.3], f"train/{metric}": [0.9] * 5, f"val/{metric}": [0.9] * 5}
     known = Evidence(
         config,
         result,
@@ -59,7 +59,7 @@ def test_it_says_what_is_reached_and_whether_that_is_more_than_noise():
     assert "Training gained 2.0000, which is more than noise." in words(known)
     by_loss = evidence(config={"checkpoint": {"monitor": "val/loss"}})
     assert "a test accuracy of 0.9500" in words(by_loss)
-    off_by = {"train/loss": [2, 1, 0.1], "train/off_by": [1.5] * 3, "val/off_by": [0.5] * 3}
+    off_by = {"train/loss": [0.8, 0.4, 0.1], "train/off_by": [1.5] * 3, "val/off_by": [0.5] * 3}
     assert "most confident mistakes" in words(evidence(other=None, metric="off_by", epochs=off_by))
     assert judge(evidence(own=float("nan"), result={"state": "interrupted"}, config={})) is None
 
@@ -68,14 +68,21 @@ def test_it_says_what_is_reached_and_whether_that_is_more_than_noise():
     ("change", "advice"),
     [
         ({"epochs": {"train/loss": [2.0, 4.0, 7.0]}}, "optimizer.lr=0.0003"),
-        ({"epochs": {"train/loss": [2.5, 1.4, 0.7], "val/loss": [3.5, 0.8, 0.2]}}, "optimizer.lr=0.0003"),
-        ({"epochs": {"train/loss": [2.5, 1.4, 0.7], "val/loss": [0.8, 0.7, 0.2]}}, "most confident mistakes"),
+        ({"epochs": {"train/loss": [0.8, 0.6, 0.4], "val/loss": [3.5, 0.8, 0.2]}}, "optimizer.lr=0.0003"),
+        ({"epochs": {"train/loss": [2.5, 1.4, 0.7], "val/loss": [0.8, 0.7, 0.2]}}, "optimizer.lr=0.0003"),
+        ({"epochs": {"train/loss": [0.8, 0.6, 0.4], "val/loss": [0.8, 0.7, 0.2]}}, "most confident mistakes"),
         ({"doubts": 25}, "25 labels in doubt"),
         ({"doubts": 25, "result": RESULT | {"baseline": {"metrics": {"test/acc": 0.8}}}}, "most confident mistakes"),
         ({"doubts": None}, "most confident mistakes"),
         ({"counts": {"cat": 5, "dog": 400}}, "data.class_weights=balanced"),
-        ({"epochs": {"train/loss": [2, 1, 0.1], "train/acc": [1.0] * 3, "val/acc": [0.8] * 3}}, "data.augment=strong"),
-        ({"epochs": {"train/loss": [2, 1, 0.1], "train/acc": [0.6] * 3, "val/acc": [0.6] * 3}}, "data.image_size=448"),
+        (
+            {"epochs": {"train/loss": [0.8, 0.4, 0.1], "train/acc": [1.0] * 3, "val/acc": [0.8] * 3}},
+            "data.augment=strong",
+        ),
+        (
+            {"epochs": {"train/loss": [0.8, 0.4, 0.1], "train/acc": [0.6] * 3, "val/acc": [0.6] * 3}},
+            "data.image_size=448",
+        ),
     ],
 )
 def test_the_next_thing_to_try_follows_from_what_is_seen(change, advice):
