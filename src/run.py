@@ -132,7 +132,7 @@ def finish(
         metrics=metrics,
         intervals=metrics.intervals,
         intervals_by=metrics.intervals_by,
-        val_ties=tied_epochs(folder.path, job.config.checkpoint.monitor, metrics.intervals, task.images.splits),
+        val_ties=tied_epochs(folder.path, job.config, metrics.intervals, task.images.splits),
         calibration=metrics.calibration or None,
         best_checkpoint=None if damage(folder.checkpoints / BEST) else f"checkpoints/{BEST}",
         best_epoch=chosen.best_epoch,

@@ -146,8 +146,8 @@ def next_step(known: Evidence, is_better: bool | None) -> tuple[str, list[str]]:
 
 
 def _worse_than_constant(known: Evidence) -> float | None:
-    """The largest loss of an epoch, on train or val, if it is far above that of equal probabilities, where no training that goes well ever is;
-    only of classes with cross-entropy is it known what these have."""
+    """The largest loss of an epoch, on train or val, if it is far above that of equal probabilities, where no training that
+    goes well ever is; only of classes with cross-entropy is it known what these have."""
     is_known = known.setting("task", "name", "multiclass") in ("multiclass", "binary")
     losses = [loss for split in ("train", "val") for loss in known.epochs.get(f"{split}/loss", [])]
     if not is_known or known.setting("model", "loss", "cross_entropy") != "cross_entropy" or len(known.counts) < 2:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from src.engine.commands.schema import METRICS
+from src.engine.commands.schema import METRICS, Config
 from src.engine.runs.files import read_metrics
 from src.engine.runs.intervals import Z
 from src.engine.runs.text import decimal
@@ -33,12 +33,14 @@ def tied(values: Mapping[int, float], error: float, more_is_better: bool) -> lis
 
 
 def tied_epochs(
-    run: Path, monitor: str, intervals: Mapping[str, Sequence[float]], splits: Mapping[str, Sequence[int]]
+    run: Path, config: Config, intervals: Mapping[str, Sequence[float]], splits: Mapping[str, Sequence[int]]
 ) -> dict[str, Any] | None:
     """For result.json: the epochs, counted from 1, that val cannot tell from the best one, with the standard error of the
-    monitored metric; None where there is no other, or where the metric has no interval. splits: the images of each."""
+    monitored metric; None where there is no other, where the metric has no interval, or where epochs were measured on a part
+    of val (trainer.limit_batches). splits: the images of each."""
+    monitor = config.checkpoint.monitor
     error = standard_error(intervals.get(monitor))
-    if error is None or not (run / "metrics.csv").is_file():
+    if error is None or config.trainer.limit_batches or not (run / "metrics.csv").is_file():
         return None
     rows = [row for row in read_metrics(run / "metrics.csv") if {monitor, "epoch"} <= row.keys()]
     epochs = tied({int(row["epoch"]): row[monitor] for row in rows}, error, METRICS.get(monitor) != "min")
