@@ -72,7 +72,7 @@ def seconds_of_a_step(name: str, device: torch.device) -> float:
             *(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 256, 1)),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 10)),
         )
-    layers.to(device, memory_format=torch.channels_last)
+    layers.to(device)
     images = torch.ones(8, 64, 56, 56, device=device).to(memory_format=torch.channels_last)
     times = []
     for _ in range(1 + TIMED):
