@@ -9,11 +9,22 @@ import sys
 import time
 from pathlib import Path
 
-from tests.conftest import command_environment
+from scripts.reference_runs import POSITIONS, Reference, run
+from tests.conftest import ROOT, command_environment
 
 
 def result(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
+
+
+def check_kill(*words: str) -> None:
+    """A run of src.train that is killed in its fifth step and repeated ends as an undisturbed one, to the bit."""
+    command = [*words, *POSITIONS, "name=run"]
+    whole, killed = run(Reference([command]), ROOT), run(Reference([command] * 2, disturbed="killed"), ROOT)
+    assert (whole["codes"], killed["codes"]) == ([0], [-9, 0])
+    assert whole["weights"]
+    assert killed["weights"] == whole["weights"]
+    assert killed["metrics"] == whole["metrics"]
 
 
 def start(folder: Path, *words: str, **environment: str) -> subprocess.Popen:

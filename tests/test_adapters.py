@@ -7,11 +7,9 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from scripts.reference_runs import POSITIONS, Reference, run
 from src.engine.runs.reading import read_checkpoint
 from tests.conftest import SMALL, check_error
-from tests.running import result
-from tests.warm import ROOT
+from tests.running import check_kill, result
 
 # A small transformer that takes small images.
 WORDS = [
@@ -74,12 +72,7 @@ def test_what_does_not_go_together(command, words, code, said):
 def test_a_killed_run_ends_with_the_same_bits(phases):
     """Where only the head learns at first, that epoch reads features."""
     more = ["checkpoint.select=ema", "model.dropout=0.2", "memory.checkpoint_gradients=true", f"freeze.phases={phases}"]
-    words = [*WORDS, *more, *POSITIONS, "name=run"]
-    whole, killed = run(Reference([words]), ROOT), run(Reference([words] * 2, disturbed="killed"), ROOT)
-    assert (whole["codes"], killed["codes"]) == ([0], [-9, 0])
-    assert whole["weights"]
-    assert killed["weights"] == whole["weights"]
-    assert killed["metrics"] == whole["metrics"]
+    check_kill(*WORDS, *more)
 
 
 @pytest.mark.slow

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from scripts.reference_runs import POSITIONS, Reference, run
 from tests.conftest import SMALL, write_images
-from tests.warm import ROOT
+from tests.running import check_kill, result
 
 EPOCHS = (
     "trainer.max_epochs=4",
@@ -21,10 +18,6 @@ WORDS = (
 )
 
 
-def result(folder):
-    return json.loads((folder / "result.json").read_text())
-
-
 def test_all_of_them_in_one_run(command, tmp_path):
     done = command("train", *WORDS, "name=all")
     assert done.code == 0, done.text
@@ -35,12 +28,7 @@ def test_all_of_them_in_one_run(command, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_of_all_of_them_ends_with_the_same_bits():
-    words = [*WORDS, *POSITIONS, "name=run"]
-    whole, killed = run(Reference([words]), ROOT), run(Reference([words] * 2, disturbed="killed"), ROOT)
-    assert (whole["codes"], killed["codes"]) == ([0], [-9, 0])
-    assert whole["weights"]
-    assert killed["weights"] == whole["weights"]
-    assert killed["metrics"] == whole["metrics"]
+    check_kill(*WORDS)
 
 
 @pytest.mark.slow

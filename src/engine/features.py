@@ -85,7 +85,7 @@ class Feature:
     callbacks: Callable[[Job, RunTask], list[L.Callback]] = lambda job, task: []  # called after all others
     # of a folder, its phases, result and images; gives the page's plots to loggers
     run_report: Callable[[Path, Any, dict[str, Any], Shown | None], Mapping[str, Callable[[], bytes]]] | None = None
-    folds_report: Callable[[Path], None] = lambda folder: None  # of data.folds, when all are finished
+    folds_report: Callable[[Path, Config], None] = lambda folder, config: None  # of data.folds, when all are finished
     sweep_report: Callable[[Path, Any, str], object] | None = None  # of a folder, its goal and the best trial's command
     data_of_run: Callable[[Path, Data], Data] = lambda run, data: data  # with what a run that ended found for `auto`
 

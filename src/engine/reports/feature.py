@@ -15,7 +15,7 @@ from src.engine import features
 from src.engine.commands.rule_kinds import unread
 
 if TYPE_CHECKING:
-    from src.engine.commands.schema import Rule
+    from src.engine.commands.schema import Config, Rule
     from src.engine.runs.shown import Shown
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,11 @@ def write(folder: Path, phases: Any, result: dict[str, Any], shown: Shown | None
     return {label: partial(plots.to_png, figure) for label, figure in plots.DRAWN.items()}
 
 
-def write_folds(folder: Path) -> None:
+def write_folds(folder: Path, config: Config) -> None:
     """By src/report.py, which knows how a run's images are read; in a process of its own, since a run may have had its own too
     and this one no torch. A page that cannot be made is no error of the folds."""
+    if not config.report.page:
+        return
     words = ["-m", "src.report", f"run={folder}"]
     done = subprocess.run([sys.executable, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode == 0:

@@ -19,7 +19,7 @@ MANY_DOUBTS = 0.02  # share of all images; confident learning doubts one in a hu
 GOOD = 0.9  # accuracy of the baseline, below which its doubts are mostly its own mistakes
 OVERFITTED, WEAK = 0.1, 0.9  # train is so much better than val, though augmented; or no better than this itself
 FAR_ABOVE = (
-    1.25  # times the loss of equal probabilities; digits reach 1.5 with 10 times the default lr, 3.1 with 30 times
+    1.25  # times the loss of equal probabilities; digits reach 1.5 with ten times the default lr, 3.1 with 30 times
 )
 UNEVEN = 10  # times as many images in the largest class as in the smallest
 LONG, LARGE = 100, 384  # epochs, and pixels, beyond which more of them are not the first thing to try

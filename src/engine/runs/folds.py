@@ -57,11 +57,11 @@ def train_folds(config: Config, train: Callable[[Config, Path], float]) -> float
         run = f"{name}/fold_{fold}"
         train(replace(config, name=run, data=replace(config.data, fold=fold)), claim(runs_dir, run))
     path = runs_dir / name
-    mean = _finish(path, fold_runs(path)[:number])
+    mean = _finish(config, path, fold_runs(path)[:number])
     return mean.get(config.checkpoint.monitor, math.nan)
 
 
-def _finish(path: Path, runs: Sequence[Path]) -> dict[str, float]:
+def _finish(config: Config, path: Path, runs: Sequence[Path]) -> dict[str, float]:
     """Writes the files of all folds, and shows them. Returns the means."""
     results = {run.name: read_result(run) for run in runs}
     mean, std = _mean_and_std([result["metrics"] for result in results.values()])
@@ -81,7 +81,7 @@ def _finish(path: Path, runs: Sequence[Path]) -> dict[str, float]:
     log.info(f"\nthe test splits of the {len(runs)} folds, with their mean and standard deviation\n")
     log.info(metrics_table(table))
     for feature in features.FEATURES:
-        feature.folds_report(path)
+        feature.folds_report(path, config)
     log.info(f"files     {printable(path)}/: result.json, predictions.csv, {runs[0].name}/ to {runs[-1].name}/")
     return mean
 

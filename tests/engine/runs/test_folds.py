@@ -19,9 +19,9 @@ from src.engine.runs.run_lookup import fold_runs
 from src.tasks.multiclass import Multiclass
 from src.tasks.multilabel import Multilabel
 from src.tasks.regression import Regression
-from tests.conftest import SMALL, check_error, write_images
+from tests.conftest import WITH_PAGE, check_error, write_images
 
-QUICK = (*SMALL[3:], "data.batch_size=16", "data.image_size=32", "trainer.max_epochs=1", "freeze.preset=head_only")
+QUICK = (*WITH_PAGE[3:], "data.batch_size=16", "data.image_size=32", "trainer.max_epochs=1", "freeze.preset=head_only")
 
 
 def rows_of(file):
