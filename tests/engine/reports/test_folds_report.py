@@ -171,3 +171,14 @@ def test_the_folds_are_complete_without_the_page(tmp_path, monkeypatch, caplog):
     with caplog.at_level("INFO"):
         feature.write_folds(tmp_path / "gone")
     assert re.search(r"report.html could not be written; python -m src.report run=\S+gone says why", caplog.text)
+
+
+def test_no_page_is_made_where_none_is_wanted(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        feature.subprocess, "run", lambda *words, **_: asked.append(words) or SimpleNamespace(returncode=1)
+    )
+    feature.write_folds(tmp_path, SimpleNamespace(report=SimpleNamespace(page=False)))
+    assert asked == []
+    feature.write_folds(tmp_path, SimpleNamespace(report=SimpleNamespace(page=True)))
+    assert len(asked) == 1
