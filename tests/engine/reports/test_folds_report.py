@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -166,10 +167,14 @@ def test_it_is_made_again_and_folds_that_are_not_finished_are_an_error(command, 
     check_error(command("report", "run=runs/cv"), 66, "2 of the 3 folds of cv are finished", COMMAND)
 
 
-def test_the_folds_are_complete_without_the_page(tmp_path, monkeypatch, caplog):
+def wants(page: bool) -> Any:
+    return SimpleNamespace(report=SimpleNamespace(page=page))
+
+
+def test_the_folds_are_complete_without_the_page(tmp_path, caplog):
     assert feature.write_folds in [room.folds_report for room in features.FEATURES]
     with caplog.at_level("INFO"):
-        feature.write_folds(tmp_path / "gone")
+        feature.write_folds(tmp_path / "gone", wants(page=True))
     assert re.search(r"report.html could not be written; python -m src.report run=\S+gone says why", caplog.text)
 
 
@@ -178,7 +183,7 @@ def test_no_page_is_made_where_none_is_wanted(tmp_path, monkeypatch):
     monkeypatch.setattr(
         feature.subprocess, "run", lambda *words, **_: asked.append(words) or SimpleNamespace(returncode=1)
     )
-    feature.write_folds(tmp_path, SimpleNamespace(report=SimpleNamespace(page=False)))
+    feature.write_folds(tmp_path, wants(page=False))
     assert asked == []
-    feature.write_folds(tmp_path, SimpleNamespace(report=SimpleNamespace(page=True)))
+    feature.write_folds(tmp_path, wants(page=True))
     assert len(asked) == 1

@@ -13,8 +13,10 @@ from src.engine.runs.bootstrap import metric_intervals, share_interval
 from src.engine.runs.calibration import calibration_errors, fit_temperature
 from src.engine.runs.ensemble import Ensemble, combined
 from src.engine.runs.errors import UserError
+from src.engine.runs.model_folder import ModelCard
 from src.engine.runs.outputs import Outputs
 from src.engine.steps.task_kind import TaskKind
+from src.engine.weights.preprocessing import Preprocessing
 from src.tasks.binary import Binary
 from src.tasks.multiclass import Multiclass
 from src.tasks.multilabel import Multilabel
@@ -100,8 +102,18 @@ def test_logits_of_a_mean_give_the_mean(task):
 
 def member(kind: TaskKind, make: Any, **card: Any) -> Any:
     """A model whose logits are make(images)."""
-    about = {"task": "multiclass", "classes": NAMES, "preprocessing": 64, "read_options": 0} | card
-    return SimpleNamespace(kind=kind, logits=make, card=SimpleNamespace(**about), device="cpu", folder=None)
+    about = {
+        "architecture": {},
+        "preprocessing": Preprocessing(64, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3),
+        "classes": NAMES,
+        "task": "multiclass",
+        "background": (0, 0, 0),
+        "max_megapixels": 100.0,
+        "channels_last": False,
+        "precision": "fp32",
+        "metrics": {},
+    }
+    return SimpleNamespace(kind=kind, logits=make, card=ModelCard(**about | card), device="cpu", folder=None)
 
 
 def test_an_ensemble_and_views_have_the_mean_of_the_probabilities():

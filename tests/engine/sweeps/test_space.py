@@ -203,7 +203,7 @@ def test_the_command_line_replaces_what_a_recipe_sweeps():
 
 
 def test_glob_lists_the_options_of_a_group(hydra):
-    space = read_space(["optimizer=glob(*)", "precision=glob(*,exclude=bf*)"], {}, hydra.config_loader())
+    space = read_space(["optimizer=glob(*)", "precision=glob(*,exclude=[bf*,auto])"], {}, hydra.config_loader())
     assert space.parameters["optimizer"].values == ("adamw", "sgd")
     assert space.parameters["precision"].values == ("fp16", "fp32")
 
