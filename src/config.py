@@ -181,6 +181,7 @@ class Trainer:
     limit_batches: int | None = number(None, 1, ANY, 10)  # use only this many batches of each split; null: all
     gradient_clip: float | None = number(None, 1e-6, 1e6, 1.0)  # largest norm of the gradient; null: not clipped
     on_nan: str = choice("stop", "skip", "restore", default="stop")  # if a loss or gradient is nan: docs/errors.md
+    compile: bool = False  # torch.compile for the backbone's training steps (docs/performance.md)
     threads: int | None = number(None, 1, 1024, 2)  # CPU threads of the job; null: all cores, or OMP_NUM_THREADS
 
 

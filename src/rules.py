@@ -223,6 +223,9 @@ RULES.extend([
     unread("logger.tracking_uri", "this logger", lambda c: c.logger.mlflow, "it is for mlflow"),
     unread("logger.offline", "this logger", lambda c: c.logger.wandb, "it is for wandb"),
 
+    clash("trainer.compile", "strategy", lambda c: c.trainer.compile and c.strategy.name in features.strategies(),
+          "it computes in threads or stages, and a pass is compiled for one device", "~trainer.compile"),
+    unread("trainer.compile", "<freeze.preset>", backbone_learns, "no block of the backbone is trained"),
     *(read_by(key, users) for key, users in OF_STRATEGIES.items()),
     Rule(lambda c: c.strategy.name == "single" and devices(c) != 1,
          "<strategy> does not go with <trainer.devices> <trainer.num_nodes>",

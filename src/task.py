@@ -54,6 +54,7 @@ def build_task(job: Job) -> Task:
     network, loaded = ranks.after_first(
         lambda: build_pretrained(config.model, kind, images.classes, preprocessing, config.seed)
     )
+    network.compiled = config.trainer.compile
     if config.memory.checkpoint_gradients:
         checkpoint_gradients(network.backbone, blocks(network.backbone))
     add_adapters(network.backbone, config.freeze.lora_rank, config.seed)

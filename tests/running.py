@@ -17,10 +17,10 @@ def result(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
-def check_kill(*words: str) -> None:
-    """A run of src.train that is killed in its fifth step and repeated ends as an undisturbed one, to the bit."""
+def check_kill(*words: str, tree: Path = ROOT) -> None:
+    """A run that is killed in its fifth step and repeated ends as an undisturbed one, to the bit. tree: whose src.train."""
     command = [*words, *POSITIONS, "name=run"]
-    whole, killed = run(Reference([command]), ROOT), run(Reference([command] * 2, disturbed="killed"), ROOT)
+    whole, killed = run(Reference([command]), tree), run(Reference([command] * 2, disturbed="killed"), tree)
     assert (whole["codes"], killed["codes"]) == ([0], [-9, 0])
     assert whole["weights"]
     assert killed["weights"] == whole["weights"]

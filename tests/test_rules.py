@@ -21,6 +21,8 @@ MISTAKES = [
     (["strategy=ddp", "trainer.devices=[0,0]"], "trainer.devices=[0,0] is out of range"),
     (["strategy=ddp", "trainer.devices=two"], "trainer.devices=two is out of range"),
     of_room("dp", ["strategy=dp", "trainer.num_nodes=2"], "strategy=dp does not go with trainer.num_nodes=2"),
+    of_room("dp", ["strategy=dp", "trainer.devices=2", "trainer.compile=true"], "trainer.compile=true does not go"),
+    of_room("pipeline", [*PIPELINE, "trainer.compile=true"], "trainer.compile=true does not go"),
     (["strategy=ddp", "trainer.num_nodes=2"], "this command runs on one machine"),
     (["strategy=ddp", "trainer.devices=4", "data.batch_size=3"], "smaller than the number of devices, 4"),
     of_room("dp", ["strategy=dp", "trainer.devices=4", "data.batch_size=3"], "smaller than the number of devices, 4"),

@@ -47,6 +47,8 @@ class FreezingSchedule(L.Callback):
             log.info(f"from here on these learn: {', '.join(names)}")
         if isinstance(trainer.strategy, Ddp) and trainer.strategy.wrapper is not None:
             trainer.strategy.configure_ddp()
+        if engine_module(pl_module).network.compiled:
+            torch.compiler.reset()  # what was compiled for other trained blocks counts towards the limit of variants
         if pl_module.device.type == "cuda":
             # Activations have other sizes from here on: cached memory in pieces of the old sizes would be in the way.
             torch.cuda.empty_cache()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from src.engine.runs.plain_values import limited
+from src.engine.steps.compiling import compiled_pass
 from src.engine.steps.network import Network
 from src.engine.weights.preprocessing import Preprocessing
 from src.models.backbones import build_backbone
@@ -76,7 +77,10 @@ class TransferNetwork(Network):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> the backbone's output (B, F)."""
-        return pooled(self.backbone(self.normalise(images)))
+        images = self.normalise(images)
+        return pooled(
+            compiled_pass()(self.backbone, images) if self.compiled and self.training else self.backbone(images)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8, or what `features` made of them, (B, F) -> logits (B, outputs)."""

@@ -27,6 +27,11 @@ from tests.conftest import ROOT, command_environment, write_images
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHORT = ["debug=true", "data.batch_size=8", "logger=csv"]  # the others where the command says nothing of it
+EXTRAS = [
+    "baseline=none",
+    *(["report.page=false"] if "reports" in features.names() else []),
+]  # added on other pages than:
+WITH_EXTRAS = ("baseline.md", "report.md")
 # The first run is right for 98.7 % of its 269 test images, in the mean of seeds and kinds of CPU: rounding alone leads to
 # other weights. The standard deviation of such a count is 0.7 %, and this is four of them less.
 ACCURACY = 0.96
@@ -99,18 +104,19 @@ def test_every_command_of_the_page_works(folder, page):
         for path, text in files.items():
             (folder / path).write_text(text)
     lines = [line for line in commands(page) if line not in RUN_BY_CI + NOT_RUN]
+    short = SHORT if page.name in WITH_EXTRAS else SHORT + EXTRAS
     for number, line in enumerate(lines):
-        check_command(folder, line, cold=number == 0)
+        check_command(folder, line, short, cold=number == 0)
 
 
-def check_command(folder: Path, line: str, cold: bool) -> None:
+def check_command(folder: Path, line: str, short: list[str], cold: bool) -> None:
     words = shlex.split(line)
     if words == ["python", "-m", "src.train"] and (recorded := os.environ.get("FIRST_RUN")):
         check_first_run(Path(recorded).read_text())
         return
     shortened = words[:3] == ["python", "-m", "src.train"] and not {"--help", "--cfg", "debug=true"} & set(words)
     if shortened and len(words) > 3:
-        words += [word for word in SHORT if word.split("=")[0].split(".")[-1] not in line]
+        words += [word for word in short if word.split("=")[0].split(".")[-1] not in line]
     environment = command_environment() | {"TORCH_HOME": str(folder / "no_weights")}
     if words[:2] == ["python", "-m"]:
         done = warm.run(words[2], words[3:], folder, environment, timeout=600, cold=cold)

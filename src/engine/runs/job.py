@@ -25,6 +25,7 @@ from src.engine.runs.reading import newest_position
 from src.engine.runs.run_dir import RunFolder
 from src.engine.runs.shown import Shown
 from src.engine.runs.tables import print_result
+from src.engine.steps.compiling import check_compiler
 from src.engine.steps.precision import check_precision
 from src.engine.steps.precision_choice import choose_precision
 
@@ -86,6 +87,8 @@ def open_job(config: Config, path: Path) -> Iterator[Job]:
             name = ranks.told_by_first(lambda: choose_precision(folder.path, devices[ranks.local_rank]))
             config = replace(config, precision=replace(config.precision, name=name))
         check_precision(config.precision.name, devices[ranks.local_rank])
+        if config.trainer.compile:
+            check_compiler(devices[ranks.local_rank])
         peak_is_known = begin_peak(devices[ranks.local_rank])
         resume_point = ranks.after_first(lambda: newest_position(folder.checkpoints, typed_epochs(config)))
         yield Job(config, folder, ranks, tuple(devices), resume_point, peak_is_known)

@@ -11,6 +11,7 @@ class Network(nn.Module):
     backbone: nn.Module
     head: nn.Module
     channels_last: bool
+    compiled = False  # trainer.compile: whether the backbone's training passes are
     temperature = 1.0  # forward divides the logits by it: model.calibrate
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import torchvision
 from torch import nn
 
 from src.config import Freeze, Optimizer
-from src.engine.dp.replication import on_cpu
 from src.engine.memory.gradient_checkpoints import checkpoint_gradients
 from src.engine.runs.checkpoint_selection import WeightAverage, epoch_file, network_weights
 from src.engine.runs.checksum import save_with_checksum
@@ -157,8 +156,11 @@ def test_in_bf16_the_merged_network_gives_the_same():
         assert made(IMAGES).equal(plain(IMAGES))
 
 
+@pytest.mark.needs("dp")
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_gradients_of_replicas_and_of_activations_that_are_computed_twice(chunks):
+    from src.engine.dp.replication import on_cpu
+
     made, other = adapted(), network()
     train(made)
     made.zero_grad()
