@@ -39,6 +39,7 @@ from src.engine.runs.selection import Chosen, choose_weights, find_callback
 from src.engine.runs.shown import Shown, read_by_name
 from src.engine.runs.tables import print_result
 from src.engine.runs.ties import tied_epochs
+from src.engine.steps.precision_choice import with_precision
 from src.models.classifier import build_classifier
 from src.task import Task, build_task
 from src.trainer import build_trainer
@@ -55,6 +56,7 @@ def run(config: Config, path: Path) -> float:
         if (metric := job.finished()) is not None:
             return metric
         task = build_task(job)  # images checked and split, network with pretrained weights, what is frozen when
+        job, task = with_precision(job, task)  # precision=auto
         job = features.prepare(job, task)  # what optional rooms measure first
         bank = build_bank(job, task, train_transform(task.preprocessing, job.config.data.augment))  # features, once
         data = build_data(job, task, bank)
@@ -81,7 +83,7 @@ def run(config: Config, path: Path) -> float:
 def rehearse(config: Config, path: Path) -> None:
     """What src.doctor tries: a run until after its first steps of each phase, as debug=true has them."""
     with open_job(config, path) as job:
-        task = build_task(job)
+        job, task = with_precision(job, build_task(job))
         job = features.prepare(job, task)
         data = build_data(job, task, None)
         steps = steps_of(job.config, len(task.images.splits["train"]))

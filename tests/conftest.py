@@ -16,6 +16,7 @@ from PIL import Image
 from src import rules  # noqa: F401 (registers the settings)
 from src.engine import features
 from src.engine.commands.hydra_words import for_hydra
+from src.engine.runs.cores import cpu_cores
 from src.engine.runs.errors import ExitCode, UserError
 from tests import warm
 from tests.warm import ROOT, command_environment
@@ -41,6 +42,11 @@ LEFT_OUT = [line for line in (ROOT / "tests/slow.txt").read_text().splitlines() 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="all tests, not the quick tier alone")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than cores, since many tests wait: for a time limit, for another process, for the disk."""
+    return cpu_cores() + 1
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -27,11 +27,13 @@ def done(name: str) -> dict:
     return run(reference, ROOT, lambda words, *where: warm.run("src.train", words, *where, timeout=300))
 
 
-CASES = [
-    of_room(ROOMS[name], name) if name in ROOMS else name
-    for name in REFERENCES
-    if name not in ("pretrained", "continued")
-]
+def case(name: str):
+    if name in ROOMS:
+        return of_room(ROOMS[name], name)
+    return name if name in ("single", "ddp") else pytest.param(name, marks=pytest.mark.slow)  # settings of a single run
+
+
+CASES = [case(name) for name in REFERENCES if name not in ("pretrained", "continued")]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,13 @@ def test_names_are_lite0_and_torchvisions():
     assert not [name for name in names if "fasterrcnn" in name or "quantized" in name]
 
 
-@pytest.mark.parametrize("name", backbone_names())
+def of_each_family(name: str):
+    """A case of the quick tier for one backbone of a family, and of the slow one for its larger relatives."""
+    first = next(other for other in backbone_names() if re.split(r"[\d_]", other)[0] == re.split(r"[\d_]", name)[0])
+    return name if name == first else pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [of_each_family(name) for name in backbone_names()])
 def test_every_backbone_gives_the_features_it_says(name):
     backbone, features, size = on_meta(name)
     with torch.no_grad():

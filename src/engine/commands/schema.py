@@ -45,7 +45,7 @@ READ_BY_ENGINE = {
     "optimizer": "name lr schedule",
     "strategy": "name timeout_seconds sync_batchnorm",
     "precision": "name",
-    "trainer": "accelerator devices num_nodes max_epochs max_steps limit_batches threads",
+    "trainer": "accelerator devices num_nodes max_epochs max_steps limit_batches threads compile",
     "freeze": "preset lr_decay unfreeze_epoch lora_rank phases",
     "feature_bank": "views limit_gib",
     "checkpoint": "monitor select",

@@ -27,7 +27,6 @@ from src.engine.runs.shown import Shown
 from src.engine.runs.tables import print_result
 from src.engine.steps.compiling import check_compiler
 from src.engine.steps.precision import check_precision
-from src.engine.steps.precision_choice import choose_precision
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -83,10 +82,8 @@ def open_job(config: Config, path: Path) -> Iterator[Job]:
         for warning in warnings:
             log.warning(warning)
         devices = set_up_machine(config, ranks)
-        if config.precision.name == "auto":
-            name = ranks.told_by_first(lambda: choose_precision(folder.path, devices[ranks.local_rank]))
-            config = replace(config, precision=replace(config.precision, name=name))
-        check_precision(config.precision.name, devices[ranks.local_rank])
+        if config.precision.name != "auto":
+            check_precision(config.precision.name, devices[ranks.local_rank])
         if config.trainer.compile:
             check_compiler(devices[ranks.local_rank])
         peak_is_known = begin_peak(devices[ranks.local_rank])
