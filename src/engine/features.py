@@ -86,7 +86,9 @@ class Feature:
     # of a folder, its phases, result and images; gives the page's plots to loggers
     run_report: Callable[[Path, Any, dict[str, Any], Shown | None], Mapping[str, Callable[[], bytes]]] | None = None
     folds_report: Callable[[Path, Config], None] = lambda folder, config: None  # of data.folds, when all are finished
-    sweep_report: Callable[[Path, Any, str], object] | None = None  # of a folder, its goal and the best trial's command
+    sweep_report: Callable[[Path, Any, dict[str, Any]], object] | None = (
+        None  # of a folder, its goal and what it concludes
+    )
     data_of_run: Callable[[Path, Data], Data] = lambda run, data: data  # with what a run that ended found for `auto`
 
 

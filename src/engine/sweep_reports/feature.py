@@ -8,10 +8,10 @@ from typing import Any
 from src.engine import features
 
 
-def write(folder: Path, goal: Any, command: str) -> None:
+def write(folder: Path, goal: Any, results: dict[str, Any]) -> None:
     from src.engine.sweep_reports.sweep_report import write_sweep_report
 
-    write_sweep_report(folder, goal, command)
+    write_sweep_report(folder, goal, results)
 
 
 features.add(

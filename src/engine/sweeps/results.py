@@ -10,7 +10,7 @@ import os
 import shlex
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -40,15 +40,9 @@ IMPORT_SECONDS = 5.0  # of torch and Lightning, which Hydra's basic launcher doe
 
 
 def conclude(journal: Journal, goal: Goal, retrain: bool | None = None) -> None:
-    """Writes the files and the report of a sweep, and prints its ranking. retrain: whether its winner is trained once more;
+    """Writes the files of a sweep, and prints its ranking. retrain: whether its winner is trained once more;
     None: other batches of trials may follow."""
     results = write_results(journal, goal)
-    for feature in features.FEATURES:
-        try:
-            if feature.sweep_report is not None:
-                feature.sweep_report(journal.path.parent, goal, results.get("command", ""))
-        except Exception:  # the sweep is done by now: a page that cannot be made must not turn it into a failed one
-            log.warning("the sweep's report.html could not be written; sweep.log says why", exc_info=True)
     print_ranking(journal, goal, results)
     if retrain is not None and results["num_trials"]:
         _retrain(journal, goal, results, retrain)
@@ -69,10 +63,33 @@ def _retrain(journal: Journal, goal: Goal, results: dict[str, Any], is_asked: bo
         results = write_results(journal, goal)
         log.info("")
     if "retrained" in results:
-        log.info(f"winner    {results['best_folder']}: {_numbers(read_result(Path(results['best_folder'])), goal)}")
-        log.info(f"retrained {results['retrained']['folder']}: {_numbers(results['retrained'], goal)}")
+        for label, text in of_retraining(goal, results):
+            log.info(f"{label:<10}{text}")
     elif typed_words():
         log.info(f"retrain   {sweep_command(f'name={typed_name() or folder.name}', 'retrain=true')}")
+
+
+def of_retraining(goal: Goal, results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The winner's numbers and those of its settings with another seed; none where they were not trained once more."""
+    if "retrained" not in results:
+        return []
+    winner, again = results["best_folder"], results["retrained"]
+    return [
+        ("winner", f"{winner}: {_numbers(read_result(Path(winner)), goal)}"),
+        ("retrained", f"{again['folder']}: {_numbers(again, goal)}"),
+    ]
+
+
+def of_chance(ranked: Sequence[TrialRecord], goal: Goal, results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How much of the winner's place may be chance. ranked: all trials with a value; results: as written."""
+    lines, number = [], len(ranked)
+    if (luck := winners_luck(ranked[0], goal, number)) is not None:
+        text = f"of {number} equally good trials the best would look about {decimal(luck)} better than it is; "
+        lines.append(("luck", f"{text}its test numbers are in {results['best_folder']}/result.json"))
+    if ties := results.get("val_ties"):
+        text = f"cannot tell the best {len(ties['trials'])} of {number} trials apart "
+        lines.append(("val", f"{text}(±{error_text(ties['standard_error'])})"))
+    return lines
 
 
 def _numbers(result: dict[str, Any], goal: Goal) -> str:
@@ -96,7 +113,7 @@ def say_if_basic_is_faster(journal: Journal, numbers: Sequence[int], seconds: fl
 
 
 def write_results(journal: Journal, goal: Goal) -> dict[str, Any]:
-    """Writes optimization_results.yaml and sweep.csv beside the journal; returns the content of the first one.
+    """Writes optimization_results.yaml, sweep.csv and report.html beside the journal; returns the content of the first one.
 
     The keys best_* and command are left out if no trial has a value.
     """
@@ -139,7 +156,17 @@ def write_results(journal: Journal, goal: Goal) -> dict[str, Any]:
         rows.append([number, trial.state, *params, *(trial.best(goal) or (None, None)), *ends])
     header = ["trial", "state", *keys, goal.metric, "best_epoch", "epochs", "seconds", "folder", "error"]
     write_csv(folder / "sweep.csv", header, rows)
+    _write_page(folder, goal, results)
     return results
+
+
+def _write_page(folder: Path, goal: Goal, results: dict[str, Any]) -> None:
+    for feature in features.FEATURES:
+        try:
+            if feature.sweep_report is not None:
+                feature.sweep_report(folder, goal, results)
+        except Exception:  # the sweep is done by now: a page that cannot be made must not turn it into a failed one
+            log.warning("the sweep's report.html could not be written; sweep.log says why", exc_info=True)
 
 
 def single_run_command(trial: TrialRecord, sweep: str) -> str:
@@ -158,17 +185,7 @@ def print_ranking(journal: Journal, goal: Goal, results: dict[str, Any]) -> None
     lines += [counted(trials) if trials else "no trial has begun", ""]
     if ranked:
         lines.append(f"best      {results['best_folder']}: {goal.metric} {best_text(ranked[0], goal)}")
-        number = len(ranking(trials, goal))
-        if (luck := winners_luck(ranked[0], goal, number)) is not None:
-            lines.append(
-                f"luck      of {number} equally good trials the best would look about {decimal(luck)} better than it is; "
-                f"its test numbers are in {results['best_folder']}/result.json"
-            )
-        if ties := results.get("val_ties"):
-            lines.append(
-                f"val       cannot tell the best {len(ties['trials'])} of {number} trials apart "
-                f"(±{error_text(ties['standard_error'])})"
-            )
+        lines += [f"{label:<10}{text}" for label, text in of_chance(ranking(trials, goal), goal, results)]
         if results["best_checkpoint"]:
             lines.append(f"weights   {results['best_checkpoint']}")
     else:

@@ -96,7 +96,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def report(folder: Path, trials: list[Trial], mode: str = "max", metric: str = METRIC) -> Page:
-    return Page(write_sweep_report(write_journal(folder, trials), Goal(metric, mode), COMMAND))
+    results = {"command": COMMAND, "best_folder": "0"}
+    return Page(write_sweep_report(write_journal(folder, trials), Goal(metric, mode), results))
 
 
 def lines_of(figure: Any) -> dict[str, Any]:
@@ -162,6 +163,18 @@ def test_the_same_journal_gives_the_same_page(tmp_path):
     first = write_sweep_report(folder, Goal(METRIC, "max")).read_bytes()
     with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 30}):
         assert write_sweep_report(folder, Goal(METRIC, "max")).read_bytes() == first
+
+
+def test_the_page_says_how_sure_the_winner_is(tmp_path):
+    again = {"folder": "runs/heads/retrained_1_seed_4", "metrics": {METRIC: 0.7, "test/acc": 0.625}, "intervals": {}}
+    results = {
+        "best_folder": "runs/heads/1",
+        "val_ties": {"trials": [1, 0], "standard_error": 0.02},
+        "retrained": again,
+    }
+    page = Page(write_sweep_report(write_journal(tmp_path, THREE), Goal(METRIC, "max"), results))
+    assert "cannot tell the best 2 of 2 trials apart (±0.020)" in page.texts
+    assert f"runs/heads/retrained_1_seed_4: {METRIC} 0.7000, test/acc 0.6250" in page.texts
 
 
 def test_fifty_trials_with_eight_parameters(tmp_path, made):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src.engine import features
 from src.engine.runs.errors import ExitCode, UserError
 from src.engine.sweeps.results import conclude
 from src.engine.sweeps.retraining import LARGEST_SEED, Retraining
@@ -91,6 +92,8 @@ def test_the_summary_says_what_it_measured(journal, caplog, monkeypatch):
         noted = yaml.safe_load(Path("runs/heads/optimization_results.yaml").read_text())["retrained"]
         assert (noted["seed"], noted["metrics"]["test/acc"]) == (4, 0.625)
     assert len(trained) == 1, "the second time it is there"
+    if "sweep_reports" in features.names():
+        assert "runs/heads/retrained_1_seed_4" in Path("runs/heads/report.html").read_text()
 
 
 def test_where_it_is_off_its_command_is_shown(journal, caplog, monkeypatch):
