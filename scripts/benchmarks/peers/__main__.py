@@ -8,7 +8,7 @@
 head: the head alone on a frozen backbone, 224 pixels, 5 epochs. full: everything, 128 pixels, 2 epochs. Each trains a
 resnet18 from the same file of random weights on drawn JPEGs of 500x375 in 8 classes, on the CPU. The peers alternate;
 the table has medians. A saved model's accuracy is measured by the same code for all, after the time is taken. Run nothing else
-meanwhile: a round takes a quarter of an hour on two quiet cores.
+meanwhile: a round takes about 20 minutes on two quiet cores.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -91,6 +92,7 @@ def run_one(run: Run, python: str, threads: int, results: Results) -> str:
 
 def main() -> None:
     options = parse()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the training ends too, the table is shown
     results = Results(options.jobs, options.peers)
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         try:

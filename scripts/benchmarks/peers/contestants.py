@@ -133,7 +133,7 @@ def _install(peer: str, venv: Path) -> str:
     try:
         _call(sys.executable, "-m", "venv", str(venv))
         Path(_call(python, "-c", purelib), "existing.pth").write_text("\n".join(existing), encoding="utf-8")
-        _call(python, "-m", "pip", "install", "--quiet", *PEERS[peer].requirements)
+        _call(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PEERS[peer].requirements)
     except subprocess.CalledProcessError as error:
         raise LookupError(f"not installed: {last_line(error.stderr or error.stdout)}") from None
     return python

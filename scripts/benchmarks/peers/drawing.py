@@ -41,9 +41,10 @@ def draw_image(label: int, random: np.random.Generator) -> np.ndarray:
 
 
 def write_weights(file: Path, seed: int) -> None:
-    """A state dict of torchvision's resnet18 for CLASSES: random, but BatchNorm has the statistics of drawn images.
+    """A state dict of torchvision's resnet18 for CLASSES: random, but a frozen backbone's features tell the classes apart.
 
-    With the statistics that BatchNorm begins with, 0 and 1, the frozen features of all images are nearly alike.
+    BatchNorm has the statistics of drawn images, and its last bias makes features sparse. With 0 and 1, with which they
+    begin, all images have nearly the same features, and a head's accuracy jumps from step to step.
     """
     import torch  # takes seconds
     from torchvision.models import resnet18
@@ -60,4 +61,5 @@ def write_weights(file: Path, seed: int) -> None:
     with torch.no_grad():
         for batch in images.split(32):
             network((batch / 255 - mean) / std)
+        network.layer4[1].bn2.bias.fill_(-1.5)
     torch.save(network.state_dict(), file)

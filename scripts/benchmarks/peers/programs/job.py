@@ -24,7 +24,7 @@ class Job:
     head_only: bool  # the backbone is frozen, its BatchNorm too
 
 
-JOBS = {job.name: job for job in (Job("head", 224, 5, 1e-3, True), Job("full", 128, 2, 1e-3, False))}
+JOBS = {job.name: job for job in (Job("head", 224, 5, 1e-2, True), Job("full", 128, 2, 1e-3, False))}
 
 
 @dataclass(frozen=True)
