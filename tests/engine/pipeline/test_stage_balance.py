@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,9 +61,16 @@ def test_the_best_cuts():
     assert best_cuts([[4, 4, 4, 4], [1, 1, 1, 1]]) == (1,)  # what costs more in the first stage
 
 
-def test_a_slow_block_has_a_stage_of_its_own(caplog):
+def test_a_slow_block_has_a_stage_of_its_own(caplog, monkeypatch):
     slow = network()
-    slow.backbone.layer3[2].register_forward_pre_hook(lambda layer, inputs: time.sleep(0.5))
+    slow.backbone.layer3[2].slow = True
+    seconds = stage_balance._seconds
+
+    def in_slow_motion(stage, *rest):
+        """Far slower than other programs could make the others."""
+        return seconds(stage, *rest) + (100 if any(hasattr(layer, "slow") for layer in stage.modules()) else 0)
+
+    monkeypatch.setattr(stage_balance, "_seconds", in_slow_motion)
     with caplog.at_level("INFO"):
         assert choose_split(config(), task(slow), CPU, 3) == ["layer3.1", "layer3.2"]
     assert len(caplog.messages) == 1
