@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+EQUAL, NOT_COMPARED = "equal", "refused by both: nothing was compared"
 OF_THE_MACHINE = ("images_per_second", "memory/")  # columns of metrics.csv that differ between equal runs
 
 # Keys that have not been renamed, so that older commits take them. Nine steps: three epochs of three.
@@ -127,7 +128,7 @@ def main() -> int:
         after[name] = run(REFERENCES[name], arguments.tree.resolve())
         said = f"{len(after[name]['weights'])} tensors, {len(after[name]['metrics'])} columns"
         if arguments.what == "compare":
-            said = difference(before[name], after[name]) or "equal"
+            said = difference(before[name], after[name]) or (EQUAL if after[name]["weights"] else NOT_COMPARED)
         table.append((name, said, time.monotonic() - began))
         print(f"{said} ({table[-1][2]:.0f} s)", flush=True)
     print(f"\n{'run':<16}{'seconds':>8}  {arguments.what}")
@@ -136,7 +137,7 @@ def main() -> int:
     if arguments.what == "record":
         arguments.file.write_text(json.dumps(before | after | {"versions": versions()}, indent=1) + "\n")
         return 0
-    return int(any(said != "equal" for _, said, _ in table))
+    return int(any(said not in (EQUAL, NOT_COMPARED) for _, said, _ in table))
 
 
 def versions() -> dict[str, str]:
