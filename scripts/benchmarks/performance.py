@@ -58,12 +58,12 @@ def main() -> int:
 
 def section(name: str, printed: str) -> str:
     """A heading, the command, the machine and what the benchmark printed."""
-    return f"## {name}\n\n`python {BENCHMARKS[name]}`, {date.today()}, {machine()}\n\n```\n{printed.strip()}\n```\n"
+    return f"### {name}\n\n`python {BENCHMARKS[name]}`, {date.today()}, {machine()}\n\n```\n{printed.strip()}\n```\n"
 
 
 def with_section(page: str, name: str, text: str) -> str:
     """The page with this section in the place of an older one, or at its end."""
-    old = re.compile(rf"^## {re.escape(name)}\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+    old = re.compile(rf"^### {re.escape(name)}\n.*?(?=^### |\Z)", re.DOTALL | re.MULTILINE)
     if old.search(page):
         return old.sub(lambda _: f"{text}\n", page).rstrip("\n") + "\n"
     return page.rstrip("\n") + f"\n\n{text}"

@@ -39,6 +39,7 @@ NEEDS_NETWORK = ("resnet50", "vit_b_16", "vgg19_append", "Flowers102")
 RUN_BY_CI = ("pip install -e . && python -m src.train", 'pip install -e ".[dev]" && pytest')
 NOT_RUN = (  # each with the reason
     'pip install -e ".[timm]"',  # part of the extra dev, which .ci/run installs
+    "python -m src.train trainer.compile=true",  # minutes; tests/engine/steps/test_compiling.py compiles a small network
 )
 
 
