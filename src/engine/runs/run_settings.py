@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 FREE_TO_CHANGE = (
     "name", "runs_dir", "resume", "logger", "memory", "report", "oom", "strategy", "model.split_at",
     "data.num_workers", "data.timeout_seconds", "trainer.threads", "trainer.accelerator", "trainer.devices",
-    "trainer.num_nodes", "trainer.on_nan",  # which concerns steps that the run has not made yet
+    "trainer.num_nodes", "trainer.compile", "trainer.on_nan",  # which concerns steps that the run has not made yet
     "checkpoint.every_n_steps", "checkpoint.every_n_minutes", "checkpoint.background",
 )  # fmt: skip
 RENAMED = {"data.num_pictures": "data.num_images"}  # settings of older runs -> their name today

@@ -72,6 +72,14 @@ def test_without_a_compiler_the_run_is_refused_before_it_reads_images(command, t
     assert "images " not in done.out
 
 
+def test_a_run_is_still_the_same_with_it(command):
+    words = (*SMALL, "trainer.max_epochs=1", "name=one")
+    assert command("train", *words).code == 0
+    done = command("train", *words, "trainer.compile=true")
+    assert done.code == 0, done.text
+    assert "runs/one is finished already" in done.out
+
+
 def test_every_phase_is_compiled_anew(passes):
     """torch compiles a pass for eight sets of trained weights at most, and goes on without a graph."""
     blocks = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(9)))
