@@ -25,7 +25,7 @@ BENCHMARKS = {  # what a section is called, and the words of its command
     "start": "scripts/benchmarks/start.py --rounds 3",
     "loader": "scripts/benchmarks/loader.py --rounds 3",
     "feature_bank": "scripts/benchmarks/feature_bank.py --rounds 1",
-    "head_sweep": "scripts/benchmarks/head_sweep.py --trials 20",
+    "head_sweep": "scripts/benchmarks/head_sweep.py --trials 20",  # room: sweeps
     "precision": "scripts/benchmarks/precision.py",
     "channels_last": "scripts/benchmarks/channels_last.py",
     "checkpoint_writing": "scripts/benchmarks/checkpoint_writing.py 0",

@@ -86,9 +86,8 @@ class Feature:
     # of a folder, its phases, result and images; gives the page's plots to loggers
     run_report: Callable[[Path, Any, dict[str, Any], Shown | None], Mapping[str, Callable[[], bytes]]] | None = None
     folds_report: Callable[[Path, Config], None] = lambda folder, config: None  # of data.folds, when all are finished
-    sweep_report: Callable[[Path, Any, dict[str, Any]], object] | None = (
-        None  # of a folder, its goal and what it concludes
-    )
+    # of a sweep's folder, its goal and its results
+    sweep_report: Callable[[Path, Any, dict[str, Any]], object] | None = None
     data_of_run: Callable[[Path, Data], Data] = lambda run, data: data  # with what a run that ended found for `auto`
 
 

@@ -78,9 +78,9 @@ class TransferNetwork(Network):
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> the backbone's output (B, F)."""
         images = self.normalise(images)
-        return pooled(
-            compiled_pass()(self.backbone, images) if self.compiled and self.training else self.backbone(images)
-        )
+        if self.compiled and self.training:
+            return pooled(compiled_pass()(self.backbone, images))
+        return pooled(self.backbone(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8, or what `features` made of them, (B, F) -> logits (B, outputs)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,9 @@ from src.engine.runs.text import decimal
 from src.engine.sweep_reports import sweep_plots
 from src.engine.sweep_reports.sweep_plots import Scale, scales_of
 from src.engine.sweeps.progress import duration, exact, shown, values_of
-from src.engine.sweeps.results import of_chance, of_retraining
+from src.engine.sweeps.results import chance_rows, retraining_rows
 from src.engine.sweeps.sweep_journal import FAILED, NOT_RANKED, PRUNED, Goal, Journal, TrialRecord, counted, ranking
 
-NO_RESULTS: Mapping[str, Any] = MappingProxyType({})
 FEWEST, TREES, SHUFFLES = 6, 200, 20  # of the importances: trials (a forest learns fewer by heart), trees, shuffles
 
 
@@ -36,7 +34,7 @@ class Section:
     layout: str = "shrinking"  # or "scrolling", see parts.html.j2
 
 
-def write_sweep_report(folder: Path, goal: Goal, results: Mapping[str, Any] = NO_RESULTS) -> Path:
+def write_sweep_report(folder: Path, goal: Goal, results: Mapping[str, Any]) -> Path:
     """Writes report.html into a sweep's folder and returns its path.
 
     folder: with trials.jsonl. goal: what the trials are judged by. results: what optimization_results.yaml says.
@@ -52,7 +50,7 @@ def write_sweep_report(folder: Path, goal: Goal, results: Mapping[str, Any] = NO
         verdict=_verdict(listed, goal),
         best_result=_result(ranked[0], goal) if ranked else "",
         best=_best(folder, ranked[0]) if ranked else [],
-        remarks=[*of_chance(ranked, goal, results), *of_retraining(goal, results)] if ranked and results else [],
+        remarks=[*chance_rows(ranked, goal, results), *retraining_rows(goal, results)] if ranked and results else [],
         command=results.get("command", ""),
         sections=list(_sections(listed, ranked, goal)),
         header=["trial", "state", *tried, goal.metric, "in epoch", "epochs", "seconds", "error"],

@@ -63,13 +63,13 @@ def _retrain(journal: Journal, goal: Goal, results: dict[str, Any], is_asked: bo
         results = write_results(journal, goal)
         log.info("")
     if "retrained" in results:
-        for label, text in of_retraining(goal, results):
+        for label, text in retraining_rows(goal, results):
             log.info(f"{label:<10}{text}")
     elif typed_words():
         log.info(f"retrain   {sweep_command(f'name={typed_name() or folder.name}', 'retrain=true')}")
 
 
-def of_retraining(goal: Goal, results: Mapping[str, Any]) -> list[tuple[str, str]]:
+def retraining_rows(goal: Goal, results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The winner's numbers and those of its settings with another seed; none where they were not trained once more."""
     if "retrained" not in results:
         return []
@@ -80,7 +80,7 @@ def of_retraining(goal: Goal, results: Mapping[str, Any]) -> list[tuple[str, str
     ]
 
 
-def of_chance(ranked: Sequence[TrialRecord], goal: Goal, results: Mapping[str, Any]) -> list[tuple[str, str]]:
+def chance_rows(ranked: Sequence[TrialRecord], goal: Goal, results: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How much of the winner's place may be chance. ranked: all trials with a value; results: as written."""
     lines, number = [], len(ranked)
     if (luck := winners_luck(ranked[0], goal, number)) is not None:
@@ -185,7 +185,7 @@ def print_ranking(journal: Journal, goal: Goal, results: dict[str, Any]) -> None
     lines += [counted(trials) if trials else "no trial has begun", ""]
     if ranked:
         lines.append(f"best      {results['best_folder']}: {goal.metric} {best_text(ranked[0], goal)}")
-        lines += [f"{label:<10}{text}" for label, text in of_chance(ranking(trials, goal), goal, results)]
+        lines += [f"{label:<10}{text}" for label, text in chance_rows(ranking(trials, goal), goal, results)]
         if results["best_checkpoint"]:
             lines.append(f"weights   {results['best_checkpoint']}")
     else:

@@ -160,9 +160,9 @@ def test_it_is_self_contained_and_can_be_read_without_its_script(tmp_path):
 
 def test_the_same_journal_gives_the_same_page(tmp_path):
     folder = write_journal(tmp_path / "lr", mixed(12))
-    first = write_sweep_report(folder, Goal(METRIC, "max")).read_bytes()
+    first = write_sweep_report(folder, Goal(METRIC, "max"), {}).read_bytes()
     with matplotlib.rc_context({"axes.facecolor": "black", "font.size": 30}):
-        assert write_sweep_report(folder, Goal(METRIC, "max")).read_bytes() == first
+        assert write_sweep_report(folder, Goal(METRIC, "max"), {}).read_bytes() == first
 
 
 def test_the_page_says_how_sure_the_winner_is(tmp_path):
@@ -256,7 +256,7 @@ def test_time_between_two_starts_of_a_sweep_is_no_work(tmp_path):
     ]
     with (folder / "trials.jsonl").open("a") as file:
         file.write("".join(json.dumps(event) + "\n" for event in again))
-    page = Page(write_sweep_report(folder, Goal(METRIC, "max")))
+    page = Page(write_sweep_report(folder, Goal(METRIC, "max"), {}))
     assert "25 h from the first start to the last end; 25 s of work in all trials" in page.text
     assert page.rows[-1][-2] == "25.0"
 
@@ -374,7 +374,7 @@ def test_trials_that_are_under_way_or_report_nothing(tmp_path):
     journal = Journal(folder)
     journal.started(2, "runs/lr/2", {"a": 3}, [])
     journal.ended(2, FINISHED, value=0.9)
-    page = Page(write_sweep_report(folder, Goal(METRIC, "max")))
+    page = Page(write_sweep_report(folder, Goal(METRIC, "max"), {}))
     assert "3 trials: 1 finished, 1 paused, 1 running" in page.text
     assert "Best: val/acc 0.9000 of trial 2" in page.texts
     assert page.rows[-3:] == [
@@ -407,7 +407,7 @@ def test_names_are_text_whatever_they_hold(tmp_path):
 
 def test_a_folder_that_needs_quoting_in_a_link(tmp_path):
     Journal(tmp_path).started(7, 'runs/lr/a&b #"1', {}, [])
-    html = write_sweep_report(tmp_path, Goal(METRIC, "max")).read_text()
+    html = write_sweep_report(tmp_path, Goal(METRIC, "max"), {}).read_text()
     assert '<td class="text"><a href="a%26b%20%23%221/">7</a></td>' in html
 
 

@@ -40,7 +40,7 @@ def main() -> None:
         device=torch.device("cpu"),
     )
     network = resnet18(num_classes=CLASSES)
-    network.load_state_dict(torch.load(arguments.weights))
+    network.load_state_dict(torch.load(arguments.weights, weights_only=True))
     learner = Learner(
         loaders,
         network,

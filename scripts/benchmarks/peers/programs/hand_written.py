@@ -29,7 +29,7 @@ def main() -> None:
         for split in ("train", "val")
     )
     network = resnet18(num_classes=CLASSES)
-    network.load_state_dict(torch.load(arguments.weights))
+    network.load_state_dict(torch.load(arguments.weights, weights_only=True))
     if job.head_only:
         network.requires_grad_(False)
         network.fc.requires_grad_(True)

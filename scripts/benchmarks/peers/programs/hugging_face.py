@@ -18,7 +18,7 @@ class ImageClassifier(nn.Module):
     def __init__(self, arguments: Arguments) -> None:
         super().__init__()
         self.network = resnet18(num_classes=CLASSES)
-        self.network.load_state_dict(torch.load(arguments.weights))
+        self.network.load_state_dict(torch.load(arguments.weights, weights_only=True))
         self.head_only = arguments.job.head_only
         if self.head_only:
             self.network.requires_grad_(False)

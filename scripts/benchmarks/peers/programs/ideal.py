@@ -35,7 +35,7 @@ def main() -> None:
     job = arguments.job
     torch.manual_seed(SEED)
     network = resnet18(num_classes=CLASSES)
-    network.load_state_dict(torch.load(arguments.weights))
+    network.load_state_dict(torch.load(arguments.weights, weights_only=True))
     network.to(memory_format=torch.channels_last)
     transform = v2.Compose([v2.Resize(job.size), v2.CenterCrop(job.size), v2.PILToTensor()])
     loader = DataLoader(ImageFolder(arguments.data / "train", transform), BATCH, num_workers=1)

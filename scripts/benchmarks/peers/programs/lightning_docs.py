@@ -17,7 +17,7 @@ class Network(L.LightningModule):
         super().__init__()
         self.job: Job = arguments.job
         self.backbone = resnet18(num_classes=CLASSES)
-        self.backbone.load_state_dict(torch.load(arguments.weights))
+        self.backbone.load_state_dict(torch.load(arguments.weights, weights_only=True))
         self.classifier, self.backbone.fc = self.backbone.fc, nn.Identity()
         if self.job.head_only:
             self.backbone.requires_grad_(False)
