@@ -18,7 +18,9 @@ from src.config import Config
 from src.data.module import ImageData
 from src.data.transforms import train_transform
 from src.engine import features
-from src.engine.baseline.baseline import Baseline, measure_baseline, unless_beaten
+from src.engine.baseline.baseline import measure_baseline, unless_beaten
+from src.engine.baseline.verdict import Baseline, for_result
+from src.engine.doctor.labels import look_for_doubts
 from src.engine.doctor.step_clock import StepClock, note_rehearsal
 from src.engine.feature_bank.bank import FeatureBank, build_bank
 from src.engine.memory.memory_log import MemoryLog
@@ -85,12 +87,14 @@ def rehearse(config: Config, path: Path) -> None:
     with open_job(config, path) as job:
         job, task = with_precision(job, build_task(job))
         job = features.prepare(job, task)
+        bank = build_bank(job, task, train_transform(task.preprocessing, job.config.data.augment))
         data = build_data(job, task, None)
         steps = steps_of(job.config, len(task.images.splits["train"]))
         model = build_classifier(job.config, task, steps, hparams=job.folder.config)
         trainer, clock = build_trainer(job, task), StepClock()
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         introduce(job, task, steps)
+        look_for_doubts(job, task, bank)
         fit(job, trainer, model, data)
         if job.ranks.leave():
             note_rehearsal(job, task, clock.seconds, peak_memory(job, trainer))
@@ -146,7 +150,7 @@ def finish(
         peak_memory_mib=peak_memory(job, trainer),
         device=str(job.device),
         precision=job.config.precision.name,
-        baseline=baseline.to_dict(metrics, job.config.checkpoint.monitor) if baseline else None,
+        baseline=for_result(job, task, metrics, baseline) if baseline else None,
     )
     print_result(folder.path, result)
 

@@ -7,10 +7,7 @@ baseline=only (model=features) it is the run.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from copy import deepcopy
 
 import lightning as L
 import torch
@@ -19,16 +16,16 @@ from torch import Tensor, nn
 from src.engine import features
 from src.engine.baseline.doubts import write_doubts
 from src.engine.baseline.linear import LinearModel, fit_linear
+from src.engine.baseline.verdict import Baseline, introduced
 from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
 from src.engine.feature_bank.bank import FeatureBank, Table
 from src.engine.runs import seeding
 from src.engine.runs.checkpoint_selection import BestCheckpoint, Score, State
 from src.engine.runs.errors import ExitCode, UserError
-from src.engine.runs.intervals import PROPORTIONS, differ, share_interval
 from src.engine.runs.job import Job
+from src.engine.runs.outputs import Outputs
 from src.engine.runs.selection import Chosen, find_callback
-from src.engine.runs.tables import column_titles
 from src.engine.runs.task import RunTask
 from src.engine.runs.text import decimal
 from src.engine.steps.metrics import SplitMetrics
@@ -36,19 +33,6 @@ from src.engine.steps.network import Network
 from src.engine.weights.low_rank import merge, merged
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Baseline:
-    metrics: dict[str, float]  # val/acc, test/acc, ...; the finite ones
-    images: dict[str, int]  # of each split, that were measured
-    strength: float  # of the regularisation, see linear.py
-    state: State | None = None  # the network's weights with it, where the run may end with them
-
-    def to_dict(self, metrics: Mapping[str, float], monitor: str) -> dict[str, Any]:
-        """For result.json, with what training made of it. metrics: of the trained network."""
-        values = {"metrics": self.metrics, "images": self.images, "strength": self.strength}
-        return values | {"verdict": compared(self, metrics, monitor)}
 
 
 def measure_baseline(job: Job, task: RunTask, bank: FeatureBank | None) -> Baseline | None:
@@ -65,6 +49,11 @@ def measure_baseline(job: Job, task: RunTask, bank: FeatureBank | None) -> Basel
         log.warning("baseline=keep has no effect: there are no features of all images to fit it to.")
     if bank is None or not is_asked_for(job.config):
         return None
+    return fit_baseline(job, task, bank)
+
+
+def fit_baseline(job: Job, task: RunTask, bank: FeatureBank) -> Baseline | None:
+    """Nothing in the processes beside the first. Writes doubts.csv."""
     for split in ("val", "test", "train"):  # one after the other, in the batches in which evaluate reads them
         bank.table(task.images.splits[split])
     table = bank.table(())
@@ -73,14 +62,13 @@ def measure_baseline(job: Job, task: RunTask, bank: FeatureBank | None) -> Basel
         return None
     baseline, model = _fit(job, task, table)
     if job.config.baseline in ("keep", "only"):
-        state = with_head(task.network, model)
-        baseline = replace(baseline, state=state)
+        baseline.state = with_head(task.network, model)
         if job.config.baseline == "only":
             merge(task.network)
-            task.network.load_state_dict(state)
-    job.ranks.told_by_first(dict)
-    log.info(f"baseline  {described(baseline, 'val', job.config.checkpoint.monitor)}")
+            task.network.load_state_dict(baseline.state)
+    log.info(f"baseline  {introduced(baseline, job.config.checkpoint.monitor)}")
     log.info("")
+    job.ranks.told_by_first(dict)
     return baseline
 
 
@@ -107,20 +95,20 @@ def _fit(job: Job, task: RunTask, table: Table) -> tuple[Baseline, LinearModel]:
         rows, labels, loss, task.kind.outputs(images.classes), torch.randperm(len(rows), generator=order).tolist()
     )
     unseen = [model.held_out]
-    metrics: dict[str, float] = {}
-    numbers: dict[str, int] = {}
+    found = Baseline(deepcopy(task.kind), model.strength)
     for split in [split for split in ("val", "test") if images.splits[split]]:
         rows, labels = of(split)
-        split_metrics = SplitMetrics(task.kind, images.classes, split, config.metrics).to(job.device)
-        split_metrics.sync(False)
         logits = model.logits(rows)
         unseen.append(logits)
+        split_metrics = SplitMetrics(found.kind, images.classes, split, config.metrics).to(job.device)
+        split_metrics.sync(False)
         split_metrics.update(loss(logits, labels), logits, labels, loss.weight(labels))
-        values = split_metrics.compute()
-        metrics |= {f"{split}/{name}": value for name, value in values.items() if math.isfinite(value)}
-        numbers[split] = len(rows)
+        outputs = Outputs(logits.cpu(), labels.cpu(), measured[-len(rows) :])
+        found.add(split, split_metrics.compute(), outputs, task, config.seed)
+        if found.kind.tunes and split == "val":
+            found.kind.tune(logits, labels)
     write_doubts(job.folder.path / "doubts.csv", task, measured, torch.cat(unseen).cpu())
-    return Baseline(metrics, numbers, model.strength), model
+    return found, model
 
 
 def with_head(network: Network, model: LinearModel) -> State:
@@ -145,39 +133,3 @@ def unless_beaten(job: Job, task: RunTask, trainer: L.Trainer, chosen: Chosen, b
     )
     task.network.load_state_dict(baseline.state)
     return Chosen(0, "the baseline")
-
-
-WHAT = "a linear model on the features of the untouched backbone"
-
-
-def described(baseline: Baseline, split: str, monitor: str) -> str:
-    """'val accuracy 0.932 (0.901 to 0.955 with 95 % confidence) by a linear model on ...'"""
-    name = monitor.partition("/")[2]
-    value = baseline.metrics.get(f"{split}/{name}")
-    if value is None:
-        return f"{WHAT} has no finite {split}/{name}"
-    sure = ""
-    if name in PROPORTIONS:
-        low, high = share_interval(value, baseline.images[split])
-        sure = f" ({low:.3f} to {high:.3f} with 95 % confidence)"
-    return f"{split} {_title(name)} {decimal(value)}{sure} by {WHAT}"
-
-
-def compared(baseline: Baseline, metrics: Mapping[str, float], monitor: str) -> str:
-    """The baseline beside the trained network, in a sentence, on test, or on val where there is no test."""
-    split = "test" if "test" in baseline.images else "val"
-    name = monitor.partition("/")[2]
-    key = f"{split}/{name}"
-    if key not in baseline.metrics or key not in metrics:
-        return ""
-    own, other, images = metrics[key], baseline.metrics[key], baseline.images[split]
-    text = f"{split} {_title(name)} {decimal(other)} by {WHAT}"
-    if name not in PROPORTIONS:
-        return text
-    if differ(own, other, images):
-        return f"{text}: training {'gained' if own > other else 'lost'} {abs(own - other):.3f}"
-    return f"{text}: with {images} images the difference may be chance"
-
-
-def _title(name: str) -> str:
-    return column_titles([f"val/{name}"])[name]

@@ -6,6 +6,7 @@ raised is what the run would refuse, log and raise. Only loggers are left out: n
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -22,12 +23,15 @@ from src.engine.doctor.findings import Findings
 from src.engine.processes.launching import processes_to_start, run_in_processes
 from src.engine.runs.epochs import steps_of
 from src.engine.runs.errors import ExitCode, UserError
+from src.engine.runs.files import NAMES, original
 from src.engine.runs.run_dir import LISTS_OF_MESSAGES, is_to_continue
-from src.engine.runs.text import duration, plural
+from src.engine.runs.text import duration, plural, printable, shell_word
 
 PARTS = re.compile(r"out of memory in .* with parts of (\d+) images: repeated in parts of (\d+)")
 # What src/engine/runs/introduction.py prints: a label, and what it says.
-LABELLED = re.compile(r"(images|classes|labels|values|groups|backbone|model|freezing) +(\S.*)")
+LABELLED = re.compile(r"(images|classes|labels|values|groups|backbone|model|freezing|baseline) +(\S.*)")
+LISTS = (*(name for name in LISTS_OF_MESSAGES if name != "error.log"), "doubts.csv")  # which findings name
+MANY_DOUBTS = 0.02  # share of all images; of a clean set about one image in a hundred is in doubt
 
 
 def rehearse(findings: Findings, config: Config) -> None:
@@ -36,7 +40,7 @@ def rehearse(findings: Findings, config: Config) -> None:
     if config.name is not None and is_to_continue(runs / config.name, asdict(config), config.resume):
         findings.ok("name", f"{runs / config.name} exists and would be continued; looked at is its start")
     for earlier in runs.glob(".doctor-*"):
-        if not {path.name for path in earlier.iterdir()} - {*LISTS_OF_MESSAGES}:
+        if not {path.name for path in earlier.iterdir()} - {*LISTS}:
             shutil.rmtree(earlier, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=runs))
     try:
@@ -49,7 +53,7 @@ def _run(findings: Findings, config: Config, folder: Path) -> None:
     quick = replace(
         config,
         debug=True,
-        baseline="none",
+        baseline="none" if config.baseline == "none" else "show",
         logger=type(config.logger)(tensorboard=False),
         memory=replace(config.memory, log=True),
     )
@@ -68,6 +72,7 @@ def _run(findings: Findings, config: Config, folder: Path) -> None:
         if config.oom.policy == "stop":
             raise UserError(text, fix=[fits, corrected("oom.policy=split")], code=ExitCode.OUT_OF_MEMORY)
         findings.warn("memory", f"{text}: each batch would be done in parts", fits)
+    _show_doubts(findings, config, result, folder / "doubts.csv")
     _show_costs(findings, config, result)
 
 
@@ -104,12 +109,6 @@ def _show_costs(findings: Findings, config: Config, result: dict[str, Any]) -> N
     memory = f"; at most {result['peak_mib']:,} MiB of memory" if result["peak_mib"] else ""
     speed = f"{plural(size, 'image')} in {seconds:.2g} s with loading, {size / seconds:,.0f} images/s"
     findings.ok("step", f"{speed}{memory}")
-    if config.data.source in ("image_folder", "table") and config.baseline in ("show", "keep"):
-        findings.ok(
-            "labels",
-            "not compared with what the images show: the training lists those in doubt in doubts.csv, as model=features does "
-            f"alone, in at most about {duration(result['images'] * seconds / size)}",
-        )
     if config.baseline == "only":
         findings.ok("length", "baseline=only trains nothing: about one pass over the images")
         return
@@ -121,9 +120,36 @@ def _show_costs(findings: Findings, config: Config, result: dict[str, Any]) -> N
     )
 
 
+def _show_doubts(findings: Findings, config: Config, result: dict[str, Any], path: Path) -> None:
+    """What src/engine/doctor/labels.py found; path: doubts.csv, which is removed where nothing is in doubt."""
+    if not path.exists():
+        if config.baseline in ("show", "keep"):
+            passed = duration(result["images"] * result["step_seconds"] / result["batch_size"])
+            text = f"the training lists those in doubt in doubts.csv, as model=features does alone, in at most about {passed}"
+            findings.ok("labels", f"not compared with what the images show: {text}")
+        return
+    with path.open(newline="", **NAMES) as file:
+        _, *rows = ([original(cell) for cell in row] for row in csv.reader(file))
+    if not rows:
+        path.unlink()
+        findings.ok("labels", "none is in doubt for the baseline")
+        return
+    name, _, label, suggested, _ = rows[0]
+    text = (
+        f"{len(rows)} of {result['images']} images are in doubt for the baseline, which may be wrong itself; the first, "
+        f"{printable(name)}, has the label {printable(label)}, and {printable(suggested)} is expected"
+    )
+    if len(rows) < MANY_DOUBTS * result["images"]:
+        findings.ok("labels", f"{text}; all of them: {printable(path)}")
+    else:
+        findings.warn(
+            "labels", text, f"less {shell_word(path)}   # look at them, and correct the labels that are wrong"
+        )
+
+
 def _remove(folder: Path) -> None:
-    """All but the lists that a message names, such as bad_images.txt."""
-    lists = [folder / name for name in LISTS_OF_MESSAGES if name != "error.log" and (folder / name).exists()]
+    """All but the lists that a finding names, such as bad_images.txt."""
+    lists = [folder / name for name in LISTS if (folder / name).exists()]
     if not lists:
         shutil.rmtree(folder, ignore_errors=True)
         return

@@ -85,11 +85,16 @@ def judge(known: Evidence) -> Judgement | None:
     elif other is None:
         words.append("There is no baseline to compare it with, so it is open what training gained.")
     else:
-        there = interval_of(known.metric, other, number)
+        there = (baseline.get("intervals") or {}).get(f"{known.split}/{known.metric}")
+        there = there or interval_of(known.metric, other, number)
         words.append(
             f"The baseline, a linear model on the features of the untouched backbone, reaches {_with(other, there)}."
         )
-        is_better, sentence = compare(known.metric, own, other, interval)
+        gain = baseline.get("gain") or {}
+        if gain.get("metric") == f"{known.split}/{known.metric}":
+            is_better, sentence = said(gain["value"], gain["is_sure"], gain["how"])
+        else:  # of an older run
+            is_better, sentence = compare(known.metric, own, other, interval)
         words.append(sentence)
     advice, change = next_step(known, is_better)
     return Judgement(" ".join(words), advice, changed_command(known.command, change) if change else None)
@@ -107,10 +112,17 @@ def compare(metric: str, own: float, other: float, interval: Sequence[float] | N
     answer: it takes both for measured on different images."""
     gain = other - own if metric in LESS_IS_BETTER else own - other
     if interval is None:
-        return None, f"The difference is {decimal(abs(gain))}; for this metric it is not known how much is noise."
-    if abs(gain) <= math.sqrt(2) * (interval[1] - interval[0]) / 2:
-        return None, f"The difference of {decimal(abs(gain))} is no more than noise."
-    return gain > 0, f"Training {'gained' if gain > 0 else 'lost'} {decimal(abs(gain))}, which is more than noise."
+        return said(gain, None)
+    return said(gain, abs(gain) > math.sqrt(2) * (interval[1] - interval[0]) / 2)
+
+
+def said(gain: float, is_sure: bool | None, how: str = "") -> tuple[bool | None, str]:
+    number, how = decimal(abs(gain)), f" ({how})" if how else ""
+    if is_sure is None:
+        return None, f"The difference is {number}; for this metric it is not known how much is noise{how}."
+    if not is_sure:
+        return None, f"The difference of {number} is no more than noise{how}."
+    return gain > 0, f"Training {'gained' if gain > 0 else 'lost'} {number}, which is more than noise{how}."
 
 
 def interval_of(metric: str, value: float, images: int) -> tuple[float, float] | None:

@@ -13,9 +13,9 @@ from src.engine.own import is_own
 from src.engine.runs import seeding
 from src.engine.runs.intervals import PROPORTIONS, share_interval
 from src.engine.runs.outputs import Outputs
-from src.engine.runs.trained_model import TrainedModel
 from src.engine.steps.label_metrics import LabelMetrics
 from src.engine.steps.own_metrics import Asking
+from src.engine.steps.task_kind import TaskKind
 
 RESAMPLES, MOST_VALUES = 200, 10**8  # and how many labels and logits all of them may have together
 AT_ONCE = 2 * 10**6  # images of all resamples that are counted at once: 16 MB of float64
@@ -23,7 +23,12 @@ MEANS = ("balanced_acc", "macro_f1")  # over the classes
 
 
 def metric_intervals(
-    model: TrainedModel, outputs: Outputs, values: Mapping[str, float], seed: int, groups: Sequence[str] | None = None
+    kind: TaskKind,
+    classes: Sequence[str],
+    outputs: Outputs,
+    values: Mapping[str, float],
+    seed: int,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Name -> 95 % interval, of a built-in task's metrics but the loss: of shares Wilson's, of the others the percentiles of a
     bootstrap over the images (B. Efron, 1979, Annals of Statistics 7, p. 1). Of very many images the others have none: it would
@@ -35,18 +40,11 @@ def metric_intervals(
     (A. C. Davison and D. V. Hinkley, 1997, Bootstrap Methods and their Application, 3.8), for shares too; they are at least as
     unsure as if the images were independent, and where no resample differs, as if a group were one image.
     """
-    kind, number = model.kind, len(outputs.labels)
+    number = len(outputs.labels)
     draw = Draw(number, seed, groups)
     least = {name: share_interval(values[name], number) for name in (*PROPORTIONS, *MEANS) if name in values}
     sure = {} if groups is not None else {name: least[name] for name in PROPORTIONS if name in values}
-    if is_own(kind.name):
-        return sure
-    asking = Asking(kind.metrics(model.card.classes, "test"), f"task={kind.name}")
-    given = asking.given(outputs.logits, outputs.labels, kind)
-    if RESAMPLES * sum(value.numel() for value in given.values()) > MOST_VALUES:
-        return sure
-    resampled = _resampled(asking, given, draw)
-    for name, numbers in resampled.items():
+    for name, numbers in resampled(kind, classes, outputs, draw).items():
         if name in sure:
             continue
         if not np.isfinite(numbers).any():  # val has too few images for it
@@ -79,8 +77,16 @@ class Draw:
         return torch.arange(self.number).repeat_interleave(chosen.bincount(minlength=self.units)[self.group_of])
 
 
-def _resampled(asking: Asking, given: Mapping[str, Tensor], draw: Draw) -> dict[str, np.ndarray]:
-    """Name -> the metric in each resample. given: what the metric's update takes of all images."""
+def resampled(kind: TaskKind, classes: Sequence[str], outputs: Outputs, draw: Draw) -> dict[str, np.ndarray]:
+    """Name -> the metric in each resample, the same resamples for every model. Empty for an own task, and for so many images
+    that it would take minutes."""
+    if is_own(kind.name):
+        return {}
+    asking = Asking(kind.metrics(classes, "test"), f"task={kind.name}")
+    asking.metric.distributed_available_fn = bool  # the first of several processes measures alone
+    given = asking.given(outputs.logits, outputs.labels, kind)
+    if RESAMPLES * sum(value.numel() for value in given.values()) > MOST_VALUES:
+        return {}
     rows: list[dict[str, Any]] = []
     if isinstance(asking.metric, LabelMetrics):  # to rank all images again for each resample takes seconds
         at_once = max(1, AT_ONCE // draw.number)

@@ -14,11 +14,11 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.stats import binomtest
 
 from src.engine.commands.schema import METRICS
 from src.engine.runs import seeding
 from src.engine.runs.files import NAMES, cannot_write, make_folder, original, read_metrics, write_atomically
+from src.engine.runs.paired import FEWEST_GROUPS, LEVEL, mcnemar
 from src.engine.runs.run_dir import read_result
 from src.engine.runs.run_settings import flat
 from src.engine.runs.tables import column_titles, interval_text, main_metric
@@ -27,8 +27,6 @@ from src.engine.runs.text import as_typed, decimal, plural, printable, shell_wor
 log = logging.getLogger(__name__)
 
 RESAMPLES = 2000  # of the paired bootstrap
-LEVEL = 0.05  # a difference that chance makes less often is larger than chance
-FEWEST_GROUPS = 6  # if all of 5 are for one run, that is chance in 6 of 100 times
 Image = tuple[str, str]  # path, label
 Answers = dict[Image, Any]  # whether an image was right, or the size of its error
 
@@ -141,7 +139,7 @@ def _compared(
     if is_share and groups is None:
         wins = sum(a and not b for a, b in zip(ours, theirs, strict=True))
         losses = sum(b and not a for a, b in zip(ours, theirs, strict=True))
-        p = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+        p = mcnemar(wins, losses)
         counts = f"{plural(wins, 'image')} right by {name} alone, {losses} by {other} alone"
         return f"{counts}, p = {p:.2g} (McNemar's exact test)", p < level
     gain = np.array(ours, float) - np.array(theirs, float) if is_share else np.array(theirs) - np.array(ours)

@@ -61,7 +61,7 @@ def evaluate_run(asked: Evaluation, model: TrainedModel, sources: ImageSources) 
 
     def measure(images: LabelledImages) -> tuple[dict[str, dict[str, Any]], Outputs]:
         values, outputs = measure_split(model, images, split, settings, loss)
-        sure = metric_intervals(model, outputs, values, settings.seed, outputs.groups(images))
+        sure = metric_intervals(kind, classes, outputs, values, settings.seed, outputs.groups(images))
         numbers = {"metrics": values, "intervals": sure}
         return {key: {f"{split}/{name}": x for name, x in row.items()} for key, row in numbers.items()}, outputs
 

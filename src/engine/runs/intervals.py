@@ -17,11 +17,3 @@ def share_interval(share: float, images: int) -> tuple[float, float]:
     centre = (share + Z**2 / (2 * images)) / scale
     half = Z * math.sqrt(share * (1 - share) / images + Z**2 / (4 * images**2)) / scale
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def differ(one: float, other: float, images: int) -> bool:
-    """Whether two shares of so many images differ by more than chance, as of two independent sets: a cautious answer, since
-    both were measured on the same images."""
-    mean = (one + other) / 2
-    error = math.sqrt(2 * mean * (1 - mean) / max(1, images))
-    return abs(one - other) > Z * error

@@ -42,6 +42,7 @@ class Measured(dict[str, float]):
         super().__init__()
         self.intervals: dict[str, tuple[float, float]] = {}  # of the same names: 95 %
         self.intervals_by: str | None = None  # "group" where whole groups were drawn for them
+        self.outputs: dict[str, Outputs] = {}  # split -> what they follow from
         self.calibration: dict[str, Any] = {}  # the temperature, and the errors of val and test before and after it
 
 
@@ -111,7 +112,8 @@ def measure(job: Job, task: RunTask, bank: FeatureBank | None = None) -> Measure
         if split == "val" and not math.isfinite(values["loss"]):
             raise _diverged(job, values["loss"])
         groups = outputs.groups(images)
-        sure = metric_intervals(model, outputs, values, job.config.seed, groups)
+        sure = metric_intervals(task.kind, images.classes, outputs, values, job.config.seed, groups)
+        found.outputs[split] = outputs
         found.intervals_by = None if groups is None else "group"
         found |= {f"{split}/{name}": value for name, value in values.items()}
         found.intervals |= {f"{split}/{name}": interval for name, interval in sure.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from src.engine import features
+from src.tasks.multiclass import Multiclass
 from tests.conftest import WITH_PAGE, check_error, write_images
 from tests.running import result
 from tests.tasks.shapes import write_shapes
@@ -31,6 +32,8 @@ def test_a_run_says_what_it_has_to_beat_and_whether_it_did(command, tmp_path, ph
     assert set(baseline["metrics"]) == set(result(tmp_path / "runs/one")["metrics"])
     assert baseline["images"] == {"val": 8, "test": 8}
     assert f"baseline  {baseline['verdict']}" in done.out
+    assert "McNemar" in baseline["verdict"]
+    assert {"val/acc", "test/acc"} <= set(baseline["intervals"])
     assert "baseline  " not in command("train", *WORDS, "name=none", "baseline=none").out
     assert result(tmp_path / "runs/none")["baseline"] is None
     assert "baseline  " not in command("train", *WORDS, "name=debug", "debug=true").out
@@ -92,7 +95,8 @@ def test_it_is_not_kept_where_an_epoch_is_as_good(photos):
     """Equal on val: what was trained stays."""
     from types import SimpleNamespace
 
-    from src.engine.baseline.baseline import Baseline, unless_beaten
+    from src.engine.baseline.baseline import unless_beaten
+    from src.engine.baseline.verdict import Baseline
     from src.engine.runs.checkpoint_selection import BestCheckpoint, Score
     from src.engine.runs.selection import Chosen
 
@@ -100,7 +104,7 @@ def test_it_is_not_kept_where_an_epoch_is_as_good(photos):
     job = SimpleNamespace(config=SimpleNamespace(checkpoint=SimpleNamespace(monitor="val/acc")))
     loaded, chosen = [], Chosen(3, "epoch 3")
     task = SimpleNamespace(network=SimpleNamespace(load_state_dict=loaded.append))
-    baseline = Baseline({"val/acc": 0.9, "val/loss": 0.5}, {"val": 8}, 1.0, state={})
+    baseline = Baseline(Multiclass(), 1.0, {"val/acc": 0.9, "val/loss": 0.5}, state={})
     for acc, loss, kept in ((0.9, 0.5, False), (0.95, 0.9, False), (0.85, 0.1, True), (0.9, 0.6, True)):
         best.kept = [Score(acc, loss, 2)]
         found = unless_beaten(job, task, SimpleNamespace(callbacks=[best]), chosen, baseline)

@@ -6,16 +6,19 @@ import importlib.metadata
 import os
 import shutil
 import threading
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from scripts.faults.injecting import CHILDREN, armed, little_memory
-from src.config import Config, Data
-from src.engine.doctor import machine, processes
+from src.config import Config
+from src.engine.doctor import labels, machine, processes
 from src.engine.doctor.findings import Findings
 from src.engine.doctor.machine import answered, cpu_quota
-from src.engine.doctor.rehearsal import _show_costs
+from src.engine.doctor.rehearsal import _show_doubts
 from src.engine.doctor.versions import check_versions, refuse_missing
 from src.engine.runs.errors import ErrorOfProcess, ExitCode, UserError
 from tests.conftest import ROOT, SMALL, check_error, write_images
@@ -51,17 +54,55 @@ def test_it_says_what_a_run_would_need_and_find(command, tmp_path):
     assert {path.name for path in Path("runs").iterdir()} <= {".checked", ".images"}, "no run's folder is left"
 
 
-@pytest.mark.parametrize(
-    ("source", "baseline", "is_said"), [("table", "show", True), ("table", "none", False), ("digits", "show", False)]
-)
-def test_it_says_which_command_finds_labels_in_doubt(source, baseline, is_said, capsys):
-    config = Config(baseline=baseline, data=Data(source=source))
-    config.trainer.max_steps = 1
-    facts = {"batch_size": 10, "step_seconds": 2.0, "images": 100, "train_images": 70, "peak_mib": None, "bytes": 0}
-    _show_costs(Findings(), config, facts)
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_it_finds_labels_that_were_swapped(processes, command, tmp_path):
+    """In two processes as in one. The features stay for the training, which computes none of the images again."""
+    write_images(tmp_path / "photos", {"cats": 40, "dogs": 40})
+    for number in range(2):
+        Path(f"photos/cats/{number:03d}.png").rename(f"photos/dogs/swapped{number}.png")
+    ddp = ["strategy=ddp", f"trainer.devices={processes}", "trainer.accelerator=cpu"] if processes > 1 else []
+    words = [word for word in FOLDER if word != "baseline=none"] + ddp
+    done = command("doctor", *words)
+
+    assert done.code == 0, done.text
+    text = " ".join(done.out.split())
+    assert "ok baseline val accuracy" in text
+    assert "warning labels 2 of 80 images are in doubt" in text
+    assert "has the label dogs, and cats is expected fix less runs/.doctor-" in text
+    (listed,) = Path("runs").glob(".doctor-*/*")
+    assert sorted(line.partition(",")[0] for line in listed.read_text().splitlines()[1:]) == [
+        "dogs/swapped0.png",
+        "dogs/swapped1.png",
+    ]
+    assert "computing features" not in command("train", *words, "model=features").text
+
+
+@pytest.mark.parametrize(("baseline", "is_said"), [("show", True), ("none", False)])
+def test_it_says_which_command_finds_labels_in_doubt_where_that_takes_long(baseline, is_said, capsys, tmp_path):
+    facts = {"batch_size": 10, "step_seconds": 2.0, "images": 100}
+    _show_doubts(Findings(), Config(baseline=baseline), facts, tmp_path / "doubts.csv")
     text = " ".join(capsys.readouterr().out.split())
     said = "lists those in doubt in doubts.csv, as model=features does alone, in at most about 20 s"
     assert (said in text) == is_said
+
+
+def test_a_pass_over_the_images_that_would_take_long_is_left_out(monkeypatch):
+    """Its length follows from the pace of the second batch: the first starts the loader processes."""
+    table = SimpleNamespace(has=torch.zeros(1000, dtype=torch.bool))
+    clock = count(0.0, 7.0)
+    monkeypatch.setattr(labels.time, "perf_counter", lambda: next(clock))
+
+    def compute(members):
+        table.has[list(members)] = True
+        return table
+
+    task = SimpleNamespace(images=SimpleNamespace(splits={"val": range(100), "test": [], "train": range(100, 1000)}))
+    assert labels._seconds_of_pass(task, SimpleNamespace(table=compute), 20) == (1000 - 40) * 7 / 20
+    compute(range(100))
+    assert labels._seconds_of_pass(task, SimpleNamespace(table=compute), 20) == (900 - 40) * 7 / 20, "val is there"
+    compute(range(1000))
+    assert labels._seconds_of_pass(task, SimpleNamespace(table=compute), 20) == 0
 
 
 def test_what_is_typed_wrongly_is_answered_as_in_a_training(command):

@@ -45,6 +45,13 @@ def test_it_says_what_is_reached_and_whether_that_is_more_than_noise():
     assert "reaches 0.8000 (95 % interval 0.739 to 0.85). Training gained 0.1500, which is more than noise." in words(
         evidence()
     )
+    paired = evidence(own=0.81)
+    paired.result["baseline"] |= {"intervals": {"test/acc": [0.6, 0.9]}}
+    paired.result["baseline"]["gain"] = {"metric": "test/acc", "value": 0.01, "is_sure": True, "how": "p = 0.01"}
+    assert (
+        "reaches 0.8000 (95 % interval 0.6 to 0.9). Training gained 0.0100, which is more than noise (p = 0.01)."
+        in words(paired)
+    )
     lost = words(evidence(own=0.6))
     assert "Training lost 0.2000, which is more than noise." in lost
     assert "optimizer.lr=0.001" in lost

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -31,11 +29,10 @@ def of_labels(images: int, names: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def measured(kind, names, logits, labels):
-    """The model, its outputs and the metrics of them, as metric_intervals takes them."""
-    model = SimpleNamespace(kind=kind, card=SimpleNamespace(classes=names))
+    """The task, its names, outputs and the metrics of them, as metric_intervals takes them."""
     asking = Asking(kind.metrics(names, "test"), f"task={kind.name}")
     asking.update(logits, labels, kind)
-    return model, Outputs(logits, labels, [*range(len(labels))]), asking.compute("")
+    return kind, names, Outputs(logits, labels, [*range(len(labels))]), asking.compute("")
 
 
 @pytest.mark.parametrize("at_once", [1000, 10**6])

@@ -51,9 +51,8 @@ def test_a_few_images_that_are_all_right_do_not_make_it_certain():
 
 
 def intervals(kind: TaskKind, outputs: Outputs, values: dict[str, float], seed: int = 0) -> Any:
-    model: Any = SimpleNamespace(kind=kind, card=SimpleNamespace(classes=NAMES))
     kind.name = type(kind).__name__.lower()
-    return metric_intervals(model, outputs, values, seed)
+    return metric_intervals(kind, NAMES, outputs, values, seed)
 
 
 def measured(kind: TaskKind, outputs: Outputs) -> dict[str, float]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from scipy.stats import binomtest
 
-from src.engine.runs.intervals import differ, share_interval
+from src.engine.runs.intervals import share_interval
 
 
 @pytest.mark.parametrize(("right", "images"), [(0, 5), (5, 5), (90, 100), (1, 1), (700, 1000)])
@@ -14,9 +14,3 @@ def test_wilsons_interval_is_scipys(right, images):
 
 def test_without_images_everything_is_possible():
     assert share_interval(0.0, 0) == (0.0, 1.0)
-
-
-def test_a_few_images_are_no_difference():
-    assert not differ(0.93, 0.95, 100)
-    assert differ(0.93, 0.95, 10_000)
-    assert not differ(1.0, 1.0, 10)
