@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,10 @@ SMALL = (
 WITH_PAGE = tuple(word for word in SMALL if word != "report.page=false")
 
 
-LEFT_OUT = [line for line in (ROOT / "tests/slow.txt").read_text().splitlines() if not line.startswith("#")]
+LINES = [line for line in (ROOT / "tests/slow.txt").read_text().splitlines() if not line.startswith("#")]
+SLOW = dict(
+    line.partition(" but every ")[::2] for line in LINES
+)  # name -> '', or which of its cases stays: '5' of 'every 5'
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,10 +60,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     without_room = [item for item in items if not {*_rooms_needed(item)} <= rooms]
     config.hook.pytest_deselected(items=without_room)
     items[:] = [item for item in items if item not in without_room]
+    cases: Counter[str] = Counter()
     for item in items:
         name = item.nodeid.partition("[")[0]
-        if {item.nodeid, name, name.partition("::")[0]} & {*LEFT_OUT}:
+        every = [SLOW[known] for known in (item.nodeid, name, name.partition("::")[0]) if known in SLOW]
+        if every and (not every[0] or cases[name] % int(every[0])):
             item.add_marker(pytest.mark.slow)
+        cases[name] += 1
     named = config.args_source is pytest.Config.ArgsSource.ARGS
     if not (named or config.option.all or config.option.markexpr):
         slow = [item for item in items if item.get_closest_marker("slow")]
