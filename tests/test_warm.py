@@ -65,6 +65,44 @@ def test_it_ends_alike(run, end):
     assert "err" in done.err
 
 
+RANK = """
+import os, signal, sys
+print(len([name for name in sys.modules if name.startswith("src.")]), file=sys.stderr)
+print(sys.argv[1:], sys.stdin.read(), os.environ["RANK"], os.getpgid(0) == os.getpid(), file=sys.stderr)
+print("torch" in sys.modules)
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGKILL) if os.environ["RANK"] == "1" else sys.exit(3)
+"""
+LAUNCH = """
+import os, subprocess, sys
+import src.other
+for rank in (0, 1):
+    with open(f"errors{rank}", "wb") as errors, open(f"out{rank}", "wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "src.rank", "rehearsal"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL if rank else out,
+            stderr=errors, env=os.environ | {"RANK": str(rank)}, process_group=0,
+        )
+    with process.stdin as pipe:
+        pipe.write(b"job")
+    print(process.wait(), process.poll(), open(f"errors{rank}").read(), os.path.getsize(f"out{rank}") > 0)
+"""
+
+
+def test_ranks_are_forks_without_anything_of_src(run, tmp_path):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/rank.py").write_text(RANK)
+    for name in ("__init__", "other"):
+        (tmp_path / f"src/{name}.py").touch()
+    words = ["strategy=ddp", "trainer.devices=2"]
+    cold = run("launch", LAUNCH, words, cold=True)
+    assert (tmp_path / "out0").read_text() == "False\n"
+    done = run("launch", LAUNCH, words)
+    assert (tmp_path / "out0").read_text() == "True\n"
+    assert done == cold
+    assert "['rehearsal'] job 1 True" in done.out
+    assert [line[0] for line in done.out.splitlines() if line[0] in "3-"] == ["3", "-"]
+
+
 STATE = """
 from src.engine.runs import logs
 logs.to_screen()  # as every command does first

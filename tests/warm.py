@@ -7,7 +7,8 @@ the two. Nothing of src/ is imported before the fork. Differences to a fresh pro
 - an import that src/ forgot may go unnoticed;
 - output of the libraries' imports is missing;
 - all commands of a helper share a hash seed, so sets of strings have the same order in all of them;
-- processes that the command leaves behind are not waited for.
+- processes that the command leaves behind are not waited for;
+- the ranks of strategy=ddp are forks too, made before the command begins (tests/warm_ranks.py).
 
 A test about any of these runs its command cold: `command("train", ..., cold=True)`. tests/readme runs the first command of
 every page cold. Used by the fixture `command` (tests/conftest.py), tests/readme and scripts/faults.
@@ -34,6 +35,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+
+from tests import warm_ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("hydra", "lightning", "torch", "torch.utils.tensorboard", "torchmetrics", "torchvision")
@@ -139,21 +142,22 @@ def serve(handle: int) -> None:
             connection.send(str(os.waitstatus_to_exitcode(status)).encode())
     signal.signal(signal.SIGINT, on_interrupt)
     module, words, cwd, environment = json.loads(request)
-    _become(module, words, cwd, environment | set_by_libraries, *files)
+    _become(module, words, cwd, environment | set_by_libraries, dict(zip(files, (1, 2), strict=True)))
 
 
-def _become(module: str, words: list[str], cwd: str, environment: dict[str, str], out: int, err: int) -> None:
-    """Turns this process into `python -m module words...`, to its exit."""
+def _become(module: str, words: list[str], cwd: str, environment: dict[str, str], files: dict[int, int]) -> None:
+    """Turns this process into `python -m module words...`, to its exit. files: open files, and which they become."""
     import torch  # already imported in the helper
 
-    for file, standard in ((out, 1), (err, 2)):
+    for file, standard in files.items():
         os.dup2(file, standard)
         os.close(file)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    warm_ranks.prepare(warm_ranks.expected(words), _become)
     sys.path[0] = str(Path.cwd())
-    for name in ("tests", "tests.warm"):  # a copy of the project has tests/ of its own
+    for name in ("tests", "tests.warm", "tests.warm_ranks"):  # a copy of the project has tests/ of its own
         sys.modules.pop(name, None)
     sys.argv = ["-m", *words]
     np.random.seed()  # random, as in a fresh process; fork reseeds Python's own generator
