@@ -63,11 +63,15 @@ def test_the_page_of_a_run_and_that_of_all_folds_fit_a_phone_and_a_screen(folder
         write_json(file, result)
     page_of(several, shown())
     for page in (write_report(folder, {2: ["backbone.layer4"]}), several / "report.html"):
-        needed, console, picture = opened(page, tmp_path)
-        assert needed == {PHONE: PHONE, SCREEN: SCREEN}, page
-        assert console == []
-        for left, right in ((0, PHONE), (PHONE, PHONE + SCREEN)):
-            assert len(picture.crop((left, 0, right, HEIGHT)).getcolors(2**24)) > 10
+        check_page(page, tmp_path)
+
+
+def check_page(page: Path, work: Path) -> None:
+    needed, console, picture = opened(page, work)
+    assert needed == {PHONE: PHONE, SCREEN: SCREEN}, page
+    assert console == []
+    for left, right in ((0, PHONE), (PHONE, PHONE + SCREEN)):
+        assert len(picture.crop((left, 0, right, HEIGHT)).getcolors(2**24)) > 10
 
 
 def test_what_sticks_out_or_fails_would_be_seen(tmp_path):
