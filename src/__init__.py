@@ -2,4 +2,4 @@
 
 from src.engine import require
 
-require(9)  # the version of src/engine that this src/ is written for: UPGRADING.md
+require(10)  # the version of src/engine that this src/ is written for: UPGRADING.md

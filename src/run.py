@@ -19,7 +19,7 @@ from src.data.module import ImageData
 from src.data.transforms import train_transform
 from src.engine import features
 from src.engine.baseline.baseline import measure_baseline, unless_beaten
-from src.engine.baseline.verdict import Baseline, for_result
+from src.engine.baseline.verdict import BASELINE, Baseline, for_result
 from src.engine.doctor.labels import look_for_doubts
 from src.engine.doctor.step_clock import StepClock, note_rehearsal
 from src.engine.feature_bank.bank import FeatureBank, build_bank
@@ -68,7 +68,7 @@ def run(config: Config, path: Path) -> float:
         introduce(job, task, steps)
         baseline = measure_baseline(job, task, bank)  # what training has to beat
         if job.config.baseline == "only":
-            chosen = Chosen(0, "the baseline")
+            chosen = Chosen(0, BASELINE)
         else:
             fit(job, trainer, model, data)  # from where an earlier start left off
             if not job.ranks.leave():  # of several processes the first goes on alone
@@ -94,10 +94,10 @@ def rehearse(config: Config, path: Path) -> None:
         trainer, clock = build_trainer(job, task), StepClock()
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         introduce(job, task, steps)
-        look_for_doubts(job, task, bank)
+        labels = look_for_doubts(job, task, bank)
         fit(job, trainer, model, data)
         if job.ranks.leave():
-            note_rehearsal(job, task, clock.seconds, peak_memory(job, trainer))
+            note_rehearsal(job, task, clock.seconds, peak_memory(job, trainer), labels)
 
 
 def build_data(job: Job, task: Task, bank: FeatureBank | None) -> ImageData:
@@ -150,7 +150,7 @@ def finish(
         peak_memory_mib=peak_memory(job, trainer),
         device=str(job.device),
         precision=job.config.precision.name,
-        baseline=for_result(job, task, metrics, baseline) if baseline else None,
+        baseline=for_result(job, task, metrics, baseline, chosen) if baseline else None,
     )
     print_result(folder.path, result)
 

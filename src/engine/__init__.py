@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-VERSION = 9
+VERSION = 10
 
 
 def require(version: int) -> None:

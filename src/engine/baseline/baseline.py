@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from src.engine import features
 from src.engine.baseline.doubts import write_doubts
 from src.engine.baseline.linear import LinearModel, fit_linear
-from src.engine.baseline.verdict import Baseline, introduced
+from src.engine.baseline.verdict import BASELINE, Baseline, introduced
 from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
 from src.engine.feature_bank.bank import FeatureBank, Table
@@ -34,6 +34,8 @@ from src.engine.weights.low_rank import merge, merged
 
 log = logging.getLogger(__name__)
 
+SPLITS = ("val", "test", "train")  # the order in which features are computed
+
 
 def measure_baseline(job: Job, task: RunTask, bank: FeatureBank | None) -> Baseline | None:
     """Nothing where it is not asked for. All processes of a run call it together. Raises UserError where there is no bank, and
@@ -45,8 +47,9 @@ def measure_baseline(job: Job, task: RunTask, bank: FeatureBank | None) -> Basel
             fix=corrected("model.backbone=resnet18"),
             code=ExitCode.OUT_OF_MEMORY,
         )
-    if bank is None and job.config.baseline == "keep":
-        log.warning("baseline=keep has no effect: there are no features of all images to fit it to.")
+    if job.config.baseline == "keep" and (bank is None or job.config.trainer.limit_batches):
+        why = "there are no features of all images to fit it to" if bank is None else "only a few steps are made"
+        log.warning(f"baseline=keep has no effect: {why}.")
     if bank is None or not is_asked_for(job.config):
         return None
     return fit_baseline(job, task, bank)
@@ -54,7 +57,7 @@ def measure_baseline(job: Job, task: RunTask, bank: FeatureBank | None) -> Basel
 
 def fit_baseline(job: Job, task: RunTask, bank: FeatureBank) -> Baseline | None:
     """Nothing in the processes beside the first. Writes doubts.csv."""
-    for split in ("val", "test", "train"):  # one after the other, in the batches in which evaluate reads them
+    for split in SPLITS:  # one after the other, in the batches in which evaluate reads them
         bank.table(task.images.splits[split])
     table = bank.table(())
     if not job.ranks.is_first:
@@ -74,9 +77,9 @@ def fit_baseline(job: Job, task: RunTask, bank: FeatureBank) -> Baseline | None:
 
 def is_asked_for(config: Config) -> bool:
     """Not beside a few steps (debug=true), and not in the trials of a sweep, which would all have the same."""
-    if config.baseline == "show":
-        return config.trainer.limit_batches is None and features.supervisor() is None
-    return config.baseline != "none"
+    if config.baseline in ("show", "keep") and config.trainer.limit_batches:
+        return False
+    return config.baseline != "none" and (config.baseline != "show" or features.supervisor() is None)
 
 
 def _fit(job: Job, task: RunTask, table: Table) -> tuple[Baseline, LinearModel]:
@@ -98,14 +101,18 @@ def _fit(job: Job, task: RunTask, table: Table) -> tuple[Baseline, LinearModel]:
     found = Baseline(deepcopy(task.kind), model.strength)
     for split in [split for split in ("val", "test") if images.splits[split]]:
         rows, labels = of(split)
+        if not len(rows):  # all have broken; measure_split says so
+            continue
         logits = model.logits(rows)
         unseen.append(logits)
+        if found.kind.tunes and not images.splits["test"]:
+            found.kind.tune(logits, labels)
         split_metrics = SplitMetrics(found.kind, images.classes, split, config.metrics).to(job.device)
         split_metrics.sync(False)
         split_metrics.update(loss(logits, labels), logits, labels, loss.weight(labels))
         outputs = Outputs(logits.cpu(), labels.cpu(), measured[-len(rows) :])
         found.add(split, split_metrics.compute(), outputs, task, config.seed)
-        if found.kind.tunes and split == "val":
+        if found.kind.tunes and split == "val" and images.splits["test"]:
             found.kind.tune(logits, labels)
     write_doubts(job.folder.path / "doubts.csv", task, measured, torch.cat(unseen).cpu())
     return found, model
@@ -132,4 +139,4 @@ def unless_beaten(job: Job, task: RunTask, trainer: L.Trainer, chosen: Chosen, b
         f"select    the baseline, which is better on val than any epoch: {monitor} {decimal(baseline.metrics[monitor])}"
     )
     task.network.load_state_dict(baseline.state)
-    return Chosen(0, "the baseline")
+    return Chosen(0, BASELINE)

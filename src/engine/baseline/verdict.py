@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from src.engine.runs.bootstrap import metric_intervals
@@ -12,18 +12,20 @@ from src.engine.runs.job import Job
 from src.engine.runs.measuring import Measured
 from src.engine.runs.outputs import Outputs
 from src.engine.runs.paired import metric_gain
-from src.engine.runs.tables import column_titles
+from src.engine.runs.selection import Chosen
+from src.engine.runs.tables import column_titles, compared_metric
 from src.engine.runs.task import RunTask
 from src.engine.runs.text import decimal
 from src.engine.steps.task_kind import TaskKind
 
+BASELINE = "the baseline"  # what a run's weights are called that are the baseline's
 WHAT = "a linear model on the features of the untouched backbone"
 
 
 @dataclass
 class Baseline:
-    """metrics: val/acc, test/acc, ...; the finite ones. Those of val have the thresholds that the epochs have, those of test
-    the ones that were chosen for it on val, as the run has its own."""
+    """metrics: val/acc, test/acc, ...; the finite ones. Those of test have thresholds that were chosen for it on val, as the
+    run has its own; those of val have the ones of the epochs, but where there is no test split, the chosen ones."""
 
     kind: TaskKind  # with these thresholds
     strength: float  # of the regularisation, see linear.py
@@ -49,27 +51,28 @@ def introduced(baseline: Baseline, monitor: str) -> str:
     return f"val {_title(name)} {decimal(value)}{sure} by {WHAT}"
 
 
-def for_result(job: Job, task: RunTask, measured: Measured, baseline: Baseline) -> dict[str, Any]:
-    """What result.json keeps of it: its numbers, and beside those of the trained network what training gained."""
+def for_result(job: Job, task: RunTask, measured: Measured, baseline: Baseline, chosen: Chosen) -> dict[str, Any]:
+    """What result.json keeps of it: its numbers, and what the trained network gains over it."""
     values: dict[str, Any] = {
         "metrics": baseline.metrics,
         "intervals": baseline.intervals,
         "images": {split: len(outputs.members) for split, outputs in baseline.outputs.items()},
         "strength": baseline.strength,
+        "gain": None,
         "verdict": "",
     }
-    split, name = ("test" if "test" in baseline.outputs else "val"), job.config.checkpoint.monitor.partition("/")[2]
+    split = "test" if "test" in baseline.outputs else "val"
+    name = compared_metric(job.config.checkpoint.monitor, baseline.metrics)
     key = f"{split}/{name}"
-    if key not in baseline.metrics or key not in measured or (split == "val" and task.kind.tunes):
-        return values  # on val, the network's thresholds were chosen on the images themselves
+    if chosen.name == BASELINE or not math.isfinite(measured.get(key, math.nan)) or key not in baseline.metrics:
+        return values
     both = (task.kind, measured.outputs[split]), (baseline.kind, baseline.outputs[split])
     numbers, groups = (measured[key], baseline.metrics[key]), both[0][1].groups(task.images)
     gain = metric_gain(name, numbers, task.images.classes, both, job.config.seed, groups)
-    values["gain"] = {"metric": key, "value": gain.value, "is_sure": gain.is_sure, "how": gain.how}
-    text = f"training {'gained' if gain.value > 0 else 'lost'} {decimal(abs(gain.value))}"
-    known = {True: ", more than chance", False: ", which may be chance", None: ""}[gain.is_sure]
-    how = f" ({gain.how})" if gain.how else ""
-    values["verdict"] = f"{split} {_title(name)} {decimal(numbers[1])} by {WHAT}: {text}{known}{how}"
+    if split == "val" and gain.value > 0 and job.config.checkpoint.select != "last":
+        gain = replace(gain, is_sure=None, how="val has also chosen the epoch")
+    values["gain"] = {"metric": key, **asdict(gain)}
+    values["verdict"] = f"{split} {_title(name)} {decimal(numbers[1])} by {WHAT}: {gain.said()}"
     return values
 
 

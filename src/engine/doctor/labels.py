@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import time
 
-from src.engine.baseline.baseline import fit_baseline
+from src.engine.baseline.baseline import SPLITS, fit_baseline
 from src.engine.feature_bank.bank import FeatureBank
 from src.engine.runs.job import Job
 from src.engine.runs.task import RunTask
 
-SPLITS = ("val", "test", "train")  # the order in which the baseline asks for them
 SECONDS = 30.0  # that a pass over the images may take
 
 
-def look_for_doubts(job: Job, task: RunTask, bank: FeatureBank | None) -> None:
-    """Writes doubts.csv. All processes of a run call it together."""
+def look_for_doubts(job: Job, task: RunTask, bank: FeatureBank | None) -> dict[str, float]:
+    """Writes doubts.csv. Returns the baseline's val accuracy, if it has one, or how long the pass would have taken. All
+    processes of a run call it together."""
     if bank is None:
-        return
+        return {}
     seconds = _seconds_of_pass(task, bank, job.config.data.batch_size)
-    if job.ranks.told_by_first(lambda: seconds) <= SECONDS:
-        fit_baseline(job, task, bank)
+    if (seconds := job.ranks.told_by_first(lambda: seconds)) > SECONDS:
+        return {"seconds": seconds}
+    baseline = fit_baseline(job, task, bank)
+    return (
+        {} if baseline is None else {name: baseline.metrics[name] for name in ("val/acc",) if name in baseline.metrics}
+    )
 
 
 def _seconds_of_pass(task: RunTask, bank: FeatureBank, size: int) -> float:

@@ -11,11 +11,13 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from src.engine.baseline.doubts import worth_a_look
 from src.engine.commands.config_checks import without_effect
 from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
@@ -30,8 +32,8 @@ from src.engine.runs.text import duration, plural, printable, shell_word
 PARTS = re.compile(r"out of memory in .* with parts of (\d+) images: repeated in parts of (\d+)")
 # What src/engine/runs/introduction.py prints: a label, and what it says.
 LABELLED = re.compile(r"(images|classes|labels|values|groups|backbone|model|freezing|baseline) +(\S.*)")
+DAY = 86_400.0  # seconds after which what a killed doctor has left is removed
 LISTS = (*(name for name in LISTS_OF_MESSAGES if name != "error.log"), "doubts.csv")  # which findings name
-MANY_DOUBTS = 0.02  # share of all images; of a clean set about one image in a hundred is in doubt
 
 
 def rehearse(findings: Findings, config: Config) -> None:
@@ -40,7 +42,8 @@ def rehearse(findings: Findings, config: Config) -> None:
     if config.name is not None and is_to_continue(runs / config.name, asdict(config), config.resume):
         findings.ok("name", f"{runs / config.name} exists and would be continued; looked at is its start")
     for earlier in runs.glob(".doctor-*"):
-        if not {path.name for path in earlier.iterdir()} - {*LISTS}:
+        names, age = {path.name for path in earlier.iterdir()}, time.time() - earlier.stat().st_mtime
+        if (names and not names - {*LISTS}) or age > DAY:  # others are of a doctor that is at work
             shutil.rmtree(earlier, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=runs))
     try:
@@ -107,7 +110,7 @@ def _messages(printed: str) -> Iterator[str]:
 def _show_costs(findings: Findings, config: Config, result: dict[str, Any]) -> None:
     size, seconds = result["batch_size"], result["step_seconds"]
     memory = f"; at most {result['peak_mib']:,} MiB of memory" if result["peak_mib"] else ""
-    speed = f"{plural(size, 'image')} in {seconds:.2g} s with loading, {size / seconds:,.0f} images/s"
+    speed = f"{plural(size, 'image')} in {seconds:.2g} s with loading, {size / seconds:,.3g} images/s"
     findings.ok("step", f"{speed}{memory}")
     if config.baseline == "only":
         findings.ok("length", "baseline=only trains nothing: about one pass over the images")
@@ -122,11 +125,12 @@ def _show_costs(findings: Findings, config: Config, result: dict[str, Any]) -> N
 
 def _show_doubts(findings: Findings, config: Config, result: dict[str, Any], path: Path) -> None:
     """What src/engine/doctor/labels.py found; path: doubts.csv, which is removed where nothing is in doubt."""
+    labels = result["labels"]
+    if seconds := labels.get("seconds"):
+        alone = "" if config.baseline == "only" else ", as model=features does alone"
+        text = f"the run lists those in doubt in doubts.csv{alone}, by a pass of about {duration(seconds)}"
+        findings.ok("labels", f"not compared with what the images show: {text}")
     if not path.exists():
-        if config.baseline in ("show", "keep"):
-            passed = duration(result["images"] * result["step_seconds"] / result["batch_size"])
-            text = f"the training lists those in doubt in doubts.csv, as model=features does alone, in at most about {passed}"
-            findings.ok("labels", f"not compared with what the images show: {text}")
         return
     with path.open(newline="", **NAMES) as file:
         _, *rows = ([original(cell) for cell in row] for row in csv.reader(file))
@@ -135,16 +139,16 @@ def _show_doubts(findings: Findings, config: Config, result: dict[str, Any], pat
         findings.ok("labels", "none is in doubt for the baseline")
         return
     name, _, label, suggested, _ = rows[0]
+    images = len({row[0] for row in rows})
     text = (
-        f"{len(rows)} of {result['images']} images are in doubt for the baseline, which may be wrong itself; the first, "
-        f"{printable(name)}, has the label {printable(label)}, and {printable(suggested)} is expected"
+        f"{plural(len(rows), 'label')} of {images} of {result['images']} images in doubt for the baseline, the first of "
+        f"{printable(name)}: {printable(label)}, where it expects {printable(suggested)}"
     )
-    if len(rows) < MANY_DOUBTS * result["images"]:
-        findings.ok("labels", f"{text}; all of them: {printable(path)}")
+    if worth_a_look(images, result["images"], labels.get("val/acc")):
+        fix = f"less {shell_word(path)}   # look at them, and correct the labels that are wrong"
+        findings.warn("labels", text, fix)
     else:
-        findings.warn(
-            "labels", text, f"less {shell_word(path)}   # look at them, and correct the labels that are wrong"
-        )
+        findings.ok("labels", f"{text}; it may be wrong itself; all of them: {printable(path)}")
 
 
 def _remove(folder: Path) -> None:

@@ -198,5 +198,5 @@ def _compare(folds: Folds, metric: str) -> tuple[bool | None, str]:
         spread = max(spread, len(gains) / sum(folds.images))
     noise = float(student.ppf(0.975, len(gains) - 1)) * spread * math.sqrt(1 / len(gains) + 1 / (len(gains) - 1))
     if abs(gain) <= noise:
-        return None, f"The difference of {decimal(abs(gain))} is no more than noise."
-    return gain > 0, f"Training {'gained' if gain > 0 else 'lost'} {decimal(abs(gain))}, which is more than noise."
+        return None, f"The difference of {decimal(abs(gain))} may be chance."
+    return gain > 0, f"Training {'gained' if gain > 0 else 'lost'} {decimal(abs(gain))}, which is more than chance."

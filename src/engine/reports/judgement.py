@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from src.engine.baseline.doubts import worth_a_look
 from src.engine.commands.user_command import key_of
 from src.engine.runs.intervals import PROPORTIONS, share_interval
-from src.engine.runs.tables import column_titles, main_metric
+from src.engine.runs.tables import column_titles, compared_metric
 from src.engine.runs.text import decimal, plural, shell_word
 
+BASELINE = "the baseline"  # what result.json calls the weights of a run that has kept it
 LESS_IS_BETTER = ("loss", "mae", "rmse")
 MORE_IS_BETTER = ("acc", "balanced_acc", "macro_f1", "map", "subset_acc", "r2")  # of an owner's metric it is not known
-MANY_DOUBTS = 0.02  # share of all images; confident learning doubts one in a hundred labels of a clean set
-GOOD = 0.9  # accuracy of the baseline, below which its doubts are mostly its own mistakes
 OVERFITTED, WEAK = 0.1, 0.9  # train is so much better than val, though augmented; or no better than this itself
 FAR_ABOVE = (
     1.25  # times the loss of equal probabilities; digits reach 1.5 with ten times the default lr, 3.1 with 30 times
@@ -35,7 +35,7 @@ class Evidence:
     images: Mapping[str, int]
     image_size: int | None  # None: not known
     counts: Mapping[str, int]
-    doubts: int | None  # None: labels were not checked
+    doubts: int | None  # images with a label in doubt; None: labels were not checked
     command: str
 
     @property
@@ -44,11 +44,7 @@ class Evidence:
 
     @property
     def metric(self) -> str:
-        """The monitored metric, such as acc; in the place of the loss, which says little, the task's first."""
-        monitor = self.setting("checkpoint", "monitor", "val/").partition("/")[2]
-        if monitor not in ("", "loss"):
-            return monitor
-        return next(iter(main_metric(self.result.get("metrics", {}))), "loss")
+        return compared_metric(self.setting("checkpoint", "monitor", "val/"), self.result.get("metrics", {}))
 
     def setting(self, section: str, key: str, default: Any) -> Any:
         """default: of an older run, which does not have it."""
@@ -74,13 +70,16 @@ def judge(known: Evidence) -> Judgement | None:
         return None
     title = column_titles([f"val/{known.metric}"])[known.metric]
     number = known.images.get(known.split, 0)
+    if not math.isfinite(own):
+        found = f"The {known.split} {title} of {plural(number, 'image')} is not a number."
+        return Judgement(found, "Measure on more images, of which not all have the same label.")
     interval = (known.result.get("intervals") or {}).get(f"{known.split}/{known.metric}")
     interval = interval or interval_of(known.metric, own, number)  # of an older run
     words = [f"The run reaches a {known.split} {title} of {_with(own, interval)} on {plural(number, 'image')}."]
     baseline = known.result.get("baseline") or {}
     other = known.value(baseline)
     is_better = None  # True: more than noise; None: nothing can be said
-    if not known.result.get("epochs"):
+    if not known.result.get("epochs") or known.result.get("weights") == BASELINE:
         words.append("It is the baseline alone, a linear model on the features of the untouched backbone.")
     elif other is None:
         words.append("There is no baseline to compare it with, so it is open what training gained.")
@@ -92,7 +91,7 @@ def judge(known: Evidence) -> Judgement | None:
         )
         gain = baseline.get("gain") or {}
         if gain.get("metric") == f"{known.split}/{known.metric}":
-            is_better, sentence = said(gain["value"], gain["is_sure"], gain["how"])
+            is_better, sentence = said(gain["value"], gain["is_sure"], gain.get("how", ""))
         else:  # of an older run
             is_better, sentence = compare(known.metric, own, other, interval)
         words.append(sentence)
@@ -117,12 +116,15 @@ def compare(metric: str, own: float, other: float, interval: Sequence[float] | N
 
 
 def said(gain: float, is_sure: bool | None, how: str = "") -> tuple[bool | None, str]:
-    number, how = decimal(abs(gain)), f" ({how})" if how else ""
+    number, given = decimal(abs(gain)), f" ({how})" if how else ""
+    if gain == 0:
+        return None, "Both are equally good."
     if is_sure is None:
-        return None, f"The difference is {number}; for this metric it is not known how much is noise{how}."
+        reason = f": {how}" if how else ""
+        return None, f"The difference is {number}, and it is not known whether that is chance{reason}."
     if not is_sure:
-        return None, f"The difference of {number} is no more than noise{how}."
-    return gain > 0, f"Training {'gained' if gain > 0 else 'lost'} {number}, which is more than noise{how}."
+        return None, f"The difference of {number} may be chance{given}."
+    return gain > 0, f"Training {'gained' if gain > 0 else 'lost'} {number}, which is more than chance{given}."
 
 
 def interval_of(metric: str, value: float, images: int) -> tuple[float, float] | None:
@@ -136,6 +138,8 @@ def next_step(known: Evidence, is_better: bool | None) -> tuple[str, list[str]]:
     train = [loss for loss in known.epochs.get("train/loss", []) if not math.isnan(loss)]
     if not result.get("epochs"):
         return "Train the network too, and see whether it gains anything.", ["model=transfer"]
+    if result.get("weights") == BASELINE:
+        return "No epoch was as good on val: learn more slowly.", [f"optimizer.lr={lr / 3:.3g}"]
     if len(train) > 1 and train[-1] >= 0.98 * train[0]:
         why = f"The training loss went from {train[0]:.3g} to {train[-1]:.3g}: the learning rate is probably too high."
         return why, [f"optimizer.lr={lr / 10:.3g}"]
@@ -146,8 +150,9 @@ def next_step(known: Evidence, is_better: bool | None) -> tuple[str, list[str]]:
     if is_better is False:
         return "Training spoils the pretrained features: learn more slowly.", [f"optimizer.lr={lr / 3:.3g}"]
     other = known.value(result.get("baseline") or {}) if known.metric == "acc" else None
-    if known.doubts and known.doubts >= MANY_DOUBTS * sum(known.images.values()) and (other or 0) >= GOOD:
-        return f"Look at the {plural(known.doubts, 'label')} in doubt below first, and correct the wrong ones.", []
+    if worth_a_look(known.doubts or 0, sum(known.images.values()), other):
+        doubtful = plural(known.doubts or 0, "image")
+        return f"Look at the labels in doubt of {doubtful} below first, and correct the wrong ones.", []
     rarest, largest = min(known.counts.values(), default=0), max(known.counts.values(), default=0)
     if largest >= UNEVEN * max(1, rarest) and known.setting("data", "class_weights", "none") == "none":
         why = f"The rarest class has {plural(rarest, 'training image')}, the largest {largest:,}: let rare ones count more."

@@ -66,7 +66,7 @@ def write_report(
                 images=Counter(row["split"] for row in rows),
                 image_size=shown.preprocessing.image_size if shown else None,
                 counts=counts.training if counts else {},
-                doubts=None if doubts is None else len(doubts),
+                doubts=None if doubts is None else len({row["path"] for row in doubts}),
                 command=environment.get("command") or "",
             )
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,7 +44,12 @@ def metric_intervals(
     draw = Draw(number, seed, groups)
     least = {name: share_interval(values[name], number) for name in (*PROPORTIONS, *MEANS) if name in values}
     sure = {} if groups is not None else {name: least[name] for name in PROPORTIONS if name in values}
-    for name, numbers in resampled(kind, classes, outputs, draw).items():
+    if is_own(kind.name):
+        return sure
+    asking, given = asked(kind, classes, outputs)
+    if RESAMPLES * sum(value.numel() for value in given.values()) > MOST_VALUES:
+        return sure
+    for name, numbers in resampled(asking, given, draw, RESAMPLES).items():
         if name in sure:
             continue
         if not np.isfinite(numbers).any():  # val has too few images for it
@@ -69,33 +74,40 @@ class Draw:
         self.group_of = None if groups is None else torch.tensor([place[group] for group in groups])
         self.units = number if groups is None else len(place)
 
-    def images(self, resample: int) -> Tensor:
-        """The indices of the images that it has."""
-        chosen = torch.randint(self.units, (self.units,), generator=seeding.generator(self.seed, "bootstrap", resample))
+    def images(self, draw: int) -> Tensor:
+        """The indices of the images that a resample has."""
+        chosen = torch.randint(self.units, (self.units,), generator=seeding.generator(self.seed, "bootstrap", draw))
         if self.group_of is None:
             return chosen
         return torch.arange(self.number).repeat_interleave(chosen.bincount(minlength=self.units)[self.group_of])
 
 
-def resampled(kind: TaskKind, classes: Sequence[str], outputs: Outputs, draw: Draw) -> dict[str, np.ndarray]:
-    """Name -> the metric in each resample, the same resamples for every model. Empty for an own task, and for so many images
-    that it would take minutes."""
-    if is_own(kind.name):
-        return {}
+class Drawing(Protocol):
+    number: int  # of images to draw from
+
+    def images(self, draw: int) -> Tensor:
+        """The indices of those that this draw has."""
+        ...
+
+
+def asked(kind: TaskKind, classes: Sequence[str], outputs: Outputs) -> tuple[Asking, dict[str, Tensor]]:
+    """The metric of a built-in task, and what its update takes of all images."""
     asking = Asking(kind.metrics(classes, "test"), f"task={kind.name}")
     asking.metric.distributed_available_fn = bool  # the first of several processes measures alone
-    given = asking.given(outputs.logits, outputs.labels, kind)
-    if RESAMPLES * sum(value.numel() for value in given.values()) > MOST_VALUES:
-        return {}
+    return asking, asking.given(outputs.logits, outputs.labels, kind)
+
+
+def resampled(asking: Asking, given: Mapping[str, Tensor], draw: Drawing, draws: int) -> dict[str, np.ndarray]:
+    """Name -> the metric in each of so many draws. given: of all images."""
     rows: list[dict[str, Any]] = []
     if isinstance(asking.metric, LabelMetrics):  # to rank all images again for each resample takes seconds
         at_once = max(1, AT_ONCE // draw.number)
-        for start in range(0, RESAMPLES, at_once):
-            part = [draw.images(resample) for resample in range(start, min(start + at_once, RESAMPLES))]
+        for start in range(0, draws, at_once):
+            part = [draw.images(resample) for resample in range(start, min(start + at_once, draws))]
             drawn = torch.stack([chosen.bincount(minlength=draw.number) for chosen in part]).double()
             rows.append({name: each.numpy() for name, each in asking.metric.resampled(**given, drawn=drawn).items()})
     else:
-        for resample in range(RESAMPLES):
+        for resample in range(draws):
             chosen = draw.images(resample)
             asking.metric.reset()
             asking.metric.update(**{name: value[chosen] for name, value in given.items()})

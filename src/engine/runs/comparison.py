@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from src.engine.commands.schema import METRICS
-from src.engine.runs import seeding
 from src.engine.runs.files import NAMES, cannot_write, make_folder, original, read_metrics, write_atomically
-from src.engine.runs.paired import FEWEST_GROUPS, LEVEL, mcnemar
+from src.engine.runs.paired import LEVEL, compared_images
 from src.engine.runs.run_dir import read_result
 from src.engine.runs.run_settings import flat
 from src.engine.runs.tables import column_titles, interval_text, main_metric
@@ -26,7 +25,6 @@ from src.engine.runs.text import as_typed, decimal, plural, printable, shell_wor
 
 log = logging.getLogger(__name__)
 
-RESAMPLES = 2000  # of the paired bootstrap
 Image = tuple[str, str]  # path, label
 Answers = dict[Image, Any]  # whether an image was right, or the size of its error
 
@@ -136,24 +134,13 @@ def _compared(
 ) -> tuple[str, bool]:
     """What is known of the difference, and whether it is larger than chance. groups: of the images; None: each for itself."""
     (name, other), is_share = names, isinstance(ours[0], bool)
-    if is_share and groups is None:
-        wins = sum(a and not b for a, b in zip(ours, theirs, strict=True))
-        losses = sum(b and not a for a, b in zip(ours, theirs, strict=True))
-        p = mcnemar(wins, losses)
-        counts = f"{plural(wins, 'image')} right by {name} alone, {losses} by {other} alone"
-        return f"{counts}, p = {p:.2g} (McNemar's exact test)", p < level
-    gain = np.array(ours, float) - np.array(theirs, float) if is_share else np.array(theirs) - np.array(ours)
-    sums, sizes = gain, np.ones(len(gain))
-    if groups is not None:
-        _, place = np.unique(groups, return_inverse=True)
-        sums, sizes = np.bincount(place, gain), np.bincount(place)
-    chosen = np.random.default_rng(seeding.key(0, "compare")).integers(len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[chosen].sum(1) / sizes[chosen].sum(1)
-    low, high = np.quantile(means, [level / 2, 1 - level / 2]).tolist()
-    by = "" if groups is None else f" by {plural(len(sums), 'group')}"
-    what = "share of right images larger" if is_share else "mean error smaller"
-    text = f"{what} by {decimal(gain.mean())} ({interval_text(low, high)}, {100 * (1 - level):.3g} % interval{by})"
-    return text, low > 0 and (groups is None or len(sums) >= FEWEST_GROUPS)
+    gains = np.array(ours, float) - np.array(theirs, float) if is_share else np.array(theirs) - np.array(ours)
+    p, test = compared_images(gains, groups)
+    if is_share:
+        what = f"{plural(int((gains > 0).sum()), 'image')} right by {name} alone, {(gains < 0).sum()} by {other} alone"
+    else:
+        what = f"mean error smaller by {decimal(gains.mean())}"
+    return f"{what}, p = {p:.2g} ({test})", p < level and gains.mean() > 0
 
 
 def _groups(run: Run, split: str, images: Answers) -> list[str] | None:

@@ -40,6 +40,12 @@ def main_metric(metrics: Iterable[str]) -> list[str]:
     return [name for name in column_titles(metrics) if name != "loss"][:1]
 
 
+def compared_metric(monitor: str, metrics: Iterable[str]) -> str:
+    """The monitored metric, such as acc; in the place of the loss, which says little, the task's first."""
+    name = monitor.partition("/")[2]
+    return name if name not in ("", "loss") else next(iter(main_metric(metrics)), "loss")
+
+
 def metrics_table(
     metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]] | None = None, by: str | None = None
 ) -> str:

@@ -68,8 +68,8 @@ def test_it_finds_labels_that_were_swapped(processes, command, tmp_path):
     assert done.code == 0, done.text
     text = " ".join(done.out.split())
     assert "ok baseline val accuracy" in text
-    assert "warning labels 2 of 80 images are in doubt" in text
-    assert "has the label dogs, and cats is expected fix less runs/.doctor-" in text
+    assert "warning labels 2 labels of 2 of 80 images in doubt for the baseline, the first of dogs/swapped" in text
+    assert "dogs, where it expects cats fix less runs/.doctor-" in text
     (listed,) = Path("runs").glob(".doctor-*/*")
     assert sorted(line.partition(",")[0] for line in listed.read_text().splitlines()[1:]) == [
         "dogs/swapped0.png",
@@ -78,13 +78,28 @@ def test_it_finds_labels_that_were_swapped(processes, command, tmp_path):
     assert "computing features" not in command("train", *words, "model=features").text
 
 
-@pytest.mark.parametrize(("baseline", "is_said"), [("show", True), ("none", False)])
-def test_it_says_which_command_finds_labels_in_doubt_where_that_takes_long(baseline, is_said, capsys, tmp_path):
-    facts = {"batch_size": 10, "step_seconds": 2.0, "images": 100}
-    _show_doubts(Findings(), Config(baseline=baseline), facts, tmp_path / "doubts.csv")
+@pytest.mark.parametrize(("labels", "is_said"), [({"seconds": 200.0}, True), ({}, False)])
+def test_it_says_which_command_finds_labels_in_doubt_where_that_takes_long(labels, is_said, capsys, tmp_path):
+    _show_doubts(Findings(), Config(), {"images": 100, "labels": labels}, tmp_path / "doubts.csv")
     text = " ".join(capsys.readouterr().out.split())
-    said = "lists those in doubt in doubts.csv, as model=features does alone, in at most about 20 s"
+    said = "the run lists those in doubt in doubts.csv, as model=features does alone, by a pass of about 3 min"
     assert (said in text) == is_said
+
+
+@pytest.mark.parametrize(
+    ("rows", "accuracy", "mark"),
+    [(5, 0.95, "warning"), (5, 0.6, "ok"), (5, None, "ok"), (1, 0.95, "ok"), (0, 0.95, "ok")],
+)
+def test_a_bad_baseline_says_little_about_labels(rows, accuracy, mark, capsys, tmp_path):
+    """An image may have several labels in doubt."""
+    path = tmp_path / "doubts.csv"
+    lines = [f"{number}.png,train,{label},not {label},0.9" for number in range(rows) for label in ("owl", "cat")]
+    path.write_text("\n".join(["path,split,label,suggested,probability", *lines]))
+    _show_doubts(Findings(), Config(), {"images": 100, "labels": {"val/acc": accuracy}}, path)
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(f"{mark} labels")
+    assert f"{2 * rows} labels of {rows} of 100 images in doubt" in text or not rows
+    assert path.exists() == bool(rows)
 
 
 def test_a_pass_over_the_images_that_would_take_long_is_left_out(monkeypatch):

@@ -95,7 +95,7 @@ def test_it_judges_all_folds_and_leads_to_the_report_of_each(tmp_path):
         in page.text
     )
     assert "On all 6 images together its 95 % interval is 0.188 to 0.812." in page.text
-    assert "reaches 0.1000. The difference of 0.4000 is no more than noise." in page.text  # of six images
+    assert "reaches 0.1000. The difference of 0.4000 may be chance." in page.text  # of six images
     assert page.rows[:6] == [
         ["", "images", "accuracy", "baseline"],
         *(["", "2", f"{value:.4f}", "0.1000"] for value in (0.5, 0.4, 0.6)),  # the text of a link is no cell's own
@@ -129,10 +129,10 @@ def test_it_judges_all_folds_and_leads_to_the_report_of_each(tmp_path):
 @pytest.mark.parametrize(
     ("own", "baselines", "sentence"),
     [
-        ([0.95, 0.94, 0.96] * 40, [0.60, 0.61, 0.60] * 40, "Training gained 0.3467, which is more than noise."),
-        ([0.60, 0.61, 0.60] * 40, [0.95, 0.94, 0.96] * 40, "Training lost 0.3467, which is more than noise."),
-        ([0.9, 0.5, 0.7], [0.5, 0.7, 0.6], "The difference of 0.1000 is no more than noise."),
-        ([0.6] * 3, [0.5] * 3, "The difference of 0.1000 is no more than noise."),  # as good as one image in six
+        ([0.95, 0.94, 0.96] * 40, [0.60, 0.61, 0.60] * 40, "Training gained 0.3467, which is more than chance."),
+        ([0.60, 0.61, 0.60] * 40, [0.95, 0.94, 0.96] * 40, "Training lost 0.3467, which is more than chance."),
+        ([0.9, 0.5, 0.7], [0.5, 0.7, 0.6], "The difference of 0.1000 may be chance."),
+        ([0.6] * 3, [0.5] * 3, "The difference of 0.1000 may be chance."),  # as good as one image in six
         ([0.6] * 3, [None] * 3, "There is no baseline to compare it with"),
     ],
 )
@@ -149,7 +149,7 @@ def test_labels_and_values_have_their_own_tables(tmp_path):
     assert "Labels" in page.headings
     assert "mean test macro F1 of 0.4500" in page.text
     page = page_of(write_folds(tmp_path / "values", "regression", [0.5, 0.4, 0.6], [9.0, 9.1, 9.0]), shown())
-    assert "Training gained 8.5333, which is more than noise." in page.text  # the less, the better
+    assert "Training gained 8.5333, which is more than chance." in page.text  # the less, the better
     assert ["age", "0.3750", "0.7500", "0.7906", "1.0000"] in page.rows
     assert "Largest errors" in page.headings
 

@@ -42,32 +42,37 @@ def words(known: Evidence) -> str:
 
 def test_it_says_what_is_reached_and_whether_that_is_more_than_noise():
     assert "a test accuracy of 0.9500 (95 % interval 0.91 to 0.973) on 200 images" in words(evidence())
-    assert "reaches 0.8000 (95 % interval 0.739 to 0.85). Training gained 0.1500, which is more than noise." in words(
+    assert "reaches 0.8000 (95 % interval 0.739 to 0.85). Training gained 0.1500, which is more than chance." in words(
         evidence()
     )
     paired = evidence(own=0.81)
     paired.result["baseline"] |= {"intervals": {"test/acc": [0.6, 0.9]}}
     paired.result["baseline"]["gain"] = {"metric": "test/acc", "value": 0.01, "is_sure": True, "how": "p = 0.01"}
     assert (
-        "reaches 0.8000 (95 % interval 0.6 to 0.9). Training gained 0.0100, which is more than noise (p = 0.01)."
+        "reaches 0.8000 (95 % interval 0.6 to 0.9). Training gained 0.0100, which is more than chance (p = 0.01)."
         in words(paired)
     )
     lost = words(evidence(own=0.6))
-    assert "Training lost 0.2000, which is more than noise." in lost
+    assert "Training lost 0.2000, which is more than chance." in lost
     assert "optimizer.lr=0.001" in lost
     same = words(evidence(other=0.94))
-    assert "The difference of 0.0100 is no more than noise." in same
+    assert "The difference of 0.0100 may be chance." in same
     assert "python -m src.train model=features" in same
     assert "There is no baseline" in words(evidence(other=None))
-    assert "the difference is 2.0000" in words(evidence(own=3.0, other=5.0, metric="mae")).lower()
+    assert "the difference is 2.0000, and it is not known" in words(evidence(own=3.0, other=5.0, metric="mae")).lower()
     known = evidence(own=3.0, other=5.0, metric="mae")
     known.result["intervals"] = {"test/mae": [2.5, 3.5]}
     assert "3.0000 (95 % interval 2.5 to 3.5)" in words(known)
-    assert "Training gained 2.0000, which is more than noise." in words(known)
+    assert "Training gained 2.0000, which is more than chance." in words(known)
     by_loss = evidence(config={"checkpoint": {"monitor": "val/loss"}})
     assert "a test accuracy of 0.9500" in words(by_loss)
     off_by = {"train/loss": [0.8, 0.4, 0.1], "train/off_by": [1.5] * 3, "val/off_by": [0.5] * 3}
     assert "most confident mistakes" in words(evidence(other=None, metric="off_by", epochs=off_by))
+    assert "is not a number. Measure on more images" in words(evidence(own=float("nan")))
+    kept = evidence()
+    kept.result["weights"] = "the baseline"
+    assert "It is the baseline alone" in words(kept)
+    assert "No epoch was as good on val: learn more slowly. python -m src.train optimizer.lr=0.001" in words(kept)
     assert judge(evidence(own=float("nan"), result={"state": "interrupted"}, config={})) is None
 
 
@@ -78,7 +83,7 @@ def test_it_says_what_is_reached_and_whether_that_is_more_than_noise():
         ({"epochs": {"train/loss": [0.8, 0.6, 0.4], "val/loss": [3.5, 0.8, 0.2]}}, "optimizer.lr=0.0003"),
         ({"epochs": {"train/loss": [2.5, 1.4, 0.7], "val/loss": [0.8, 0.7, 0.2]}}, "optimizer.lr=0.0003"),
         ({"epochs": {"train/loss": [0.8, 0.6, 0.4], "val/loss": [0.8, 0.7, 0.2]}}, "most confident mistakes"),
-        ({"doubts": 25}, "25 labels in doubt"),
+        ({"doubts": 25}, "labels in doubt of 25 images"),
         ({"doubts": 25, "result": RESULT | {"baseline": {"metrics": {"test/acc": 0.8}}}}, "most confident mistakes"),
         ({"doubts": None}, "most confident mistakes"),
         ({"counts": {"cat": 5, "dog": 400}}, "data.class_weights=balanced"),

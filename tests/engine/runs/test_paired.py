@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
 
 from src.engine.runs.outputs import Outputs
-from src.engine.runs.paired import mcnemar, metric_gain
+from src.engine.runs.paired import Gain, compared_images, metric_gain
 from src.tasks.multiclass import Multiclass
 from src.tasks.multilabel import Multilabel
 from src.tasks.regression import Regression
@@ -32,9 +33,25 @@ def gain(ours: list[bool], theirs: list[bool], name: str = "acc", groups: list[s
 
 
 @pytest.mark.parametrize("counts", [(3, 10), (10, 3), (0, 6), (5, 5), (0, 0), (40, 90)])
-def test_mcnemars_test_is_the_binomial_one(counts):
-    expected = binomtest(counts[0], sum(counts)).pvalue if sum(counts) else 1.0
-    assert mcnemar(*counts) == pytest.approx(expected)
+def test_images_that_are_right_or_wrong_have_the_binomial_test(counts):
+    wins, losses = counts
+    expected = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    gains = np.array([1.0] * wins + [-1.0] * losses + [0.0] * 7)
+    assert compared_images(gains, None) == (pytest.approx(expected), "McNemar's exact test")
+    p, _ = compared_images(gains * 2, None)
+    assert p == pytest.approx(expected, abs=0.03), "by drawing"
+
+
+def test_few_groups_can_never_tell_and_equal_models_rarely():
+    """Of 5 groups that are all for one model, chance does that in 2 of 32 cases."""
+    for number, sure in ((1, False), (5, False), (8, True)):
+        p, test = compared_images(np.ones(60), [f"patient {image % number}" for image in range(60)])
+        assert (p < 0.05) == sure
+        assert test == f"randomisation test of {number} groups"
+    random = np.random.default_rng(0)
+    groups = [str(image // 7) for image in range(42)]
+    drawn = [random.normal(size=42) + random.normal(size=6).repeat(7) for _ in range(200)]
+    assert sum(compared_images(gains, groups)[0] < 0.05 for gains in drawn) < 0.1 * len(drawn)
 
 
 def test_the_same_images_tell_more_than_as_many_others():
@@ -53,20 +70,25 @@ def test_images_of_a_group_are_not_many_images():
     assert gain(ours, theirs).is_sure
     together = gain(ours, theirs, groups=["p1"] * 40 + ["p2"] * 8 + ["p3"] * 40)
     assert not together.is_sure
-    assert "by 3 groups" in together.how
+    assert together.how == "p = 1, randomisation test of 3 groups"
 
 
-def test_other_metrics_are_measured_on_the_same_resamples():
-    """Two models that are wrong in nearly the same images: the intervals overlap, their difference is above 0."""
-    labels = torch.arange(200) % 2
-    right = torch.nn.functional.one_hot(labels, 2).float()
-    theirs, ours = right.clone(), right.clone()
-    theirs[:60], ours[12:60] = 1 - theirs[:60], 1 - ours[12:60]
-    both = tuple((named(Multiclass()), Outputs(logits, labels, [*range(200)])) for logits in (ours, theirs))
-    found = metric_gain("macro_f1", (0.76, 0.70), NAMES, both, 0, None)
-    assert found.is_sure
-    low, _, high = found.how.partition(",")[0].partition(" to ")
-    assert 0 < float(low) < 0.06 < float(high) < 0.1
+def test_other_metrics_are_no_surer_than_the_images():
+    """4 images of 30 that one model alone has right may be chance, 16 are not; 60 in 2 groups may be."""
+    labels = torch.arange(30) % 2
+    for name in ("macro_f1", "balanced_acc"):
+        assert not of_wins(labels, 4, name).is_sure
+        assert of_wins(labels, 16, name).is_sure
+        assert not of_wins(labels, 16, name, groups=[str(image < 15) for image in range(30)]).is_sure
+    assert of_wins(labels, 16, "macro_f1").how == "p = 0.0025, randomisation test of 30 images"
+
+
+def of_wins(labels: torch.Tensor, wins: int, name: str, groups: list[str] | None = None) -> Gain:
+    ours = torch.nn.functional.one_hot(labels, 2).float()
+    theirs = ours.clone()
+    theirs[:wins] = 1 - theirs[:wins]
+    both = tuple((named(Multiclass()), Outputs(logits, labels, [*range(len(labels))])) for logits in (ours, theirs))
+    return metric_gain(name, (1.0, 1 - wins / len(labels)), NAMES, both, 0, groups)
 
 
 def test_of_errors_less_is_better():
@@ -90,3 +112,10 @@ def test_what_cannot_be_compared_is_not():
     other = Outputs(outputs.logits, outputs.labels, [0, 2])
     assert metric_gain("acc", (0.5, 0.5), NAMES, ((kind, outputs), (kind, other)), 0, None).is_sure is None
     assert metric_gain("own", (0.5, 0.5), NAMES, ((kind, outputs),) * 2, 0, None).is_sure is None
+
+
+def test_it_is_said_in_words():
+    assert Gain(0.05, True, "p = 0.01").said() == "training gained 0.0500, more than chance (p = 0.01)"
+    assert Gain(-0.05, False, "p = 0.2").said() == "training lost 0.0500, which may be chance (p = 0.2)"
+    assert Gain(0.05, None).said() == "training gained 0.0500; it is not known whether by chance"
+    assert Gain(0.0, False, "p = 1").said() == "training reached the same"
