@@ -7,6 +7,7 @@ baseline=only (model=features) it is the run.
 from __future__ import annotations
 
 import logging
+import math
 from copy import deepcopy
 
 import lightning as L
@@ -91,6 +92,12 @@ def _fit(job: Job, task: RunTask, table: Table) -> tuple[Baseline, LinearModel]:
         measured.extend(members)
         return table.rows[members].to(job.device), images.targets(members).to(job.device)
 
+    def metrics(split: str, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        split_metrics = SplitMetrics(found.kind, images.classes, split, config.metrics).to(job.device)
+        split_metrics.sync(False)
+        split_metrics.update(loss(logits, labels), logits, labels, loss.weight(labels))
+        return {name: value for name, value in split_metrics.compute().items() if math.isfinite(value)}
+
     measured: list[int] = []  # images with features, and the logits of models that were not fitted to them
     rows, labels = of("train")
     order = seeding.generator(config.seed, "folds")
@@ -105,15 +112,12 @@ def _fit(job: Job, task: RunTask, table: Table) -> tuple[Baseline, LinearModel]:
             continue
         logits = model.logits(rows)
         unseen.append(logits)
-        if found.kind.tunes and not images.splits["test"]:
-            found.kind.tune(logits, labels)
-        split_metrics = SplitMetrics(found.kind, images.classes, split, config.metrics).to(job.device)
-        split_metrics.sync(False)
-        split_metrics.update(loss(logits, labels), logits, labels, loss.weight(labels))
+        if split == "val":
+            found.as_epochs = {f"val/{name}": value for name, value in metrics(split, logits, labels).items()}
+            if found.kind.tunes:
+                found.kind.tune(logits, labels)
         outputs = Outputs(logits.cpu(), labels.cpu(), measured[-len(rows) :])
-        found.add(split, split_metrics.compute(), outputs, task, config.seed)
-        if found.kind.tunes and split == "val" and images.splits["test"]:
-            found.kind.tune(logits, labels)
+        found.add(split, metrics(split, logits, labels), outputs, task, config.seed)
     write_doubts(job.folder.path / "doubts.csv", task, measured, torch.cat(unseen).cpu())
     return found, model
 
@@ -129,14 +133,14 @@ def with_head(network: Network, model: LinearModel) -> State:
 
 def unless_beaten(job: Job, task: RunTask, trainer: L.Trainer, chosen: Chosen, baseline: Baseline | None) -> Chosen:
     """With baseline=keep a run ends with the baseline where no epoch is as good on val."""
-    if baseline is None or baseline.state is None or "val/loss" not in baseline.metrics:
+    if baseline is None or baseline.state is None or "val/loss" not in baseline.as_epochs:
         return chosen
     monitor, best = job.config.checkpoint.monitor, find_callback(trainer, BestCheckpoint)
-    score = Score.of(baseline.metrics, monitor)
+    score = Score.of(baseline.as_epochs, monitor)
     if best is None or not best.kept or best.kept[0].goodness[:2] >= score.goodness[:2]:
         return chosen
     log.info(
-        f"select    the baseline, which is better on val than any epoch: {monitor} {decimal(baseline.metrics[monitor])}"
+        f"select    the baseline, which is better on val than any epoch: {monitor} {decimal(baseline.as_epochs[monitor])}"
     )
     task.network.load_state_dict(baseline.state)
     return Chosen(0, BASELINE)

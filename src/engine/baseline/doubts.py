@@ -20,9 +20,6 @@ from src.engine.runs.task import RunTask
 HEADER = ("path", "split", "label", "suggested", "probability")  # probability: of what is suggested
 FAR = 4.0  # robust standard deviations (1.4826 times the median) of a residual, for labels that are numbers
 
-MANY = 0.02  # share of all images; confident learning doubts one in a hundred labels of a clean set
-GOOD = 0.9  # accuracy of the baseline, below which its doubts are mostly its own mistakes
-
 Doubt = tuple[float, int, str, str, str]  # how doubtful, more is more; place, label, suggested, probability
 
 
@@ -42,11 +39,6 @@ def write_doubts(path: Path, task: RunTask, members: Sequence[int], logits: Tens
     split_of = {index: split for split, indices in images.splits.items() for index in indices}
     rows = sorted(found, key=lambda doubt: (-doubt[0], doubt[1]))
     write_csv(path, HEADER, [(images.names[members[at]], split_of[members[at]], *cells) for _, at, *cells in rows])
-
-
-def worth_a_look(images_in_doubt: int, images: int, accuracy: float | None) -> bool:
-    """Whether so many doubts are a sign of wrong labels. accuracy: of the baseline; None: the task has none."""
-    return 0 < images_in_doubt >= MANY * images and (accuracy or 0) >= GOOD
 
 
 def suggestions(probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -24,20 +24,21 @@ WHAT = "a linear model on the features of the untouched backbone"
 
 @dataclass
 class Baseline:
-    """metrics: val/acc, test/acc, ...; the finite ones. Those of test have thresholds that were chosen for it on val, as the
-    run has its own; those of val have the ones of the epochs, but where there is no test split, the chosen ones."""
+    """metrics: val/acc, test/acc, ..., the finite ones, with thresholds that were chosen for it on val, as the run has its own.
+    as_epochs: those of val with the thresholds that the epochs have."""
 
     kind: TaskKind  # with these thresholds
     strength: float  # of the regularisation, see linear.py
     metrics: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # of the same names: 95 %
+    as_epochs: dict[str, float] = field(default_factory=dict)
     outputs: dict[str, Outputs] = field(default_factory=dict)  # split -> what they follow from
     state: State | None = None  # the network's weights with it, where the run may end with them
 
     def add(self, split: str, values: dict[str, float], outputs: Outputs, task: RunTask, seed: int) -> None:
         sure = metric_intervals(self.kind, task.images.classes, outputs, values, seed, outputs.groups(task.images))
         self.outputs[split] = outputs
-        self.metrics |= {f"{split}/{name}": value for name, value in values.items() if math.isfinite(value)}
+        self.metrics |= {f"{split}/{name}": value for name, value in values.items()}
         self.intervals |= {f"{split}/{name}": interval for name, interval in sure.items()}
 
 
@@ -55,6 +56,7 @@ def for_result(job: Job, task: RunTask, measured: Measured, baseline: Baseline, 
     """What result.json keeps of it: its numbers, and what the trained network gains over it."""
     values: dict[str, Any] = {
         "metrics": baseline.metrics,
+        "as_epochs": baseline.as_epochs,
         "intervals": baseline.intervals,
         "images": {split: len(outputs.members) for split, outputs in baseline.outputs.items()},
         "strength": baseline.strength,

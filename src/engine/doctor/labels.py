@@ -15,7 +15,7 @@ from src.engine.runs.task import RunTask
 SECONDS = 30.0  # that a pass over the images may take
 
 
-def look_for_doubts(job: Job, task: RunTask, bank: FeatureBank | None) -> dict[str, float]:
+def look_for_doubts(job: Job, task: RunTask, bank: FeatureBank | None) -> dict[str, float | None]:
     """Writes doubts.csv. Returns the baseline's val accuracy, if it has one, or how long the pass would have taken. All
     processes of a run call it together."""
     if bank is None:
@@ -24,9 +24,7 @@ def look_for_doubts(job: Job, task: RunTask, bank: FeatureBank | None) -> dict[s
     if (seconds := job.ranks.told_by_first(lambda: seconds)) > SECONDS:
         return {"seconds": seconds}
     baseline = fit_baseline(job, task, bank)
-    return (
-        {} if baseline is None else {name: baseline.metrics[name] for name in ("val/acc",) if name in baseline.metrics}
-    )
+    return {} if baseline is None else {"accuracy": baseline.metrics.get("val/acc")}
 
 
 def _seconds_of_pass(task: RunTask, bank: FeatureBank, size: int) -> float:

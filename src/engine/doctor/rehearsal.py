@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from src.engine.baseline.doubts import worth_a_look
+from src.engine.baseline.many_doubts import worth_a_look
 from src.engine.commands.config_checks import without_effect
 from src.engine.commands.schema import Config
 from src.engine.commands.user_command import corrected
@@ -144,7 +144,7 @@ def _show_doubts(findings: Findings, config: Config, result: dict[str, Any], pat
         f"{plural(len(rows), 'label')} of {images} of {result['images']} images in doubt for the baseline, the first of "
         f"{printable(name)}: {printable(label)}, where it expects {printable(suggested)}"
     )
-    if worth_a_look(images, result["images"], labels.get("val/acc")):
+    if worth_a_look(images, result["images"], labels.get("accuracy")):
         fix = f"less {shell_word(path)}   # look at them, and correct the labels that are wrong"
         findings.warn("labels", text, fix)
     else:

@@ -36,7 +36,9 @@ class StepClock(L.Callback):
         return statistics.median(self._all[1:] or self._all)
 
 
-def note_rehearsal(job: Job, task: RunTask, seconds: float, peak_mib: int | None, labels: dict[str, float]) -> None:
+def note_rehearsal(
+    job: Job, task: RunTask, seconds: float, peak_mib: int | None, labels: dict[str, float | None]
+) -> None:
     """Notes the time of a step, the peak of the memory, the batch size, the numbers of images, and what labels.py has found."""
     size, images = job.config.data.batch_size, task.images
     size_of_files = sum(file.stat().st_size for file in job.folder.checkpoints.iterdir())

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from src.engine.baseline.doubts import worth_a_look
+from src.engine.baseline.many_doubts import worth_a_look
 from src.engine.commands.user_command import key_of
 from src.engine.runs.intervals import PROPORTIONS, share_interval
 from src.engine.runs.tables import column_titles, compared_metric

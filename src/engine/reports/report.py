@@ -53,6 +53,7 @@ def write_report(
     steps_of_changes = [step for epoch, step in zip(epochs, steps, strict=True) if epoch in changes]
     best = result["best_epoch"] if result.get("best_epoch") in epochs else None
     answers, counts = read_answers(folder / "predictions.csv"), count(rows, task)
+    baseline = result.get("baseline") or {}
     doubts = read_rows(folder / "doubts.csv") if (folder / "doubts.csv").exists() else None
     page = render(
         Path(__file__).parent / "run.html.j2",
@@ -74,7 +75,7 @@ def write_report(
         metrics=_metrics(result),
         images=Gallery.of(shown, rows, doubts, answers),
         counts=counts,
-        curves=_learning_curves(metrics, best, changes, (result.get("baseline") or {}).get("metrics", {})),
+        curves=_learning_curves(metrics, best, changes, baseline.get("as_epochs") or baseline.get("metrics", {})),
         curves_caption=_caption(best, changes, ties_text(result.get("val_ties"))),
         rates=_learning_rates(metrics),
         confusion=confusion(folder / "confusion.csv", result),

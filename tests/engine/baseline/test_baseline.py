@@ -104,7 +104,7 @@ def test_it_is_not_kept_where_an_epoch_is_as_good(photos):
     job = SimpleNamespace(config=SimpleNamespace(checkpoint=SimpleNamespace(monitor="val/acc")))
     loaded, chosen = [], Chosen(3, "epoch 3")
     task = SimpleNamespace(network=SimpleNamespace(load_state_dict=loaded.append))
-    baseline = Baseline(Multiclass(), 1.0, {"val/acc": 0.9, "val/loss": 0.5}, state={})
+    baseline = Baseline(Multiclass(), 1.0, as_epochs={"val/acc": 0.9, "val/loss": 0.5}, state={})
     for acc, loss, kept in ((0.9, 0.5, False), (0.95, 0.9, False), (0.85, 0.1, True), (0.9, 0.6, True)):
         best.kept = [Score(acc, loss, 2)]
         found = unless_beaten(job, task, SimpleNamespace(callbacks=[best]), chosen, baseline)
@@ -153,6 +153,8 @@ def test_every_task_has_one(command, tmp_path, words, metric, least):
     assert done.code == 0, done.text
     run = tmp_path / "runs/x"
     assert result(run)["metrics"][f"test/{metric}"] > least
+    assert result(run)["metrics"] == pytest.approx(result(run)["baseline"]["metrics"], abs=1e-3), "thresholds too"
+    assert result(run)["baseline"]["gain"] is None
     assert command("evaluate", "run=runs/x").code == 0
     repeated = json.loads((run / "evaluation.json").read_text())["metrics"]
     assert repeated == {name: value for name, value in result(run)["metrics"].items() if name.startswith("test/")}

@@ -95,7 +95,7 @@ def test_a_bad_baseline_says_little_about_labels(rows, accuracy, mark, capsys, t
     path = tmp_path / "doubts.csv"
     lines = [f"{number}.png,train,{label},not {label},0.9" for number in range(rows) for label in ("owl", "cat")]
     path.write_text("\n".join(["path,split,label,suggested,probability", *lines]))
-    _show_doubts(Findings(), Config(), {"images": 100, "labels": {"val/acc": accuracy}}, path)
+    _show_doubts(Findings(), Config(), {"images": 100, "labels": {"accuracy": accuracy}}, path)
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith(f"{mark} labels")
     assert f"{2 * rows} labels of {rows} of 100 images in doubt" in text or not rows
