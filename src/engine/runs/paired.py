@@ -20,7 +20,7 @@ from src.engine.runs import seeding
 from src.engine.runs.bootstrap import MOST_VALUES, asked, resampled
 from src.engine.runs.intervals import PROPORTIONS
 from src.engine.runs.outputs import Outputs
-from src.engine.runs.text import decimal
+from src.engine.runs.text import decimal, plural
 from src.engine.steps.task_kind import TaskKind
 
 LEVEL = 0.05  # a difference that chance makes less often is larger than chance
@@ -98,9 +98,8 @@ def _p(difference: float, by_chance: np.ndarray) -> float:
 
 
 def _named(images: int, groups: Sequence[str] | None) -> str:
-    return (
-        f"randomisation test of {images} images" if groups is None else f"randomisation test of {len({*groups})} groups"
-    )
+    drawn = plural(images, "image") if groups is None else plural(len({*groups}), "group")
+    return f"randomisation test of {drawn}"
 
 
 def _right(kind: TaskKind, outputs: Outputs) -> Tensor:

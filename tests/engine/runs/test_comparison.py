@@ -76,7 +76,7 @@ def test_errors_and_labels_are_compared_in_pairs(sure, tmp_path, monkeypatch):
 def test_images_of_one_group_are_one_piece_of_evidence(tmp_path, monkeypatch):
     """60 images right by one run alone: of one or five groups that may be chance, of 20 it is not."""
     monkeypatch.chdir(tmp_path)
-    for number, text, is_sure in ((1, "1 groups", False), (5, "5 groups", False), (20, "20 groups", True)):
+    for number, text, is_sure in ((1, "1 group", False), (5, "5 groups", False), (20, "20 groups", True)):
         for name, right in ((f"good{number}", True), (f"poor{number}", False)):
             rows = of_classes([right] * 60)
             rows = [rows[0] + ",group", *(f"{row},{index % number}" for index, row in enumerate(rows[1:]))]

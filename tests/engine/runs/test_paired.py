@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 
 from src.engine.runs.outputs import Outputs
 from src.engine.runs.paired import Gain, compared_images, metric_gain
+from src.engine.runs.text import plural
 from src.tasks.multiclass import Multiclass
 from src.tasks.multilabel import Multilabel
 from src.tasks.regression import Regression
@@ -47,7 +48,7 @@ def test_few_groups_can_never_tell_and_equal_models_rarely():
     for number, sure in ((1, False), (5, False), (8, True)):
         p, test = compared_images(np.ones(60), [f"patient {image % number}" for image in range(60)])
         assert (p < 0.05) == sure
-        assert test == f"randomisation test of {number} groups"
+        assert test == f"randomisation test of {plural(number, 'group')}"
     random = np.random.default_rng(0)
     groups = [str(image // 7) for image in range(42)]
     drawn = [random.normal(size=42) + random.normal(size=6).repeat(7) for _ in range(200)]
