@@ -47,7 +47,10 @@ def run_sweep(folder: Path, trials: int, *words: str) -> float:
     command = [sys.executable, "-m", "src.train", "-m", "hydra/sweeper=ray_tune", "hydra.sweeper.search=random"]
     names = [f"runs_dir={folder.parent}", f"name={folder.name}", f"hydra.sweeper.num_samples={trials}"]
     start = time.perf_counter()
-    with subprocess.Popen([*command, *names, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}) as sweep:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, *names, *words], env=environment, stdout=sys.stderr
+    ) as sweep:  # progress is no result
         try:
             code = sweep.wait()
         except KeyboardInterrupt:  # sent to the sweep too, which saves its trials' positions

@@ -58,7 +58,8 @@ def main() -> int:
 
 def section(name: str, printed: str) -> str:
     """A heading, the command, the machine and what the benchmark printed."""
-    return f"### {name}\n\n`python {BENCHMARKS[name]}`, {date.today()}, {machine()}\n\n```\n{printed.strip()}\n```\n"
+    text = printed.strip("\n").rstrip()  # a table's first line begins with blanks
+    return f"### {name}\n\n`python {BENCHMARKS[name]}`, {date.today()}, {machine()}\n\n```\n{text}\n```\n"
 
 
 def with_section(page: str, name: str, text: str) -> str:
