@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,15 +82,33 @@ def test_without_features_it_is_refused_or_said(caplog):
     from src.engine.baseline.baseline import measure_baseline
     from src.engine.runs.errors import UserError
 
-    def measured(choice):
-        return measure_baseline(SimpleNamespace(config=SimpleNamespace(baseline=choice)), None, None)
+    def measured(choice, bank=None):
+        config = SimpleNamespace(baseline=choice, trainer=SimpleNamespace(limit_batches=3))
+        return measure_baseline(SimpleNamespace(config=config), None, bank)
 
     with pytest.raises(UserError, match="baseline=only"):
         measured("only")
     assert measured("show") is None
     assert not caplog.records
     assert measured("keep") is None
-    assert "baseline=keep has no effect" in caplog.text
+    assert "baseline=keep has no effect: there are no features" in caplog.text
+    assert measured("keep", bank=object()) is None
+    assert "baseline=keep has no effect: only a few steps are made" in caplog.text
+
+
+@pytest.mark.slow
+def test_images_that_all_broke_after_they_were_checked_are_said(command, tmp_path, photos):
+    words = (*WORDS, "model=features", "data.on_bad_image=skip")
+    assert command("train", *words, "name=first").code == 0
+    for line in (tmp_path / "runs/first/split.csv").read_text().splitlines():
+        if ",test," in f"{line},":
+            path = photos / line.partition(",")[0]
+            before = path.stat()
+            path.write_bytes(b"x" * before.st_size)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for bank in (".features", ".images"):
+        shutil.rmtree(tmp_path / "runs" / bank, ignore_errors=True)
+    check_error(command("train", *words, "name=second"), 65, "none of the images to measure on can be read any more")
 
 
 def test_it_is_not_kept_where_an_epoch_is_as_good(photos):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from src.engine.runs.tables import interval_text, metrics_table, print_result
+from src.engine.runs.tables import compared_metric, interval_text, metrics_table, print_result
 
 RESULT = {
     "metrics": {"val/acc": 0.5, "val/balanced_acc": 0.4, "val/macro_f1": 0.3, "val/loss": 1.0},
@@ -18,6 +18,12 @@ def test_only_the_metrics_that_a_run_has_are_columns_and_one_that_a_split_lacks_
     assert row.split() == ["val", "0.5000", "1.0000"]
     assert row.endswith("1.0000")
     assert len(row) == len(header)
+
+
+def test_the_loss_is_not_what_runs_are_compared_by():
+    assert compared_metric("val/loss", ["test/acc", "test/loss"]) == "acc"
+    assert compared_metric("val/macro_f1", ["test/acc", "test/macro_f1"]) == "macro_f1"
+    assert compared_metric("val/loss", ["test/loss"]) == "loss"
 
 
 def test_a_metric_of_the_owners_is_a_column_as_wide_as_its_name():
