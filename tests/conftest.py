@@ -39,9 +39,8 @@ WITH_PAGE = tuple(word for word in SMALL if word != "report.page=false")
 
 
 LINES = [line for line in (ROOT / "tests/slow.txt").read_text().splitlines() if not line.startswith("#")]
-SLOW = dict(
-    line.partition(" but every ")[::2] for line in LINES
-)  # name -> '', or which of its cases stays: '5' of 'every 5'
+# Name -> '', or which of its cases stay in the quick tier: '5' of 'every 5'.
+SLOW = dict(line.partition(" but every ")[::2] for line in LINES)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -81,11 +81,8 @@ class _Rank:
         read, write = os.pipe()
         self.stdin = os.fdopen(write, "wb")
         discarded = os.open(os.devnull, os.O_WRONLY)
-        out = (
-            discarded
-            if settings["stdout"] == subprocess.DEVNULL
-            else getattr(settings["stdout"], "fileno", lambda: 1)()
-        )
+        stdout = settings["stdout"]
+        out = 1 if stdout is None else discarded if stdout == subprocess.DEVNULL else stdout.fileno()
         request = json.dumps([words, settings["env"]]).encode()
         socket.send_fds(connection, [request], [read, out, settings["stderr"].fileno()])
         connection.close()

@@ -78,9 +78,10 @@ def fit_baseline(job: Job, task: RunTask, bank: FeatureBank) -> Baseline | None:
 
 def is_asked_for(config: Config) -> bool:
     """Not beside a few steps (debug=true), and not in the trials of a sweep, which would all have the same."""
-    if config.baseline in ("show", "keep") and config.trainer.limit_batches:
-        return False
-    return config.baseline != "none" and (config.baseline != "show" or features.supervisor() is None)
+    if config.baseline in ("none", "only"):
+        return config.baseline == "only"
+    is_trial = config.baseline == "show" and features.supervisor() is not None
+    return not config.trainer.limit_batches and not is_trial
 
 
 def _fit(job: Job, task: RunTask, table: Table) -> tuple[Baseline, LinearModel]:

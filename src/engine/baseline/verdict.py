@@ -13,12 +13,11 @@ from src.engine.runs.measuring import Measured
 from src.engine.runs.outputs import Outputs
 from src.engine.runs.paired import metric_gain
 from src.engine.runs.selection import Chosen
-from src.engine.runs.tables import column_titles, compared_metric
+from src.engine.runs.tables import BASELINE, column_titles, compared_metric
 from src.engine.runs.task import RunTask
 from src.engine.runs.text import decimal
 from src.engine.steps.task_kind import TaskKind
 
-BASELINE = "the baseline"  # what a run's weights are called that are the baseline's
 WHAT = "a linear model on the features of the untouched backbone"
 
 

@@ -11,10 +11,9 @@ from typing import Any
 from src.engine.baseline.many_doubts import worth_a_look
 from src.engine.commands.user_command import key_of
 from src.engine.runs.intervals import PROPORTIONS, share_interval
-from src.engine.runs.tables import column_titles, compared_metric
+from src.engine.runs.tables import BASELINE, column_titles, compared_metric
 from src.engine.runs.text import decimal, plural, shell_word
 
-BASELINE = "the baseline"  # what result.json calls the weights of a run that has kept it
 LESS_IS_BETTER = ("loss", "mae", "rmse")
 MORE_IS_BETTER = ("acc", "balanced_acc", "macro_f1", "map", "subset_acc", "r2")  # of an owner's metric it is not known
 OVERFITTED, WEAK = 0.1, 0.9  # train is so much better than val, though augmented; or no better than this itself

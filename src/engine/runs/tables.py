@@ -40,6 +40,9 @@ def main_metric(metrics: Iterable[str]) -> list[str]:
     return [name for name in column_titles(metrics) if name != "loss"][:1]
 
 
+BASELINE = "the baseline"  # what result.json calls the weights of a run that ends with it
+
+
 def compared_metric(monitor: str, metrics: Iterable[str]) -> str:
     """The monitored metric, such as acc; in the place of the loss, which says little, the task's first."""
     name = monitor.partition("/")[2]
