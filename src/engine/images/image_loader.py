@@ -61,7 +61,16 @@ class GuardedDataset(Dataset):
     def __getitems__(self, keys: list[Any]) -> tuple[list[Any], dict[str, str]]:
         """The items of a batch, and the images that broke: name -> 'path: cause'. Called by torch's loaders."""
         broken: dict[str, str] = {}
-        items = one_by_one(partial(self._read, broken), keys, self.timeout_seconds, self._name)
+        trainer, threads = threading.get_ident(), torch.get_num_threads()
+
+        def read(key: Any) -> Any:
+            # The thread that reads would have OpenMP threads of its own, which wait in a loop where the training's compute.
+            if threading.get_ident() != trainer:
+                torch.set_num_threads(1)
+            return self._read(broken, key)
+
+        items = one_by_one(read, keys, self.timeout_seconds, self._name)
+        torch.set_num_threads(threads)  # of this thread as before, but also of those that start from now on
         self.record(NO_IMAGE)
         return [item for item in items if item is not None], broken
 
