@@ -111,41 +111,64 @@ class GuardedDataset(Dataset):
         return [self._name(number) for number, _ in self.records(pids).values() if number != NO_IMAGE]
 
 
-class ImageLoader(DataLoader):
-    """A DataLoader of a GuardedDataset, whose iterator raises LoaderFault, and Terminated where SIGTERM ended a process."""
+class ImageLoader:
+    """Batches of a GuardedDataset, one pass at a time. The loader processes stay from pass to pass, until end(): a fork makes
+    the trainer copy all memory that it writes to afterwards, and a process that is not forked imports torch first.
 
-    dataset: GuardedDataset
+    A pass raises LoaderFault, and Terminated where SIGTERM ended a process. build: a DataLoader.
+    """
 
-    def __iter__(self) -> Iterator[Any]:
-        # Not where there is a GPU that the command leaves alone (trainer.accelerator=cpu): each process would set it up.
-        self.pin_memory = torch.cuda.is_initialized()
-        return _Batches(self, super().__iter__)
-
-
-class _Batches(Iterator[Any]):
-    """The batches of one pass, from loader processes that may die, be stopped, or hang: all are started again once."""
-
-    def __init__(self, loader: ImageLoader, start: Callable[[], Iterator[Any]]) -> None:
-        self.loader, self.dataset, self.start, self.pid = loader, loader.dataset, start, os.getpid()
-        self.received = self.skipped = 0  # batches of this pass, and how many of them a second start has yet to skip
-        self.started_again = False
+    def __init__(self, dataset: GuardedDataset, build: Callable[[], DataLoader]) -> None:
+        self.dataset, self.build, self.pid = dataset, build, os.getpid()
+        self.loader = build()
         self.processes: set[BaseProcess] = set()
         self.watch: Watch | None = None
-        self._start(START_SECONDS)
+        self.batch_sampler, self.num_workers = self.loader.batch_sampler, self.loader.num_workers
 
-    def _start(self, start_seconds: float) -> None:
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return _Batches(self)
+
+    def begin(self, start_seconds: float) -> Iterator[Any]:
+        """A pass, from processes that may fail. start_seconds: how long they may take to start."""
+        # Not where there is a GPU that the command leaves alone (trainer.accelerator=cpu): each process would set it up.
+        self.loader.pin_memory = torch.cuda.is_initialized()
         before = set(multiprocessing.active_children())
-        try:
-            self.batches = self.start()
-        except RuntimeError as error:  # a process ended before the handler below was taken off
-            raise explained(error, self.dataset, set()) from error
-        if self.loader.num_workers:
+        with self.watch or nullcontext():
+            batches = iter(self.loader)
+        if self.num_workers and self.watch is None:
             self.processes = set(multiprocessing.active_children()) - before
             self.watch = Watch(self.processes, self.dataset, start_seconds)
             if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
                 # torch's handler raises wherever the program is when a loader process dies, in the middle of a step or
                 # of a save, too. Without it the process is missed when its next batch is waited for.
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return batches
+
+    def end(self) -> None:
+        """Ends the processes; another pass starts others."""
+        if self.watch:
+            self.watch.kill_blocked()  # SIGTERM, with which torch ends its processes, would not end them
+            self.loader = self.build()
+            self.watch.end()
+            self.watch = None
+
+    def __del__(self) -> None:
+        if self.__dict__.get("pid") == os.getpid():  # not in a fork
+            self.__dict__.pop("loader", None)
+            self.end()
+
+
+class _Batches(Iterator[Any]):
+    """The batches of one pass, from loader processes that may die, be stopped, or hang: all are started again once."""
+
+    def __init__(self, loader: ImageLoader) -> None:
+        self.loader, self.dataset = loader, loader.dataset
+        self.batches: Iterator[Any] | None = None  # begun with the first batch: Lightning begins a first epoch twice
+        self.received = self.skipped = 0  # batches of this pass, and how many of them a second start has yet to skip
+        self.started_again = False
 
     def __next__(self) -> Any:
         """The next batch that has an image."""
@@ -165,32 +188,28 @@ class _Batches(Iterator[Any]):
 
     def _receive(self) -> Any:
         try:
-            with self.watch or nullcontext():
+            if self.batches is None:
+                self.batches = self.loader.begin(SECOND_START_SECONDS if self.started_again else START_SECONDS)
+            with self.loader.watch or nullcontext():
                 return next(self.batches)
         except StopIteration:
             raise
         except Exception as error:
-            if self.watch is None or self.watch.fault is None:
-                raise explained(error, self.dataset, self.processes) from error
-            if self.watch.fault.where or self.started_again:
-                raise self.watch.fault from error
-            log.warning(f"{self.watch.fault}: all of them are started again")
-        self._end()
-        self.started_again = True
-        self._start(SECOND_START_SECONDS)
-        self.skipped = self.received
+            self._raise_unless_replaced(error)
+        self.batches = None
+        self.loader.end()
+        self.started_again, self.skipped = True, self.received
         return self._receive()
 
-    def _end(self) -> None:
-        if self.watch:
-            self.watch.kill_blocked()  # SIGTERM, with which torch ends its processes, would not end them
-        self.__dict__.pop("batches", None)
-        if self.watch:
-            self.watch.end()
-
-    def __del__(self) -> None:
-        if self.__dict__.get("pid") == os.getpid():  # not in a fork
-            self._end()
+    def _raise_unless_replaced(self, error: Exception) -> None:
+        """Raises what the error means, unless new processes may do better: outside of the except block, in which the error's
+        traceback holds on to the old ones."""
+        watch = self.loader.watch
+        if watch is None or watch.fault is None:
+            raise explained(error, self.dataset, self.loader.processes) from error
+        if watch.fault.where or self.started_again:
+            raise watch.fault from error
+        log.warning(f"{watch.fault}: all of them are started again")
 
 
 @dataclass(frozen=True)
@@ -213,16 +232,19 @@ def image_loader(
     """sampler: of batches of keys. image_size: tells whether the shared memory has room for the workers' batches."""
     workers = _with_room(settings.workers, settings.batch_size * 3 * image_size**2)
     dataset = GuardedDataset(images, settings.timeout_seconds, settings.skip_bad, replacements)
-    return ImageLoader(
+    build = partial(
+        DataLoader,
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
+        persistent_workers=workers > 0,
         collate_fn=partial(_collate, collate),
         worker_init_fn=partial(_begin_worker, dataset, os.getpid()),
-        # From Python 3.14 on Linux no longer forks by itself: each process would import torch anew, in every epoch.
+        # From Python 3.14 on Linux no longer forks by itself: each process would import torch anew.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # starting an iterator draws a number: not from the global generator
     )
+    return ImageLoader(dataset, build)
 
 
 def _begin_worker(dataset: GuardedDataset, trainer: int, worker: int) -> None:

@@ -124,6 +124,7 @@ def test_a_loader_process_that_is_killed_is_named_with_its_cause_and_its_image()
     for number in expected:
         faults = {9: lambda number=number: (os.kill(os.getpid(), number), time.sleep(60))}
         batches = iter(val(_make_images(faults), 1, timeout_seconds=60))
+        next(batches)
         threads.append(threading.Thread(target=wait, args=(number, batches)))
         threads[-1].start()
     for thread in threads:
@@ -266,9 +267,10 @@ def test_loader_processes_that_are_slow_but_started_are_left_alone(blocked_forks
 
 def test_a_blocked_process_is_no_orphan_where_nobody_waits_for_it(blocked_forks):
     blocked_forks.forks = {1}
-    batches = iter(val(_make_images(), 1))
-    (process,) = batches.processes
-    del batches
+    loader = val(_make_images(), 1)
+    loader.begin(2.0)
+    (process,) = loader.processes
+    del loader
     assert process.exitcode == -signal.SIGKILL
 
 
@@ -304,7 +306,8 @@ def test_a_loader_process_that_is_stopped_amid_an_image_is_named(silence_of_3_se
     """By a signal to it alone: its own time limit stands still, too. It is not started again: the image may be the cause."""
     faults = {9: lambda: (os.kill(os.getpid(), signal.SIGSTOP), time.sleep(60))}
     batches = iter(val(_make_images(faults), 1, timeout_seconds=1))
-    (process,) = batches.processes
+    next(batches)
+    (process,) = batches.loader.processes
     with pytest.raises(LoaderFault, match=rf"no answer from a loader process \(pid {process.pid}\)") as caught:
         list(batches)
     assert "stopped by a signal" in caught.value.render()
@@ -315,13 +318,67 @@ def test_a_loader_process_that_is_stopped_amid_an_image_is_named(silence_of_3_se
 
 
 def test_a_loader_process_that_is_stopped_between_two_batches_is_replaced(silence_of_3_seconds, caplog):
-    batches = iter(val(_make_images(), 1, timeout_seconds=1))
-    (process,) = batches.processes
+    loader = val(_make_images(), 1, timeout_seconds=1)
+    batches = iter(loader)
+    batches.batches = loader.begin(60.0)
+    (process,) = loader.processes
     time.sleep(1)  # two batches are done, and it waits until one of them was received
     os.kill(process.pid, signal.SIGSTOP)
     assert shown(batches) == shown(val(_make_images(), 0))
     assert caplog.text.count(f"(pid {process.pid}) for 3 s: all of them are started again") == 1
     assert process.exitcode == -signal.SIGKILL
+
+
+def test_loader_processes_stay_from_pass_to_pass():
+    """A fork in every epoch had the trainer copy all of its memory."""
+    loader = training(_make_images(), 2)
+    expected = shown(loader)
+    processes = loader.processes
+    assert shown(loader) == expected
+    assert loader.processes == processes
+    assert len(processes) == 2
+    loader.end()
+    assert not processes & set(multiprocessing.active_children())
+    assert shown(loader) == expected
+
+
+def test_a_loader_process_that_is_stopped_between_two_passes_is_replaced(silence_of_3_seconds, caplog):
+    loader = val(_make_images(), 1, timeout_seconds=1)
+    expected = shown(loader)
+    (process,) = loader.processes
+    os.kill(process.pid, signal.SIGSTOP)
+    assert shown(loader) == expected
+    assert caplog.text.count(f"(pid {process.pid}) for 3 s: all of them are started again") == 1
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.slow  # torch looks every 5 s whether a process was killed
+def test_a_loader_process_that_is_killed_between_two_passes_is_named():
+    loader = val(_make_images(), 1, timeout_seconds=60)
+    list(loader)
+    (process,) = loader.processes
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(LoaderFault, match=rf"a loader process \(pid {process.pid}\) was ended by SIGKILL"):
+        list(loader)
+
+
+def test_who_reads_in_a_thread_of_the_trainer_computes_with_one_thread():
+    """A second team of OpenMP threads made every step 1.4 times as slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        images, seen = _make_images(), []
+        read = lambda index: (seen.append(torch.get_num_threads()), images.read(index))[1]  # noqa: E731
+        list(val(replace(images, read=read), 0))
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert later == [2]
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -345,9 +402,10 @@ def test_a_loader_process_that_hangs_before_its_first_image_is_replaced(
 ):
     """For a lock that was held when it was forked, as CPython's are sometimes; the first process has made a batch by then."""
     expected = shown(training(_make_images(), 0))
+    loader = training(_make_images(), 2, timeout_seconds=1)
     with lock_of_the_second:
-        batches = iter(training(_make_images(), 2, timeout_seconds=1))
-    assert shown(batches) == expected
+        loader.begin(60.0)
+    assert shown(loader) == expected
     assert caplog.text.count("for 3 s: all of them are started again") == 1
 
 

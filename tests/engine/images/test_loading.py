@@ -123,12 +123,12 @@ def test_a_process_without_a_image_to_measure_has_one_that_does_not_count(images
 def test_a_gpu_that_the_run_leaves_alone_is_not_set_up_to_pin_memory(images, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     loader = eval_loader(images, "val", SQUARE, LoaderSettings(32))
-    iter(loader)
-    assert not loader.pin_memory
+    loader.begin(60.0)
+    assert not loader.loader.pin_memory
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)  # or torch would pin here
-    iter(loader)
-    assert loader.pin_memory
+    loader.begin(60.0)
+    assert loader.loader.pin_memory
 
 
 @pytest.mark.parametrize(("world", "length", "batch"), [(1, 10, 4), (2, 10, 4), (3, 7, 4), (4, 9, 8)])
