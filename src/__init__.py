@@ -2,4 +2,4 @@
 
 from src.engine import require
 
-require(10)  # the version of src/engine that this src/ is written for: UPGRADING.md
+require(11)  # the version of src/engine that this src/ is written for: UPGRADING.md

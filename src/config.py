@@ -65,6 +65,7 @@ class Data:
     crop_ratio: float | None = number(None, 0.1, 1.0, 1.0)  # share a centre crop keeps; null: the weights' own
     augment: str = choice("none", "light", "standard", "strong", default="standard", own="src.my_transforms.build")
     background: list[int] = value([255, 255, 255], "[255,255,255]")  # RGB behind transparent images
+    keep_side: int | None = number(None, 0, 10**5, 1024)  # halve large images down to this side; null: fits; 0: never
     max_megapixels: float = number(100.0, 0.001, 10_000)  # larger images are refused before they are decoded
     bits: int | None = number(None, 1, 16, 12)  # bits used by 16-bit channels; null: the most that the check finds
     on_bad_image: str = choice("error", "skip", default="error")  # stop with a list of them, or train without them

@@ -31,7 +31,7 @@ OF_SOURCES = {
 }
 HARMLESS = {  # of sources, too, but no sign of a mistake
     "data.split_file": ("image_folder", "table"), "data.max_megapixels": ("image_folder", "table"),
-    "data.on_bad_image": ("image_folder", "table"), "data.background": FILES,
+    "data.on_bad_image": ("image_folder", "table"), "data.background": FILES, "data.keep_side": ("image_folder", "table"),
     "data.image_bank": ("image_folder", "table"), "data.cache_mib": ("image_folder", "table"),
 }
 PROCESSES = ("ddp", *filter(features.process_per_device, features.strategies()))  # strategies with several processes

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch.optim import Optimizer
 
-from src.config import Config
+from src.config import Config, Data
 from src.data.sources import load_images
 from src.engine.images.labelled_images import LabelledImages
+from src.engine.images.resizing import with_side_to_keep
 from src.engine.memory.gradient_checkpoints import checkpoint_gradients
 from src.engine.runs.epochs import epochs_of
 from src.engine.runs.files import write_csv
@@ -45,10 +46,10 @@ def build_task(job: Job) -> Task:
 
     Raises UserError; of several processes also where one has other images.
     """
-    config, ranks = job.config, job.ranks
-    preprocessing = choose_preprocessing(config.model, config.data)
+    ranks, preprocessing = job.ranks, choose_preprocessing(job.config.model, job.config.data)
+    config = replace(job.config, data=with_side_to_keep(job.config.data, preprocessing))
     kind = build_task_kind(config.task)
-    images = ranks.after_first(lambda: _find_images(job, kind))
+    images = ranks.after_first(lambda: _find_images(job, config.data, kind))
     kind.fit(images)
     ranks.check_same("images", {"images": len(images.names), "names, labels, splits": images.digest()})
     network, loaded = ranks.after_first(
@@ -78,16 +79,17 @@ def _card(config: Config, kind: TaskKind, images: LabelledImages, preprocessing:
         precision=config.precision.name,
         metrics={},
         bits=images.bits,
+        keep_side=config.data.keep_side or 0,
         task_values=kind.values,
         task_options=config.task.options,
     )
 
 
-def _find_images(job: Job, kind: TaskKind) -> LabelledImages:
+def _find_images(job: Job, data: Data, kind: TaskKind) -> LabelledImages:
     """A run that is continued keeps its split, which is in split.csv."""
     split, begun = job.folder.path / "split.csv", job.resume_point is not None
     images = load_images(
-        job.config.data,
+        data,
         kind,
         job.config.seed,
         cache_dir=Path(job.config.runs_dir) / ".checked",

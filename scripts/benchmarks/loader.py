@@ -2,7 +2,7 @@
 
     python scripts/benchmarks/loader.py [--images 200] [--rounds 5] [--size 224]
 
-Drawn JPEGs of 500x375 and of 2000x1500 whose files have the size of photographs'. A: a DataLoader of ImageFolder with
+Drawn JPEGs of 500x375, 2000x1500 and 4032x3024 whose files have the size of photographs'. A: a DataLoader of ImageFolder with
 RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize, and with Resize and CenterCrop for evaluation. B: this
 project's loader with the same augmentation, which leaves the normalisation to the device. C: B with the image bank. One
 process, one thread, no loader processes. A, B and C alternate; medians of the rounds are shown, of CPU time, so that what
@@ -32,7 +32,7 @@ from src.config import Data
 from src.data.sources import load_images
 from src.engine.images.image_loader import LoaderSettings
 from src.engine.images.loading import eval_loader, train_loader
-from src.engine.images.resizing import interpolation_of
+from src.engine.images.resizing import interpolation_of, with_side_to_keep
 from src.engine.images.sampler import EpochSampler
 from src.engine.weights.preprocessing import Preprocessing
 from src.tasks.multiclass import Multiclass
@@ -70,10 +70,10 @@ def ours(folder: Path, size: int, image_bank: str) -> dict[str, Iterable]:
     """As src/data/module.py builds them, with the augmentation of A."""
     data = Data(source="image_folder", root=str(folder), image_bank=image_bank)
     places = {"cache_dir": folder.parent / "runs/.checked", "bad_list": folder.parent / "bad.txt"}
-    images = load_images(data, Multiclass(), 0, **places)
+    preprocessing = Preprocessing(size, 0.875, "bilinear", MEAN, STD)
+    images = load_images(with_side_to_keep(data, preprocessing), Multiclass(), 0, **places)
     everything = [*range(len(images.names))]
     images = replace(images, splits={"train": everything, "val": everything, "test": []})
-    preprocessing = Preprocessing(size, 0.875, "bilinear", MEAN, STD)
     interpolation = interpolation_of(preprocessing)
     crop = v2.RandomResizedCrop(size, scale=(0.25, 1.0), interpolation=interpolation, antialias=True)
     augment = v2.Compose([crop, torch.Tensor.contiguous, v2.RandomHorizontalFlip()])
@@ -99,7 +99,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     print("| images | transform | ImageFolder, images/s | this project | with the image bank |\n|---|---|---|---|---|")
-    for shape, number in (((500, 375), options.images), ((2000, 1500), options.images // 4)):
+    for shape, number in (((500, 375), options.images), ((2000, 1500), options.images // 4), ((4032, 3024), options.images // 10)):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "photos"
             draw(folder, number, shape)

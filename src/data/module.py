@@ -32,7 +32,6 @@ class ImageData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.bank = bank
-        self.loaders: list[ImageLoader] = []  # of the fit
         self.config, self.images, self.preprocessing, self.seed = data, images, preprocessing, seed
         batches = batches_per_epoch(len(images.splits["train"]), data.batch_size)
         self.steps_per_epoch = min(batches, limit_batches or batches)
@@ -46,7 +45,6 @@ class ImageData(L.LightningDataModule):
         self._sampler = self._build_sampler(share_of(self.trainer), start)
         sampler, bank = self._sampler, self.bank
         loader = self._train_loader(train_transform(self.preprocessing, self.config.augment), sampler)
-        self.loaders.append(loader)
         if bank is None or self.config.mix != "none":  # features of mixed images are in no bank
             return loader
         return BankedLoader(loader, lambda: bank.covers(sampler.epoch), lambda: train_features(bank, sampler))
@@ -75,17 +73,11 @@ class ImageData(L.LightningDataModule):
     def val_dataloader(self) -> ImageLoader | BankedLoader:
         share, trainer, bank = share_of(self.trainer), self.trainer, self.bank
         loader = eval_loader(self.images, "val", self.preprocessing, self._settings(), share)
-        self.loaders.append(loader)
         if bank is None or trainer is None:
             return loader
         return BankedLoader(
             loader, lambda: bank.covers(trainer.current_epoch), lambda: split_features(bank, "val", share)
         )
-
-    def teardown(self, stage: str) -> None:
-        """The loader processes stay from epoch to epoch, but not longer than the fit."""
-        for loader in self.loaders:
-            loader.end()
 
     def _settings(self) -> LoaderSettings:
         processes = share_of(self.trainer).world // self.trainer.num_nodes if self.trainer else 1

@@ -130,7 +130,7 @@ def image_root(data: Data, kind: TaskKind | None = None) -> Path:
 
 def _file_settings(data: Data, cache_dir: Path, bad_list: Path | None) -> FileSettings:
     return FileSettings(
-        options=ReadOptions(_background(data), data.max_megapixels),
+        options=ReadOptions(_background(data), data.max_megapixels, keep_side=data.keep_side or 0),
         bits=data.bits,
         timeout_seconds=data.timeout_seconds,
         skip_bad=data.on_bad_image == "skip",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-VERSION = 10
+VERSION = 11
 
 
 def require(version: int) -> None:

@@ -40,7 +40,7 @@ READ_BY_ENGINE = {
     "": "name seed debug resume runs_dir metrics baseline",
     "task": "name",
     "data": "source root table label_columns split_file folds fold name bits augment class_weights on_bad_image "
-    "batch_size num_workers timeout_seconds",
+    "keep_side batch_size num_workers timeout_seconds",
     "model": "backbone weights head module calibrate",
     "optimizer": "name lr schedule",
     "strategy": "name timeout_seconds sync_batchnorm",

@@ -225,7 +225,7 @@ class FeatureBank:
             "version": VERSION, "torch": torch.__version__, "device": self.job.device.type, "precision": card.precision,
             "backbone": card.architecture["backbone"], "weights": self.weights,
             "preprocessing": card.preprocessing.to_dict(), "bits": card.bits, "background": card.background,
-            "channels_last": card.channels_last, "pillow": PIL.__version__,
+            "keep_side": card.keep_side, "channels_last": card.channels_last, "pillow": PIL.__version__,
         }  # fmt: skip
         if view is not None:
             made_with |= {"augment": config.data.augment, "seed": config.seed, "view": view}

@@ -181,7 +181,7 @@ def _check(listing: Listing, name: str, options: ReadOptions) -> tuple[CheckResu
     if all(high - low <= FLAT for low, high in extrema):
         findings.notes.add(ONE_COLOUR)
     notes = tuple(sorted(findings.notes))
-    return CheckResult(digest, image.width, image.height, None, findings.bits, notes, look_of(image)), True, image
+    return CheckResult(digest, *decoded.size, None, findings.bits, notes, look_of(image)), True, image
 
 
 def _cause(error: ImageError, name: str) -> str:

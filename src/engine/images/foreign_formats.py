@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from src.engine.images import headers
 
 _CONVERT = "convert it to JPEG or PNG"
@@ -42,6 +44,13 @@ _SIGNATURES = (
     (0, b"BM", "a BMP of a kind that is not read, or damaged", _CONVERT),
 )
 _WEB_PAGE = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<!--")
+
+
+def not_an_image(data: bytes, formats: Sequence[str]) -> str:
+    """Why a file is not read. formats: those that are."""
+    unknown = "bytes of an unknown kind", f"{', '.join(formats)} are read"
+    kind, advice = describe(data, "HEIF" in formats) or unknown
+    return f"not an image of a format that is read, but {kind}: {advice}"
 
 
 def describe(data: bytes, reads_heic: bool = False) -> tuple[str, str] | None:

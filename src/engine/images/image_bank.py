@@ -64,8 +64,9 @@ class ImageBank:
     def __init__(self, root: Path, listed: Path, options: ReadOptions, limit_mib: float) -> None:
         """root: the folder of all banks. listed: the folder that images are listed from."""
         made_with = [VERSION, DECODER, str(listed.resolve()), options.background, options.max_megapixels]
+        made_with += [options.keep_side] if options.keep_side else []
         digest = hashlib.blake2b(json.dumps(made_with).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-        self.folder, self.limit_mib = root / digest, limit_mib
+        self.folder, self.options, self.limit_mib = root / digest, options, limit_mib
         self.places: dict[str, Place] = {}  # digest of an image's file -> where its pixels are
         self._reopen()
 
@@ -178,7 +179,8 @@ class Filling:
     def _nbytes(self, result: CheckResult) -> int:
         """Of an image that the bank lacks; else 0."""
         kept = result.digest in self.bank.places or result.digest in self._waiting
-        pixels = result.width * result.height
+        shrink = self.bank.options.shrink_of(result.width, result.height)
+        pixels = (result.width // shrink) * (result.height // shrink)  # about
         return 0 if kept or result.bits or not SMALLEST <= pixels <= LARGEST else 3 * pixels
 
     def _write(self) -> None:

@@ -2,8 +2,8 @@
 
 The datasets call `read_image`; src/engine/images/checking.py calls `read_bytes` and `decode_image`, so that one read of
 the file serves both its digest and its decode. Upright after EXIF, first frame, transparency laid on a background
-colour, more than 8 bits a channel scaled to 8 (src/engine/images/wide_pixels.py). What a file holds beside its pixels
-is no reason to refuse it.
+colour, more than 8 bits a channel scaled to 8 (src/engine/images/wide_pixels.py), large images halved
+(ReadOptions.keep_side). What a file holds beside its pixels is no reason to refuse it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from src.engine.images import foreign_formats, headers, quick_jpeg, wide_pixels
 from src.engine.images.formats import FORMATS
@@ -51,10 +52,11 @@ _UPRIGHT = {  # EXIF orientation -> what makes the image upright (TIFF 6.0, tag 
 
 @dataclass(frozen=True)
 class Decoded:
-    """image: upright, mode RGB. findings: what is odd about the image."""
+    """image: upright, mode RGB. findings: what is odd about the image. size: width and height before it was made smaller."""
 
     image: Image.Image
     findings: Findings
+    size: tuple[int, int]
 
 
 EMPTY_ALPHA = "empty alpha"
@@ -202,15 +204,24 @@ class _Refused(Exception):
 def _decode(data: bytes, options: ReadOptions) -> Decoded:
     findings = Findings()
     if headers.is_camera_raw(data):
-        raise _Refused(_not_an_image(data))
+        raise _Refused(foreign_formats.not_an_image(data, FORMATS))
     data = headers.without_what_pillow_refuses(data)
     image = _open(data)
     megapixels = image.width * image.height / 1e6
     if megapixels > options.max_megapixels:
         limit = f"the limit is {options.max_megapixels:g} (data.max_megapixels)"
         raise _Refused(f"{megapixels:.1f} megapixels, {limit}")
-    with budget.reserved(megapixels):
-        return Decoded(_rgb(image, data, options, findings), findings)
+    whole, shrink = image.size, options.shrink_of(*image.size)
+    if shrink > 1 and isinstance(image, JpegImageFile):  # its decoder then computes fewer pixels
+        image.draft(None, (whole[0] // shrink, whole[1] // shrink))
+    drafted = image.size
+    with budget.reserved(drafted[0] * drafted[1] / 1e6):
+        rgb = _rgb(image, data, options, findings)
+    if shrink == 1:
+        return Decoded(rgb, findings, rgb.size)
+    size = whole if rgb.size == drafted else (whole[1], whole[0])
+    rest = shrink // round(whole[0] / drafted[0])
+    return Decoded(rgb.reduce(rest) if rest > 1 else rgb, findings, size)
 
 
 def _rgb(image: ImageFile.ImageFile, data: bytes, options: ReadOptions, findings: Findings) -> Image.Image:
@@ -281,17 +292,9 @@ def _reason(error: Exception, data: bytes) -> str:
     """Why Pillow gave up, in plain words."""
     text = " ".join(str(error).split())
     if isinstance(error, UnidentifiedImageError):
-        return _not_an_image(data)
+        return foreign_formats.not_an_image(data, FORMATS)
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if isinstance(error, EOFError) or "truncated" in text.lower() or "EOF" in text:
         return "the file ends too early (truncated)"
     return f"cannot be decoded ({type(error).__name__}: {text[:100]})"
-
-
-def _not_an_image(data: bytes) -> str:
-    kind, advice = foreign_formats.describe(data, "HEIF" in FORMATS) or (
-        "bytes of an unknown kind",
-        f"{', '.join(FORMATS)} are read",
-    )
-    return f"not an image of a format that is read, but {kind}: {advice}"

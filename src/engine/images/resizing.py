@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from src.engine.own import owner_errors, wrong_result
+from src.engine.commands.schema import Data
+from src.engine.own import is_own, owner_errors, wrong_result
 from src.engine.weights.preprocessing import Preprocessing
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
@@ -54,6 +56,14 @@ def _without_ends(image: torch.Tensor, target: tuple[int, int]) -> tuple[torch.T
     resized += (target[axis] - resized) % 2
     middle = image.narrow(axis, (length - kept) // 2, kept)
     return middle, (resized, target[1]) if axis == -2 else (target[0], resized)
+
+
+def with_side_to_keep(data: Data, preprocessing: Preprocessing) -> Data:
+    """With a number in data.keep_side (ReadOptions): twice the size that images are resized to, of which the resize and the
+    crops of data.augment lose nothing; but how small a piece an own augmentation cuts out, nobody knows."""
+    if data.keep_side is not None:
+        return data
+    return replace(data, keep_side=0 if is_own(data.augment) else 2 * preprocessing.resize_size)
 
 
 def interpolation_of(preprocessing: Preprocessing) -> v2.InterpolationMode:

@@ -141,7 +141,7 @@ def _images_to_measure(asked: Evaluation, model: TrainedModel, sources: ImageSou
     """The run's own images in its own split, or the other ones that a change names, read alike; and how they are loaded."""
     run, settings, changes, kind = asked.run, asked.settings, asked.changes, model.kind
     columns = [*kind.columns(model.card.classes, settings.data.label_columns)]
-    data = replace(settings.data, bits=model.card.bits, label_columns=columns)
+    data = replace(settings.data, bits=model.card.bits, keep_side=model.card.keep_side, label_columns=columns)
     data = features.data_of_run(run, data) if run else data
     cache_dir = Path(settings.runs_dir) / ".checked"
     own_split = "data.split_file" not in changes

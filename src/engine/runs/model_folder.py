@@ -48,13 +48,14 @@ class ModelCard:
     metrics: dict[str, float | None]
     # Used bits of 16-bit channels, see ReadOptions; models of older runs were trained with all 16.
     bits: int = limited(16, range=(0, 16))
+    keep_side: int = limited(0, range=(0, 10**5))  # see ReadOptions; older runs read images as large as they are
     task_values: dict[str, tuple[float, ...]] = field(default_factory=dict)  # such as thresholds: TaskKind.values
     task_options: dict[str, Any] = field(default_factory=dict)  # arguments of an own task
 
     @property
     def read_options(self) -> ReadOptions:
         """How the images were read that the network was trained on."""
-        return ReadOptions(self.background, self.max_megapixels, self.bits)
+        return ReadOptions(self.background, self.max_megapixels, self.bits, self.keep_side)
 
     def to_dict(self) -> dict[str, Any]:
         """Without what only some tasks have."""
