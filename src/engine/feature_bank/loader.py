@@ -11,6 +11,7 @@ from src.engine.feature_bank.bank import FeatureBank
 from src.engine.images.image_loader import ImageLoader
 from src.engine.images.loading import replacements
 from src.engine.images.sampler import PADDING, WHOLE, EpochSampler, PartSampler, Share, padding_label
+from src.engine.runs.machine import one_thread
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -38,7 +39,9 @@ def train_features(bank: FeatureBank, sampler: EpochSampler) -> Batches:
         indices = [index for _, index in keys]
         if not all_there:
             indices = [index if table.has[index] else _stand_in(bank, table.has, index) for index in indices]
-        yield table.rows.index_select(0, torch.tensor(indices)), images.targets(indices)
+        with one_thread():
+            rows = table.rows.index_select(0, torch.tensor(indices))
+        yield rows, images.targets(indices)
 
 
 def _stand_in(bank: FeatureBank, has: Tensor, index: int) -> int:

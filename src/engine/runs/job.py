@@ -16,6 +16,7 @@ from src.engine import features
 from src.engine.commands.config_checks import without_effect
 from src.engine.commands.schema import Config
 from src.engine.memory.gpus import device_count
+from src.engine.memory.ram import keep_freed_memory
 from src.engine.processes.ranks import Ranks, joined, open_folder
 from src.engine.runs import seeding
 from src.engine.runs.epochs import typed_epochs
@@ -112,6 +113,8 @@ def set_up_machine(config: Config, ranks: Ranks) -> list[torch.device]:
     devices = choose_devices(config.trainer.accelerator, config.trainer.devices)
     device = devices[ranks.local_rank]
     set_threads(config.trainer.threads, sharers=computing_at_once(config, devices))
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif config.memory.history:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -51,6 +53,18 @@ def set_threads(threads: int | None, sharers: int = 1) -> None:
         torch.set_num_threads(max(1, threads // sharers))
     elif (sharers > 1 or TRIAL_CPUS in os.environ) and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cpu_cores() // sharers))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, torch computes with one CPU thread: for what is too little to share. Of a step on features each operation takes
+    microseconds, in which threads wait for each other, beside another program that computes 20 times as long as they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def begin_peak(device: torch.device) -> bool:

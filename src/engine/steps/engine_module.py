@@ -12,6 +12,7 @@ src/engine/steps/out_of_memory.py repeats forward_backward in smaller parts wher
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -23,6 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from src.engine.images.sampler import is_padding, share_of
 from src.engine.memory.out_of_memory import InParts
 from src.engine.runs import seeding
+from src.engine.runs.machine import one_thread
 from src.engine.steps.mixing import Mix, MixedLabels
 
 if TYPE_CHECKING:
@@ -106,12 +108,13 @@ class EngineModule(L.LightningModule):
             self._loss_scale = world * self.loss_weight(own) / self.loss_weight(whole)
         mix, step = self.training_settings.mix, self.trainer.global_step
         trained = batch if mix is None else mix(*batch, self.training_settings.seed, step, rank)
-        if self.repeater is None:
-            outputs = self.forward_backward([trained])
-            self.update_weights(outputs)
-        else:
-            outputs = self.repeater.run(self, trained)
-        self.count(outputs, batch[1])
+        with _enough_threads(batch[0]):
+            if self.repeater is None:
+                outputs = self.forward_backward([trained])
+                self.update_weights(outputs)
+            else:
+                outputs = self.repeater.run(self, trained)
+            self.count(outputs, batch[1])
         return outputs
 
     def forward_backward(self, parts: Sequence[Batch]) -> Outputs:
@@ -200,8 +203,9 @@ class EngineModule(L.LightningModule):
         images, labels = batch
         if is_padding(labels):
             return
-        logits = self._in_parts(images)
-        self.val_metrics.update(self.mean_loss(logits, labels), logits, labels, self.loss_weight(labels))
+        with _enough_threads(images):
+            logits = self._in_parts(images)
+            self.val_metrics.update(self.mean_loss(logits, labels), logits, labels, self.loss_weight(labels))
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch("train", self.train_metrics)
@@ -243,6 +247,11 @@ class EngineModule(L.LightningModule):
             self.train_metrics.resume(checkpoint["train_metrics"], share.rank, share.world)
         self.saved_group_sizes = [len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"]]
         _count_steps_as_manual(checkpoint)
+
+
+def _enough_threads(images: Tensor) -> AbstractContextManager[None]:
+    """images: or their features (B, F)."""
+    return one_thread() if images.ndim == 2 else nullcontext()
 
 
 def with_telling_gradient(loss: Tensor) -> Tensor:
