@@ -27,6 +27,7 @@ from src.engine.images import time_limit
 from src.engine.images.loader_watch import NO_IMAGE, Watch, explained
 from src.engine.images.reading import ImageError
 from src.engine.images.time_limit import one_by_one
+from src.engine.memory.ram import give_back_freed_memory
 from src.engine.runs import signals
 from src.engine.runs.text import printable
 
@@ -136,6 +137,8 @@ class ImageLoader:
         # Not where there is a GPU that the command leaves alone (trainer.accelerator=cpu): each process would set it up.
         self.loader.pin_memory = torch.cuda.is_initialized()
         before = set(multiprocessing.active_children())
+        if self.watch is None:
+            give_back_freed_memory()  # which a fork would hold on to as soon as the trainer writes to it again
         with self.watch or nullcontext():
             batches = iter(self.loader)
         if self.num_workers and self.watch is None:
