@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ class ImageLoader:
     """
 
     def __init__(self, dataset: GuardedDataset, build: Callable[[], DataLoader]) -> None:
-        self.dataset, self.build, self.pid = dataset, build, os.getpid()
+        self.dataset, self.build = dataset, build
         self.loader = build()
         self.processes: set[BaseProcess] = set()
         self.watch: Watch | None = None
@@ -144,6 +145,8 @@ class ImageLoader:
         if self.num_workers and self.watch is None:
             self.processes = set(multiprocessing.active_children()) - before
             self.watch = Watch(self.processes, self.dataset, start_seconds)
+            # Called before any __del__, also by the collector of cycles: there torch would wait 5 s for each process.
+            self.finalizer = weakref.finalize(self, self.watch.end)
             if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
                 # torch's handler raises wherever the program is when a loader process dies, in the middle of a step or
                 # of a save, too. Without it the process is missed when its next batch is waited for.
@@ -153,15 +156,8 @@ class ImageLoader:
     def end(self) -> None:
         """Ends the processes; another pass starts others."""
         if self.watch:
-            self.watch.kill_blocked()  # SIGTERM, with which torch ends its processes, would not end them
-            self.loader = self.build()
-            self.watch.end()
-            self.watch = None
-
-    def __del__(self) -> None:
-        if self.__dict__.get("pid") == os.getpid():  # not in a fork
-            self.__dict__.pop("loader", None)
-            self.end()
+            self.finalizer()
+            self.loader, self.watch = self.build(), None
 
 
 class _Batches(Iterator[Any]):

@@ -63,15 +63,10 @@ class Watch:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.waits += 1
 
-    def kill_blocked(self) -> None:
-        started = self.dataset.records(self.pids)
-        _kill({process for process in self.processes if process.pid not in started})
-
     def end(self) -> None:
-        """Ends the thread, and the processes that torch could not end."""
+        """Ends the thread, and the processes by SIGKILL: one that is blocked answers no other signal."""
         self.ended.set()
-        _kill(self.processes)
-        for process in self.processes:
+        for process in _kill(self.processes):
             process.join(timeout=5)
 
     def _run(self) -> None:
@@ -102,9 +97,12 @@ def _kill_all() -> None:
     _kill(set(_loader_processes))
 
 
-def _kill(processes: set[BaseProcess]) -> None:
-    for process in processes.intersection(multiprocessing.active_children()):  # of this process: a fork has none
+def _kill(processes: set[BaseProcess]) -> set[BaseProcess]:
+    """Returns those that lived."""
+    living = processes.intersection(multiprocessing.active_children())  # of this process: a fork has none
+    for process in living:
         process.kill()
+    return living
 
 
 def _silent_fault(pids: set[int], names: list[str], seconds: float) -> LoaderFault:

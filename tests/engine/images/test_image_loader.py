@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -340,6 +341,17 @@ def test_loader_processes_stay_from_pass_to_pass():
     loader.end()
     assert not processes & set(multiprocessing.active_children())
     assert shown(loader) == expected
+
+
+def test_loader_processes_end_with_a_loader_that_the_collector_of_cycles_finds():
+    """As the trainer's are. torch's own way to end them waits 5 s for each there, in vain, and sends SIGTERM."""
+    loader = val(_make_images(), 2)
+    list(loader)
+    processes, cycle = loader.processes, [loader]
+    cycle.append(cycle)
+    del loader, cycle
+    gc.collect()
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL] * 2
 
 
 def test_a_loader_process_that_is_stopped_between_two_passes_is_replaced(silence_of_3_seconds, caplog):
