@@ -14,7 +14,11 @@ from pathlib import Path
 
 from asha import read_outcome, run_sweep
 
-FROZEN = ("freeze.preset=head_only", "data.augment=none")
+FROZEN = (
+    "freeze.preset=head_only",
+    "data.augment=none",
+    "report.page=false",  # as experiment=tune_head has it (room: reports)
+)
 SPACE = (
     "optimizer.lr=tag(log,interval(1e-4,1e-1))",
     "model.head=choice(linear,mlp)",

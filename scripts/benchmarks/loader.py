@@ -99,7 +99,11 @@ def main() -> None:
     torch.set_num_threads(1)
 
     print("| images | transform | ImageFolder, images/s | this project | with the image bank |\n|---|---|---|---|---|")
-    for shape, number in (((500, 375), options.images), ((2000, 1500), options.images // 4), ((4032, 3024), options.images // 10)):
+    for shape, number in (
+        ((500, 375), options.images),
+        ((2000, 1500), options.images // 4),
+        ((4032, 3024), options.images // 10),
+    ):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "photos"
             draw(folder, number, shape)

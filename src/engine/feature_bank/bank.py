@@ -157,7 +157,9 @@ class FeatureBank:
         ranks = self.job.ranks if dist.is_initialized() else Ranks()  # after the training the first is alone
         size = self.job.config.data.batch_size
         batches = [missing[start : start + size] for start in range(0, len(missing), size)]
-        what = f"features of {len(missing)} images" + ("" if view is None else f", view {view + 1} of {self.views}")
+        split = next(name for name, members in self.images.splits.items() if missing[0] in members)
+        of_view = "" if view is None else f", view {view + 1} of {self.views}"
+        what = f"features of {len(missing)} {split} images{of_view}"
         log.info(f"computing {what}")
         visible = sys.stdout.isatty() and ranks.is_first
         with self._evaluating():

@@ -27,7 +27,7 @@ def photos(tmp_path) -> Path:
 def computed(done) -> list[int]:
     """How many images' features each line says are computed."""
     assert done.code == 0, done.text
-    return [int(number) for number in re.findall(r"computing features of (\d+) images", done.out)]
+    return [int(number) for number in re.findall(r"computing features of (\d+) (?:train|val|test) images", done.out)]
 
 
 def metrics(run: Path) -> dict[str, float]:
