@@ -137,12 +137,12 @@ class ImageLoader:
         """A pass, from processes that may fail. start_seconds: how long they may take to start."""
         # Not where there is a GPU that the command leaves alone (trainer.accelerator=cpu): each process would set it up.
         self.loader.pin_memory = torch.cuda.is_initialized()
-        before = set(multiprocessing.active_children())
-        if self.watch is None:
+        before, first = set(multiprocessing.active_children()), self.num_workers > 0 and self.watch is None
+        if first:
             give_back_freed_memory()  # which a fork would hold on to as soon as the trainer writes to it again
         with self.watch or nullcontext():
             batches = iter(self.loader)
-        if self.num_workers and self.watch is None:
+        if first:
             self.processes = set(multiprocessing.active_children()) - before
             self.watch = Watch(self.processes, self.dataset, start_seconds)
             # Called before any __del__, also by the collector of cycles: there torch would wait 5 s for each process.

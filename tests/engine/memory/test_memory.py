@@ -5,15 +5,18 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+import platform
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from src.engine.memory import ram
+from src.engine.memory import memory_log, ram
 from src.engine.memory.memory import MIB, DeviceMemory, available_bytes, live_bytes, read_allocator
 from src.engine.memory.ram import available_ram, resident_bytes
+from tests.conftest import command_environment
 
 CPU, GIB = torch.device("cpu"), 2**30
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the C library tells only on Linux")
@@ -137,3 +140,39 @@ def test_available_memory_under_cgroup_version_1(tmp_path):
         f"{group}/memory.stat": f"cache 1\ninactive_file 3\ntotal_inactive_file {GIB // 2}\n",
     }
     assert available_ram(write(tmp_path, MACHINE | files)) == 1.5 * GIB
+
+
+KEPT = """
+import torch
+from src.engine.memory import memory_log, ram
+ram.keep_freed_memory()
+blocks = [torch.ones(2**20) for _ in range(32)]  # 128 MiB in all
+full = ram.resident_bytes()
+del blocks
+kept = ram.resident_bytes()
+ram.give_back_freed_memory()
+print((full - kept) // 2**20, (full - ram.resident_bytes()) // 2**20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.35"), reason="glibc's malloc")
+@pytest.mark.parametrize(("setting", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept_until_it_is_given_back_unless_the_user_has_settings_of_malloc(setting, kept):
+    command = [sys.executable, "-c", KEPT]
+    done = subprocess.run(command, env=command_environment() | setting, capture_output=True, text=True, check=True)
+    freed, given_back = map(int, done.stdout.split())
+    assert (freed < 16) == kept
+    assert given_back > 112
+
+
+def test_of_quick_steps_only_some_are_measured(monkeypatch):
+    """malloc counts for a sixth of a millisecond, a tenth of a head's step on features."""
+    clock = [100.0]
+    monkeypatch.setattr(memory_log.time, "monotonic", lambda: clock[0])
+    meter = memory_log._LiveMeter(CPU)
+    measured = []
+    for _ in range(5):
+        measured.append(bool(meter.begin()))
+        assert bool(meter.end_of("forward")) == measured[-1]
+        clock[0] += 0.004
+    assert measured == [True, False, False, True, False]

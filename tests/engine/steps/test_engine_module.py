@@ -4,9 +4,46 @@ from __future__ import annotations
 
 import copy
 
+import lightning as L
+import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from tests.engine.runs.small_training import classifier, fit
+from tests.engine.runs.small_training import CLASSES, WIDTH, classifier, fit
+
+
+class Batches(L.LightningDataModule):
+    """The same one of 6 images, or of their features, to train on and to validate."""
+
+    def __init__(self, inputs: torch.Tensor) -> None:
+        super().__init__()
+        labels = torch.arange(6) % CLASSES
+        self.loader = DataLoader([*zip(inputs, labels, strict=True)], batch_size=6)
+
+    def train_dataloader(self):
+        return self.loader
+
+    val_dataloader = train_dataloader
+
+
+@pytest.mark.parametrize(
+    ("inputs", "threads"),
+    [(torch.rand(6, WIDTH), {1}), (torch.zeros(6, 3, 8, 8, dtype=torch.uint8), {2})],
+    ids=["features", "images"],
+)
+def test_features_are_computed_with_one_thread(inputs, threads, monkeypatch):
+    """Two that wait for each other at every operation take 20 times as long beside another program that computes."""
+    before, seen = torch.get_num_threads(), set()
+    module = classifier(1)
+    monkeypatch.setattr(module, "mean_loss", lambda *arguments: seen.add(torch.get_num_threads()) or loss(*arguments))
+    loss = type(module).mean_loss.__get__(module)
+    torch.set_num_threads(2)
+    try:
+        fit(module, 1, module=Batches(inputs))
+        assert seen == threads
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_position_of_automatic_optimization_is_continued(tmp_path):
