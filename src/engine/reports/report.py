@@ -183,11 +183,12 @@ def _learning_rates(metrics: dict[str, list[float]]) -> Markup | None:
 def _memory(file: Path, changes: Sequence[float]) -> list[Markup]:
     """changes: the steps after which more learns, and so more memory is needed."""
     columns = read_columns(file)
-    lines = {
-        name.removesuffix("_mib").replace("_", " "): plots.thinned(columns["step"], values)
-        for name, values in columns.items()
-        if name.endswith("_mib") and not np.isnan(values).all()
-    }
+    lines = {}
+    for name, values in columns.items():
+        measured = ~np.isnan(values)  # of quick steps only some are
+        if name.endswith("_mib") and measured.any():
+            points = np.array([columns["step"], values])[:, measured]
+            lines[name.removesuffix("_mib").replace("_", " ")] = plots.thinned(*points.tolist())
     by_phase = {name: line for name, line in lines.items() if any(phase in name for phase in PHASES_OF_A_STEP)}
     whole = {name: line for name, line in lines.items() if name not in by_phase}
     return [

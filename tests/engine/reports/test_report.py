@@ -238,6 +238,13 @@ def test_memory_has_a_plot_of_the_whole_and_one_of_the_phases_of_a_step(folder, 
     assert phases == (steps, [300 + step for step in steps])
 
 
+def test_memory_of_quick_steps_is_a_line_through_those_that_were_measured(folder, made):
+    rows = [[step, 1, 100 + step if step % 3 == 0 else ""] for step in range(1, 11)]
+    write_csv(folder / "memory.csv", ["step", "epoch", "live_mib"], rows)
+    write_report(folder)
+    assert drawn_lines(made["memory over the steps"])[0] == ([3, 6, 9], [103, 106, 109])
+
+
 def test_memory_of_a_run_that_was_killed_at_once(folder):
     write_csv(folder / "memory.csv", ["step", "epoch", "live_mib"], [])
     (folder / "metrics.csv").unlink()
