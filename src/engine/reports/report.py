@@ -184,10 +184,10 @@ def _memory(file: Path, changes: Sequence[float]) -> list[Markup]:
     """changes: the steps after which more learns, and so more memory is needed."""
     columns = read_columns(file)
     lines = {}
-    for name, values in columns.items():
-        measured = ~np.isnan(values)  # of quick steps only some are
+    for name, column in columns.items():
+        measured = ~np.isnan(column)  # of quick steps only some are
         if name.endswith("_mib") and measured.any():
-            points = np.array([columns["step"], values])[:, measured]
+            points = np.array([columns["step"], column])[:, measured]
             lines[name.removesuffix("_mib").replace("_", " ")] = plots.thinned(*points.tolist())
     by_phase = {name: line for name, line in lines.items() if any(phase in name for phase in PHASES_OF_A_STEP)}
     whole = {name: line for name, line in lines.items() if name not in by_phase}
