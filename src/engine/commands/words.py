@@ -26,6 +26,7 @@ WITHOUT_EFFECT = {  # settings of the data that the model brings itself, or that
     "data.image_size": "the model sees images of the size that it was trained on",
     "data.crop_ratio": "the model's own preprocessing is used",
     "data.bits": "the model's own number is used",
+    "data.keep_side": "images are read as large as the model was trained on",
     "data.augment": "images are augmented for training only",
     "data.val_fraction": "the run's own split is used",
     "data.test_fraction": "the run's own split is used",

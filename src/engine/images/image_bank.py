@@ -180,7 +180,7 @@ class Filling:
         """Of an image that the bank lacks; else 0."""
         kept = result.digest in self.bank.places or result.digest in self._waiting
         shrink = self.bank.options.shrink_of(result.width, result.height)
-        pixels = (result.width // shrink) * (result.height // shrink)  # about
+        pixels = (result.width // shrink) * (result.height // shrink)  # a decoder rounds up
         return 0 if kept or result.bits or not SMALLEST <= pixels <= LARGEST else 3 * pixels
 
     def _write(self) -> None:

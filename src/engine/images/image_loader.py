@@ -66,13 +66,15 @@ class GuardedDataset(Dataset):
         trainer, threads = threading.get_ident(), torch.get_num_threads()
 
         def read(key: Any) -> Any:
-            # The thread that reads would have OpenMP threads of its own, which wait in a loop where the training's compute.
+            # A thread that reads would start OpenMP threads of its own, which spin on the cores that the training computes on.
             if threading.get_ident() != trainer:
                 torch.set_num_threads(1)
             return self._read(broken, key)
 
-        items = one_by_one(read, keys, self.timeout_seconds, self._name)
-        torch.set_num_threads(threads)  # of this thread as before, but also of those that start from now on
+        try:
+            items = one_by_one(read, keys, self.timeout_seconds, self._name)
+        finally:  # the number is also that of every thread which starts later
+            torch.set_num_threads(threads)
         self.record(NO_IMAGE)
         return [item for item in items if item is not None], broken
 

@@ -23,9 +23,8 @@ class ReadOptions:
     background: tuple[int, int, int] = (255, 255, 255)  # RGB, laid under transparent images
     max_megapixels: float = 100.0  # larger images are refused
     bits: int = 16  # of the 16-bit channels of the set: 2**bits-1 is white. 0: as many as the image itself uses
-    keep_side: int = (
-        0  # large images are halved, up to three times, while the shorter side keeps so many pixels; 0: never
-    )
+    # Large images are halved, up to three times, as long as the shorter side keeps this many pixels; 0: never.
+    keep_side: int = 0
 
     def shrink_of(self, width: int, height: int) -> int:
         """By which of 1, 2, 4 and 8 an image of this size is divided."""

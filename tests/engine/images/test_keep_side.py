@@ -19,7 +19,7 @@ from src.engine.images.reading import decode_image, read_image
 from src.engine.images.resizing import eval_transform, with_side_to_keep
 from src.engine.weights.preprocessing import Preprocessing, ReadOptions
 from src.tasks.multiclass import Multiclass
-from tests.conftest import SMALL
+from tests.conftest import SMALL, check_error
 
 SQUARE = Preprocessing(64, 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)
 HALVED = ReadOptions(keep_side=128)
@@ -139,3 +139,7 @@ def test_a_run_and_its_evaluation_read_alike(tmp_path, command):
         for name in ("result.json", "evaluation_test.json")
     )
     assert measured["test/loss"] == pytest.approx(result["test/loss"], rel=1e-6)
+    refused = command("evaluate", "run=runs/halved", "data.keep_side=0")
+    check_error(
+        refused, 64, "data.keep_side=0 has no effect here", "images are read as large as the model was trained on"
+    )
