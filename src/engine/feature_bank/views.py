@@ -21,10 +21,9 @@ class ViewDataset(Dataset[tuple[torch.Tensor, int]]):
         self.images, self.transform, self.seed, self.view = images, transform, seed, view
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        if self.view is None:
-            return self.transform(self.images.read(index)), index
-        with seeding.image_randomness(self.seed, self.view, index):
-            return self.transform(self.images.read(index)), index
+        if self.view is not None:
+            seeding.seed_image(self.seed, self.view, index)  # GuardedDataset keeps the generators
+        return self.transform(self.images.read(index)), index
 
     def name(self, index: int) -> str:
         return self.images.location(index)

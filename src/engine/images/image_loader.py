@@ -29,7 +29,7 @@ from src.engine.images.loader_watch import NO_IMAGE, Watch, explained
 from src.engine.images.reading import ImageError
 from src.engine.images.time_limit import one_by_one
 from src.engine.memory.ram import give_back_freed_memory
-from src.engine.runs import signals
+from src.engine.runs import seeding, signals
 from src.engine.runs.text import printable
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,8 @@ class GuardedDataset(Dataset):
             return self._read(broken, key)
 
         try:
-            items = one_by_one(read, keys, self.timeout_seconds, self._name)
+            with seeding.generators_kept():
+                items = one_by_one(read, keys, self.timeout_seconds, self._name)
         finally:  # the number is also that of every thread which starts later
             torch.set_num_threads(threads)
         self.record(NO_IMAGE)

@@ -28,8 +28,8 @@ class TrainDataset(Dataset[Item]):
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
         epoch, index = key
-        with seeding.image_randomness(self.seed, epoch, index):
-            return self.transform(self.images.read(index)), self.images.targets([index])[0]
+        seeding.seed_image(self.seed, epoch, index)  # GuardedDataset keeps the generators
+        return self.transform(self.images.read(index)), self.images.targets([index])[0]
 
     def name(self, index: int) -> str:
         return self.images.location(index)

@@ -80,21 +80,35 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     seed_numpy_and_python(seed, "step", step, rank)
 
 
-@contextmanager
-def image_randomness(seed: int, epoch: int, index: int) -> Iterator[None]:
-    """Inside, the global CPU generators are f(seed, epoch, index); outside they are as they were.
+def seed_image(seed: int, epoch: int, index: int) -> None:
+    """Before an image is augmented: the global generators of the CPU become f(seed, epoch, index).
 
-    A transform may draw from torch, numpy or Python: user-written ones do. Only CPU generators are touched,
-    since augmentation runs in loader workers.
+    A transform may draw from torch, numpy or Python: user-written ones do. Only CPU generators are touched, since augmentation
+    runs in loader processes.
     """
     import torch
 
-    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(key(seed, "picture", epoch, index))
     seed_numpy_and_python(seed, "picture", epoch, index)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Afterwards the global generators of the CPU are as they were before: round a batch, since it takes 0.1 ms."""
+    import torch
+
+    saved = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
     finally:
         torch.set_rng_state(saved[0])
         np.random.set_state(saved[1])
         random.setstate(saved[2])
+
+
+@contextmanager
+def image_randomness(seed: int, epoch: int, index: int) -> Iterator[None]:
+    """seed_image for one image alone."""
+    with generators_kept():
+        seed_image(seed, epoch, index)
+        yield

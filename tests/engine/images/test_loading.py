@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from src.engine.images.image_loader import LoaderSettings
 from src.engine.images.loading import eval_loader, num_workers, train_loader
 from src.engine.images.resizing import eval_transform
 from src.engine.images.sampler import PADDING, EpochSampler, PartSampler, Share
+from src.engine.runs import seeding
 from src.engine.runs.epochs import batches_per_epoch
 from src.engine.weights.preprocessing import Preprocessing
 from src.tasks.multiclass import Multiclass
@@ -47,6 +50,15 @@ def test_batches_do_not_depend_on_the_number_of_workers(images, augment):
     torch.manual_seed(99)  # what the global generators were must not matter either
     for workers in (1, 2):
         assert hashes(images, augment, workers) == reference
+
+
+def test_what_augmentation_draws_leaves_the_trainings_numbers_alone(images):
+    """Without loader processes it draws in the process that trains."""
+    seeding.seed_everything(0)
+    before = torch.rand(1), np.random.rand(), random.random()
+    seeding.seed_everything(0)
+    hashes(images, "strong", workers=0)
+    assert (torch.rand(1), np.random.rand(), random.random()) == before
 
 
 def test_an_epoch_goes_on_where_it_was_interrupted(images):
