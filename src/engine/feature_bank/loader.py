@@ -26,6 +26,9 @@ class BankedLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
+    def end(self) -> None:
+        self.loader.end()
+
     def __iter__(self) -> Batches:
         return self.features() if self.is_banked() else iter(self.loader)
 

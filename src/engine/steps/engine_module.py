@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from src.engine.feature_bank.loader import BankedLoader
+from src.engine.images.image_loader import ImageLoader
 from src.engine.images.sampler import is_padding, share_of
 from src.engine.memory.out_of_memory import InParts
 from src.engine.runs import seeding
@@ -96,6 +98,12 @@ class EngineModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         for metrics in (self.train_metrics, self.val_metrics):
             metrics.sync(share_of(self.trainer).world > 1)
+
+    def teardown(self, stage: str) -> None:
+        """Ends the loader processes, which would lie idle while the network is measured."""
+        for loader in (self.trainer.train_dataloader, self.trainer.val_dataloaders):
+            if isinstance(loader, ImageLoader | BankedLoader):
+                loader.end()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Outputs:
         self.step_counts = True

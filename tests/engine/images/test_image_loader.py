@@ -21,6 +21,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from src.config import Data
+from src.data.module import ImageData
 from src.data.sources import load_images
 from src.engine.images import image_loader, loader_watch
 from src.engine.images.image_loader import LoaderSettings
@@ -341,6 +342,14 @@ def test_loader_processes_stay_from_pass_to_pass():
     loader.end()
     assert not processes & set(multiprocessing.active_children())
     assert shown(loader) == expected
+
+
+def test_loader_processes_end_with_the_training():
+    """Those of train and val would lie idle beside those that measure the network on test, with memory of their own."""
+    module = ImageData(Data(augment="none", batch_size=5, num_workers=1), small_images(), SQUARE, seed=0)
+    trainer = fit(classifier(1), 1, module=module)
+    assert trainer.train_dataloader.num_workers == trainer.val_dataloaders.num_workers == 1
+    assert not multiprocessing.active_children()
 
 
 def test_loader_processes_end_with_a_loader_that_the_collector_of_cycles_finds():
