@@ -24,6 +24,7 @@ PAGE = ROOT / "docs/performance.md"
 BENCHMARKS = {  # what a section is called, and the words of its command
     "start": "scripts/benchmarks/start.py --rounds 3",
     "loader": "scripts/benchmarks/loader.py --rounds 3",
+    "fit": "scripts/benchmarks/fit.py",
     "feature_bank": "scripts/benchmarks/feature_bank.py --rounds 1",
     "head_sweep": "scripts/benchmarks/head_sweep.py --trials 20",  # room: sweeps
     "precision": "scripts/benchmarks/precision.py",

@@ -68,7 +68,7 @@ def fit(
 
 @pytest.mark.skipif(live_bytes(torch.device("cpu")) is None, reason="the C library cannot tell how much is in use")
 def test_a_row_per_step_and_what_was_alive_in_its_phases(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_log, "SELDOM_SECONDS", 0.0)
+    monkeypatch.setattr(memory_log, "REST", 0)
     trainer = fit(tmp_path)
     rows = table(tmp_path / "memory.csv")
     assert [(row["step"], row["epoch"]) for row in rows] == [(str(i + 1), str(i // 4 + 1)) for i in range(8)]

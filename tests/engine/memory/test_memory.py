@@ -165,14 +165,23 @@ def test_freed_memory_is_kept_until_it_is_given_back_unless_the_user_has_setting
     assert given_back > 112
 
 
-def test_of_quick_steps_only_some_are_measured(monkeypatch):
-    """malloc counts for a sixth of a millisecond, a tenth of a head's step on features."""
+@pytest.mark.parametrize(
+    ("reading", "expected"), [(1e-6, [1, 1, 1, 1, 1, 1]), (5e-5, [1, 0, 0, 1, 0, 0]), (9e-5, [1, 0, 0, 0, 0, 1])]
+)
+def test_of_quick_steps_only_some_are_measured(monkeypatch, reading, expected):
+    """malloc counts for a sixth of a millisecond, a tenth of a head's step on features, and for longer with many threads."""
     clock = [100.0]
+
+    def count(_):
+        clock[0] += reading
+        return 0
+
     monkeypatch.setattr(memory_log.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(memory_log, "live_bytes", count)
     meter = memory_log._LiveMeter(CPU)
     measured = []
-    for _ in range(5):
+    for _ in range(6):
         measured.append(bool(meter.begin()))
         assert bool(meter.end_of("forward")) == measured[-1]
         clock[0] += 0.004
-    assert measured == [True, False, False, True, False]
+    assert measured == expected
