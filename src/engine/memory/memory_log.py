@@ -31,6 +31,7 @@ ROWS_AT_ONCE = 200  # rows kept in memory between two writes
 SUGGEST_BELOW = 0.60  # suggest a larger batch only if a step peaks below this share of the GPU
 FILL_TO = 0.85  # the share that the suggested batch may use
 REST = 200  # times as long as a reading takes until the next step is measured, outside of NVIDIA GPUs
+LONGEST_REST = 1.0  # seconds: a reading may have waited for a busy core
 FEWEST_STEPS = 10  # of an epoch with the suggested batch
 
 
@@ -84,7 +85,7 @@ class _LiveMeter:
     """Measures a step on a CPU or an Apple GPU, which keep no peaks: the live memory at the end of each phase.
 
     Of quick steps, those of a head on features, only some, so that the four readings of a step take 2 % of the time: malloc
-    counts for a sixth of a millisecond, and in a process with many threads, such as a sweep's, for a whole one.
+    adds up what it gave out in a sixth of a millisecond, and in a whole one where a process has many threads, as a sweep's.
     """
 
     columns = ("live_mib", "rss_mib", "live_after_forward_mib", "live_after_backward_mib", "live_after_optimizer_mib")
@@ -110,7 +111,7 @@ class _LiveMeter:
         begin = time.monotonic()
         live = _mib(live_bytes(self.device))
         now = time.monotonic()
-        self.next = now + REST * (now - begin)
+        self.next = now + min(REST * (now - begin), LONGEST_REST)
         return live
 
 

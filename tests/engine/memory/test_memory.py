@@ -185,3 +185,13 @@ def test_of_quick_steps_only_some_are_measured(monkeypatch, reading, expected):
         assert bool(meter.end_of("forward")) == measured[-1]
         clock[0] += 0.004
     assert measured == expected
+
+
+def test_a_reading_that_waited_for_a_core_leaves_no_long_gap(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(memory_log.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(memory_log, "live_bytes", lambda _: clock.__setitem__(0, clock[0] + 0.5))
+    meter = memory_log._LiveMeter(CPU)
+    assert meter.begin()
+    clock[0] += 1.1
+    assert meter.begin()
